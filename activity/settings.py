@@ -1,0 +1,108 @@
+"""The settings that several rooms share. spoor/config.py fills them from file, environment and flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from activity.errors import UsageError
+
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+
+
+def parse_time_ms(text: str) -> int:
+    """An ISO 8601 time with a zone → ms since 1970 in UTC. Raises UsageError."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"`{text}` is not an ISO 8601 time", hint="write for example 2026-01-31T00:00:00Z") from None
+    if moment.tzinfo is None:
+        raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC")
+    return round(moment.timestamp() * 1000)
+
+
+@dataclass(frozen=True)
+class KafkaSettings:
+    """Which broker, which topics, and how to log in."""
+
+    bootstrap_servers: str = ""  # host:port,… of your cluster; empty = the embedded broker on 127.0.0.1
+    port: int = 19092  # of the embedded broker
+    controller_port: int = 19093  # of the embedded broker's KRaft controller
+    heap_mb: int = 512  # Java heap of the embedded broker
+    topic: str = "activity"
+    dead_letter_topic: str = "activity-dead-letters"
+    embedding_topic_prefix: str = "user-embeddings."  # followed by the release's name
+    partitions: int = 4  # of topics that Spoor creates
+    replication_factor: int = 1  # of topics that Spoor creates
+    retention_hours: int = 168  # of the activity topic, if Spoor creates it
+    security_protocol: SecurityProtocol = "PLAINTEXT"
+    sasl_mechanism: str = ""
+    sasl_username: str = ""
+    sasl_password: str = field(default="", repr=False, metadata={"secret": True})
+    ssl_cafile: str = ""
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    session_timeout_seconds: float = 10.0  # after this silence the group gives a worker's partitions to another
+    request_timeout_seconds: float = 15.0  # before a broker that does not answer counts as down
+
+    @property
+    def embedded(self) -> bool:
+        return not self.bootstrap_servers
+
+    @property
+    def address(self) -> str:
+        return self.bootstrap_servers or f"127.0.0.1:{self.port}"
+
+    def embedding_topic(self, release: str) -> str:
+        return self.embedding_topic_prefix + release
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments for every kafka-python client."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.address.split(","),
+            "security_protocol": self.security_protocol,
+        }
+        if self.security_protocol.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism or "PLAIN",
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password,
+            }
+        if self.security_protocol.endswith("SSL"):
+            files = {"ssl_cafile": self.ssl_cafile, "ssl_certfile": self.ssl_certfile, "ssl_keyfile": self.ssl_keyfile}
+            options |= {name: path for name, path in files.items() if path}
+        return options
+
+
+@dataclass(frozen=True)
+class EventSettings:
+    """What an event may be. Everything else is a dead letter."""
+
+    actions: tuple[str, ...] = ()  # names in use; empty = any name
+    surfaces: tuple[str, ...] = ()  # names in use; empty = any name
+    unknown_names: Literal["keep", "dead-letter"] = "keep"  # an action or surface that is not named above
+    user_id_type: Literal["string", "int64"] = "string"  # the type of Feast's user entity
+    max_id_bytes: int = 128  # UTF-8 length of user_id and item_id
+    max_name_bytes: int = 64  # UTF-8 length of action and surface
+    max_record_bytes: int = 16_384  # size of a record's value
+    max_skew_seconds: int = 300  # how far an event's time may lie after the broker's append time
+    earliest: str = "1990-01-01T00:00:00Z"  # events before this are refused
+
+    @cached_property
+    def earliest_ms(self) -> int:
+        return parse_time_ms(self.earliest)
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    max_events: int = 256  # L: newest events kept per user
+
+
+@dataclass(frozen=True)
+class LakeSettings:
+    folder: Path = Path("{state_folder}/lake")  # archive of events in Parquet
+    buckets: int = 8  # user buckets: the unit of work of batch jobs
+    range_records: int = 50_000  # records per work item of `spoor archive`
