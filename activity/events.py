@@ -54,12 +54,12 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
             expected=f"at most {settings.max_record_bytes} bytes",
         )
     fields = _parse(value)
-    user_id = _identifier(fields, "user_id", settings.max_id_bytes)
+    user_id = _text(fields, "user_id", settings.max_id_bytes)
     if settings.user_id_type == "int64" and not _is_canonical_int64(user_id):
         raise EventError(reason="bad-type", field="user_id", found=repr(user_id), expected="a 64-bit integer in decimal")
     return Event(
         user_id=user_id,
-        item_id=_identifier(fields, "item_id", settings.max_id_bytes),
+        item_id=_text(fields, "item_id", settings.max_id_bytes),
         action=_name(fields, "action", settings.actions, settings),
         surface=_name(fields, "surface", settings.surfaces, settings),
         timestamp=check_time(_timestamp(fields), append_time_ms=append_time_ms, settings=settings),
@@ -123,10 +123,6 @@ def _text(fields: dict[str, Any], name: str, max_bytes: int) -> str:
     if any(ord(character) < 32 for character in text):
         raise EventError(reason="bad-text", field=name, found="a control character", expected="printable text")
     return text
-
-
-def _identifier(fields: dict[str, Any], name: str, max_bytes: int) -> str:
-    return _text(fields, name, max_bytes)
 
 
 def _name(fields: dict[str, Any], name: str, known: tuple[str, ...], settings: EventSettings) -> str:

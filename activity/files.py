@@ -1,0 +1,77 @@
+"""Files that are whole or absent, and manifests of finished work."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from activity.errors import InfrastructureError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` (its name starts with a dot); on success it is synced and renamed to
+    `path`, on any error removed. Raises InfrastructureError if the folder cannot be written."""
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot write `{path}`: {error.strerror or error}", hint="check free space and permissions of the folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Writes the whole file or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+class Manifest:
+    """Which work items are done: one small JSON file each, so that finishing an item is one atomic rename and
+    processes need no lock. Keys are file names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, key: str, record: dict[str, Any]) -> None:
+        atomic_write(self._path(key), json.dumps(record, sort_keys=True).encode())
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._path(key).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Every finished item, by key."""
+        paths = sorted(self.folder.glob("[!.]*.json"))
+        return {path.stem: json.loads(path.read_bytes()) for path in paths}
+
+    def remove(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        if not key or key.startswith(".") or "/" in key:
+            raise ValueError(f"not a manifest key: {key!r}")
+        return self.folder / f"{key}.json"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

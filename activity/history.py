@@ -1,0 +1,153 @@
+"""Histories: each user's newest L events as a bounded ordered set.
+
+An event is identified and ordered by (timestamp, item, action, surface), items as unsigned 64-bit hashes, names as
+unsigned 16-bit ones. merge(A, B) = the newest L of A ∪ B: associative, commutative and idempotent, so a history
+depends on the set of events seen and on nothing else. A batch of histories is jagged: (values, offsets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from activity.hashing import hash_items, hash_names
+
+EVENT_DTYPE = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u2"), ("surface", "<u2")])
+Values = npt.NDArray[np.void]  # of EVENT_DTYPE
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """`values` EVENT_DTYPE[N], user u's events are values[offsets[u]:offsets[u + 1]], oldest first; `offsets`
+    int64[U + 1]."""
+
+    values: Values
+    offsets: Int64s
+
+    @classmethod
+    def empty(cls, users: int) -> Histories:
+        return cls(np.empty(0, EVENT_DTYPE), np.zeros(users + 1, np.int64))
+
+    @classmethod
+    def of(cls, per_user: Sequence[Values]) -> Histories:
+        """From one array of events per user."""
+        lengths = np.fromiter((len(values) for values in per_user), np.int64, count=len(per_user))
+        values = np.concatenate([np.empty(0, EVENT_DTYPE), *per_user])
+        return cls(values, _offsets(lengths))
+
+    @property
+    def count(self) -> int:
+        """The number of users."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64s:
+        """int64[U]: events per user."""
+        return np.diff(self.offsets)
+
+    def __getitem__(self, user: int) -> Values:
+        return self.values[self.offsets[user] : self.offsets[user + 1]]
+
+    def take(self, users: npt.ArrayLike) -> Histories:
+        """The histories of the users at these positions, in that order."""
+        users = np.asarray(users, np.int64)
+        lengths = self.lengths[users]
+        offsets = _offsets(lengths)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
+        return Histories(self.values[rows], offsets)
+
+    def newest(self, max_events: int) -> Histories:
+        """At most `max_events` events per user: the newest."""
+        if self.count == 0 or self.lengths.max() <= max_events:
+            return self
+        from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
+        return self._keep(from_end <= max_events)
+
+    def up_to(self, time_ms: int) -> Histories:
+        """Only events before `time_ms` (exclusive): what was known then."""
+        return self._keep(self.values["timestamp"] < time_ms)
+
+    def last_times(self) -> Int64s:
+        """int64[U]: time of each user's newest event in ms, 0 where there is none."""
+        times = np.zeros(self.count, np.int64)
+        some = self.lengths > 0
+        times[some] = self.values["timestamp"][self.offsets[1:][some] - 1]
+        return times
+
+    def _keep(self, mask: npt.NDArray[np.bool_]) -> Histories:
+        kept_before = np.concatenate([[0], np.cumsum(mask)])
+        return Histories(self.values[mask], kept_before[self.offsets])
+
+
+def concat(batches: Sequence[Histories]) -> Histories:
+    """The users of all batches, one batch after the other."""
+    values = np.concatenate([np.empty(0, EVENT_DTYPE), *(batch.values for batch in batches)])
+    lengths = np.concatenate([np.empty(0, np.int64), *(batch.lengths for batch in batches)])
+    return Histories(values, _offsets(lengths))
+
+
+def merge(a: Histories, b: Histories, *, max_events: int) -> Histories:
+    """User by user: the newest `max_events` of the union. `a` and `b` hold the same users in the same order."""
+    if a.count != b.count:
+        raise ValueError(f"merge of {a.count} with {b.count} users")
+    users = np.concatenate([_users(a), _users(b)])
+    return _canonical(users, np.concatenate([a.values, b.values]), a.count).newest(max_events)
+
+
+def equal_rows(a: Histories, b: Histories) -> npt.NDArray[np.bool_]:
+    """bool[U]: whether user u has the same events in both."""
+    if a.count != b.count:
+        raise ValueError(f"comparison of {a.count} with {b.count} users")
+    equal = a.lengths == b.lengths
+    candidates = np.flatnonzero(equal)
+    left, right = a.take(candidates), b.take(candidates)
+    differing = np.unique(_users(left)[left.values != right.values])
+    equal[candidates[differing]] = False
+    return equal
+
+
+def group_events(user_ids: Sequence[str], values: Values, *, max_events: int) -> tuple[list[str], Histories]:
+    """Events in any order, one user id each → the distinct users (in order of first appearance) and their histories."""
+    index: dict[str, int] = {}
+    users = np.fromiter((index.setdefault(user, len(index)) for user in user_ids), np.int64, count=len(user_ids))
+    return list(index), _canonical(users, values, len(index)).newest(max_events)
+
+
+def history_values(events: pa.Table) -> Values:
+    """Rows of EVENT_SCHEMA → EVENT_DTYPE[n], names replaced by their hashes."""
+    values = np.empty(len(events), EVENT_DTYPE)
+    values["timestamp"] = events["timestamp"].to_numpy()
+    for column, name, hashes in (
+        ("item_id", "item", hash_items),
+        ("action", "action", hash_names),
+        ("surface", "surface", hash_names),
+    ):
+        distinct = pc.unique(events[column])  # hash each name once, not once per event
+        codes = pc.index_in(events[column], value_set=distinct).to_numpy()
+        values[name] = hashes(distinct.to_pylist())[codes]
+    return values
+
+
+def _canonical(users: Int64s, values: Values, count: int) -> Histories:
+    """Sorted by user, then the total order; equal events once."""
+    order = np.lexsort((values["surface"], values["action"], values["item"], values["timestamp"], users))
+    users, values = users[order], values[order]
+    if len(values):
+        repeated = (values[1:] == values[:-1]) & (users[1:] == users[:-1])
+        first = np.concatenate([[True], ~repeated])
+        users, values = users[first], values[first]
+    return Histories(values, _offsets(np.bincount(users, minlength=count)))
+
+
+def _users(histories: Histories) -> Int64s:
+    return np.repeat(np.arange(histories.count), histories.lengths)
+
+
+def _offsets(lengths: npt.NDArray[np.integer]) -> Int64s:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
