@@ -1,11 +1,11 @@
 """Every error that Spoor raises on purpose, by what the caller can do about it.
 
-    SpoorError
-    ├── UsageError            exit 2  something typed or configured is wrong: change it
-    ├── InfrastructureError   exit 3  a server, disk or folder is not there: bring it back, run again
-    ├── ProblemsFound         exit 1  the command worked and found problems in what it looked at
-    └── DataError             exit 1  bytes, rows or files break a contract: mend or replace them
-        └── EventError                one event could not be accepted
+SpoorError
+├── UsageError            exit 2  something typed or configured is wrong: change it
+├── InfrastructureError   exit 3  a server, disk or folder is not there: bring it back, run again
+├── ProblemsFound         exit 1  the command worked and found problems in what it looked at
+└── DataError             exit 1  bytes, rows or files break a contract: mend or replace them
+    └── EventError                one event could not be accepted
 """
 
 from __future__ import annotations

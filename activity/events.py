@@ -39,7 +39,9 @@ def encode_event(event: Event) -> bytes:
 def events_table(events: Iterable[Event]) -> pa.Table:
     """Rows of EVENT_SCHEMA in the given order."""
     columns = list(zip(*events, strict=True)) or [()] * len(FIELDS)
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, EVENT_SCHEMA, strict=True)], schema=EVENT_SCHEMA)
+    return pa.table(
+        [pa.array(c, f.type) for c, f in zip(columns, EVENT_SCHEMA, strict=True)], schema=EVENT_SCHEMA
+    )
 
 
 def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSettings) -> Event:
@@ -56,7 +58,9 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
     fields = _parse(value)
     user_id = _text(fields, "user_id", settings.max_id_bytes)
     if settings.user_id_type == "int64" and not _is_canonical_int64(user_id):
-        raise EventError(reason="bad-type", field="user_id", found=repr(user_id), expected="a 64-bit integer in decimal")
+        raise EventError(
+            reason="bad-type", field="user_id", found=repr(user_id), expected="a 64-bit integer in decimal"
+        )
     return Event(
         user_id=user_id,
         item_id=_text(fields, "item_id", settings.max_id_bytes),
@@ -77,7 +81,10 @@ def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) 
     """Returns `timestamp` (ms) if it lies between the configured epoch and the append time plus the skew."""
     if timestamp < settings.earliest_ms:
         raise EventError(
-            reason="too-early", field="timestamp", found=str(timestamp), expected=f"at or after {settings.earliest}"
+            reason="too-early",
+            field="timestamp",
+            found=str(timestamp),
+            expected=f"at or after {settings.earliest}",
         )
     latest = append_time_ms + settings.max_skew_seconds * 1000
     if timestamp > latest:
@@ -94,10 +101,15 @@ def _parse(value: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise EventError(reason="not-json", field="value", found=_brief(error), expected="JSON in UTF-8") from None
+        raise EventError(
+            reason="not-json", field="value", found=_brief(error), expected="JSON in UTF-8"
+        ) from None
     if not isinstance(fields, dict):
         raise EventError(
-            reason="not-json", field="value", found=f"a JSON {type(fields).__name__}", expected="a JSON object"
+            reason="not-json",
+            field="value",
+            found=f"a JSON {type(fields).__name__}",
+            expected="a JSON object",
         )
     return fields
 
@@ -111,17 +123,26 @@ def _text(fields: dict[str, Any], name: str, max_bytes: int) -> str:
         raise EventError(reason="missing-field", field=name, found="nothing", expected="a string")
     text = fields[name]
     if not isinstance(text, str):
-        raise EventError(reason="bad-type", field=name, found=f"a JSON {type(text).__name__}", expected="a string")
+        raise EventError(
+            reason="bad-type", field=name, found=f"a JSON {type(text).__name__}", expected="a string"
+        )
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise EventError(reason="bad-text", field=name, found="an unpaired surrogate", expected="Unicode") from None
+        raise EventError(
+            reason="bad-text", field=name, found="an unpaired surrogate", expected="Unicode"
+        ) from None
     if not 0 < size <= max_bytes:
         raise EventError(
-            reason="bad-length", field=name, found=f"{size} bytes", expected=f"1 to {max_bytes} bytes of UTF-8"
+            reason="bad-length",
+            field=name,
+            found=f"{size} bytes",
+            expected=f"1 to {max_bytes} bytes of UTF-8",
         )
     if any(ord(character) < 32 for character in text):
-        raise EventError(reason="bad-text", field=name, found="a control character", expected="printable text")
+        raise EventError(
+            reason="bad-text", field=name, found="a control character", expected="printable text"
+        )
     return text
 
 
@@ -136,7 +157,9 @@ def _name(fields: dict[str, Any], name: str, known: tuple[str, ...], settings: E
 
 def _timestamp(fields: dict[str, Any]) -> int:
     if "timestamp" not in fields:
-        raise EventError(reason="missing-field", field="timestamp", found="nothing", expected="ms or ISO 8601")
+        raise EventError(
+            reason="missing-field", field="timestamp", found="nothing", expected="ms or ISO 8601"
+        )
     value = fields["timestamp"]
     if isinstance(value, int) and not isinstance(value, bool) and value in _INT64:
         return value

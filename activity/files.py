@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         raise InfrastructureError(
-            f"cannot write `{path}`: {error.strerror or error}", hint="check free space and permissions of the folder"
+            f"cannot write `{path}`: {error.strerror or error}",
+            hint="check free space and permissions of the folder",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -89,7 +89,9 @@ def _unpack_one(data: bytes) -> Values:
     pairs = np.frombuffer(data, _PAIR, pair_count, at)
     at += pairs.nbytes
     times = np.zeros((count, 8), np.uint8)
-    times[:, :_TIME_BYTES] = np.frombuffer(data, np.uint8, count * _TIME_BYTES, at).reshape(count, _TIME_BYTES)
+    times[:, :_TIME_BYTES] = np.frombuffer(data, np.uint8, count * _TIME_BYTES, at).reshape(
+        count, _TIME_BYTES
+    )
     at += count * _TIME_BYTES
     items = np.frombuffer(data, "<u8", count, at)
     codes = np.frombuffer(data, f"<u{width}", count, at + items.nbytes)

@@ -18,7 +18,9 @@ def parse_time_ms(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"`{text}` is not an ISO 8601 time", hint="write for example 2026-01-31T00:00:00Z") from None
+        raise UsageError(
+            f"`{text}` is not an ISO 8601 time", hint="write for example 2026-01-31T00:00:00Z"
+        ) from None
     if moment.tzinfo is None:
         raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC")
     return round(moment.timestamp() * 1000)
@@ -45,7 +47,9 @@ class KafkaSettings:
     ssl_cafile: str = ""
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
-    session_timeout_seconds: float = 10.0  # after this silence the group gives a worker's partitions to another
+    session_timeout_seconds: float = (
+        10.0  # after this silence the group gives a worker's partitions to another
+    )
     request_timeout_seconds: float = 15.0  # before a broker that does not answer counts as down
 
     @property
@@ -72,7 +76,11 @@ class KafkaSettings:
                 "sasl_plain_password": self.sasl_password,
             }
         if self.security_protocol.endswith("SSL"):
-            files = {"ssl_cafile": self.ssl_cafile, "ssl_certfile": self.ssl_certfile, "ssl_keyfile": self.ssl_keyfile}
+            files = {
+                "ssl_cafile": self.ssl_cafile,
+                "ssl_certfile": self.ssl_certfile,
+                "ssl_keyfile": self.ssl_keyfile,
+            }
             options |= {name: path for name, path in files.items() if path}
         return options
 

@@ -1,0 +1,200 @@
+"""Typed settings from a TOML file, the environment and flags, with the origin of each value.
+
+Sections are frozen dataclasses; a key that no dataclass knows is an error that names the nearest known one. Later
+sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. Relative paths
+in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from activity.errors import UsageError
+
+ENV_PREFIX = "SPOOR_"
+
+
+@dataclass(frozen=True)
+class TopSettings:
+    """Keys that stand outside every section."""
+
+    state_folder: Path = Path(
+        ".spoor"
+    )  # Kafka's data, lake, offline log, Feast's registry, manifests of jobs
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """`sections`: the dataclass instances by section name ("" is TopSettings); `origins`: where each `section.key`
+    came from: `default`, `file FILE`, `env NAME` or `flag`."""
+
+    sections: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+
+
+def load(
+    sections: Mapping[str, type],
+    *,
+    file: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, object] | None = None,
+    ignore_unknown: bool = False,
+) -> Loaded:
+    """Builds every section. `flags` maps `section.key` to a value. Raises UsageError.
+
+    `ignore_unknown` is for a program that reads only some of the sections of a shared file.
+    """
+    classes: dict[str, type] = {"": TopSettings, **sections}
+    known = {_key(name, f.name): f for name, cls in classes.items() for f in fields(cls)}
+    hints = {_key(name, k): hint for name, cls in classes.items() for k, hint in get_type_hints(cls).items()}
+    given: dict[str, tuple[object, str, Path]] = {}
+    if file is not None:
+        given |= {
+            k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file), file).items()
+        }
+    for variable, text in environ.items():
+        if key := _environment_key(variable):
+            given[key] = (text, f"env {variable}", Path.cwd())
+    given |= {key: (value, "flag", Path.cwd()) for key, value in (flags or {}).items() if value is not None}
+    for key, (_, origin, _) in given.items():
+        if key not in known and not ignore_unknown:
+            raise _unknown(key, origin, list(known))
+    values = {
+        key: _convert(raw, hints[key], key=key, origin=origin, base=base)
+        for key, (raw, origin, base) in given.items()
+        if key in known
+    }
+    state_folder = values.setdefault("state_folder", _anchor(TopSettings.state_folder, file))
+    for key, known_field in known.items():
+        values.setdefault(key, _default(known_field))
+        if isinstance(values[key], Path):
+            path = Path(str(values[key]).replace("{state_folder}", str(state_folder)))
+            values[key] = path if path.is_absolute() else _anchor(path, file)
+    built = {
+        name: cls(**{f.name: values[_key(name, f.name)] for f in fields(cls)})
+        for name, cls in classes.items()
+    }
+    return Loaded(built, {key: given[key][1] if key in given else "default" for key in known})
+
+
+def find_file(environ: Mapping[str, str], *, flag: Path | None = None) -> Path | None:
+    """The settings file in force: the flag, else SPOOR_CONFIG, else ./spoor.toml if it exists."""
+    chosen = flag or (Path(environ["SPOOR_CONFIG"]) if environ.get("SPOOR_CONFIG") else None)
+    if chosen is None:
+        return Path("spoor.toml") if Path("spoor.toml").is_file() else None
+    if not chosen.is_file():
+        raise UsageError(f"there is no settings file `{chosen}`", hint="check --config or SPOOR_CONFIG")
+    return chosen
+
+
+def _key(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
+def _anchor(path: Path, file: Path | None) -> Path:
+    return (file.absolute().parent if file else Path.cwd()) / path
+
+
+def _default(known: Field[Any]) -> Any:
+    return known.default_factory() if callable(known.default_factory) else known.default
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"cannot read settings file `{file}`: {error}", hint="see docs/configuration.md"
+        ) from None
+
+
+def _flatten(content: dict[str, Any], file: Path) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            nested = [key for key, inner in value.items() if isinstance(inner, dict)]
+            if nested:
+                raise UsageError(f"`{file}`: there are no sections inside section [{name}]: {nested[0]}")
+            flat |= {_key(name, key): inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _environment_key(variable: str) -> str | None:
+    if not variable.startswith(ENV_PREFIX) or variable == "SPOOR_CONFIG":
+        return None
+    section, separator, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
+    return f"{section}.{key}" if separator else section
+
+
+def _unknown(key: str, origin: str, known: list[str]) -> UsageError:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    hint = f"did you mean `{nearest[0]}`?" if nearest else "`spoor config show` lists every setting"
+    return UsageError(f"unknown setting `{key}` ({origin})", hint=hint)
+
+
+def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path) -> Any:
+    """`raw` as the type `hint`; text (from the environment or a flag) is parsed."""
+    if get_origin(hint) in (Union, types.UnionType):
+        if raw in (None, ""):
+            return None
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    try:
+        value = _parse(raw, str if choices else hint, base)
+    except (TypeError, ValueError):
+        raise _mismatch(key, origin, raw, _describe(hint)) from None
+    if choices and value not in choices:
+        raise _mismatch(key, origin, raw, "one of " + ", ".join(map(repr, choices)))
+    return value
+
+
+def _parse(raw: object, hint: Any, base: Path) -> Any:
+    if get_origin(hint) is tuple:
+        parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+            raise TypeError
+        return tuple(parts)
+    if hint is Path and isinstance(raw, str | Path):
+        path = Path(raw).expanduser()
+        return path if path.is_absolute() or str(path).startswith("{") else base / path
+    if hint is bool:
+        if isinstance(raw, bool):
+            return raw
+        return (
+            {"true": True, "1": True, "false": False, "0": False}[str(raw).lower()]
+            if isinstance(raw, str)
+            else _no()
+        )
+    if isinstance(raw, bool):
+        raise TypeError
+    if hint is str:
+        return raw if isinstance(raw, str) else _no()
+    if hint is int:
+        return int(raw) if isinstance(raw, int | str) else _no()
+    if hint is float:
+        return float(raw) if isinstance(raw, int | float | str) else _no()
+    raise TypeError(f"settings of type {hint} are not supported")
+
+
+def _no() -> Any:
+    raise TypeError
+
+
+def _describe(hint: Any) -> str:
+    return (
+        "a list of strings" if get_origin(hint) is tuple else f"a {getattr(hint, '__name__', hint)}".lower()
+    )
+
+
+def _mismatch(key: str, origin: str, raw: object, expected: str) -> UsageError:
+    return UsageError(
+        f"setting `{key}` ({origin}): found {raw!r}, expected {expected}", hint="see docs/configuration.md"
+    )

@@ -1,0 +1,147 @@
+"""The lake: every event that Kafka carried, in Parquet, with the place it came from.
+
+    FOLDER/day=2026-01-31/bucket=03/<item>.parquet    day = the broker's append day, so old days never change
+    FOLDER/_manifest/<item>.json                      one per finished work item: the truth about what is in the lake
+
+A file that no manifest entry names is left over from a crash: readers never look at it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from activity.errors import DataError, UsageError
+from activity.events import EVENT_SCHEMA
+from activity.files import Manifest, atomic_path, atomic_write
+from activity.hashing import buckets_of
+
+LAKE_SCHEMA = pa.schema(
+    [
+        *EVENT_SCHEMA,
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("append_time", pa.int64(), nullable=False),  # ms since 1970 UTC, the broker's clock
+    ]
+)
+_DAY_MS = 86_400_000
+
+
+class Lake:
+    """`buckets`: into how many parts users are divided; fixed when the lake's first file is written."""
+
+    def __init__(self, folder: Path, *, buckets: int) -> None:
+        self.folder = folder
+        self.buckets = buckets
+        self.manifest = Manifest(folder / "_manifest")
+        self._check_buckets()
+
+    def write(self, item: str, events: pa.Table, record: dict[str, Any]) -> None:
+        """Writes the rows (LAKE_SCHEMA) of one work item, then its manifest entry: `record` (partition, start, end, …)
+        with `files` and `rows` added. Repeating it gives the same files. Raises InfrastructureError."""
+        events = events.select(LAKE_SCHEMA.names).cast(LAKE_SCHEMA)
+        if not self._marker.exists():
+            atomic_write(self._marker, f"{self.buckets}\n".encode())
+        days = events["append_time"].to_numpy() // _DAY_MS
+        buckets = buckets_of(events["user_id"].to_pylist(), self.buckets)
+        files: list[dict[str, Any]] = []
+        for day, bucket in sorted(set(zip(days.tolist(), buckets.tolist(), strict=True))):
+            part = events.filter(pa.array((days == day) & (buckets == bucket)))
+            date = datetime.fromtimestamp(day * 86_400, UTC).date().isoformat()
+            name = f"day={date}/bucket={bucket:02d}/{item}.parquet"
+            with atomic_path(self.folder / name) as temporary:
+                pq.write_table(part, temporary, compression="zstd")
+            files.append({"name": name, "bucket": bucket, "rows": len(part)})
+        self.manifest.add(item, record | {"files": files, "rows": len(events)})
+
+    def has(self, item: str) -> bool:
+        return self.manifest.get(item) is not None
+
+    def covered(self, partition: int) -> list[tuple[int, int]]:
+        """The offset ranges [start, end) of a Kafka partition that the lake holds, merged and ascending."""
+        ranges: list[tuple[int, int]] = []
+        entries = self.manifest.records().values()
+        for start, end in sorted((e["start"], e["end"]) for e in entries if e.get("partition") == partition):
+            if ranges and start <= ranges[-1][1]:
+                ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+            else:
+                ranges.append((start, end))
+        return ranges
+
+    def files(self, bucket: int | None = None) -> list[Path]:
+        """The data files that count, of one user bucket or of all."""
+        entries = self.manifest.records().values()
+        listed = [file for entry in entries for file in entry["files"] if bucket in (None, file["bucket"])]
+        return [self.folder / name for name in sorted(file["name"] for file in listed)]
+
+    def read(
+        self,
+        *,
+        bucket: int | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        columns: list[str] | None = None,
+    ) -> pa.Table:
+        """Events with from_ms <= timestamp < to_ms, in no particular order. Raises DataError on a missing or damaged
+        file."""
+        tables = list(self.batches(bucket=bucket, from_ms=from_ms, to_ms=to_ms, columns=columns))
+        schema = LAKE_SCHEMA if columns is None else pa.schema([LAKE_SCHEMA.field(name) for name in columns])
+        return pa.concat_tables([schema.empty_table(), *tables])
+
+    def batches(
+        self,
+        *,
+        bucket: int | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        columns: list[str] | None = None,
+    ) -> Iterator[pa.Table]:
+        """As `read`, one table per file."""
+        wanted = LAKE_SCHEMA.names if columns is None else columns
+        for path in self.files(bucket):
+            try:
+                table = pq.read_table(path, columns=list({*wanted, "timestamp"}), partitioning=None)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(
+                    f"cannot read lake file `{path}`: {error}",
+                    hint=f"remove its item from {self.manifest.folder} and run `spoor archive` again",
+                ) from None
+            if from_ms is not None:
+                table = table.filter(pc.greater_equal(table["timestamp"], from_ms))
+            if to_ms is not None:
+                table = table.filter(pc.less(table["timestamp"], to_ms))
+            yield table.select(wanted).cast(pa.schema([LAKE_SCHEMA.field(name) for name in wanted]))
+
+    def buckets_with_data(self) -> list[int]:
+        entries = self.manifest.records().values()
+        return sorted({file["bucket"] for entry in entries for file in entry["files"]})
+
+    def remove_orphans(self) -> int:
+        """Deletes data files that no manifest entry names (only while nothing else writes). Returns how many."""
+        named = set(self.files())
+        found = [path for path in self.folder.glob("day=*/bucket=*/*") if path not in named]
+        for path in found:
+            path.unlink()
+        return len(found)
+
+    @property
+    def _marker(self) -> Path:
+        return self.folder / "_buckets"
+
+    def _check_buckets(self) -> None:
+        if not self._marker.exists():
+            return
+        text = self._marker.read_text().strip()
+        if not re.fullmatch(r"\d+", text) or int(text) != self.buckets:
+            raise UsageError(
+                f"the lake `{self.folder}` was written with {text} user buckets, the setting lake.buckets is "
+                f"{self.buckets}",
+                hint=f"set lake.buckets = {text}, or archive into another folder",
+            )
