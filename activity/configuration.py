@@ -24,9 +24,7 @@ ENV_PREFIX = "SPOOR_"
 class TopSettings:
     """Keys that stand outside every section."""
 
-    state_folder: Path = Path(
-        ".spoor"
-    )  # Kafka's data, lake, offline log, Feast's registry, manifests of jobs
+    state_folder: Path = Path(".spoor")  # Kafka's data, lake, offline log, Feast's registry, manifests of jobs
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ def load(
     hints = {_key(name, k): hint for name, cls in classes.items() for k, hint in get_type_hints(cls).items()}
     given: dict[str, tuple[object, str, Path]] = {}
     if file is not None:
-        given |= {
-            k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file), file).items()
-        }
+        given |= {k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file), file).items()}
     for variable, text in environ.items():
         if key := _environment_key(variable):
             given[key] = (text, f"env {variable}", Path.cwd())
@@ -76,10 +72,7 @@ def load(
         if isinstance(values[key], Path):
             path = Path(str(values[key]).replace("{state_folder}", str(state_folder)))
             values[key] = path if path.is_absolute() else _anchor(path, file)
-    built = {
-        name: cls(**{f.name: values[_key(name, f.name)] for f in fields(cls)})
-        for name, cls in classes.items()
-    }
+    built = {name: cls(**{f.name: values[_key(name, f.name)] for f in fields(cls)}) for name, cls in classes.items()}
     return Loaded(built, {key: given[key][1] if key in given else "default" for key in known})
 
 
@@ -109,9 +102,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(
-            f"cannot read settings file `{file}`: {error}", hint="see docs/configuration.md"
-        ) from None
+        raise UsageError(f"cannot read settings file `{file}`: {error}", hint="see docs/configuration.md") from None
 
 
 def _flatten(content: dict[str, Any], file: Path) -> dict[str, object]:
@@ -169,9 +160,7 @@ def _parse(raw: object, hint: Any, base: Path) -> Any:
         if isinstance(raw, bool):
             return raw
         return (
-            {"true": True, "1": True, "false": False, "0": False}[str(raw).lower()]
-            if isinstance(raw, str)
-            else _no()
+            {"true": True, "1": True, "false": False, "0": False}[str(raw).lower()] if isinstance(raw, str) else _no()
         )
     if isinstance(raw, bool):
         raise TypeError
@@ -189,9 +178,7 @@ def _no() -> Any:
 
 
 def _describe(hint: Any) -> str:
-    return (
-        "a list of strings" if get_origin(hint) is tuple else f"a {getattr(hint, '__name__', hint)}".lower()
-    )
+    return "a list of strings" if get_origin(hint) is tuple else f"a {getattr(hint, '__name__', hint)}".lower()
 
 
 def _mismatch(key: str, origin: str, raw: object, expected: str) -> UsageError:

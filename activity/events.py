@@ -39,9 +39,7 @@ def encode_event(event: Event) -> bytes:
 def events_table(events: Iterable[Event]) -> pa.Table:
     """Rows of EVENT_SCHEMA in the given order."""
     columns = list(zip(*events, strict=True)) or [()] * len(FIELDS)
-    return pa.table(
-        [pa.array(c, f.type) for c, f in zip(columns, EVENT_SCHEMA, strict=True)], schema=EVENT_SCHEMA
-    )
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, EVENT_SCHEMA, strict=True)], schema=EVENT_SCHEMA)
 
 
 def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSettings) -> Event:
@@ -101,9 +99,7 @@ def _parse(value: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise EventError(
-            reason="not-json", field="value", found=_brief(error), expected="JSON in UTF-8"
-        ) from None
+        raise EventError(reason="not-json", field="value", found=_brief(error), expected="JSON in UTF-8") from None
     if not isinstance(fields, dict):
         raise EventError(
             reason="not-json",
@@ -123,15 +119,11 @@ def _text(fields: dict[str, Any], name: str, max_bytes: int) -> str:
         raise EventError(reason="missing-field", field=name, found="nothing", expected="a string")
     text = fields[name]
     if not isinstance(text, str):
-        raise EventError(
-            reason="bad-type", field=name, found=f"a JSON {type(text).__name__}", expected="a string"
-        )
+        raise EventError(reason="bad-type", field=name, found=f"a JSON {type(text).__name__}", expected="a string")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise EventError(
-            reason="bad-text", field=name, found="an unpaired surrogate", expected="Unicode"
-        ) from None
+        raise EventError(reason="bad-text", field=name, found="an unpaired surrogate", expected="Unicode") from None
     if not 0 < size <= max_bytes:
         raise EventError(
             reason="bad-length",
@@ -140,9 +132,7 @@ def _text(fields: dict[str, Any], name: str, max_bytes: int) -> str:
             expected=f"1 to {max_bytes} bytes of UTF-8",
         )
     if any(ord(character) < 32 for character in text):
-        raise EventError(
-            reason="bad-text", field=name, found="a control character", expected="printable text"
-        )
+        raise EventError(reason="bad-text", field=name, found="a control character", expected="printable text")
     return text
 
 
@@ -157,9 +147,7 @@ def _name(fields: dict[str, Any], name: str, known: tuple[str, ...], settings: E
 
 def _timestamp(fields: dict[str, Any]) -> int:
     if "timestamp" not in fields:
-        raise EventError(
-            reason="missing-field", field="timestamp", found="nothing", expected="ms or ISO 8601"
-        )
+        raise EventError(reason="missing-field", field="timestamp", found="nothing", expected="ms or ISO 8601")
     value = fields["timestamp"]
     if isinstance(value, int) and not isinstance(value, bool) and value in _INT64:
         return value

@@ -115,9 +115,7 @@ def equal_rows(a: Histories, b: Histories) -> npt.NDArray[np.bool_]:
 def group_events(user_ids: Sequence[str], values: Values, *, max_events: int) -> tuple[list[str], Histories]:
     """Events in any order, one user id each → the distinct users (in order of first appearance) and their histories."""
     index: dict[str, int] = {}
-    users = np.fromiter(
-        (index.setdefault(user, len(index)) for user in user_ids), np.int64, count=len(user_ids)
-    )
+    users = np.fromiter((index.setdefault(user, len(index)) for user in user_ids), np.int64, count=len(user_ids))
     return list(index), _canonical(users, values, len(index)).newest(max_events)
 
 

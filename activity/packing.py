@@ -36,7 +36,7 @@ _PAIR = np.dtype([("action", "<u2"), ("surface", "<u2")])
 def pack(histories: Histories) -> list[bytes]:
     """One byte string per user. Raises DataError for a time beyond ±2^47 ms (the years -2490 to 6429)."""
     times = histories.values["timestamp"]
-    if len(times) and not (-_TIME_ORIGIN <= times.min() and times.max() < _TIME_ORIGIN):
+    if len(times) and not (times.min() >= -_TIME_ORIGIN and times.max() < _TIME_ORIGIN):
         raise DataError("a history holds a time beyond ±2^47 ms, which its packed form cannot carry")
     return [_pack_one(histories[user]) for user in range(histories.count)]
 
@@ -89,9 +89,7 @@ def _unpack_one(data: bytes) -> Values:
     pairs = np.frombuffer(data, _PAIR, pair_count, at)
     at += pairs.nbytes
     times = np.zeros((count, 8), np.uint8)
-    times[:, :_TIME_BYTES] = np.frombuffer(data, np.uint8, count * _TIME_BYTES, at).reshape(
-        count, _TIME_BYTES
-    )
+    times[:, :_TIME_BYTES] = np.frombuffer(data, np.uint8, count * _TIME_BYTES, at).reshape(count, _TIME_BYTES)
     at += count * _TIME_BYTES
     items = np.frombuffer(data, "<u8", count, at)
     codes = np.frombuffer(data, f"<u{width}", count, at + items.nbytes)
@@ -105,6 +103,4 @@ def _unpack_one(data: bytes) -> Values:
 
 
 def _damaged(what: str) -> DataError:
-    return DataError(
-        f"damaged packed history: {what}", hint="`spoor verify --repair` rebuilds histories from the lake"
-    )
+    return DataError(f"damaged packed history: {what}", hint="`spoor verify --repair` rebuilds histories from the lake")

@@ -18,9 +18,7 @@ def parse_time_ms(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(
-            f"`{text}` is not an ISO 8601 time", hint="write for example 2026-01-31T00:00:00Z"
-        ) from None
+        raise UsageError(f"`{text}` is not an ISO 8601 time", hint="write for example 2026-01-31T00:00:00Z") from None
     if moment.tzinfo is None:
         raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC")
     return round(moment.timestamp() * 1000)
@@ -47,9 +45,7 @@ class KafkaSettings:
     ssl_cafile: str = ""
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
-    session_timeout_seconds: float = (
-        10.0  # after this silence the group gives a worker's partitions to another
-    )
+    session_timeout_seconds: float = 10.0  # after this silence the group gives a worker's partitions to another
     request_timeout_seconds: float = 15.0  # before a broker that does not answer counts as down
 
     @property

@@ -34,9 +34,7 @@ def read_table(path: Path) -> pa.Table:
     try:
         return reader(str(path))
     except (OSError, pa.ArrowException) as error:
-        raise UsageError(
-            f"cannot read `{path}`: {error}", hint="check the path and the file's format"
-        ) from None
+        raise UsageError(f"cannot read `{path}`: {error}", hint="check the path and the file's format") from None
 
 
 def read_events(path: Path, settings: EventSettings, *, now_ms: int) -> pa.Table:
@@ -54,8 +52,7 @@ def read_events(path: Path, settings: EventSettings, *, now_ms: int) -> pa.Table
     order = [("timestamp", "ascending")] + [("pos", "ascending")] * ("pos" in table.column_names)
     table = table.append_column("_row", pa.array(np.arange(len(table))))
     columns = [
-        _times(table["timestamp"], path) if name == "timestamp" else table[name].cast(pa.string())
-        for name in FIELDS
+        _times(table["timestamp"], path) if name == "timestamp" else table[name].cast(pa.string()) for name in FIELDS
     ]
     events = pa.table(columns, names=list(FIELDS)).append_column("_row", table["_row"])
     if "pos" in table.column_names:
@@ -107,7 +104,7 @@ def _check_rows(events: pa.Table, path: Path, settings: EventSettings, now_ms: i
     for name in FIELDS[:4]:
         limit = settings.max_id_bytes if name.endswith("_id") else settings.max_name_bytes
         sizes = pc.binary_length(events[name])
-        if len(events) and not (1 <= pc.min(sizes).as_py() and pc.max(sizes).as_py() <= limit):
+        if len(events) and not (pc.min(sizes).as_py() >= 1 and pc.max(sizes).as_py() <= limit):
             raise UsageError(f"`{path}`: column {name} holds text that is not 1 to {limit} bytes long")
     for extreme in (pc.min, pc.max):
         if len(events):
