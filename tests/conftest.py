@@ -1,0 +1,69 @@
+"""What several rooms' tests share: settings in a temporary folder, and genuine servers on free ports.
+
+A server starts once per session, at its first use; tests share it and keep apart by names of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from activity.settings import KafkaSettings, LakeSettings
+from spoor import services
+from spoor.config import Settings
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 where nobody listens, outside the range that the kernel gives to outgoing
+    connections: such a port stays free until the test uses it."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings with a state folder of their own. The broker's port is free: no broker answers there."""
+    state_folder = tmp_path / "state"
+    return Settings(
+        state_folder=state_folder,
+        kafka=KafkaSettings(port=free_port(), controller_port=free_port()),
+        lake=LakeSettings(folder=state_folder / "lake"),
+    )
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
+    """One genuine Kafka broker for the whole session; its topics have the default names and do not exist yet."""
+    state_folder = tmp_path_factory.mktemp("kafka")
+    broker = KafkaSettings(port=free_port(), controller_port=free_port())
+    server = Settings(state_folder=state_folder, kafka=broker)
+    services.up(server)
+    try:
+        yield broker
+    finally:
+        services.down(server)
+
+
+@pytest.fixture
+def kafka_settings(settings: Settings, kafka: KafkaSettings) -> Settings:
+    """`settings` on the session's broker, with topic names that no other test uses."""
+    name = uuid.uuid4().hex[:12]
+    own = dataclasses.replace(
+        kafka,
+        topic=f"activity-{name}",
+        dead_letter_topic=f"activity-dead-letters-{name}",
+        embedding_topic_prefix=f"user-embeddings-{name}.",
+    )
+    return dataclasses.replace(settings, kafka=own)
