@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
@@ -93,10 +92,9 @@ def cut_timeline(events: pa.Table) -> tuple[int, int]:
     pretrain the encoder, those between train the ranker, the rest are "today". Equal times stay on one side.
 
     Raises DataError where there are too few distinct times to cut twice."""
-    times = pc.sort_indices(events, sort_keys=[("timestamp", "ascending")])
-    ordered = events["timestamp"].take(times)
+    ordered = np.sort(events["timestamp"].to_numpy())
     if len(ordered) >= 10:
-        first, t70, t90 = (ordered[len(ordered) * tenths // 10].as_py() for tenths in (0, 7, 9))
+        first, t70, t90 = (int(ordered[len(ordered) * tenths // 10]) for tenths in (0, 7, 9))
         if first < t70 < t90:
             return t70, t90
     raise DataError(
@@ -109,10 +107,10 @@ def check_movielens(events: pa.Table, items: pa.Table) -> None:
     """Raises DataError unless the counts are those that GroupLens publishes."""
     found = {
         "events": len(events),
-        "users": len(pc.unique(events["user_id"])),
-        "items": len(pc.unique(events["item_id"])),
+        "users": len(events["user_id"].unique()),
+        "items": len(events["item_id"].unique()),
     }
-    known = len(pc.unique(items["item_id"]))
+    known = len(items["item_id"].unique())
     if found != _EXPECTED or known != _EXPECTED["items"]:
         raise DataError(f"found {found} and {known} titles, expected {_EXPECTED}", hint=_HINT)
 
@@ -217,7 +215,7 @@ def _read_items(path: Path | None, events: pa.Table) -> pa.Table:
         for row in table.to_pylist():
             item = str(row["item_id"])
             rows[item] = (item, str(row.get("title") or item), _labels(row.get("genres")))
-    for item in pc.unique(events["item_id"]).to_pylist():
+    for item in events["item_id"].unique().to_pylist():
         rows.setdefault(item, (item, item, []))
     return _items_table(list(rows.values()))
 
