@@ -140,40 +140,31 @@ def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path) -> An
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     try:
         value = _parse(raw, str if choices else hint, base)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise _mismatch(key, origin, raw, _describe(hint)) from None
     if choices and value not in choices:
         raise _mismatch(key, origin, raw, "one of " + ", ".join(map(repr, choices)))
     return value
 
 
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
 def _parse(raw: object, hint: Any, base: Path) -> Any:
+    """Raises TypeError, ValueError or KeyError where `raw` is no `hint`."""
     if get_origin(hint) is tuple:
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
-        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-            raise TypeError
-        return tuple(parts)
-    if hint is Path and isinstance(raw, str | Path):
+        if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+    elif hint is Path and isinstance(raw, str | Path):
         path = Path(raw).expanduser()
         return path if path.is_absolute() or str(path).startswith("{") else base / path
-    if hint is bool:
-        if isinstance(raw, bool):
-            return raw
-        return (
-            {"true": True, "1": True, "false": False, "0": False}[str(raw).lower()] if isinstance(raw, str) else _no()
-        )
-    if isinstance(raw, bool):
-        raise TypeError
-    if hint is str:
-        return raw if isinstance(raw, str) else _no()
-    if hint is int:
-        return int(raw) if isinstance(raw, int | str) else _no()
-    if hint is float:
-        return float(raw) if isinstance(raw, int | float | str) else _no()
-    raise TypeError(f"settings of type {hint} are not supported")
-
-
-def _no() -> Any:
+    elif hint is bool:
+        return raw if isinstance(raw, bool) else _BOOLEANS[raw.lower() if isinstance(raw, str) else ""]
+    elif hint in (int, float) and isinstance(raw, str | int | hint) and not isinstance(raw, bool):
+        return hint(raw)
+    elif hint is str and isinstance(raw, str):
+        return raw
     raise TypeError
 
 

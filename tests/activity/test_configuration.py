@@ -1,0 +1,91 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from activity.configuration import find_file, load
+from activity.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sample:
+    folder: Path = Path("{state_folder}/sample")
+    count: int = 3
+    rate: float = 0.5
+    on: bool = False
+    names: tuple[str, ...] = ()
+    mode: Literal["a", "b"] = "a"
+
+
+def load_sample(tmp_path, text="", environ=None, flags=None):
+    file = tmp_path / "spoor.toml"
+    file.write_text(text)
+    return load({"sample": Sample}, file=file, environ=environ or {}, flags=flags)
+
+
+def test_defaults_and_paths_below_the_state_folder(tmp_path):
+    loaded = load_sample(tmp_path, 'state_folder = "state"')
+    assert loaded.sections["sample"] == Sample(folder=tmp_path / "state" / "sample")
+    assert loaded.origins["sample.count"] == "default"
+    assert loaded.origins["state_folder"] == f"file {tmp_path / 'spoor.toml'}"
+
+
+def test_flag_beats_environment_beats_file(tmp_path):
+    text = '[sample]\ncount = 4\nrate = 1\nmode = "b"'
+    environ = {"SPOOR_SAMPLE__COUNT": "5", "SPOOR_SAMPLE__NAMES": "x, y", "SPOOR_SAMPLE__ON": "true", "OTHER": "1"}
+    loaded = load_sample(tmp_path, text, environ, {"sample.count": 6, "sample.rate": None})
+    sample = loaded.sections["sample"]
+    assert (sample.count, sample.rate, sample.mode, sample.names, sample.on) == (6, 1.0, "b", ("x", "y"), True)
+    assert loaded.origins["sample.count"] == "flag"
+    assert loaded.origins["sample.names"] == "env SPOOR_SAMPLE__NAMES"
+
+
+def test_relative_paths_follow_the_file_and_flags_the_working_folder(tmp_path):
+    assert load_sample(tmp_path, '[sample]\nfolder = "x"').sections["sample"].folder == tmp_path / "x"
+    loaded = load_sample(tmp_path, flags={"sample.folder": Path("y")})
+    assert loaded.sections["sample"].folder == Path.cwd() / "y"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("[sample]\ncuont = 1", "sample.count"), ("[smaple]\ncount = 1", "sample.count"), ("x = 1", "")]
+)
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path, text, hint):
+    with pytest.raises(UsageError, match="unknown setting") as error:
+        load_sample(tmp_path, text)
+    assert hint in error.value.hint
+
+
+def test_an_unknown_variable_is_an_error_too_unless_only_some_sections_are_read(tmp_path):
+    environ = {"SPOOR_SAMPLE__CUONT": "1"}
+    with pytest.raises(UsageError, match="SPOOR_SAMPLE__CUONT"):
+        load_sample(tmp_path, environ=environ)
+    assert load({"sample": Sample}, file=None, environ=environ, ignore_unknown=True).sections["sample"].count == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'count = "x"',
+        "count = 1.5",
+        "count = true",
+        "on = 1",
+        'on = "maybe"',
+        'names = "a"\nmode = "c"',
+        "names = [1]",
+        "folder = 1",
+    ],
+)
+def test_a_wrong_type_says_what_was_found_and_expected(tmp_path, line):
+    with pytest.raises(UsageError, match=r"found .* expected"):
+        load_sample(tmp_path, f"[sample]\n{line}")
+
+
+def test_files_that_are_absent_or_no_toml_are_usage_errors(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="cannot read settings file"):
+        load_sample(tmp_path, "not toml")
+    with pytest.raises(UsageError, match="no settings file"):
+        find_file({}, flag=tmp_path / "absent.toml")
+    monkeypatch.chdir(tmp_path)
+    assert find_file({}) == Path("spoor.toml")
+    assert find_file({"SPOOR_CONFIG": str(tmp_path / "spoor.toml")}) == tmp_path / "spoor.toml"

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activity.errors import EventError
+from activity.events import EVENT_SCHEMA, Event, decode_event, encode_event, events_table, unknown_names
+from activity.settings import EventSettings
+
+NOW = 1_800_000_000_000
+EVENT = Event("u1", "i1", "view", "home", NOW - 5)
+SETTINGS = EventSettings()
+
+
+def value(**changes):
+    fields = EVENT._asdict() | changes
+    return json.dumps({k: v for k, v in fields.items() if v is not ...}).encode()
+
+
+def decode(data, settings=SETTINGS):
+    return decode_event(data, append_time_ms=NOW, settings=settings)
+
+
+def refused(data, settings=SETTINGS) -> EventError:
+    with pytest.raises(EventError) as error:
+        decode(data, settings)
+    return error.value
+
+
+text = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1, max_size=15)
+
+
+@given(st.builds(Event, text, text, text, text, st.integers(SETTINGS.earliest_ms, NOW)))
+def test_decode_gives_back_what_was_encoded(event):
+    assert decode(encode_event(event)) == event
+
+
+def test_iso_times_with_a_zone_are_read_as_milliseconds():
+    assert decode(value(timestamp="2026-01-31T01:00:00.123+01:00")).timestamp == 1769817600123
+    assert decode(value(timestamp="2026-01-31T00:00:00Z")).timestamp == 1769817600000
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "field"),
+    [
+        (None, "no-value", "value"),
+        (b"", "not-json", "value"),
+        (b"\xff", "not-json", "value"),
+        (b"[" * 5000, "not-json", "value"),
+        (b"[1]", "not-json", "value"),
+        (b'{"timestamp": NaN}', "not-json", "value"),
+        (b" " * 20_000, "too-large", "value"),
+        (value(user_id=...), "missing-field", "user_id"),
+        (value(item_id=7), "bad-type", "item_id"),
+        (value(item_id=""), "bad-length", "item_id"),
+        (value(item_id="i" * 129), "bad-length", "item_id"),
+        (value(action="a" * 65), "bad-length", "action"),
+        (value(surface="a\nb"), "bad-text", "surface"),
+        (value(user_id="\ud800"), "bad-text", "user_id"),
+        (value(timestamp=...), "missing-field", "timestamp"),
+        (value(timestamp=1.5), "bad-type", "timestamp"),
+        (value(timestamp=True), "bad-type", "timestamp"),
+        (value(timestamp="2026-01-31T00:00:00"), "bad-type", "timestamp"),
+        (value(timestamp="yesterday"), "bad-type", "timestamp"),
+        (value(timestamp=2**70), "bad-type", "timestamp"),
+        (value(timestamp=NOW // 1000), "too-early", "timestamp"),
+        (value(timestamp=NOW + 300_001), "in-the-future", "timestamp"),
+    ],
+)
+def test_what_cannot_be_accepted_names_reason_field_found_and_expected(data, reason, field):
+    error = refused(data)
+    assert (error.reason, error.field) == (reason, field)
+    assert error.found and error.expected and len(str(error)) < 300
+
+
+def test_the_skew_is_counted_from_the_append_time():
+    assert decode(value(timestamp=NOW + 300_000)).timestamp == NOW + 300_000
+
+
+def test_names_that_are_not_configured_are_kept_or_refused_by_setting():
+    keep = EventSettings(actions=("like",), surfaces=("home",))
+    assert unknown_names(decode(value(), keep), keep) == ("action",)
+    assert unknown_names(decode(value()), SETTINGS) == ()
+    strict = EventSettings(actions=("like",), unknown_names="dead-letter")
+    assert refused(value(), strict).reason == "unknown-action"
+
+
+@pytest.mark.parametrize("user_id", ["u1", "01", "+1", " 1", "1.0", str(2**63)])
+def test_user_ids_that_are_no_int64_are_refused_where_feast_has_integers(user_id):
+    settings = EventSettings(user_id_type="int64")
+    assert refused(value(user_id=user_id), settings).field == "user_id"
+    assert decode(value(user_id="-12"), settings).user_id == "-12"
+
+
+def test_a_table_of_events_has_the_schema_even_when_empty():
+    assert events_table([]).schema == events_table([EVENT]).schema == EVENT_SCHEMA
+    assert events_table([EVENT]).to_pylist() == [EVENT._asdict()]

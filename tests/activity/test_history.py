@@ -1,0 +1,101 @@
+"""merge is a semilattice: whatever the cutting, order or repetition of delivery, the history is the same."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activity.events import Event, events_table
+from activity.hashing import hash_item, hash_name
+from activity.history import EVENT_DTYPE, Histories, concat, equal_rows, group_events, history_values, merge
+
+L = 5
+event = st.tuples(
+    st.integers(0, 12), st.sampled_from([0, 1, 2**63, 2**64 - 1]), st.integers(0, 1), st.sampled_from([0, 65535])
+)
+events = st.lists(event, max_size=30)
+keyed = st.lists(st.tuples(st.sampled_from(["a", "b", "ü"]), event), max_size=40)
+
+
+def model(*sets):
+    """The ten-line model: newest L of the union by the total order."""
+    return sorted(set().union(*map(set, sets)))[-L:]
+
+
+def history(events):
+    return Histories.of([np.array(model(events), EVENT_DTYPE)])
+
+
+def listed(histories, user=0):
+    return [tuple(int(x) for x in row) for row in histories[user]]
+
+
+@given(events, events)
+def test_merge_is_the_newest_of_the_union(a, b):
+    assert listed(merge(history(a), history(b), max_events=L)) == model(a, b)
+
+
+@given(events, events, events)
+def test_merge_is_associative_commutative_and_idempotent(a, b, c):
+    a, b, c = history(a), history(b), history(c)
+
+    def m(x, y):
+        return merge(x, y, max_events=L)
+
+    assert listed(m(m(a, b), c)) == listed(m(a, m(b, c)))
+    assert listed(m(a, b)) == listed(m(b, a))
+    assert listed(m(a, a)) == listed(a)
+
+
+@given(keyed, st.randoms(use_true_random=False), st.integers(1, 7))
+def test_any_order_and_any_cutting_into_batches_ends_the_same(rows, random, size):
+    expected = {user: model([e for u, e in rows if u == user]) for user, _ in rows}
+    delivered = rows + random.sample(rows, len(rows) // 2)  # redelivery
+    random.shuffle(delivered)
+    state: dict[str, Histories] = {}
+    for start in range(0, len(delivered), size):
+        batch = delivered[start : start + size]
+        users, new = group_events([u for u, _ in batch], np.array([e for _, e in batch], EVENT_DTYPE), max_events=L)
+        old = concat([state.get(user, Histories.empty(1)) for user in users])
+        merged = merge(old, new, max_events=L)
+        state |= {user: merged.take([i]) for i, user in enumerate(users)}
+    assert {user: listed(h) for user, h in state.items()} == expected
+
+
+@given(st.lists(events, max_size=6), st.lists(events, max_size=6))
+def test_equal_rows_compares_user_by_user(a, b):
+    users = min(len(a), len(b))
+    left = concat([history(x) for x in a[:users]])
+    right = concat([history(x) for x in b[:users]])
+    assert equal_rows(left, right).tolist() == [model(x) == model(y) for x, y in zip(a, b, strict=False)]
+
+
+@given(st.lists(events, max_size=6), st.data())
+def test_take_newest_and_up_to_agree_with_lists(per_user, data):
+    histories = concat([history(x) for x in per_user])
+    chosen = data.draw(st.lists(st.integers(0, len(per_user) - 1), max_size=8)) if per_user else []
+    taken = histories.take(chosen)
+    assert [listed(taken, i) for i in range(taken.count)] == [model(per_user[i]) for i in chosen]
+    newest = histories.newest(2)
+    assert [listed(newest, i) for i in range(newest.count)] == [model(x)[-2:] for x in per_user]
+    before = histories.up_to(6)
+    assert [listed(before, i) for i in range(before.count)] == [[e for e in model(x) if e[0] < 6] for x in per_user]
+    assert histories.last_times().tolist() == [model(x)[-1][0] if x else 0 for x in per_user]
+
+
+def test_no_users_and_no_events_are_fine():
+    none = Histories.empty(0)
+    assert merge(none, none, max_events=L).count == 0
+    assert group_events([], np.empty(0, EVENT_DTYPE), max_events=L)[0] == []
+    three = Histories.empty(3)
+    assert merge(three, three, max_events=L).lengths.tolist() == [0, 0, 0]
+    assert three.newest(1).count == three.up_to(9).count == three.take([2, 0]).count + 1 == 3
+
+
+def test_values_carry_the_hashes_of_the_names():
+    table = events_table([Event("u", "i1", "view", "home", 7), Event("u", "i2", "view", "shop", 8)])
+    values = history_values(table)
+    assert values["item"].tolist() == [hash_item("i1"), hash_item("i2")]
+    assert values["action"].tolist() == [hash_name("view")] * 2
+    assert values["surface"].tolist() == [hash_name("home"), hash_name("shop")]
+    assert values["timestamp"].tolist() == [7, 8]
+    assert len(history_values(events_table([]))) == 0

@@ -1,0 +1,88 @@
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+
+from activity.errors import UsageError
+from activity.events import EVENT_SCHEMA, Event, events_table
+from activity.settings import EventSettings
+from activity.sources import read_events, spread_ties
+
+NOW = 1_800_000_000_000
+SETTINGS = EventSettings()
+ROWS = [
+    {"user_id": "1", "item_id": "b", "action": "view", "surface": "s", "timestamp": 1_700_000_002_000},
+    {"user_id": "1", "item_id": "a", "action": "view", "surface": "s", "timestamp": 1_700_000_001_000},
+    {"user_id": "2", "item_id": "c", "action": "view", "surface": "s", "timestamp": 1_700_000_001_000},
+]
+
+
+def items(path):
+    return read_events(path, SETTINGS, now_ms=NOW)["item_id"].to_pylist()
+
+
+def test_parquet_csv_and_json_lines_are_read_alike_oldest_first(tmp_path):
+    table = pa.Table.from_pylist(ROWS)
+    pq.write_table(table, tmp_path / "e.parquet")
+    csv.write_csv(table, tmp_path / "e.csv")  # user ids become integers and are text again
+    (tmp_path / "e.jsonl").write_text("\n".join(str(row).replace("'", '"') for row in ROWS))
+    for name in ("e.parquet", "e.csv", "e.jsonl"):
+        events = read_events(tmp_path / name, SETTINGS, now_ms=NOW)
+        assert events.schema == EVENT_SCHEMA
+        assert events["item_id"].to_pylist() == ["a", "c", "b"]
+
+
+def test_pos_breaks_ties_and_else_the_order_of_rows(tmp_path):
+    table = pa.Table.from_pylist([row | {"timestamp": 1_700_000_000_000} for row in ROWS])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert items(tmp_path / "rows.parquet") == ["b", "a", "c"]
+    pq.write_table(table.append_column("pos", pa.array([2, 1, 0])), tmp_path / "pos.parquet")
+    assert items(tmp_path / "pos.parquet") == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("text", ["2023-11-14T22:13:20Z", "2023-11-14T23:13:20+0100"])
+def test_times_may_be_iso_8601_with_a_zone(tmp_path, text):
+    pq.write_table(pa.Table.from_pylist([ROWS[0] | {"timestamp": text}]), tmp_path / "e.parquet")
+    assert read_events(tmp_path / "e.parquet", SETTINGS, now_ms=NOW)["timestamp"].to_pylist() == [1_700_000_000_000]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestamp": 1_700_000_000}, "timestamp"),  # seconds
+        ({"timestamp": NOW + 10**9}, "timestamp"),
+        ({"item_id": ""}, "item_id"),
+        ({"item_id": None}, "item_id"),
+        ({"action": "a" * 65}, "action"),
+        ({"timestamp": "soon"}, "timestamp"),
+    ],
+)
+def test_bad_rows_are_refused_with_the_column(tmp_path, change, message):
+    pq.write_table(pa.Table.from_pylist([ROWS[0] | change]), tmp_path / "e.parquet")
+    with pytest.raises(UsageError, match=message):
+        items(tmp_path / "e.parquet")
+
+
+def test_missing_columns_files_and_unknown_kinds_are_usage_errors(tmp_path):
+    pq.write_table(pa.table({"user_id": ["1"]}), tmp_path / "e.parquet")
+    with pytest.raises(UsageError, match="item_id, action, surface, timestamp"):
+        items(tmp_path / "e.parquet")
+    for name in ("absent.parquet", "e.xlsx"):
+        with pytest.raises(UsageError):
+            items(tmp_path / name)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match="cannot read"):
+        items(tmp_path / "broken.parquet")
+
+
+def test_ties_within_a_second_spread_over_its_milliseconds_in_order():
+    events = events_table(
+        [Event("1", "x", "a", "s", 5000), Event("2", "y", "a", "s", 5000)]
+        + [Event("1", f"i{k}", "a", "s", 5000) for k in range(3)]
+        + [Event("1", "z", "a", "s", 6000)]
+    )
+    spread = spread_ties(events, resolution_ms=1000)
+    by_user = {(row["user_id"], row["item_id"]): row["timestamp"] for row in spread.to_pylist()}
+    assert [by_user["1", i] for i in ("x", "i0", "i1", "i2", "z")] == [5000, 5250, 5500, 5750, 6000]
+    assert by_user["2", "y"] == 5000
+    assert len(spread_ties(events_table([]), resolution_ms=1000)) == 0
