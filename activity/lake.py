@@ -107,7 +107,7 @@ class Lake:
         wanted = LAKE_SCHEMA.names if columns is None else columns
         for path in self.files(bucket):
             try:
-                table = pq.read_table(path, columns=list({*wanted, "timestamp"}), partitioning=None)
+                table = pq.read_table(path, columns=list({*wanted, "timestamp"}), partitioning=None)  # pyright: ignore[reportArgumentType]
             except (OSError, pa.ArrowException) as error:
                 raise DataError(
                     f"cannot read lake file `{path}`: {error}",
