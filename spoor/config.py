@@ -1,17 +1,73 @@
-"""All of Spoor's settings in one typed object."""
+"""All of Spoor's settings in one typed object, and where each value came from.
+
+Each room declares its section; here they are put together and read from the settings file, the environment and the
+flags (activity/configuration.py says how). This is the one place that reads the environment.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from activity.configuration import TopSettings, find_file, load
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from feature_repo.settings import FeatureSettings, follow_events
+from streaming.settings import StreamSettings
+
+SECTIONS: dict[str, type] = {
+    "kafka": KafkaSettings,
+    "events": EventSettings,
+    "history": HistorySettings,
+    "features": FeatureSettings,
+    "lake": LakeSettings,
+    "stream": StreamSettings,
+}
+HIDDEN = "(hidden)"
 
 
 @dataclass(frozen=True)
 class Settings:
-    state_folder: Path = Path(".spoor")
-    kafka: KafkaSettings = field(default_factory=KafkaSettings)
-    events: EventSettings = field(default_factory=EventSettings)
-    history: HistorySettings = field(default_factory=HistorySettings)
-    lake: LakeSettings = field(default_factory=LakeSettings)
+    """Every section. Made by `load_settings`, which also puts the state folder into the default paths."""
+
+    state_folder: Path
+    kafka: KafkaSettings
+    events: EventSettings
+    history: HistorySettings
+    features: FeatureSettings
+    lake: LakeSettings
+    stream: StreamSettings
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
+
+    def shown(self) -> list[tuple[str, Any, str]]:
+        """(key, value, origin) of every setting in the order of the reference; secrets that are set are hidden."""
+        rows: list[tuple[str, Any, str]] = [
+            ("state_folder", self.state_folder, self.origins.get("state_folder", "default"))
+        ]
+        for section, cls in SECTIONS.items():
+            values = getattr(self, section)
+            for known in fields(cls):
+                value = getattr(values, known.name)
+                if known.metadata.get("secret") and value:
+                    value = HIDDEN
+                key = f"{section}.{known.name}"
+                rows.append((key, value, self.origins.get(key, "default")))
+        return rows
+
+
+def load_settings(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+) -> Settings:
+    """Reads `file` (else SPOOR_CONFIG, else ./spoor.toml), the environment (`environ`, else the process's) and
+    `flags` (`section.key` → value). Raises UsageError."""
+    environ = os.environ if environ is None else environ
+    loaded = load(SECTIONS, file=find_file(environ, flag=file), environ=environ, flags=flags)
+    top: TopSettings = loaded.sections[""]
+    sections = {name: loaded.sections[name] for name in SECTIONS}
+    sections["features"] = follow_events(sections["features"], sections["events"])
+    return Settings(state_folder=top.state_folder, origins=loaded.origins, **sections)

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -159,7 +160,10 @@ def answers(kafka: KafkaSettings) -> bool:
     if not any(_listens(server, kafka.request_timeout_seconds) for server in kafka.address.split(",")):
         return False
     timeout_ms = int(kafka.request_timeout_seconds * 1000)
-    options = kafka.client_options() | {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+    options: dict[str, Any] = kafka.client_options() | {
+        "bootstrap_timeout_ms": timeout_ms,
+        "request_timeout_ms": timeout_ms,
+    }
     try:
         with closing(KafkaAdminClient(**options)) as admin:
             brokers = admin.describe_cluster()["brokers"]

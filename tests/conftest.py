@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from activity.settings import KafkaSettings, LakeSettings
+from activity.settings import KafkaSettings
 from spoor import services
-from spoor.config import Settings
+from spoor.config import Settings, load_settings
 
 
 def free_port() -> int:
@@ -32,26 +32,29 @@ def free_port() -> int:
                 continue
 
 
+def settings_in(folder: Path, **flags: object) -> Settings:
+    """Settings whose every path lies in `folder`, untouched by the machine's environment and by ./spoor.toml. Flags
+    are written `section__key=value`."""
+    file = folder / "spoor.toml"
+    file.touch()
+    given = {key.replace("__", "."): value for key, value in flags.items()}
+    return load_settings(file=file, environ={}, flags={"state_folder": folder / "state"} | given)
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings with a state folder of their own. The broker's port is free: no broker answers there."""
-    state_folder = tmp_path / "state"
-    return Settings(
-        state_folder=state_folder,
-        kafka=KafkaSettings(port=free_port(), controller_port=free_port()),
-        lake=LakeSettings(folder=state_folder / "lake"),
-    )
+    return settings_in(tmp_path, kafka__port=free_port(), kafka__controller_port=free_port())
 
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
     """One genuine Kafka broker for the whole session; its topics have the default names and do not exist yet."""
-    state_folder = tmp_path_factory.mktemp("kafka")
-    broker = KafkaSettings(port=free_port(), controller_port=free_port())
-    server = Settings(state_folder=state_folder, kafka=broker)
+    folder = tmp_path_factory.mktemp("kafka")
+    server = settings_in(folder, kafka__port=free_port(), kafka__controller_port=free_port())
     services.up(server)
     try:
-        yield broker
+        yield server.kafka
     finally:
         services.down(server)
 

@@ -54,11 +54,6 @@ def recbole_wheel() -> bytes:
     )
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(state_folder=tmp_path / "state")
-
-
 def unreachable() -> bytes:
     raise InfrastructureError("not reachable", hint="")
 
