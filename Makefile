@@ -1,0 +1,33 @@
+# make demo    the main job on real data, embedded defaults (installs .venv first)
+# make test    every test, fast ones first
+# make check   format, lint, types, arrows of the house
+# make bench   the benchmarks, one row each under benchmarks/results
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test check clean
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "Spoor needs Python 3.11 or 3.12; say make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/spoor demo
+
+test: install
+	$(BIN)/pytest tests/activity tests/kernels tests/feature_repo tests/test_house.py
+	$(BIN)/pytest --ignore=tests/activity --ignore=tests/kernels --ignore=tests/feature_repo --ignore=tests/test_house.py --ignore=tests/end_to_end tests
+	$(BIN)/pytest tests/end_to_end
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+clean:
+	-$(BIN)/spoor services down
+	rm -rf .spoor runs releases
