@@ -1,0 +1,1 @@
+"""Beam jobs over bounded work: archive, backfill, verify. The only room that imports apache_beam."""

@@ -1,0 +1,269 @@
+"""`spoor archive`: lands in the lake what Kafka carried, before the topic's retention deletes it.
+
+The driver plans bounded offset ranges: what lies between the partitions' watermarks and is not in the lake's manifest,
+gaps first. One DoFn reads a range, decodes it and writes it as one work item: files, then the manifest entry. So a run
+that is killed anywhere leaves whole items and unnamed files; the next run removes the latter and reads the rest.
+
+Events that cannot be decoded are counted by reason in the manifest entry. Their bytes are not kept here: the stream
+has put them, with their origin, on the dead-letter topic, and only the stream writes there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics.metric import Metrics
+
+from activity.errors import DataError, EventError, UsageError
+from activity.events import decode_event, unknown_names
+from activity.lake import LAKE_SCHEMA, Lake
+from activity.settings import EventSettings, KafkaSettings, LakeSettings
+from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
+from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
+from batch.settings import ArchiveSettings
+
+NAMESPACE = "spoor.archive"
+RECORDS = "records"  # records read
+EVENTS = "events"  # of these: valid, now in the lake
+FOREIGN_KEYS = "foreign_keys"  # valid events whose record key is not the user id
+UNKNOWN_NAMES = "unknown_names"  # valid events with an action or surface that the settings do not list
+BAD = "bad."  # followed by the reason: records that are no event
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ArchiveResult:
+    """What one run did. Counts are of records; `bad` is by reason."""
+
+    topic: str
+    items: int  # work items (offset ranges) planned
+    planned_records: int  # offsets in them
+    dry_run: bool
+    watermarks: dict[int, Span]  # per partition: first retained offset, end
+    records: int = 0
+    events: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    foreign_keys: int = 0
+    unknown_names: int = 0
+    lost: int = 0  # offsets that retention had deleted, given up with accept_loss
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ArchivePlan:
+    """Which ranges to read, and the partitions whose place in the lake has to be noted first."""
+
+    items: list[KafkaRange]
+    begins: dict[int, int]  # partition → offset at which the lake begins, where it has nothing of it yet
+    lost: list[KafkaRange]  # given up
+    watermarks: dict[int, Span]
+
+
+def run_archive(
+    settings: ArchiveSettings,
+    *,
+    dry_run: bool = False,
+    resume: bool = True,
+    accept_loss: bool = False,
+    runner: str = LOCAL_RUNNER,
+) -> ArchiveResult:
+    """Archives the activity topic up to its end at the start of the run.
+
+    `resume=False` reads again every range that the lake has and Kafka still holds, for instance after a change of the
+    [events] settings. `accept_loss` goes on where retention has deleted records that the lake lacks. Raises DataError
+    (records lost), UsageError (no such topic), InfrastructureError (broker, disk, or another archive running).
+    """
+    started = time.monotonic()
+    lake = open_lake(settings.lake)
+    with exclusive(lake.folder / "_archive.lock", job="spoor archive"):
+        with RangeReader(settings.kafka) as reader:
+            watermarks = reader.watermarks(settings.kafka.topic)
+        plan = plan_archive(
+            lake,
+            watermarks,
+            topic=settings.kafka.topic,
+            range_records=settings.lake.range_records,
+            resume=resume,
+            accept_loss=accept_loss,
+        )
+        planned = sum(item.end - item.start for item in plan.items)
+        counts: dict[str, int] = {}
+        _LOG.info("archive of `%s`: %d records in %d work items", settings.kafka.topic, planned, len(plan.items))
+        if not dry_run:
+            if orphans := lake.remove_orphans():
+                _LOG.warning("removed %d files that an interrupted archive left unfinished", orphans)
+            _note_begins(lake, settings.kafka.topic, plan)
+            if plan.items:
+                counts = _run(settings, lake, plan.items, runner=runner)
+    return ArchiveResult(
+        topic=settings.kafka.topic,
+        items=len(plan.items),
+        planned_records=planned,
+        dry_run=dry_run,
+        watermarks=watermarks,
+        records=counts.get(RECORDS, 0),
+        events=counts.get(EVENTS, 0),
+        bad={name.removeprefix(BAD): count for name, count in counts.items() if name.startswith(BAD)},
+        foreign_keys=counts.get(FOREIGN_KEYS, 0),
+        unknown_names=counts.get(UNKNOWN_NAMES, 0),
+        lost=sum(item.end - item.start for item in plan.lost),
+        seconds=time.monotonic() - started,
+    )
+
+
+def open_lake(settings: LakeSettings) -> Lake:
+    """The lake that the settings describe."""
+    return Lake(settings.folder, buckets=settings.buckets)
+
+
+def plan_archive(
+    lake: Lake,
+    watermarks: dict[int, Span],
+    *,
+    topic: str,
+    range_records: int,
+    resume: bool = True,
+    accept_loss: bool = False,
+) -> ArchivePlan:
+    """What is still to be read. A lake without any entry begins at the low watermarks; in one that has entries, a new
+    partition begins at offset 0, so that what retention eats in between is noticed."""
+    entries = lake.manifest.records()
+    others = {entry["topic"] for entry in entries.values()} - {topic}
+    if others:
+        raise UsageError(
+            f"the lake `{lake.folder}` holds topic `{others.pop()}`, not `{topic}`",
+            hint="set kafka.topic back, or archive into another lake.folder",
+        )
+    begins: dict[int, int] = {}
+    missing: dict[int, list[Span]] = {}
+    lost: list[KafkaRange] = []
+    for partition, (low, high) in watermarks.items():
+        covered = lake.covered(partition)
+        if covered and covered[-1][1] > high:
+            raise DataError(
+                f"the lake holds partition {partition} of topic `{topic}` up to offset {covered[-1][1]}, but the "
+                f"partition ends at {high}",
+                hint="was the topic deleted and made again? then archive it into another lake.folder",
+            )
+        if not covered:
+            begins[partition] = 0 if entries else low
+        begin = covered[0][0] if covered else begins[partition]
+        spans = gaps(covered, begin=begin, high=high)
+        if accept_loss:
+            eaten = [(start, min(end, low)) for start, end in spans if start < low]
+            lost += [KafkaRange(topic, partition, start, end) for start, end in eaten]
+            spans = [(max(start, low), end) for start, end in spans if end > low]
+        missing[partition] = spans
+    items = plan_ranges(topic, watermarks, missing, range_records=range_records)
+    if not resume:
+        again = [
+            KafkaRange(topic, entry["partition"], entry["start"], entry["end"])
+            for entry in entries.values()
+            if entry["start"] < entry["end"] and entry["start"] >= watermarks[entry["partition"]][0]
+        ]
+        items = sorted(again + items, key=lambda item: item.key)
+    return ArchivePlan(items, begins, lost, watermarks)
+
+
+def build(
+    pipeline: beam.Pipeline, items: list[KafkaRange], settings: ArchiveSettings, failures: Failures
+) -> beam.PCollection[str]:
+    """The pipeline: one element per offset range, one DoFn that lands it."""
+    landing = LandRange(settings.kafka, settings.events, settings.lake, failures)
+    return (
+        pipeline
+        | "List offset ranges" >> beam.Create(items, reshuffle=False)
+        | "Spread ranges over workers" >> beam.Reshuffle()
+        | "Land range in the lake" >> beam.ParDo(landing)
+    )
+
+
+class LandRange(beam.DoFn):
+    """Reads one KafkaRange, decodes it, writes it to the lake; yields the range's key."""
+
+    def __init__(self, kafka: KafkaSettings, events: EventSettings, lake: LakeSettings, failures: Failures) -> None:
+        self._kafka = kafka
+        self._events = events
+        self._lake = lake
+        self._failures = failures
+
+    def setup(self) -> None:
+        with self._failures.recorded():
+            self._reader = RangeReader(self._kafka)
+
+    def teardown(self) -> None:
+        if hasattr(self, "_reader"):
+            self._reader.close()
+
+    def process(self, element: KafkaRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with self._failures.recorded():
+            table, counts = read_events(self._reader, element, self._events)
+            record = {
+                "topic": element.topic,
+                "partition": element.partition,
+                "start": element.start,
+                "end": element.end,
+                "records": counts[RECORDS],
+                "bad": {name.removeprefix(BAD): count for name, count in counts.items() if name.startswith(BAD)},
+            }
+            open_lake(self._lake).write(element.key, table, record)
+        for name, count in counts.items():
+            Metrics.counter(NAMESPACE, name).inc(count)
+        yield element.key
+
+
+def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) -> tuple[pa.Table, Counter[str]]:
+    """A range's valid events as LAKE_SCHEMA, and what was counted on the way."""
+    counts: Counter[str] = Counter({RECORDS: 0, EVENTS: 0})
+    rows: list[tuple[str | int, ...]] = []
+    for records in reader.read(item):
+        counts[RECORDS] += len(records)
+        for record in records:
+            try:
+                event = decode_event(record.value, append_time_ms=record.timestamp, settings=settings)
+            except Exception as error:  # as in the stream: no bytes, whatever they provoke, may stop the partition
+                reason = error.reason if isinstance(error, EventError) else "decoder-error"
+                counts[BAD + reason] += 1
+                continue
+            counts[FOREIGN_KEYS] += record.key != event.user_id.encode()
+            counts[UNKNOWN_NAMES] += bool(unknown_names(event, settings))
+            rows.append((*event, item.partition, record.offset, record.timestamp))
+    counts[EVENTS] = len(rows)
+    columns = list(zip(*rows, strict=True)) or [()] * len(LAKE_SCHEMA)
+    arrays = [pa.array(column, each.type) for column, each in zip(columns, LAKE_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=LAKE_SCHEMA), counts
+
+
+def _note_begins(lake: Lake, topic: str, plan: ArchivePlan) -> None:
+    """Manifest entries without rows: where the lake begins, and which offsets were given up."""
+    empty = LAKE_SCHEMA.empty_table()
+    for partition, begin in plan.begins.items():
+        record = {"topic": topic, "partition": partition, "start": begin, "end": begin}
+        lake.write(f"p{partition:05d}-begin", empty, record)
+    for item in plan.lost:
+        record = {"topic": item.topic, "partition": item.partition, "start": item.start, "end": item.end}
+        lake.write(f"{item.key}-lost", empty, record | {"lost": True})
+
+
+def _run(settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], *, runner: str) -> dict[str, int]:
+    failures = Failures(settings.state_folder / "jobs" / "archive")
+    keys = {item.key for item in items}
+    manifest = lake.manifest.folder
+
+    def finished() -> set[str]:
+        return {path.stem for path in manifest.glob("[!.]*.json")} & keys
+
+    with progress("archive", total=len(items), finished=finished):
+        return run_pipeline(
+            lambda pipeline: build(pipeline, items, settings, failures),
+            runner=runner,
+            failures=failures,
+            namespace=NAMESPACE,
+        )

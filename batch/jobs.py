@@ -1,0 +1,159 @@
+"""What every batch job shares: one job at a time per folder, errors that cross Beam, progress, and running a pipeline.
+
+Beam turns an exception in a DoFn into text. A DoFn therefore records a SpoorError in the job's folder before it raises
+it (`Failures.recorded`), and `run_pipeline` raises the recorded error again where the job was started.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
+from activity.files import atomic_write
+
+LOCAL_RUNNER = "FnApiRunner"  # named explicitly: Beam's default looks for a binary on the internet
+_FAILURE_FILE = "failure.json"
+_ERRORS: dict[str, type[SpoorError]] = {
+    cls.__name__: cls for cls in (DataError, InfrastructureError, SpoorError, UsageError)
+}
+_LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def exclusive(path: Path, *, job: str) -> Iterator[None]:
+    """Holds the lock file `path` while the block runs. Raises InfrastructureError if a living process holds it.
+
+    The lock is the kernel's (flock), so a process that dies gives it back; the file's text only tells who has it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot open lock file `{path}`: {error.strerror}", hint="check permissions of the state folder"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            raise InfrastructureError(
+                f"`{job}` already runs: {holder} holds `{path}`",
+                hint="wait for it to end, or stop that process",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Where a job's DoFns leave the error that stops them."""
+
+    folder: Path
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Records a SpoorError raised in the block, then lets it pass."""
+        try:
+            yield
+        except SpoorError as error:
+            kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS)
+            content = {"kind": kind, "message": error.message, "hint": error.hint}
+            atomic_write(self.folder / _FAILURE_FILE, json.dumps(content).encode())
+            raise
+
+    def clear(self) -> None:
+        (self.folder / _FAILURE_FILE).unlink(missing_ok=True)
+
+    def raise_recorded(self) -> None:
+        try:
+            content = json.loads((self.folder / _FAILURE_FILE).read_bytes())
+        except FileNotFoundError:
+            return
+        raise _ERRORS[content["kind"]](content["message"], hint=content["hint"]) from None
+
+
+def run_pipeline(
+    build: Callable[[beam.Pipeline], object], *, runner: str, failures: Failures, namespace: str
+) -> dict[str, int]:
+    """Builds and runs a pipeline to its end; returns the counters of `namespace` by name.
+
+    `runner`: a runner's name as Beam knows it. Raises the SpoorError that a DoFn recorded, if one did.
+    """
+    failures.clear()
+    # flags=[]: Beam would otherwise parse the flags of whatever command runs us.
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(flags=[]))
+    build(pipeline)
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except Exception:
+        failures.raise_recorded()
+        raise
+    failures.raise_recorded()
+    found = result.metrics().query(MetricsFilter().with_namespace(namespace))
+    return {counter.key.metric.name: counter.committed for counter in found["counters"]}
+
+
+@contextmanager
+def progress(label: str, *, total: int, finished: Callable[[], set[str]]) -> Iterator[None]:
+    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item.
+
+    `finished` returns the keys of the finished items. It is asked twice a second from a thread: the manifest is on
+    disk, so this works for every runner.
+    """
+    stop = threading.Event()
+    show = _show_bar if sys.stderr.isatty() else _show_lines
+    thread = threading.Thread(target=show, args=(label, total, finished, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _show_bar(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        while not stop.wait(0.5):
+            bar.update(task, completed=len(finished()))
+
+
+def _show_lines(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
+    shown: set[str] = set()
+    last = False
+    while not last:
+        last = stop.wait(0.5)
+        for key in sorted(finished() - shown):
+            shown.add(key)
+            print(f"{label}: {key} done ({len(shown)}/{total})", file=sys.stderr)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable name for what JSON-like `parts` say."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

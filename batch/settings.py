@@ -1,0 +1,39 @@
+"""What the batch jobs read of the configuration. spoor/config.py's Settings fits this shape; tests may pass less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+
+
+class AsOfSettings(Protocol):
+    """The part of the stream's section that decides a row's as-of time; batch and stream must agree on it."""
+
+    @property
+    def as_of(self) -> Literal["append", "event"]: ...
+
+
+class ArchiveSettings(Protocol):
+    """What `spoor archive` needs."""
+
+    @property
+    def state_folder(self) -> Path: ...
+    @property
+    def kafka(self) -> KafkaSettings: ...
+    @property
+    def events(self) -> EventSettings: ...
+    @property
+    def lake(self) -> LakeSettings: ...
+
+
+class BatchSettings(ArchiveSettings, Protocol):
+    """What `spoor backfill` and `spoor verify` need besides: histories, Feast and the releases."""
+
+    @property
+    def history(self) -> HistorySettings: ...
+    @property
+    def features(self) -> Any: ...  # feature_repo.settings.FeatureSettings
+    @property
+    def stream(self) -> AsOfSettings: ...

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+
+from activity.errors import DataError, InfrastructureError, UsageError
+from activity.events import Event
+from activity.lake import LAKE_SCHEMA
+from batch.archive import open_lake, run_archive
+from batch.jobs import exclusive
+from spoor.config import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def _events(count: int, *, first: int = 0) -> list[Event]:
+    return [
+        Event(f"user-{n % 7}", f"item-{n}", "view", "web", 900_000_000_000 + n) for n in range(first, first + count)
+    ]
+
+
+def _small_ranges(settings: Settings, range_records: int = 10) -> Settings:
+    return dataclasses.replace(settings, lake=dataclasses.replace(settings.lake, range_records=range_records))
+
+
+def _rows(settings: Settings) -> list[tuple[object, ...]]:
+    table = open_lake(settings.lake).read().sort_by([("partition", "ascending"), ("offset", "ascending")])
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _contents(settings: Settings) -> dict[str, bytes]:
+    """Every file that the lake's readers see, and the manifest."""
+    lake = open_lake(settings.lake)
+    paths = [*lake.files(), *lake.manifest.folder.glob("*.json")]
+    return {str(path.relative_to(lake.folder)): path.read_bytes() for path in paths}
+
+
+def test_every_valid_event_lands_with_its_origin(kafka_settings: Settings, produce: Callable[..., None]) -> None:
+    events = _events(25)
+    produce(events, 0)
+    produce(_events(5, first=100), 1)
+    settings = _small_ranges(kafka_settings)
+    result = run_archive(settings)
+    assert (result.items, result.records, result.events, result.bad) == (4, 30, 30, {})
+    rows = _rows(settings)
+    assert [Event(*row[:5]) for row in rows if row[5] == 0] == events  # type: ignore[arg-type]
+    assert [row[6] for row in rows if row[5] == 0] == list(range(25))
+    assert all(row[7] > 1_700_000_000_000 for row in rows)  # the broker's clock, not the events'
+
+
+def test_a_second_run_finds_nothing_new(kafka_settings: Settings, produce: Callable[..., None]) -> None:
+    produce(_events(12), 0)
+    run_archive(kafka_settings)
+    before = _contents(kafka_settings)
+    again = run_archive(kafka_settings)
+    assert (again.items, again.records) == (0, 0)
+    assert _contents(kafka_settings) == before
+
+
+def test_later_records_are_added(kafka_settings: Settings, produce: Callable[..., None]) -> None:
+    produce(_events(3), 0)
+    run_archive(kafka_settings)
+    produce(_events(4, first=3), 0)
+    assert run_archive(kafka_settings).events == 4
+    assert [row[6] for row in _rows(kafka_settings)] == list(range(7))
+
+
+def test_bad_records_are_counted_by_reason_and_foreign_keys_handled(
+    kafka_settings: Settings, produce: Callable[..., None]
+) -> None:
+    good = json.dumps(Event("u", "i", "view", "web", 900_000_000_000)._asdict()).encode()  # keyed `somebody`
+    produce([b"{", None, b"[]", good, *_events(2)], 1)
+    result = run_archive(kafka_settings)
+    assert result.bad == {"not-json": 2, "no-value": 1}
+    assert (result.records, result.events, result.foreign_keys) == (6, 3, 1)
+    entries = [entry for entry in open_lake(kafka_settings.lake).manifest.records().values() if entry["rows"]]
+    assert [(entry["bad"], entry["records"], entry["rows"]) for entry in entries] == [(result.bad, 6, 3)]
+
+
+def test_a_dry_run_plans_and_writes_nothing(kafka_settings: Settings, produce: Callable[..., None]) -> None:
+    produce(_events(25), 0)
+    settings = _small_ranges(kafka_settings)
+    result = run_archive(settings, dry_run=True)
+    assert (result.dry_run, result.items, result.planned_records, result.records) == (True, 3, 25, 0)
+    assert _contents(settings) == {}
+
+
+CRASH = """
+import os, pickle, signal, sys
+import activity.files, activity.lake
+from batch.archive import run_archive
+
+settings, count = pickle.load(open(sys.argv[1], "rb")), int(sys.argv[2])
+original = activity.files.os.replace
+def replace(source, target):
+    global count
+    count -= 1
+    if count < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(source, target)
+activity.files.os.replace = replace
+run_archive(settings)
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 5, 9])
+def test_a_run_killed_between_two_writes_is_finished_by_the_next(
+    kafka_settings: Settings, produce: Callable[..., None], tmp_path: Path, writes: int
+) -> None:
+    produce(_events(30), 0)
+    settings = _small_ranges(kafka_settings)
+    undisturbed = dataclasses.replace(
+        settings, lake=dataclasses.replace(settings.lake, folder=tmp_path / "undisturbed")
+    )
+    run_archive(undisturbed)
+
+    (tmp_path / "settings").write_bytes(pickle.dumps(settings))
+    command = [sys.executable, "-c", CRASH, str(tmp_path / "settings"), str(writes)]
+    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert _contents(settings) != _contents(undisturbed)
+
+    run_archive(settings)
+    assert _contents(settings) == _contents(undisturbed)
+    named = set(open_lake(settings.lake).files())
+    assert set(settings.lake.folder.glob("day=*/bucket=*/*")) == named
+
+
+def test_records_that_retention_has_eaten_are_an_error_until_accepted(
+    kafka_settings: Settings, produce: Callable[..., None], admin: KafkaAdminClient
+) -> None:
+    produce(_events(5), 0)
+    run_archive(kafka_settings)
+    produce(_events(10, first=5), 0)
+    admin.delete_records({TopicPartition(kafka_settings.kafka.topic, 0): 9})
+    before = _contents(kafka_settings)
+    with pytest.raises(DataError, match=r"offset 5 is needed next, .* below 9 \(4 records are lost\)"):
+        run_archive(kafka_settings)
+    assert _contents(kafka_settings) == before
+
+    result = run_archive(kafka_settings, accept_loss=True)
+    assert (result.lost, result.events) == (4, 6)
+    assert run_archive(kafka_settings).items == 0
+
+
+def test_the_first_archive_begins_where_the_topic_begins(
+    kafka_settings: Settings, produce: Callable[..., None], admin: KafkaAdminClient
+) -> None:
+    produce(_events(10), 0)
+    admin.delete_records({TopicPartition(kafka_settings.kafka.topic, 0): 4})
+    result = run_archive(kafka_settings)
+    assert (result.events, result.watermarks[0]) == (6, (4, 10))
+
+
+def test_loss_in_a_partition_that_was_empty_at_first_is_noticed(
+    kafka_settings: Settings, produce: Callable[..., None], admin: KafkaAdminClient
+) -> None:
+    produce(_events(3), 0)
+    run_archive(kafka_settings)
+    produce(_events(3, first=3), 1)
+    admin.delete_records({TopicPartition(kafka_settings.kafka.topic, 1): 2})
+    with pytest.raises(DataError, match=r"partition 1 .* offset 0 is needed next, .* below 2"):
+        run_archive(kafka_settings)
+
+
+def test_without_resume_what_kafka_still_holds_is_read_again(
+    kafka_settings: Settings, produce: Callable[..., None]
+) -> None:
+    produce(_events(4), 0)
+    strict = dataclasses.replace(kafka_settings.events, actions=("buy",), unknown_names="dead-letter")
+    assert run_archive(dataclasses.replace(kafka_settings, events=strict)).bad == {"unknown-action": 4}
+    assert _rows(kafka_settings) == []
+    assert run_archive(kafka_settings, resume=False).events == 4
+    assert len(_rows(kafka_settings)) == 4
+
+
+def test_one_archive_at_a_time(kafka_settings: Settings, activity_topic: str) -> None:
+    with (
+        exclusive(kafka_settings.lake.folder / "_archive.lock", job="spoor archive"),
+        pytest.raises(InfrastructureError, match=f"already runs: process {os.getpid()}"),
+    ):
+        run_archive(kafka_settings)
+    run_archive(kafka_settings)  # the file is still there; who held the lock is not
+
+
+def test_another_topic_is_not_mixed_into_a_lake(kafka_settings: Settings, produce: Callable[..., None]) -> None:
+    produce(_events(2), 0)
+    lake = open_lake(kafka_settings.lake)
+    lake.write("p00000-begin", LAKE_SCHEMA.empty_table(), {"topic": "other", "partition": 0, "start": 0, "end": 0})
+    with pytest.raises(UsageError, match="holds topic `other`"):
+        run_archive(kafka_settings)
+
+
+def test_a_state_folder_that_cannot_be_written_is_an_infrastructure_error(
+    kafka_settings: Settings, produce: Callable[..., None], tmp_path: Path
+) -> None:
+    produce(_events(2), 0)
+    (tmp_path / "file").write_text("in the way")
+    lake = dataclasses.replace(kafka_settings.lake, folder=tmp_path / "file" / "lake")
+    with pytest.raises(InfrastructureError, match="cannot"):
+        run_archive(dataclasses.replace(kafka_settings, lake=lake))
+
+
+def test_a_dofns_error_arrives_as_it_was_raised(kafka_settings: Settings, produce: Callable[..., None]) -> None:
+    """Beam turns exceptions into text; the job's caller still gets the error with its hint and exit code."""
+    produce(_events(2), 0)
+    today = datetime.now(UTC).date()
+    kafka_settings.lake.folder.mkdir(parents=True)
+    for day in (today, today + timedelta(days=1)):  # files where the days' folders should be
+        (kafka_settings.lake.folder / f"day={day.isoformat()}").write_text("")
+    with pytest.raises(InfrastructureError, match="cannot write") as caught:
+        run_archive(kafka_settings)
+    assert caught.value.exit_code == 3
