@@ -1,7 +1,6 @@
 import io
 import json
 import zipfile
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +9,6 @@ import pytest
 from activity.errors import DataError, InfrastructureError, UsageError
 from activity.events import EVENT_SCHEMA, Event, events_table
 from spoor import demo_data
-from spoor.config import Settings
 from spoor.demo_data import cut_timeline, load_demo_data, read_grouplens_zip, read_recbole_wheel
 
 USERS, ITEMS = 943, 1_682
