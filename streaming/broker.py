@@ -1,0 +1,163 @@
+"""How the stream reaches Kafka: Faust's broker address and credentials, and the check of the topics at start.
+
+Faust talks through aiokafka; the check and the replay use kafka-python with `KafkaSettings.client_options()`. Topics
+are created by the command line (spoor/kafka_admin.py), never by the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from activity.errors import InfrastructureError, UsageError
+from activity.settings import KafkaSettings
+from streaming.dead_letters import ENVELOPE_BYTES
+
+if TYPE_CHECKING:
+    from faust.auth import Credentials
+    from kafka import KafkaAdminClient
+
+log = logging.getLogger(__name__)
+
+SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_START_HINT = "start it with `spoor services up`"
+_CONFIGURED_HINT = "check kafka.bootstrap_servers and the security settings (`spoor config show`)"
+
+
+def broker_urls(kafka: KafkaSettings) -> list[str]:
+    """The configured addresses in the form that Faust takes."""
+    return [f"kafka://{server.strip()}" for server in kafka.address.split(",")]
+
+
+def credentials(kafka: KafkaSettings) -> Credentials | None:
+    """Faust's credentials for the configured security protocol; none for PLAINTEXT. Raises UsageError."""
+    from faust.auth import SASLCredentials, SSLCredentials
+
+    context = _ssl_context(kafka) if kafka.security_protocol.endswith("SSL") else None
+    if not kafka.security_protocol.startswith("SASL"):
+        return None if context is None else SSLCredentials(context=context)
+    mechanism = kafka.sasl_mechanism or "PLAIN"
+    if mechanism not in SASL_MECHANISMS:
+        raise UsageError(
+            f"kafka.sasl_mechanism is `{mechanism}`", hint=f"the stream speaks {', '.join(SASL_MECHANISMS)}"
+        )
+    if not kafka.sasl_username:
+        raise UsageError(
+            f"kafka.security_protocol is {kafka.security_protocol} without a user",
+            hint="set kafka.sasl_username and kafka.sasl_password (SPOOR_KAFKA__SASL_PASSWORD)",
+        )
+    return SASLCredentials(
+        username=kafka.sasl_username, password=kafka.sasl_password, ssl_context=context, mechanism=mechanism
+    )
+
+
+@contextmanager
+def admin_client(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
+    """A connected admin client. Raises InfrastructureError if no broker answers, then or later."""
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    timeout_ms = int(kafka.request_timeout_seconds * 1000)
+    try:
+        admin = KafkaAdminClient(
+            **kafka.client_options(), bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms
+        )
+        try:
+            yield admin
+        finally:
+            admin.close()
+    except (KafkaError, OSError) as error:
+        raise no_broker(kafka, error) from error
+
+
+def no_broker(kafka: KafkaSettings, error: BaseException) -> InfrastructureError:
+    return InfrastructureError(
+        f"no Kafka broker answers at {kafka.address}: {type(error).__name__}",
+        hint=_START_HINT if kafka.embedded else _CONFIGURED_HINT,
+    )
+
+
+def check_topics(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, int]:
+    """Partitions per topic of every topic that the worker needs.
+
+    Raises UsageError for a topic that is missing or whose clean-up policy loses what Spoor must keep,
+    InfrastructureError if no broker answers."""
+    embeddings = [kafka.embedding_topic(release) for release in releases]
+    needed = [kafka.topic, kafka.dead_letter_topic, *embeddings]
+    with admin_client(kafka) as admin:
+        present = set(admin.list_topics())
+        missing = [topic for topic in needed if topic not in present]
+        if missing:
+            raise UsageError(
+                f"no topic {', '.join(f'`{topic}`' for topic in missing)} at {kafka.address}",
+                hint="`spoor stream` creates what is missing when it may; on your cluster, create them or grant CREATE",
+            )
+        partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(needed)}
+        configs = _topic_configs(admin, needed)
+    check_policies(kafka, configs, embeddings)
+    return partitions
+
+
+def check_policies(kafka: KafkaSettings, configs: dict[str, dict[str, str]], embeddings: Sequence[str]) -> None:
+    """`configs`: topic → configuration. A value that the broker did not tell is not judged. Raises UsageError."""
+    activity, letters = configs.get(kafka.topic, {}), configs.get(kafka.dead_letter_topic, {})
+    if "compact" in activity.get("cleanup.policy", ""):
+        raise UsageError(
+            f"topic `{kafka.topic}` is compacted (cleanup.policy={activity['cleanup.policy']}): "
+            "Kafka would keep one event per user",
+            hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.topic} "
+            "--add-config cleanup.policy=delete, or set kafka.topic to another topic",
+        )
+    for topic in embeddings:
+        policy = configs.get(topic, {}).get("cleanup.policy", "compact")
+        if "compact" not in policy:
+            raise UsageError(
+                f"topic `{topic}` is not compacted (cleanup.policy={policy}): "
+                "it would forget users instead of keeping their last row",
+                hint=f"kafka-configs --alter --entity-type topics --entity-name {topic} "
+                "--add-config cleanup.policy=compact",
+            )
+    if "max.message.bytes" in activity and "max.message.bytes" in letters:
+        need = dead_letter_bytes(int(activity["max.message.bytes"]))
+        if int(letters["max.message.bytes"]) < need:
+            raise UsageError(
+                f"topic `{kafka.dead_letter_topic}` takes records of {letters['max.message.bytes']} bytes, "
+                f"`{kafka.topic}` of {activity['max.message.bytes']}: "
+                "the largest bad record would not fit and would stop the worker",
+                hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.dead_letter_topic} "
+                f"--add-config max.message.bytes={need}",
+            )
+
+
+def dead_letter_bytes(record_bytes: int) -> int:
+    """How large a dead letter can be whose original record has up to `record_bytes`: base64 and the envelope."""
+    return (record_bytes + 2) // 3 * 4 + ENVELOPE_BYTES
+
+
+def _topic_configs(admin: KafkaAdminClient, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.errors import KafkaError
+
+    resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+    try:
+        found = admin.describe_configs(resources, config_filter="all").get("topic", {})
+    except KafkaError as error:
+        log.warning("the topics' configuration cannot be read (%s): clean-up policies are not checked", error)
+        return {}
+    return {topic: {name: config["value"] for name, config in configs.items()} for topic, configs in found.items()}
+
+
+def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=kafka.ssl_cafile or None)
+        if kafka.ssl_certfile:
+            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile or None)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(
+            f"the TLS files of the kafka section cannot be loaded: {error}",
+            hint="check kafka.ssl_cafile, kafka.ssl_certfile and kafka.ssl_keyfile",
+        ) from error
+    return context

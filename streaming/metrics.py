@@ -1,0 +1,172 @@
+"""What the worker counts: the metrics of streaming/worker.py's table, and the summary at its end.
+
+A registry of its own per worker, so that two workers in one process (tests) do not share counters.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+# Logarithmic bins of 5 % width from 1 ms to about 1 day: quantiles to 5 %, constant memory.
+FRESHNESS_EDGES_MS: npt.NDArray[np.float64] = np.geomspace(1.0, 86_400_000.0, 376)
+
+
+@dataclass(frozen=True)
+class StreamSummary:
+    """What one run of a worker did. Freshness: from the broker's append of an event to its row being in the store."""
+
+    events: int  # decoded events whose users were written
+    dead_letters: int
+    batches: int
+    users: int  # user rows handled, a user once per batch
+    republished: int  # rows published again because another writer moved on meanwhile
+    refused: int  # writes that had to be merged and tried again
+    encode_failures: int
+    mismatched_keys: int
+    unknown_names: int
+    lost_events: int  # offsets that retention deleted before the group read them
+    seconds: float  # from joining the group to leaving it
+    events_per_second: float  # over the time between the first and the last batch
+    freshness_p50_ms: float | None  # None: no event was written
+    freshness_p99_ms: float | None
+    freshness_edges_ms: list[float] = field(default_factory=list)  # bins that hold anything, and their
+    freshness_counts: list[int] = field(default_factory=list)  # counts: one fewer than edges
+
+
+class Freshness:
+    """A histogram over FRESHNESS_EDGES_MS."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(len(FRESHNESS_EDGES_MS) - 1, np.int64)
+
+    def add(self, milliseconds: npt.NDArray[np.int64]) -> None:
+        """Times outside the bins count in the outermost ones: clocks of broker and worker may differ a little."""
+        inside = np.clip(milliseconds, FRESHNESS_EDGES_MS[0], FRESHNESS_EDGES_MS[-1] * (1 - 1e-9))
+        self.counts += np.histogram(inside, FRESHNESS_EDGES_MS)[0]
+
+    def quantile(self, q: float) -> float | None:
+        """ms; the upper edge of the bin where the quantile lies. None if empty."""
+        total = int(self.counts.sum())
+        if not total:
+            return None
+        bin_index = int(np.searchsorted(np.cumsum(self.counts), q * total))
+        return float(FRESHNESS_EDGES_MS[bin_index + 1])
+
+    def bins(self) -> tuple[list[float], list[int]]:
+        """(edges, counts) from the first to the last bin that holds anything."""
+        used = np.flatnonzero(self.counts)
+        if not len(used):
+            return [], []
+        first, last = used[0], used[-1] + 1
+        return FRESHNESS_EDGES_MS[first : last + 1].round(3).tolist(), self.counts[first:last].tolist()
+
+
+class StreamMetrics:
+    """Counts of one worker. See the table in streaming/worker.py."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"spoor_stream_{name}", text, labels, registry=self.registry)
+
+        self.records = counter("records", "records taken from the activity topic")
+        self.events = counter("events", "records that became events and were written")
+        self.dead = counter("dead_letters", "records that became dead letters", ("reason",))
+        self.mismatched = counter("mismatched_keys", "events whose record key is not their user id")
+        self.unknown = counter("unknown_names", "events with a name that is not configured", ("field",))
+        self.users = counter("users", "user rows handled")
+        self.refused = counter("refused_writes", "writes refused because the revision had moved, then merged")
+        self.encode_failures = counter("encode_failures", "histories that advanced without an embedding")
+        self.republished = counter("republished_rows", "rows published again: another writer had moved on")
+        self.lost = counter("lost_events", "offsets deleted by retention before they were read")
+        self.skipped = counter("skipped_records", "records taken before a rebalance and left to their new owner")
+        self.retried = counter("retries", "tries that failed and were repeated", ("step",))
+        self.batch_size = Histogram(
+            "spoor_stream_batch_records",
+            "records per batch",
+            buckets=(1, 3, 10, 30, 100, 300, 1000, 3000),
+            registry=self.registry,
+        )
+        self.step_seconds = Histogram(
+            "spoor_stream_step_seconds",
+            "time per step of a batch",
+            ("step",),
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+            registry=self.registry,
+        )
+        self.freshness_seconds = Histogram(
+            "spoor_stream_freshness_seconds",
+            "broker append of an event to its row being in the store",
+            buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
+            registry=self.registry,
+        )
+        self.partitions = Gauge("spoor_stream_partitions", "partitions assigned", registry=self.registry)
+        self.freshness = Freshness()
+        self.batches = 0
+        self._started = time.monotonic()
+        self._first_batch: float | None = None
+        self._last_batch: float | None = None
+
+    def serve(self, port: int) -> None:
+        """Exposes the metrics on 127.0.0.1:`port`. Raises OSError if the port is taken."""
+        start_http_server(port, addr="127.0.0.1", registry=self.registry)
+
+    def start(self) -> None:
+        """The worker joins its group now."""
+        self._started = time.monotonic()
+
+    def batch_started(self, records: int) -> None:
+        self._first_batch = self._first_batch or time.monotonic()
+        self.records.inc(records)
+        self.batch_size.observe(records)
+
+    def batch_done(self) -> None:
+        self.batches += 1
+        self._last_batch = time.monotonic()
+
+    def written(self, append_times_ms: npt.NDArray[np.int64], now_ms: int) -> None:
+        """These events are readable now."""
+        waited_ms = now_ms - append_times_ms
+        self.events.inc(len(waited_ms))
+        self.freshness.add(waited_ms)
+        for milliseconds in waited_ms.tolist():
+            self.freshness_seconds.observe(milliseconds / 1000)
+
+    def total(self, name: str) -> int:
+        """The value of a counter, summed over its labels."""
+        return sum(
+            int(sample.value)
+            for metric in self.registry.collect()
+            if metric.name == f"spoor_stream_{name}"
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        )
+
+    def summary(self) -> StreamSummary:
+        events = self.total("events")
+        busy = (self._last_batch or 0.0) - (self._first_batch or 0.0)
+        edges, counts = self.freshness.bins()
+        return StreamSummary(
+            events=events,
+            dead_letters=self.total("dead_letters"),
+            batches=self.batches,
+            users=self.total("users"),
+            republished=self.total("republished_rows"),
+            refused=self.total("refused_writes"),
+            encode_failures=self.total("encode_failures"),
+            mismatched_keys=self.total("mismatched_keys"),
+            unknown_names=self.total("unknown_names"),
+            lost_events=self.total("lost_events"),
+            seconds=round(time.monotonic() - self._started, 3),
+            events_per_second=round(events / busy, 1) if busy > 0 else 0.0,
+            freshness_p50_ms=self.freshness.quantile(0.5),
+            freshness_p99_ms=self.freshness.quantile(0.99),
+            freshness_edges_ms=edges,
+            freshness_counts=counts,
+        )

@@ -1,0 +1,261 @@
+"""One batch of records on its way into the store and the topics: the steps of streaming/worker.py, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import faust
+from aiokafka.errors import KafkaError
+from faust.exceptions import ProducerSendError
+
+from activity.errors import InfrastructureError, SpoorError
+from streaming.broker import check_topics
+from streaming.core import Record, decode_batch, group_batch, lost_range
+from streaming.dead_letters import DeadLetter, encode_dead_letter
+from streaming.fail_points import FailPoint
+from streaming.metrics import StreamMetrics
+from streaming.ownership import Ownership
+from streaming.publisher import Publisher, send_all
+from streaming.settings import WorkerSettings
+from streaming.stores import Stores, open_stores, releases_to_keep_fresh
+
+if TYPE_CHECKING:
+    from faust.types import TP, EventT
+    from store.writer import UpdateResult
+
+    from streaming.core import UserBatch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_FAIL_POINT_AFTER = {"encoded": "after-encode", "written": "after-write"}
+_SERVER_FAILURES = (InfrastructureError, KafkaError, ProducerSendError, ConnectionError, TimeoutError)
+_APPEND_TIME = 1  # Kafka's code for record times given by the broker
+
+
+class BatchProcessor:
+    """Handles batches one after the other. `failed` and `enough` tell the runner when to stop."""
+
+    def __init__(self, settings: WorkerSettings, app: faust.App, *, count: int | None = None) -> None:
+        self.settings = settings
+        self.app = app
+        self.metrics = StreamMetrics()
+        self.fail_point = FailPoint(settings.stream.fail_point)
+        self.count = count
+        self.taken = 0
+        self.failure: BaseException | None = None
+        self.finished = asyncio.Event()
+        self.progress = time.monotonic()
+        self._ownership = Ownership(settings.stream.cache_users)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._stores: Stores | None = None
+        self._publisher: Publisher | None = None
+        self._step_started = 0.0
+        self._told_create_time = False
+
+    async def open(self) -> None:
+        """Loads releases, opens the store, checks the topics. Slow (seconds), so it comes before joining the group."""
+        releases = releases_to_keep_fresh(self.settings)
+        partitions = await self.in_thread(check_topics, self.settings.kafka, releases)
+        self._stores = await self.in_thread(open_stores, self.settings, releases, observe=self._observe)
+        self._publisher = Publisher(
+            {release: self.settings.kafka.embedding_topic(release) for release in releases},
+            send=self._send,
+            reads=self._stores.online,
+            in_thread=self.in_thread,
+        )
+        topic = self.settings.kafka.topic
+        log.info("keeping %s fresh from %s (%d partitions)", ", ".join(releases), topic, partitions[topic])
+
+    def close(self) -> None:
+        # A thread that hangs in a store must not keep a failed worker alive.
+        self._thread.shutdown(wait=self.failure is None, cancel_futures=True)
+
+    def fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error
+        self.finished.set()
+
+    async def in_thread(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Runs a blocking call in the one thread that touches the store."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **options))
+
+    async def handle(self, events: Sequence[EventT]) -> None:
+        """One batch: steps 2 to 9 of streaming/worker.py. Raises InfrastructureError when a server stays away."""
+        current = self._of_this_generation(events)
+        if not current:
+            return
+        self.metrics.batch_started(len(current))
+        decoded = decode_batch(map(self._record, current), self.settings.events)
+        await self._tried("dead-letters", lambda: self._send_dead_letters(decoded.dead_letters))
+        line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
+        if decoded.events:
+            batch = group_batch(decoded, max_events=self.settings.history.max_events, as_of=self.settings.stream.as_of)
+            self._ownership.note(batch.user_ids, batch.partitions)
+            result = await self._tried("store", lambda: self._update(batch))
+            now_ms = time.time_ns() // 1_000_000
+            self.metrics.written(decoded.append_times_ms, now_ms)
+            oldest = now_ms - int(decoded.append_times_ms.min())
+            republished = await self._tried("published", lambda: self._publish(result))
+            self.fail_point.reached("after-publish")
+            self._count(result, decoded.mismatched_keys, decoded.unknown_names, republished)
+            line |= {"users": len(result.users), "changed": int(result.changed.sum())}
+            line |= {"refused": result.refused, "republished": republished, "oldest_ms": oldest}
+        for event in current:
+            event.ack()
+        await self._tried("committed", self._commit)
+        self.metrics.batch_done()
+        self.progress = time.monotonic()
+        log.info("batch %s", " ".join(f"{name}={value}" for name, value in line.items()))
+        self.taken += len(current)
+        if self.count is not None and self.taken >= self.count:
+            self.finished.set()
+
+    async def assigned(self, assigned: Iterable[TP]) -> None:
+        """After a rebalance: forgets the histories of lost partitions, and reports what retention took from ours."""
+        partitions = sorted(tp.partition for tp in assigned)
+        self.metrics.partitions.set(len(partitions))
+        log.info("partitions %s", " ".join(map(str, partitions)) or "none")
+        gone = self._ownership.keep_only(partitions)
+        if gone and self._stores is not None:
+            await self.in_thread(self._stores.cache.drop, gone)
+        self.progress = time.monotonic()
+        try:
+            await self._report_lost(list(assigned))
+        except (KafkaError, TimeoutError) as error:
+            log.warning("whether retention has deleted unread events could not be checked: %r", error)
+
+    # -- steps
+
+    def _of_this_generation(self, events: Sequence[EventT]) -> list[EventT]:
+        """A batch taken before a rebalance belongs, unacknowledged, to its new owner. What is left out must leave
+        Faust's set of unacknowledged messages too, or the next rebalance would wait for it."""
+        generation = self.app.consumer_generation_id
+        current = [event for event in events if event.message.generation_id == generation]
+        if len(current) < len(events):
+            kept = set(map(id, current))
+            for event in events:
+                if id(event) not in kept:
+                    self.app.consumer.unacked.discard(event.message)
+            self.metrics.skipped.inc(len(events) - len(current))
+            log.info("left %d records to their new owner", len(events) - len(current))
+        return current
+
+    def _record(self, event: EventT) -> Record:
+        message = event.message
+        if message.timestamp_type != _APPEND_TIME and not self._told_create_time:
+            self._told_create_time = True
+            log.warning(
+                "records of %s carry their producers' times: freshness and the check against future events trust them; "
+                "set message.timestamp.type=LogAppendTime on the topic",
+                message.topic,
+            )
+        headers = message.headers or ()
+        return Record(
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            append_time_ms=round(message.timestamp * 1000),
+            key=message.key,
+            value=message.value,
+            headers=tuple(headers.items() if isinstance(headers, dict) else headers),
+        )
+
+    async def _send_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        topic = self.settings.kafka.dead_letter_topic
+        await send_all(self._send, ((topic, *encode_dead_letter(letter)) for letter in letters))
+        for letter in letters:
+            self.metrics.dead.labels(letter.reason).inc()
+            log.info("dead letter %s: %s (%s: %s)", letter.origin, letter.reason, letter.field, letter.found)
+
+    async def _update(self, batch: UserBatch) -> UpdateResult:
+        assert self._stores is not None, "open() comes first"
+        self._step_started = time.perf_counter()
+        self.fail_point.reached("before-read")
+        return await self.in_thread(self._stores.writer.update, batch.user_ids, batch.events, as_of_ms=batch.as_of_ms)
+
+    async def _publish(self, result: UpdateResult) -> int:
+        assert self._publisher is not None, "open() comes first"
+        return await self._publisher.publish(result.rows)
+
+    async def _commit(self) -> None:
+        # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure.
+        await asyncio.wait_for(self.app.consumer.commit(), timeout=3 * self.settings.kafka.request_timeout_seconds)
+
+    # -- helpers of the steps
+
+    async def _tried(self, step: str, action: Callable[[], Awaitable[T]]) -> T:
+        """Runs a step; where its server fails, again after a wait that doubles, `retries` times in all."""
+        stream = self.settings.stream
+        for attempt in range(1, stream.retries + 1):
+            started = time.perf_counter()
+            try:
+                result = await action()
+                if step != "store":  # the writer's own steps are observed one by one
+                    self.metrics.step_seconds.labels(step).observe(time.perf_counter() - started)
+                return result
+            except _SERVER_FAILURES as error:
+                if attempt == stream.retries:
+                    raise _gave_up(step, attempt, error) from error
+                wait = stream.retry_seconds * 2 ** (attempt - 1)
+                self.metrics.retried.labels(step).inc()
+                log.warning("%s failed (%s), try %d follows in %.1f s", step, _brief(error), attempt + 1, wait)
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _observe(self, step: str) -> None:
+        """Called by the writer, in the store's thread, after each of its steps."""
+        now = time.perf_counter()
+        self.metrics.step_seconds.labels(step).observe(now - self._step_started)
+        self._step_started = now
+        self.fail_point.reached(_FAIL_POINT_AFTER.get(step, ""))
+        if self.app.rebalancing:
+            self.fail_point.reached("during-rebalance")
+
+    async def _send(self, topic: str, key: bytes, value: bytes) -> Awaitable[object]:
+        return await self.app.producer.send(topic, key, value, None, None, None)
+
+    def _count(self, result: UpdateResult, mismatched_keys: int, unknown_names: Any, republished: int) -> None:
+        self.metrics.users.inc(len(result.users))
+        self.metrics.refused.inc(result.refused)
+        self.metrics.encode_failures.inc(result.encode_failures)
+        self.metrics.republished.inc(republished)
+        self.metrics.mismatched.inc(mismatched_keys)
+        for field, events in unknown_names.items():
+            self.metrics.unknown.labels(field).inc(events)
+
+    async def _report_lost(self, assigned: Sequence[TP]) -> None:
+        if not assigned:
+            return
+        timeout = self.settings.kafka.request_timeout_seconds
+        earliest = await asyncio.wait_for(self.app.consumer.earliest_offsets(*assigned), timeout)
+        for tp in assigned:
+            committed = await asyncio.wait_for(_committed(self.app, tp), timeout)
+            lost = lost_range(committed=committed, earliest=earliest[tp])
+            if lost is not None:
+                self.metrics.lost.inc(lost[1] - lost[0])
+                log.error(
+                    "retention deleted unread events: %s partition %d offsets %d to %d; restore them with "
+                    "`spoor backfill` if the lake has them, and raise the topic's retention",
+                    tp.topic, tp.partition, lost[0], lost[1] - 1,
+                )  # fmt: skip
+
+
+async def _committed(app: faust.App, tp: TP) -> int | None:
+    """The group's committed offset. Faust exposes it only after its seek, which hides a lost range."""
+    thread: Any = app.consumer._thread  # type: ignore[attr-defined]
+    return await thread.call_thread(thread._ensure_consumer().committed, tp)
+
+
+def _gave_up(step: str, tries: int, error: BaseException) -> SpoorError:
+    hint = getattr(error, "hint", "") or "bring the server back and start the worker again: nothing was lost"
+    return InfrastructureError(f"{step} failed {tries} times, the worker stops: {_brief(error)}", hint=hint)
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, SpoorError) else f"{type(error).__name__}: {text}"

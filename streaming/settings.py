@@ -1,0 +1,52 @@
+"""Settings of the stream, and the part of all settings that this room reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from activity.errors import UsageError
+from activity.settings import EventSettings, HistorySettings, KafkaSettings
+from feature_repo.settings import FeatureSettings
+
+FAIL_POINTS = ("before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    group: str = "spoor"  # Kafka consumer group; workers of one group share the partitions
+    batch_events: int = 1000  # most events taken at once
+    batch_seconds: float = 0.2  # longest wait for a batch to fill
+    cache_users: int = 100_000  # histories kept in memory per worker
+    as_of: Literal["append", "event"] = "append"  # a row's as-of time; "event" when old data are replayed
+    retries: int = 5  # tries of a step whose server fails before the worker stops
+    retry_seconds: float = 0.25  # wait before the second try; doubles each time
+    stall_seconds: float = 120.0  # without progress while events wait, the worker stops
+    metrics_port: int = 0  # Prometheus metrics on 127.0.0.1; 0 = none
+    releases: tuple[str, ...] = ()  # releases to keep fresh; empty = every live release in the folder
+    fail_point: str = ""  # tests only: NAME or NAME:N, the worker kills itself there (the N-th time)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_events", "retries"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"stream.{name} is {getattr(self, name)}", hint="it must be at least 1")
+        if self.batch_seconds <= 0:
+            raise UsageError(f"stream.batch_seconds is {self.batch_seconds}", hint="it must be above 0")
+
+
+class WorkerSettings(Protocol):
+    """What this room needs of the composed settings (spoor/config.py)."""
+
+    @property
+    def state_folder(self) -> Path: ...
+    @property
+    def kafka(self) -> KafkaSettings: ...
+    @property
+    def events(self) -> EventSettings: ...
+    @property
+    def history(self) -> HistorySettings: ...
+    @property
+    def features(self) -> FeatureSettings: ...
+    @property
+    def stream(self) -> StreamSettings: ...

@@ -1,0 +1,53 @@
+"""Opens what a batch is written with: the encoders of the live releases, the online store, and the writer.
+
+The heavy imports (Feast, PyTorch) happen here, when a worker starts, and not when this module is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from activity.errors import UsageError
+from feature_repo.releases import live_releases
+from streaming.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from store.online import OnlineStore
+    from store.writer import GuardedWriter, HistoryCache
+
+
+@dataclass(frozen=True)
+class Stores:
+    online: OnlineStore
+    writer: GuardedWriter
+    cache: HistoryCache
+
+
+def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
+    """The configured releases, else every live one in the folder. Raises UsageError for an unknown name or none."""
+    folder = settings.features.releases_folder
+    live = [release.name for release in live_releases(folder)]
+    chosen = list(settings.stream.releases) or live
+    unknown = [name for name in chosen if name not in live]
+    if unknown or not chosen:
+        found = f"found {', '.join(live)}" if live else "it holds no live release"
+        wanted = f"release `{unknown[0]}` is not in" if unknown else "nothing to keep fresh in"
+        raise UsageError(
+            f"{wanted} {folder}: {found}", hint="train one with `spoor pretrain`, or correct stream.releases"
+        )
+    return chosen
+
+
+def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: Callable[[str], None]) -> Stores:
+    """Raises UsageError, DataError or InfrastructureError of the rooms below."""
+    from encoder.inference import load_encoders
+    from store.online import open_online
+    from store.writer import GuardedWriter, HistoryCache
+
+    online = open_online(settings.features)
+    encoders = load_encoders(settings.features.releases_folder, list(releases))
+    cache = HistoryCache(settings.stream.cache_users)
+    writer = GuardedWriter(online, encoders, history=settings.history, cache=cache, observe=observe)
+    return Stores(online, writer, cache)

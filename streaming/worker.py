@@ -1,0 +1,308 @@
+"""The stream worker: activity events in, fresh histories and embeddings in Feast and in the embedding topics.
+
+`build_app` wires one Faust agent to `BatchProcessor.handle` (streaming/processor.py), the one place where a batch is
+decoded, written, published and only then acknowledged; `run_worker` runs it from start to end. The steps, and what a
+crash right after each of them does:
+
+ 1. take up to `batch_events` records, waiting `batch_seconds` at most      nothing happened: delivered again
+ 2. leave out records of an earlier generation of the group                 their new owner takes them
+ 3. decode: events and dead letters                                         nothing happened: delivered again
+ 4. produce the dead letters, await their acknowledgement                   produced again under the same key
+ 5. group by user; read, merge, encode (in a thread)                        nothing happened: delivered again
+ 6. compare-and-set write of history and embeddings (same thread)           delivered again, merging changes nothing,
+                                                                            the rows found are published
+ 7. publish every user's row, changed or not, await the acknowledgements    published again, same rows
+ 8. read the rows again, publish who moved on meanwhile                     delivered again, steps 7 and 8 repeat
+ 9. acknowledge the records in order, commit the offsets                    after the commit: done
+
+A step whose server fails is tried `retries` times with growing waits; then the worker stops, offsets uncommitted, and
+`run_worker` raises InfrastructureError (exit code 3). Nothing a record holds stops the worker: it is a dead letter.
+
+Metrics (Prometheus, prefix spoor_stream_):
+  records_total             records taken                events_total              events written
+  dead_letters_total        by reason                    mismatched_keys_total     key is not the user id
+  unknown_names_total       by field                     users_total               user rows handled
+  refused_writes_total      merged and tried again       encode_failures_total     embedding left to the sweep
+  republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
+  skipped_records_total     left to their new owner      retries_total             by step
+  batch_records             histogram                    step_seconds              by step: read, merged, encoded,
+  freshness_seconds         append → in the store                                  written, dead-letters, published,
+  partitions                assigned now                                           committed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import faust
+from aiokafka.errors import KafkaError
+from faust import streams
+
+from activity.errors import InfrastructureError, UsageError
+from activity.files import atomic_write
+from streaming.broker import broker_urls, credentials
+from streaming.metrics import StreamSummary
+from streaming.processor import BatchProcessor
+from streaming.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from faust.types import TP
+
+log = logging.getLogger(__name__)
+
+_POLL_RECORDS = 500  # small polls keep the consumer thread answering the group coordinator
+_MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a record may be
+_STOP_SECONDS = 60.0  # for the batch in flight and the commit
+_WATCH_SECONDS = 5.0
+
+
+class StreamApp(faust.App):
+    """A Faust app without tables or web server, and the processor that its agent feeds."""
+
+    processor: BatchProcessor
+
+    def _create_directories(self) -> None:
+        """Faust keeps tables and logs there; this app has neither, and the state folder may be read-only."""
+
+
+def build_app(settings: WorkerSettings) -> StreamApp:
+    """The Faust app with its one agent. Connects to nothing; `run_worker` starts it. Raises UsageError."""
+    refuse_pure_python()
+    kafka, stream = settings.kafka, settings.stream
+    app = StreamApp(
+        stream.group,
+        broker=broker_urls(kafka),
+        broker_credentials=credentials(kafka),
+        broker_client_id="spoor-stream",
+        broker_session_timeout=kafka.session_timeout_seconds,
+        broker_heartbeat_interval=kafka.session_timeout_seconds / 4,
+        # Faust refuses a request timeout below the session's.
+        broker_request_timeout=max(kafka.request_timeout_seconds, kafka.session_timeout_seconds + 1),
+        broker_max_poll_records=_POLL_RECORDS,
+        consumer_auto_offset_reset="earliest",
+        producer_request_timeout=kafka.request_timeout_seconds,
+        producer_max_request_size=_MAX_REQUEST_BYTES,
+        stream_buffer_maxsize=2 * stream.batch_events,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        autodiscover=False,
+    )
+    app.processor = BatchProcessor(settings, app)
+    # Raw bytes: what Faust cannot decode it acknowledges before an agent sees it.
+    topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", value_type=bytes, allow_empty=True)
+
+    @app.agent(topic, name="keep-fresh")
+    async def keep_fresh(stream_of_events: Any) -> None:
+        async for events in stream_of_events.noack_take(stream.batch_events, within=stream.batch_seconds):
+            try:
+                await app.processor.handle(events)
+            except Exception as error:  # Faust would restart the agent and go on with the next batch
+                app.processor.fail(error)
+                await asyncio.Event().wait()  # nothing more is taken until the app has stopped
+
+    @app.on_partitions_revoked.connect
+    async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
+        if revoked:
+            app.processor.fail_point.reached("during-rebalance")
+
+    @app.on_partitions_assigned.connect
+    async def on_assigned(_: Any, assigned: set[TP], **__: Any) -> None:
+        await app.processor.assigned(assigned)
+
+    return app
+
+
+def refuse_pure_python() -> None:
+    """Raises UsageError where Faust runs without its C extension: its Python path acknowledges records of an earlier
+    generation that it skips, which loses them."""
+    if streams._CStreamIterator is None:
+        raise UsageError(
+            "Faust runs without its C extension, in which case it may lose events during a rebalance",
+            hint="unset NO_CYTHON and install the faust-streaming wheel of this platform",
+        )
+
+
+def run_worker(
+    settings: WorkerSettings,
+    *,
+    count: int | None = None,
+    timeout_seconds: float | None = None,
+    summary_file: Path | None = None,
+) -> StreamSummary:
+    """Works until SIGTERM or SIGINT, until at least `count` records were taken, or for `timeout_seconds`; in each case
+    the batch in flight is finished and committed.
+
+    Raises UsageError or DataError for what must be changed first, InfrastructureError when a server stays away; the
+    offsets of what was not written are then uncommitted. The summary file is written in both cases."""
+    with _quiet_libraries():
+        return asyncio.run(_run(settings, count, timeout_seconds, summary_file))
+
+
+async def _run(
+    settings: WorkerSettings, count: int | None, timeout_seconds: float | None, summary_file: Path | None
+) -> StreamSummary:
+    app = build_app(settings)
+    processor = app.processor
+    processor.count = count
+    metrics = processor.metrics
+    _stop_on_signals(processor.finished)
+    if settings.stream.metrics_port:
+        _serve_metrics(app, settings.stream.metrics_port)
+    watch: asyncio.Task[None] | None = None
+    try:
+        await processor.open()
+        if not processor.finished.is_set():
+            metrics.start()
+            await _start(app, settings)
+            watch = asyncio.create_task(_watch(app, settings.stream.stall_seconds))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(processor.finished.wait(), timeout_seconds)
+    finally:
+        if watch is not None:
+            watch.cancel()
+        if app.started:
+            await _stop(app)
+        processor.close()
+        summary = metrics.summary()
+        if summary_file is not None:
+            atomic_write(summary_file, json.dumps(asdict(summary)).encode())
+    _log_summary(summary)
+    if processor.failure is not None:
+        raise processor.failure
+    return summary
+
+
+async def _start(app: StreamApp, settings: WorkerSettings) -> None:
+    try:
+        await app.start()
+    except KafkaError as error:
+        raise InfrastructureError(
+            f"the worker cannot join group `{settings.stream.group}` at {settings.kafka.address}: {error}",
+            hint="check the broker and the rights of this user on the group",
+        ) from error
+
+
+async def _stop(app: StreamApp) -> None:
+    """Finishes the batch in flight and commits it; after a failure commits only what was acknowledged before."""
+    if app.processor.failure is not None:
+        app.conf.stream_wait_empty = False
+        app.consumer.unacked.clear()
+    try:
+        await asyncio.wait_for(app.stop(), _STOP_SECONDS)
+    except TimeoutError:
+        app.processor.fail(
+            InfrastructureError(
+                f"the worker did not stop within {_STOP_SECONDS:.0f} s",
+                hint="nothing was lost: what is not committed is delivered again",
+            )
+        )
+
+
+async def _watch(app: StreamApp, stall_seconds: float) -> None:
+    """Ends the worker when Faust has crashed, or when events wait and nothing has been committed for too long: a
+    consumer that hangs after a rebalance looks alive to everybody else."""
+    processor = app.processor
+    while not processor.finished.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(app._crashed.wait(), _WATCH_SECONDS)
+        if app.crashed:
+            reason = app.crash_reason
+            processor.fail(
+                InfrastructureError(
+                    f"the stream crashed: {type(reason).__name__}: {reason}",
+                    hint="nothing was lost: start the worker again",
+                )
+            )
+        elif time.monotonic() - processor.progress < stall_seconds:
+            continue
+        elif not await _waiting(app):
+            processor.progress = time.monotonic()
+        else:
+            processor.fail(
+                InfrastructureError(
+                    f"no progress for {stall_seconds:.0f} s although events wait",
+                    hint="nothing was lost: start the worker again (stream.stall_seconds sets this limit)",
+                )
+            )
+
+
+async def _waiting(app: StreamApp) -> bool:
+    """Whether a batch is unfinished or the position lies before the end of an assigned partition."""
+    consumer = app.consumer
+    if len(consumer.unacked):
+        return True
+    assigned = consumer.assignment()
+    try:
+        ends = await asyncio.wait_for(consumer.highwaters(*assigned), 10.0) if assigned else {}
+        positions = {tp: await asyncio.wait_for(consumer.position(tp), 10.0) for tp in assigned}
+    except TimeoutError:
+        return True
+    return any((positions[tp] or 0) < ends[tp] for tp in assigned)
+
+
+def _stop_on_signals(finished: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Only the main thread can set handlers; elsewhere the caller stops the worker by count or timeout.
+        with suppress(ValueError, RuntimeError):
+            loop.add_signal_handler(number, finished.set)
+
+
+def _serve_metrics(app: StreamApp, port: int) -> None:
+    try:
+        app.processor.metrics.serve(port)
+    except OSError as error:
+        raise UsageError(
+            f"metrics cannot be served on 127.0.0.1:{port}: {error.strerror}",
+            hint="set stream.metrics_port to a free port, or to 0 for none",
+        ) from error
+
+
+def _log_summary(summary: StreamSummary) -> None:
+    short = replace(summary, freshness_edges_ms=[], freshness_counts=[])
+    fields = {name: value for name, value in asdict(short).items() if not isinstance(value, list)}
+    log.info("stopped %s", " ".join(f"{name}={value}" for name, value in fields.items()))
+
+
+class _OneLine(logging.Formatter):
+    """Errors of the libraries as one line: what they mean for the operator is in the line that ends the command."""
+
+    def formatException(self, ei) -> str:
+        return f"{ei[0].__name__}: {' '.join(str(ei[1]).split())}" if ei and ei[0] else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).replace("\n", " ")
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Worker lines from INFO, library lines from ERROR, all to stderr, one line each. Where the caller has set up
+    logging of its own, that stays."""
+    root = logging.getLogger()
+    if root.handlers:
+        yield
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root.addHandler(handler)
+    ours = logging.getLogger("streaming")
+    level, root_level = ours.level, root.level
+    root.setLevel(logging.ERROR)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(root_level)
+        ours.setLevel(level)
