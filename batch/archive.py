@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
 
 from activity.errors import DataError, EventError, UsageError
 from activity.events import decode_event, unknown_names
@@ -174,7 +175,7 @@ def plan_archive(
 
 def build(
     pipeline: beam.Pipeline, items: list[KafkaRange], settings: ArchiveSettings, failures: Failures
-) -> beam.PCollection[str]:
+) -> PCollection[str]:
     """The pipeline: one element per offset range, one DoFn that lands it."""
     landing = LandRange(settings.kafka, settings.events, settings.lake, failures)
     return (

@@ -1,0 +1,173 @@
+"""From the lake to histories, one user bucket at a time, as Arrow tables that travel between Beam steps.
+
+Two readings: `newest_histories` keeps only each user's newest L events while it walks a bucket's files, so memory is
+bounded by users × L; `snapshot_rows` needs a bucket's whole past at once (20 bytes an event and the user ids), because
+every snapshot looks at another part of it. More lake.buckets make both smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from activity.events import EVENT_SCHEMA
+from activity.history import EVENT_DTYPE, Histories, concat, group_events, history_values, merge
+from activity.lake import Lake
+
+SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
+FOLD_EVENTS = 1_000_000  # events that are gathered before they are merged into the histories
+_UNBOUNDED = np.iinfo(np.int64).max
+_EVENT_TYPE = pa.struct(
+    [("timestamp", pa.int64()), ("item", pa.uint64()), ("action", pa.uint16()), ("surface", pa.uint16())]
+)
+BATCH_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("as_of_ms", pa.int64(), nullable=False),  # from when on this history was known
+        pa.field("history", pa.list_(_EVENT_TYPE), nullable=False),  # oldest first
+    ]
+)
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class UserBatch:
+    """Row i: a user, its history, and from when on it was known (ms)."""
+
+    user_ids: list[str]
+    histories: Histories
+    as_of_ms: Int64s
+
+    def take(self, rows: npt.ArrayLike) -> UserBatch:
+        rows = np.asarray(rows, np.int64)
+        return UserBatch([self.user_ids[row] for row in rows], self.histories.take(rows), self.as_of_ms[rows])
+
+    def to_arrow(self) -> pa.Table:
+        """As BATCH_SCHEMA; numbers are copied column by column, never event by event."""
+        values = self.histories.values
+        columns = [pa.array(np.ascontiguousarray(values[field.name]), field.type) for field in _EVENT_TYPE]
+        events = pa.StructArray.from_arrays(columns, fields=list(_EVENT_TYPE))
+        offsets = pa.array(self.histories.offsets.astype(np.int32))
+        history = pa.ListArray.from_arrays(offsets, events, type=pa.list_(_EVENT_TYPE))
+        return pa.table([pa.array(self.user_ids, pa.string()), pa.array(self.as_of_ms), history], schema=BATCH_SCHEMA)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> UserBatch:
+        history = table["history"].combine_chunks()
+        events = history.flatten()
+        values = np.empty(len(events), EVENT_DTYPE)
+        for index, field in enumerate(_EVENT_TYPE):
+            values[field.name] = events.field(index).to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(history.value_lengths().to_numpy())]).astype(np.int64)
+        return cls(table["user_id"].to_pylist(), Histories(values, offsets), table["as_of_ms"].to_numpy())
+
+
+def newest_histories(
+    lake: Lake,
+    bucket: int,
+    *,
+    max_events: int,
+    to_ms: int | None = None,
+    as_of: Literal["append", "event"] = "append",
+    fold_events: int = FOLD_EVENTS,
+) -> UserBatch:
+    """Every user of the bucket with an event before `to_ms`, by user id, and its newest `max_events` of these.
+
+    as_of_ms is `to_ms` where given; else, as in the stream, the latest append time of the user's events, or with
+    `as_of="event"` the latest event time.
+    """
+    state = UserBatch([], Histories.empty(0), np.empty(0, np.int64))
+    columns = [*EVENT_SCHEMA.names, "append_time"]
+    pending: list[pa.Table] = []
+    for table in lake.batches(bucket=bucket, to_ms=to_ms, columns=columns):
+        pending.append(table)
+        if sum(map(len, pending)) >= fold_events:
+            state = _fold(state, pa.concat_tables(pending), max_events=max_events, as_of=as_of)
+            pending = []
+    if pending:
+        state = _fold(state, pa.concat_tables(pending), max_events=max_events, as_of=as_of)
+    batch = state.take(np.argsort(np.array(state.user_ids, object), kind="stable"))
+    if to_ms is None:
+        return batch
+    return UserBatch(batch.user_ids, batch.histories, np.full(len(batch.user_ids), to_ms, np.int64))
+
+
+def snapshot_times(from_ms: int, to_ms: int, every_ms: int) -> list[int]:
+    """from_ms, from_ms + every_ms, … up to and including to_ms."""
+    return list(range(from_ms, to_ms + 1, every_ms))
+
+
+def snapshot_batches(
+    lake: Lake, bucket: int, *, times_ms: Sequence[int], max_events: int, slice_users: int = SLICE_USERS
+) -> Iterator[UserBatch]:
+    """The bucket's histories as they were at each of the ascending times, in slices of at most `slice_users` rows.
+
+    A row is one user at one time T: the newest `max_events` events before T; as_of_ms is T. Only users with an event
+    since the previous time have a row (at the first time: every user with an event before it).
+    """
+    table = lake.read(bucket=bucket, to_ms=times_ms[-1], columns=EVENT_SCHEMA.names)
+    user_ids, histories = group_events(table["user_id"].to_pylist(), history_values(table), max_events=_UNBOUNDED)
+    rows = snapshot_rows(histories, times_ms)
+    by_time_and_user = sorted(range(len(rows.ends)), key=lambda row: (rows.times[row], user_ids[rows.users[row]]))
+    order = np.array(by_time_and_user, np.int64)
+    for at in range(0, len(order), slice_users):
+        part = order[at : at + slice_users]
+        ends = rows.ends[part]
+        starts = np.maximum(histories.offsets[rows.users[part]], ends - max_events)
+        yield UserBatch(
+            [user_ids[user] for user in rows.users[part]],
+            _spans(histories, starts, ends),
+            np.array(times_ms, np.int64)[rows.times[part]],
+        )
+
+
+@dataclass(frozen=True)
+class SnapshotRows:
+    """Row i: user `users[i]` at time index `times[i]` has seen its events up to position `ends[i]` of the values."""
+
+    users: Int64s
+    times: Int64s
+    ends: Int64s
+
+
+def snapshot_rows(histories: Histories, times_ms: Sequence[int]) -> SnapshotRows:
+    """Which users changed between which times. `histories` are whole, not cut to the newest L."""
+    users = np.repeat(np.arange(histories.count), histories.lengths)
+    # an event is seen from the first time that lies after it
+    seen_from = np.searchsorted(np.asarray(times_ms, np.int64), histories.values["timestamp"], side="right")
+    last_of_group = np.ones(len(users), bool)
+    last_of_group[:-1] = (users[1:] != users[:-1]) | (seen_from[1:] != seen_from[:-1])
+    at = np.flatnonzero(last_of_group & (seen_from < len(times_ms)))
+    return SnapshotRows(users[at], seen_from[at], at + 1)
+
+
+def _spans(histories: Histories, starts: Int64s, ends: Int64s) -> Histories:
+    """The events values[starts[i]:ends[i]] as the history of row i."""
+    lengths = ends - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Histories(histories.values[positions], offsets)
+
+
+def _fold(state: UserBatch, table: pa.Table, *, max_events: int, as_of: Literal["append", "event"]) -> UserBatch:
+    """`state` with the table's events merged in; new users come last."""
+    names = table["user_id"].to_pylist()
+    values = history_values(table)
+    found, histories = group_events(names, values, max_events=max_events)
+    rows = {user: row for row, user in enumerate(state.user_ids)}
+    user_ids = list(dict.fromkeys([*state.user_ids, *found]))
+    known = len(state.user_ids)
+    rows |= {user: known + row for row, user in enumerate(user_ids[known:])}
+    times = table["append_time"].to_numpy() if as_of == "append" else values["timestamp"]
+    as_of_ms = np.concatenate([state.as_of_ms, np.full(len(user_ids) - known, np.iinfo(np.int64).min)])
+    np.maximum.at(as_of_ms, np.array([rows[user] for user in names], np.int64), times)
+    old = concat([state.histories, Histories.empty(len(user_ids) - known)])
+    position = np.full(len(user_ids), len(found), np.int64)  # of the empty history that is appended
+    position[[rows[user] for user in found]] = np.arange(len(found))
+    new = concat([histories, Histories.empty(1)]).take(position)
+    return UserBatch(user_ids, merge(old, new, max_events=max_events), as_of_ms)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from activity.events import Event
+from activity.hashing import hash_item, hash_name
+from activity.history import EVENT_DTYPE, Histories, equal_rows
+from activity.lake import LAKE_SCHEMA, Lake
+from batch.histories import UserBatch, newest_histories, snapshot_batches, snapshot_times
+
+L = 5
+Rows = list[tuple[int, int, int, int]]
+
+
+def _events(seed: int, count: int) -> list[Event]:
+    random = np.random.default_rng(seed)
+    return [
+        Event(f"user-{u}", f"item-{i}", ("view", "buy")[a], "web", 1_000_000 + int(t))
+        for u, i, a, t in zip(
+            random.integers(0, 13, count),
+            random.integers(0, 6, count),
+            random.integers(0, 2, count),
+            random.integers(0, 50, count) * 10,  # many equal times
+            strict=True,
+        )
+    ]
+
+
+def _lake(folder: Path, parts: list[list[Event]]) -> Lake:
+    lake = Lake(folder, buckets=3)
+    offset = 0
+    for number, events in enumerate(parts):
+        rows = [(*event, 0, offset + n, 5_000_000 + offset + n) for n, event in enumerate(events)]
+        columns = list(zip(*rows, strict=True)) or [()] * len(LAKE_SCHEMA)
+        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, LAKE_SCHEMA, strict=True)], schema=LAKE_SCHEMA)
+        lake.write(f"item-{number}", table, {"topic": "t", "partition": 0, "start": offset, "end": offset + len(rows)})
+        offset += len(rows)
+    return lake
+
+
+def _expected(events: list[Event], *, before: int | None = None) -> dict[str, Rows]:
+    """The newest L by (timestamp, item hash, action hash, surface hash), by DuckDB."""
+    rows = [(e.user_id, e.timestamp, hash_item(e.item_id), hash_name(e.action), hash_name(e.surface)) for e in events]
+    names = ["user_id", "timestamp", "item", "action", "surface"]
+    types = [pa.string(), pa.int64(), pa.uint64(), pa.uint16(), pa.uint16()]
+    events_table = pa.table([pa.array(c, t) for c, t in zip(zip(*rows, strict=True), types, strict=True)], names=names)
+    query = f"""
+        select user_id, list((timestamp, item, action, surface) order by timestamp, item, action, surface)
+        from (select distinct * from events_table where $before is null or timestamp < $before
+              qualify row_number() over (partition by user_id order by timestamp desc, item desc, action desc,
+                                         surface desc) <= {L})
+        group by user_id"""
+    with duckdb.connect() as connection:
+        connection.register("events_table", events_table.group_by(names).aggregate([]))
+        found = connection.execute(query, {"before": before}).fetchall()
+    return {user: [tuple(event.values() if isinstance(event, dict) else event) for event in h] for user, h in found}
+
+
+def _as_rows(batch: UserBatch) -> dict[str, Rows]:
+    return {user: batch.histories[row].tolist() for row, user in enumerate(batch.user_ids)}
+
+
+def _all(lake: Lake, **options: object) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for bucket in range(lake.buckets):
+        found |= _as_rows(newest_histories(lake, bucket, max_events=L, **options))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("fold_events", [1, 40, 1_000_000])
+@pytest.mark.parametrize("before", [None, 1_000_250, 1_000_000])
+def test_newest_histories_are_what_sql_says(tmp_path: Path, fold_events: int, before: int | None) -> None:
+    events = _events(1, 400)
+    lake = _lake(tmp_path, [events[:150], events[100:390], [], events[390:]])
+    assert _all(lake, to_ms=before, fold_events=fold_events) == _expected(events, before=before)
+
+
+def test_as_of_is_the_latest_append_or_event_time_of_the_user(tmp_path: Path) -> None:
+    late = Event("user-1", "a", "view", "web", 10)
+    lake = _lake(tmp_path, [[Event("user-1", "b", "view", "web", 50)], [late]])
+    (bucket,) = lake.buckets_with_data()
+    assert newest_histories(lake, bucket, max_events=L).as_of_ms.tolist() == [5_000_001]
+    assert newest_histories(lake, bucket, max_events=L, as_of="event").as_of_ms.tolist() == [50]
+    assert newest_histories(lake, bucket, max_events=L, to_ms=70).as_of_ms.tolist() == [70]
+
+
+def test_users_come_in_order_of_their_ids(tmp_path: Path) -> None:
+    lake = _lake(tmp_path, [_events(2, 100)])
+    for bucket in range(lake.buckets):
+        user_ids = newest_histories(lake, bucket, max_events=L).user_ids
+        assert user_ids == sorted(user_ids)
+
+
+def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed(tmp_path: Path) -> None:
+    events = _events(3, 300)
+    lake = _lake(tmp_path, [events[:200], events[200:]])
+    times = snapshot_times(1_000_060, 1_000_300, 40)
+    assert times[0] == 1_000_060 and times[-1] == 1_000_300
+    found: dict[int, dict[str, Rows]] = {time: {} for time in times}
+    for bucket in range(lake.buckets):
+        for batch in snapshot_batches(lake, bucket, times_ms=times, max_events=L, slice_users=7):
+            assert 0 < len(batch.user_ids) <= 7
+            for row, (user, time) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True)):
+                assert user not in found[time]
+                found[time][user] = batch.histories[row].tolist()
+    before: dict[str, Rows] = {}
+    for time in times:
+        now = _expected(events, before=time)
+        assert found[time] == {user: rows for user, rows in now.items() if _grew(events, user, before, time, times)}
+        before = now
+
+
+def _grew(events: list[Event], user: str, before: dict[str, Rows], time: int, times: list[int]) -> bool:
+    previous = times[times.index(time) - 1] if time != times[0] else 0
+    return any(event.user_id == user and previous <= event.timestamp < time for event in events)
+
+
+def test_no_snapshot_holds_an_event_at_or_after_its_time(tmp_path: Path) -> None:
+    times = snapshot_times(1_000_100, 1_000_400, 100)  # events lie exactly on these times
+    lake = _lake(tmp_path, [_events(4, 500)])
+    for bucket in range(lake.buckets):
+        for batch in snapshot_batches(lake, bucket, times_ms=times, max_events=L):
+            assert (batch.histories.last_times() < batch.as_of_ms).all()
+
+
+def test_a_bucket_without_events_gives_no_rows(tmp_path: Path) -> None:
+    lake = _lake(tmp_path, [[Event("user-1", "a", "view", "web", 10)]])
+    empty = next(bucket for bucket in range(lake.buckets) if bucket not in lake.buckets_with_data())
+    assert newest_histories(lake, empty, max_events=L).user_ids == []
+    assert list(snapshot_batches(lake, empty, times_ms=[100], max_events=L)) == []
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3, 0, 1]])
+def test_a_batch_survives_arrow(lengths: list[int]) -> None:
+    histories = Histories.of(
+        [np.arange(n * 4).astype("<u2").repeat(5).view(np.uint8)[: n * 20].copy().view(EVENT_DTYPE) for n in lengths]
+    )
+    batch = UserBatch([f"u{n}" for n in range(len(lengths))], histories, np.arange(len(lengths), dtype=np.int64))
+    again = UserBatch.from_arrow(batch.to_arrow())
+    assert again.user_ids == batch.user_ids
+    assert equal_rows(again.histories, batch.histories).all()
+    assert again.as_of_ms.tolist() == batch.as_of_ms.tolist()
