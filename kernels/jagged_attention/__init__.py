@@ -34,13 +34,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         if other.shape != q.shape:
             raise ValueError(f"{name} must have the shape of q, {list(q.shape)}; found {list(other.shape)}")
         if other.dtype != q.dtype or other.device != q.device:
-            raise ValueError(
-                f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}"
-            )
+            raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
     if q.dtype not in _DTYPES:
-        raise ValueError(
-            f"q, k and v must be of a floating type ({', '.join(map(str, _DTYPES))}); found {q.dtype}"
-        )
+        raise ValueError(f"q, k and v must be of a floating type ({', '.join(map(str, _DTYPES))}); found {q.dtype}")
 
 
 def _check_offsets(offsets: Tensor, *, events: int) -> None:
@@ -50,8 +46,6 @@ def _check_offsets(offsets: Tensor, *, events: int) -> None:
             f"found {offsets.dtype} {list(offsets.shape)}"
         )
     if int(offsets[0]) != 0 or int(offsets[-1]) != events:
-        raise ValueError(
-            f"offsets must run from 0 to {events} events; found {int(offsets[0])} to {int(offsets[-1])}"
-        )
+        raise ValueError(f"offsets must run from 0 to {events} events; found {int(offsets[0])} to {int(offsets[-1])}")
     if bool((offsets.diff() < 0).any()):
         raise ValueError("offsets must not decrease")

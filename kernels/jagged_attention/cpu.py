@@ -47,9 +47,7 @@ def _buckets(lengths: np.ndarray) -> Iterator[np.ndarray]:
         order = order[size:]
 
 
-def _attend_padded(
-    q: Tensor, k: Tensor, v: Tensor, starts: np.ndarray, lengths: np.ndarray, *, causal: bool
-) -> Tensor:
+def _attend_padded(q: Tensor, k: Tensor, v: Tensor, starts: np.ndarray, lengths: np.ndarray, *, causal: bool) -> Tensor:
     """One bucket: gather to [B, H, L, D], attend, and return its real rows [sum of lengths, H, D] in order."""
     steps = np.arange(lengths.max())
     real_BL = steps < lengths[:, None]

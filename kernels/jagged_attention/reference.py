@@ -3,19 +3,18 @@
 Nothing here is fast. Every other implementation is held against this one, in outputs and in gradients.
 """
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
 
-def reference_jagged_attention(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool = True
-) -> Tensor:
+def reference_jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool = True) -> Tensor:
     """Same signature and shapes as `jagged_attention`; inputs are not checked."""
     bounds = offsets.tolist()
     outputs = [v[:0]]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         length = end - start
         scores_HLL = torch.einsum("lhd,mhd->hlm", q[start:end], k[start:end]) / math.sqrt(q.shape[2])
         if causal:

@@ -19,9 +19,7 @@ LENGTHS = {
 }
 
 
-def inputs(
-    lengths: list[int], *, heads: int = 3, dimensions: int = 5, seed: int = 0
-) -> tuple[list[Tensor], Tensor]:
+def inputs(lengths: list[int], *, heads: int = 3, dimensions: int = 5, seed: int = 0) -> tuple[list[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
     shape = (int(offsets[-1]), heads, dimensions)

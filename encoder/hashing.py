@@ -1,0 +1,49 @@
+"""From an item's 64-bit hash to its rows in the hashed tables.
+
+Each of the n hash functions is the finaliser of splitmix64 over (item hash + a constant of that function). Rows are
+part of a model's identity: changing anything here needs a new ROW_HASH_VERSION. tests/encoder holds golden rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+ROW_HASH_VERSION = 1
+UNKNOWN = 0  # the reserved row, and the reserved vocabulary index, of whatever a release does not know
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_FIRST_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND_MIX = np.uint64(0x94D049BB133111EB)
+
+
+def table_rows(item_hashes: npt.NDArray[np.uint64], *, functions: int, rows: int) -> npt.NDArray[np.int64]:
+    """uint64[n] to int64[n, functions], each in [1, rows): row 0 stays free for unknown items."""
+    result = np.empty((len(item_hashes), functions), np.int64)
+    for function in range(functions):
+        offset = np.uint64((function + 1) * _GOLDEN_GAMMA % 2**64)
+        result[:, function] = 1 + (_mix(item_hashes + offset) % np.uint64(rows - 1)).astype(np.int64)
+    return result
+
+
+def vocabulary_rows(known_hashes: npt.NDArray[np.uint64], *, functions: int, rows: int) -> npt.NDArray[np.int64]:
+    """As `table_rows` for a vocabulary: int64[known + 1, functions], where index 0 is the unknown item."""
+    unknown = np.full((1, functions), UNKNOWN, np.int64)
+    return np.concatenate([unknown, table_rows(known_hashes, functions=functions, rows=rows)])
+
+
+def vocabulary_index(
+    hashes: npt.NDArray[np.unsignedinteger], known: npt.NDArray[np.unsignedinteger]
+) -> npt.NDArray[np.int64]:
+    """Position of each hash in the sorted array `known`, plus 1; 0 (UNKNOWN) for what is not in it."""
+    if len(known) == 0:
+        return np.zeros(len(hashes), np.int64)
+    place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.where(known[place] == hashes, place + 1, UNKNOWN).astype(np.int64)
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64: a bijection of 64 bits in which every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * _FIRST_MIX
+    x = (x ^ (x >> np.uint64(27))) * _SECOND_MIX
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,123 @@
+"""A release at work: histories to user vectors, item hashes to item vectors.
+
+`FrozenEncoder` is what the writer in store/ calls. It may be shared between threads: nothing in it changes after
+construction, and torch's inference mode belongs to the thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from activity.errors import DataError
+from activity.history import Histories
+from encoder.config import ModelConfig
+from encoder.hashing import vocabulary_rows
+from encoder.model import UserEncoder
+from encoder.release import Release, list_releases, load_release
+from encoder.vocabulary import Indexes, Vocabulary
+
+Vectors = npt.NDArray[np.float32]
+
+
+class FrozenEncoder:
+    """Raises DataError when the weights do not fit the release's own configuration."""
+
+    def __init__(self, release: Release, *, token_budget: int = 8_192) -> None:
+        """`token_budget`: events in one forward pass; bounds memory, does not change any vector."""
+        self.release = release.info.name
+        self.dimension = release.info.dimension
+        self.max_events = release.info.max_events
+        self.trained_through_ms = release.info.trained_through_ms
+        self.vocabulary = release.vocabulary
+        self._token_budget = token_budget
+        self._model = _frozen_model(release)
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """The raw ids of all known items; `item_hashes` holds their hashes in the same order."""
+        return self.vocabulary.item_ids
+
+    @property
+    def item_hashes(self) -> npt.NDArray[np.uint64]:
+        return self.vocabulary.items
+
+    def encode(self, histories: Histories) -> tuple[Vectors, Indexes]:
+        """User vectors float32[U, d] of norm 1, and events used int64[U] (at most max_events).
+
+        A user without events gets zeros and 0. A vector depends on the user's own newest events alone, to 1e-5,
+        whatever else is in the batch.
+        """
+        recent = histories.newest(self.max_events)
+        lengths = recent.lengths
+        vectors = np.zeros((recent.count, self.dimension), np.float32)
+        events = [torch.from_numpy(column) for column in self.vocabulary.event_indexes(recent)]
+        with torch.inference_mode():
+            for users in _by_length(lengths, self._token_budget):
+                rows, offsets = _rows(recent.offsets, users)
+                items, actions, surfaces = (column[rows] for column in events)
+                vectors[users] = self._model.last(items, actions, surfaces, offsets).numpy()
+        return vectors, lengths
+
+    def item_vectors(self, item_hashes: npt.NDArray[np.uint64]) -> Vectors:
+        """uint64[n] to float32[n, d] of norm 1. Every unknown item has the same vector, that of row 0."""
+        items = torch.from_numpy(self.vocabulary.item_indexes(np.asarray(item_hashes, np.uint64)))
+        vectors = np.empty((len(items), self.dimension), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(items), self._token_budget):
+                part = slice(start, start + self._token_budget)
+                vectors[part] = self._model.targets(items[part]).numpy()
+        return vectors
+
+
+def load_encoders(releases_folder: Path, names: Sequence[str]) -> list[FrozenEncoder]:
+    """The named releases, or every release of the folder if none is named. Raises as `load_release`."""
+    chosen = names or [info.name for info in list_releases(releases_folder)]
+    return [FrozenEncoder(load_release(releases_folder / name)) for name in chosen]
+
+
+def new_model(config: ModelConfig, vocabulary: Vocabulary) -> UserEncoder:
+    """The network for this vocabulary, its parameters not yet set."""
+    rows = vocabulary_rows(vocabulary.items, functions=config.hash_functions, rows=config.table_rows)
+    return UserEncoder(
+        config,
+        item_rows=torch.from_numpy(rows),
+        actions=len(vocabulary.actions),
+        surfaces=len(vocabulary.surfaces),
+    )
+
+
+def _frozen_model(release: Release) -> UserEncoder:
+    model = new_model(release.info.model, release.vocabulary)
+    weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(
+            f"release `{release.info.name}`: the weights do not fit its configuration: {error}",
+            hint="train the release again",
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def _by_length(lengths: Indexes, token_budget: int) -> Iterator[Indexes]:
+    """Users with events, short histories first, in groups of at most `token_budget` events (at least one user)."""
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    while order.size:
+        within = int(np.searchsorted(np.cumsum(lengths[order]), token_budget, side="right"))
+        yield order[: max(within, 1)]
+        order = order[max(within, 1) :]
+
+
+def _rows(offsets: Indexes, users: Indexes) -> tuple[Tensor, Tensor]:
+    """Where the events of these users lie, int64[N], and the offsets of the new batch."""
+    lengths = offsets[users + 1] - offsets[users]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(bounds[-1]) + np.repeat(offsets[users] - bounds[:-1], lengths)
+    return torch.from_numpy(rows), torch.from_numpy(bounds)

@@ -1,0 +1,56 @@
+"""The model card of a release: what it is, what it was trained on, how well it ranks, what it must not be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+
+def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    """Markdown. `record` is what release.json holds."""
+    through = datetime.fromtimestamp(record["trained_through_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
+    return "\n".join(
+        [
+            f"# Release {record['name']}",
+            "",
+            f"Turns a user's newest {record['max_events']} events into a vector of {record['dimension']} floats "
+            "(L2 norm 1). The product of a user vector and an item vector ranks what the user does next.",
+            "",
+            f"- Trained through {through} (the newest event that had any part in it).",
+            f"- Made at {record['created_at']}; item hash version {record['hash_version']}, "
+            f"row hash version {record['row_hash_version']}.",
+            f"- Training data fingerprint: `{record['data_fingerprint']}`.",
+            "",
+            "## Quality",
+            "",
+            *_table(metrics, "metric"),
+            "",
+            "Each held-out event is predicted from all events before it, among all known items. `unseen`: items that "
+            "the user has already met are left out of the ranking. Popularity ranks by the number of training events.",
+            "",
+            "## Training",
+            "",
+            *_table(training, "setting"),
+            "",
+            "## Model",
+            "",
+            *_table(record["model"], "field"),
+            "",
+            "## Limits",
+            "",
+            "- Items that were not among the training events share one vector, that of the unknown item.",
+            "- Vectors of two releases are not comparable.",
+            "- A user without events has no vector: the encoder returns zeros, and 0 events used.",
+            "",
+        ]
+    )
+
+
+def _table(values: Mapping[str, Any], heading: str) -> list[str]:
+    rows = [f"| {name} | {_text(value)} |" for name, value in sorted(values.items())]
+    return [f"| {heading} | value |", "|---|---|", *rows]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,298 @@
+"""Release folders: a frozen model with everything that is needed to use it, and nothing that runs code.
+
+    releases/NAME/  release.json            what it is: dimension, trained-through time, versions, model shape
+                    model.safetensors       weights
+                    vocabulary.safetensors  hashes of the items, actions and surfaces it knows
+                    items.parquet           raw item ids beside their hashes
+                    metrics.json, curve.png, MODEL_CARD.md
+                    checksums.json          SHA-256 of every file above
+
+The folder appears whole, by one rename, and is never changed afterwards. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from activity.errors import DataError, InfrastructureError, UsageError
+from activity.hashing import HASH_VERSION, hash_items
+from encoder.config import ModelConfig
+from encoder.hashing import ROW_HASH_VERSION
+from encoder.model_card import model_card
+from encoder.vocabulary import Vocabulary
+
+FORMAT = "spoor-release"
+FORMAT_VERSION = 1
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,40}")
+Weights = Mapping[str, npt.NDArray[np.generic]]
+_TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"
+
+
+@dataclass(frozen=True)
+class ReleaseInfo:
+    """What release.json says, without the weights."""
+
+    name: str
+    folder: Path
+    dimension: int  # floats of a user or item vector
+    max_events: int  # newest events that the model reads
+    trained_through_ms: int  # time of the newest event that had any part in training
+    hash_version: int  # of activity/hashing.py
+    created_at: str  # ISO 8601, UTC
+    data_fingerprint: str  # SHA-256 of the training events
+    model: ModelConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A release read and verified. `weights`: the model's parameters by name."""
+
+    info: ReleaseInfo
+    vocabulary: Vocabulary
+    weights: dict[str, npt.NDArray[np.generic]]
+    metrics: dict[str, Any]
+
+
+def check_release_name(name: str) -> str:
+    """Returns `name`. Raises UsageError if it cannot name a release."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"`{name}` cannot name a release",
+            hint="start with a small letter, then at most 40 of a-z, 0-9 and `-`, for example base-1",
+        )
+    return name
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raises UsageError if a release stands in `folder` and may not be replaced."""
+    if folder.exists() and not overwrite:
+        raise UsageError(
+            f"`{folder}` exists already; releases never change",
+            hint="choose another name, or ask to overwrite it",
+        )
+
+
+def save_release(
+    folder: Path,
+    *,
+    model: ModelConfig,
+    weights: Weights,
+    vocabulary: Vocabulary,
+    trained_through_ms: int,
+    data_fingerprint: str,
+    metrics: Mapping[str, Any],
+    training: Mapping[str, Any],
+    curve_png: bytes,
+    overwrite: bool = False,
+) -> ReleaseInfo:
+    """Writes the release whose name is the folder's: whole, or not at all.
+
+    `training` (settings and circumstances) goes into release.json and the model card. Raises UsageError for a bad name
+    or a release that exists (unless `overwrite`), InfrastructureError if the folder cannot be written.
+    """
+    check_release_name(folder.name)
+    check_free(folder, overwrite=overwrite)
+    info = ReleaseInfo(
+        name=folder.name,
+        folder=folder,
+        dimension=model.dimension,
+        max_events=model.max_events,
+        trained_through_ms=trained_through_ms,
+        hash_version=HASH_VERSION,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        data_fingerprint=data_fingerprint,
+        model=model,
+    )
+    files = {
+        "model.safetensors": safetensors_numpy.save({k: np.asarray(v, order="C") for k, v in weights.items()}),
+        "vocabulary.safetensors": safetensors_numpy.save(
+            {"items": vocabulary.items, "actions": vocabulary.actions, "surfaces": vocabulary.surfaces}
+        ),
+        "items.parquet": _items_parquet(vocabulary),
+        "metrics.json": _json(metrics),
+        "curve.png": curve_png,
+        "MODEL_CARD.md": model_card(_record(info), metrics=metrics, training=training).encode(),
+        "release.json": _json(_record(info) | {"training": dict(training)}),
+    }
+    files["checksums.json"] = _json({name: _sha256(data) for name, data in files.items()})
+    _write_folder(folder, files)
+    return info
+
+
+def load_release(folder: Path) -> Release:
+    """Reads a release and verifies every file against its checksum.
+
+    Raises UsageError if there is no such folder, DataError if it is damaged, foreign or of another hash version.
+    """
+    info = read_info(folder)
+    checksums = _checksums(folder)
+    files = {name: _read(folder / name) for name in checksums}
+    for name, expected in checksums.items():
+        if _sha256(files[name]) != expected:
+            raise DataError(f"release `{info.name}`: file {name} does not match its checksum", hint=_TRAIN_AGAIN)
+    try:
+        weights = safetensors_numpy.load(files["model.safetensors"])
+        known = safetensors_numpy.load(files["vocabulary.safetensors"])
+        table = pq.read_table(pa.BufferReader(files["items.parquet"]))
+        vocabulary = Vocabulary(
+            known["items"], known["actions"], known["surfaces"], tuple(table["item_id"].to_pylist())
+        )
+        metrics = json.loads(files["metrics.json"])
+    except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
+        raise DataError(f"release `{info.name}` cannot be read: {error}", hint=_TRAIN_AGAIN) from None
+    if not np.array_equal(hash_items(vocabulary.item_ids), vocabulary.items):
+        raise DataError(f"release `{info.name}`: item ids and hashes do not fit together", hint=_TRAIN_AGAIN)
+    return Release(info, vocabulary, weights, metrics)
+
+
+def read_info(folder: Path) -> ReleaseInfo:
+    """release.json alone, in a millisecond; checksums are not verified. Errors as `load_release`."""
+    path = folder / "release.json"
+    if not path.exists():
+        names = ", ".join(f"`{info.name}`" for info in list_releases(folder.parent)) or "none"
+        raise UsageError(
+            f"there is no release `{folder.name}` in `{folder.parent}`; found: {names}",
+            hint="`spoor release list` shows what there is, `spoor pretrain` makes one",
+        )
+    try:
+        record = json.loads(_read(path))
+        if record["format"] != FORMAT or record["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"`{path}` is of format {record['format']} {record['format_version']}, "
+                f"expected {FORMAT} {FORMAT_VERSION}",
+                hint="use the version of Spoor that wrote it, or train the release again",
+            )
+        _check_hash_versions(path, record)
+        model = ModelConfig.from_json(record["model"])
+        info = ReleaseInfo(
+            folder=folder,
+            model=model,
+            name=record["name"],
+            dimension=record["dimension"],
+            max_events=record["max_events"],
+            trained_through_ms=record["trained_through_ms"],
+            hash_version=record["hash_version"],
+            created_at=record["created_at"],
+            data_fingerprint=record["data_fingerprint"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
+    if info.name != folder.name:
+        raise DataError(
+            f"`{folder}` holds the release `{info.name}`",
+            hint=f"a release keeps its name: rename the folder to {info.name}",
+        )
+    return info
+
+
+def list_releases(folder: Path) -> list[ReleaseInfo]:
+    """Every release in the folder, by name. Hidden folders (unfinished work) and folders without a release.json are
+    none; a folder that does not exist holds none. Raises DataError for a damaged one."""
+    if not folder.is_dir():
+        return []
+    found = sorted(path for path in folder.iterdir() if NAME_PATTERN.fullmatch(path.name))
+    return [read_info(path) for path in found if (path / "release.json").exists()]
+
+
+def _record(info: ReleaseInfo) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": info.name,
+        "dimension": info.dimension,
+        "max_events": info.max_events,
+        "trained_through_ms": info.trained_through_ms,
+        "hash_version": info.hash_version,
+        "row_hash_version": ROW_HASH_VERSION,
+        "created_at": info.created_at,
+        "data_fingerprint": info.data_fingerprint,
+        "model": info.model.to_json(),
+    }
+
+
+def _check_hash_versions(path: Path, record: Mapping[str, Any]) -> None:
+    for key, expected in (("hash_version", HASH_VERSION), ("row_hash_version", ROW_HASH_VERSION)):
+        if record[key] != expected:
+            raise DataError(
+                f"`{path}` has {key} {record[key]}, this Spoor hashes with {expected}: its items would be mistaken",
+                hint="use the version of Spoor that wrote it, or train the release again",
+            )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    try:
+        checksums = json.loads(_read(folder / "checksums.json"))
+    except ValueError:
+        checksums = None
+    needed = {"release.json", "model.safetensors", "vocabulary.safetensors", "items.parquet", "metrics.json"}
+    if not isinstance(checksums, dict) or not needed <= checksums.keys():
+        raise DataError(f"`{folder / 'checksums.json'}` does not list the files of a release", hint=_TRAIN_AGAIN)
+    return checksums
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"file `{path}` is missing", hint=_TRAIN_AGAIN) from None
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot read `{path}`: {error.strerror or error}", hint="check the disk and the permissions"
+        ) from None
+
+
+def _items_parquet(vocabulary: Vocabulary) -> bytes:
+    table = pa.table({"item_id": pa.array(vocabulary.item_ids, pa.string()), "hash": vocabulary.items})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            with open(temporary / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            replaced = temporary.with_name(temporary.name + ".replaced")
+            os.rename(folder, replaced)
+            os.rename(temporary, folder)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, folder)
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot write release `{folder}`: {error.strerror or error}",
+            hint="check free space and permissions of the folder",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""A small untrained release, and histories over its items and a few that it does not know."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from activity.hashing import hash_items, hash_names
+from activity.history import EVENT_DTYPE, Histories
+from encoder.config import MODEL_CONFIGS, ModelConfig
+from encoder.inference import new_model
+from encoder.release import ReleaseInfo, save_release
+from encoder.vocabulary import Vocabulary
+
+ITEM_IDS = [f"item-{n}" for n in range(50)]
+ACTIONS = ["view", "save", "hide"]
+SURFACES = ["home", "search"]
+
+
+@dataclass(frozen=True)
+class ReleaseParts:
+    """What `save_release` needs besides the folder."""
+
+    vocabulary: Vocabulary
+    config: ModelConfig
+
+    def save(self, folder: Path, *, seed: int = 0, overwrite: bool = False) -> ReleaseInfo:
+        model = new_model(self.config, self.vocabulary)
+        model.initialise(seed)
+        return save_release(
+            folder,
+            model=self.config,
+            weights={name: value.numpy() for name, value in model.state_dict().items()},
+            vocabulary=self.vocabulary,
+            trained_through_ms=1_700_000_000_000,
+            data_fingerprint="0" * 64,
+            metrics={"recall_at_10": 0.25},
+            training={"epochs": 0},
+            curve_png=b"\x89PNG",
+            overwrite=overwrite,
+        )
+
+
+@pytest.fixture
+def parts() -> ReleaseParts:
+    hashes = hash_items(ITEM_IDS)
+    order = np.argsort(hashes)
+    vocabulary = Vocabulary(
+        items=hashes[order],
+        actions=np.sort(hash_names(ACTIONS)),
+        surfaces=np.sort(hash_names(SURFACES)),
+        item_ids=tuple(ITEM_IDS[place] for place in order),
+    )
+    return ReleaseParts(vocabulary, MODEL_CONFIGS["tiny"])
+
+
+@pytest.fixture
+def make_histories() -> Callable[..., Histories]:
+    """make_histories(lengths, seed=0): random events; one item, action and surface in ten is unknown to the release."""
+
+    def make(lengths: list[int], *, seed: int = 0) -> Histories:
+        rng = np.random.default_rng(seed)
+        items = hash_items([*ITEM_IDS, *(f"new-{n}" for n in range(5))])
+        actions, surfaces = hash_names([*ACTIONS, "new"]), hash_names([*SURFACES, "new"])
+        users = []
+        for length in lengths:
+            events = np.empty(length, EVENT_DTYPE)
+            events["timestamp"] = 1_600_000_000_000 + np.sort(rng.choice(10**9, length, replace=False))
+            events["item"] = rng.choice(items, length)
+            events["action"] = rng.choice(actions, length)
+            events["surface"] = rng.choice(surfaces, length)
+            users.append(events)
+        return Histories.of(users)
+
+    return make

@@ -1,0 +1,162 @@
+"""Release folders: whole or absent, verified when read, free of anything that runs code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from activity.errors import DataError, InfrastructureError, UsageError
+from encoder.release import check_release_name, list_releases, load_release, read_info
+
+FILES = {
+    "release.json",
+    "model.safetensors",
+    "vocabulary.safetensors",
+    "items.parquet",
+    "metrics.json",
+    "curve.png",
+    "MODEL_CARD.md",
+    "checksums.json",
+}
+
+
+def edit_json(path: Path, change: dict[str, object]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def test_what_was_saved_is_loaded(parts, tmp_path: Path) -> None:
+    info = parts.save(tmp_path / "base-1")
+    assert {path.name for path in (tmp_path / "base-1").iterdir()} == FILES
+    release = load_release(tmp_path / "base-1")
+    assert release.info == info == read_info(tmp_path / "base-1")
+    assert info.name == "base-1"
+    assert info.trained_through_ms == 1_700_000_000_000
+    assert release.metrics == {"recall_at_10": 0.25}
+    assert release.vocabulary.item_ids == parts.vocabulary.item_ids
+    assert np.array_equal(release.vocabulary.items, parts.vocabulary.items)
+    assert release.weights["items.weight"].shape == (512, 8)
+
+
+def test_the_model_card_names_release_time_and_quality(parts, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-1")
+    card = (tmp_path / "base-1" / "MODEL_CARD.md").read_text()
+    assert "# Release base-1" in card
+    assert "2023-11-14T22:13:20.000+00:00" in card
+    assert "| recall_at_10 | 0.25 |" in card
+
+
+@pytest.mark.parametrize("name", ["a", "base-3", "z" * 41, "m2-2026"])
+def test_good_names(name: str) -> None:
+    assert check_release_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "Base", "3-base", "-a", "a_b", "a.b", "a/b", "../a", "z" * 42, "a\n", "é"])
+def test_bad_names_are_usage_errors(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot name a release"):
+        check_release_name(name)
+
+
+def test_an_existing_release_is_replaced_only_when_asked(parts, tmp_path: Path) -> None:
+    folder = tmp_path / "base-1"
+    parts.save(folder)
+    before = load_release(folder).weights["items.weight"]
+    with pytest.raises(UsageError, match="exists already"):
+        parts.save(folder, seed=1)
+    assert np.array_equal(load_release(folder).weights["items.weight"], before)
+    parts.save(folder, seed=1, overwrite=True)
+    assert not np.array_equal(load_release(folder).weights["items.weight"], before)
+    assert [path.name for path in tmp_path.iterdir()] == ["base-1"]
+
+
+def test_a_failed_save_leaves_nothing(parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InfrastructureError, match="No space left on device"):
+        parts.save(tmp_path / "base-1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_infrastructure_error(parts, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InfrastructureError, match="cannot write release"):
+        parts.save(tmp_path / "file" / "base-1")
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"release.json", "checksums.json"}))
+def test_one_changed_byte_is_noticed(parts, tmp_path: Path, name: str) -> None:
+    parts.save(tmp_path / "base-1")
+    path = tmp_path / "base-1" / name
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=f"{name} does not match its checksum") as caught:
+        load_release(tmp_path / "base-1")
+    assert "spoor pretrain" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"release.json"}))
+def test_a_missing_file_is_noticed(parts, tmp_path: Path, name: str) -> None:
+    parts.save(tmp_path / "base-1")
+    (tmp_path / "base-1" / name).unlink()
+    with pytest.raises(DataError, match=f"{name}` is missing"):
+        load_release(tmp_path / "base-1")
+
+
+@pytest.mark.parametrize("name", ["release.json", "checksums.json"])
+def test_damaged_json_is_a_data_error(parts, tmp_path: Path, name: str) -> None:
+    parts.save(tmp_path / "base-1")
+    path = tmp_path / "base-1" / name
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=name):
+        load_release(tmp_path / "base-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "onnx"}, "is of format onnx"),
+        ({"format_version": 2}, "is of format spoor-release 2"),
+        ({"hash_version": 99}, "has hash_version 99"),
+        ({"row_hash_version": 99}, "has row_hash_version 99"),
+        ({"name": "other"}, "holds the release `other`"),
+        ({"model": {}}, "not a model configuration"),
+    ],
+)
+def test_a_foreign_release_is_a_data_error_with_a_hint(
+    parts, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    parts.save(tmp_path / "base-1")
+    edit_json(tmp_path / "base-1" / "release.json", change)
+    with pytest.raises(DataError, match=message) as caught:
+        load_release(tmp_path / "base-1")
+    assert caught.value.hint
+
+
+def test_an_unknown_release_names_those_that_exist(parts, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-1")
+    with pytest.raises(UsageError, match=r"no release `base-2`.*found: `base-1`"):
+        load_release(tmp_path / "base-2")
+    with pytest.raises(UsageError, match="found: none"):
+        load_release(tmp_path / "nowhere" / "base-2")
+
+
+def test_listing_skips_what_is_no_release(parts, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-2")
+    parts.save(tmp_path / "base-1")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / ".base-3.0123").mkdir()
+    (tmp_path / ".base-3.0123" / "release.json").write_text("half wr")
+    assert [info.name for info in list_releases(tmp_path)] == ["base-1", "base-2"]
+    assert list_releases(tmp_path / "nowhere") == []
+
+
+def test_reading_a_release_does_not_import_torch() -> None:
+    code = "import sys, encoder.release; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
