@@ -1,0 +1,146 @@
+"""One small world per test: a topic of its own on the genuine broker, a Feast repo, a lake, and real worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+
+from spoor.config import Settings, load_settings
+
+DEADLINE_SECONDS = 120.0
+SPOOR = str(Path(sys.executable).parent / "spoor")
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Polls until the condition holds; fails after DEADLINE_SECONDS."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
+        pause.wait(0.1)
+
+
+@dataclass
+class World:
+    """`config` is the settings file that every process of this test reads."""
+
+    folder: Path
+    config: Path
+    settings: Settings
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        return {**os.environ, "SPOOR_CONFIG": str(self.config), **settings}
+
+    def spoor(self, *arguments: str) -> dict[str, Any]:
+        """Runs a command to its end and returns its JSON object; it must exit with 0."""
+        done = self.start("--config", str(self.config), *arguments, "--json", output=subprocess.PIPE)
+        out, _ = done.communicate(timeout=DEADLINE_SECONDS)
+        assert done.returncode == 0, (arguments, done.returncode, self.log(done))
+        return json.loads(out)
+
+    def worker(self, fail_point: str = "") -> subprocess.Popen[bytes]:
+        return self.start("stream", SPOOR_STREAM__FAIL_POINT=fail_point)
+
+    def start(self, *arguments: str, output: int = subprocess.DEVNULL, **settings: str) -> subprocess.Popen[bytes]:
+        log = self.folder / f"process-{len(self.processes)}.log"
+        with open(log, "wb") as errors:
+            environment = self.environment(**settings)
+            process = subprocess.Popen([SPOOR, *arguments], stdout=output, stderr=errors, env=environment)
+        self.processes.append(process)
+        return process
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        return (self.folder / f"process-{self.processes.index(process)}.log").read_text()
+
+    def await_exit(self, process: subprocess.Popen[bytes], code: int) -> None:
+        try:
+            found = process.wait(DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            found = None
+        assert found == code, f"exit {found}, expected {code}:\n{self.log(process)[-3000:]}"
+
+    def ends(self, topic: str) -> dict[TopicPartition, int]:
+        with closing(KafkaConsumer(**self.settings.kafka.client_options())) as consumer:
+            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            return consumer.end_offsets(partitions)
+
+    def committed(self) -> dict[TopicPartition, int]:
+        with closing(KafkaAdminClient(**self.settings.kafka.client_options())) as admin:
+            offsets = admin.list_group_offsets(self.settings.stream.group)[self.settings.stream.group]
+            return {tp: meta.offset for tp, meta in offsets.items()}
+
+    def caught_up(self) -> bool:
+        committed = self.committed()
+        return all(committed.get(tp, 0) >= end for tp, end in self.ends(self.settings.kafka.topic).items())
+
+    def records(self, topic: str) -> list[Any]:
+        """Every record of a topic, partition by partition in offset order."""
+        options = self.settings.kafka.client_options()
+        with closing(KafkaConsumer(auto_offset_reset="earliest", **options)) as consumer:
+            ends = {tp: end for tp, end in self.ends(topic).items() if end}
+            consumer.assign(list(ends))
+            found: list[Any] = []
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while any(consumer.position(tp) < end for tp, end in ends.items()):
+                assert time.monotonic() < deadline
+                for records in consumer.poll(timeout_ms=500).values():
+                    found += records
+            return found
+
+    def producer(self) -> KafkaProducer:
+        return KafkaProducer(**self.settings.kafka.client_options())
+
+
+@pytest.fixture
+def world(tmp_path: Path, kafka_settings: Settings, tiny_release: Path) -> Iterator[World]:
+    """Two releases live, four partitions, sessions of 6 s."""
+    kafka = kafka_settings.kafka
+    config = tmp_path / "spoor.toml"
+    config.write_text(
+        f"""
+state_folder = "state"
+[kafka]
+bootstrap_servers = "{kafka.address}"
+topic = "{kafka.topic}"
+dead_letter_topic = "{kafka.dead_letter_topic}"
+embedding_topic_prefix = "{kafka.embedding_topic_prefix}"
+partitions = 4
+session_timeout_seconds = 6.0
+[history]
+max_events = 16
+[features]
+feature_repo = "feature_repo"
+[lake]
+buckets = 3
+range_records = 700
+[stream]
+group = "workers-of-{kafka.topic}"
+batch_events = 100
+"""
+    )
+    with ExitStack() as stack:
+        world = World(tmp_path, config, load_settings(file=config, environ={}))
+        stack.callback(_end_all, world)
+        yield world
+
+
+def _end_all(world: World) -> None:
+    for process in world.processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
