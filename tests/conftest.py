@@ -32,6 +32,11 @@ def free_port() -> int:
                 continue
 
 
+@pytest.fixture
+def free_ports() -> tuple[int, int]:
+    return free_port(), free_port()
+
+
 def settings_in(folder: Path, **flags: object) -> Settings:
     """Settings whose every path lies in `folder`, untouched by the machine's environment and by ./spoor.toml. Flags
     are written `section__key=value`."""
