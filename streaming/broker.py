@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
@@ -62,9 +62,8 @@ def admin_client(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
 
     timeout_ms = int(kafka.request_timeout_seconds * 1000)
     try:
-        admin = KafkaAdminClient(
-            **kafka.client_options(), bootstrap_timeout_ms=timeout_ms, request_timeout_ms=timeout_ms
-        )
+        options = kafka.client_options() | {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+        admin = KafkaAdminClient(**options)
         try:
             yield admin
         finally:
@@ -143,7 +142,8 @@ def _topic_configs(admin: KafkaAdminClient, topics: Sequence[str]) -> dict[str, 
 
     resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
     try:
-        found = admin.describe_configs(resources, config_filter="all").get("topic", {})
+        untyped: Any = admin  # the type checker carries stubs of kafka-python 2
+        found = untyped.describe_configs(resources, config_filter="all").get("topic", {})
     except KafkaError as error:
         log.warning("the topics' configuration cannot be read (%s): clean-up policies are not checked", error)
         return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from activity.errors import DataError, EventError
 
@@ -66,10 +67,9 @@ def encode_dead_letter(letter: DeadLetter) -> tuple[bytes, bytes]:
 def decode_dead_letter(value: bytes) -> DeadLetter:
     """The reverse of `encode_dead_letter`. Raises DataError on anything else."""
     try:
-        found = json.loads(value)
-        known = {field.name for field in fields(DeadLetter)}
-        letter = {name: found[name] for name in found if name in known}
-        return DeadLetter(**(letter | {"key": _to_bytes(found["key"]), "value": _to_bytes(found["value"])}))
+        found: dict[str, Any] = json.loads(value)
+        known: dict[str, Any] = {field.name: found[field.name] for field in fields(DeadLetter)}
+        return DeadLetter(**known | {"key": _to_bytes(found["key"]), "value": _to_bytes(found["value"])})
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"a record of the dead-letter topic is not a dead letter: {error}",

@@ -25,7 +25,7 @@ class FailPoint:
 
     def reached(self, name: str) -> None:
         """Does not return where this is the configured place and time."""
-        if name != self.name:
+        if not name or name != self.name:
             return
         self._left -= 1
         if self._left <= 0:

@@ -19,15 +19,14 @@ from streaming.core import Record, decode_batch, group_batch, lost_range
 from streaming.dead_letters import DeadLetter, encode_dead_letter
 from streaming.fail_points import FailPoint
 from streaming.metrics import StreamMetrics
-from streaming.ownership import Ownership
 from streaming.publisher import Publisher, send_all
 from streaming.settings import WorkerSettings
 from streaming.stores import Stores, open_stores, releases_to_keep_fresh
 
 if TYPE_CHECKING:
     from faust.types import TP, EventT
-    from store.writer import UpdateResult
 
+    from store.writer import UpdateResult
     from streaming.core import UserBatch
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class BatchProcessor:
         self.failure: BaseException | None = None
         self.finished = asyncio.Event()
         self.progress = time.monotonic()
-        self._ownership = Ownership(settings.stream.cache_users)
+        self._assigned: set[int] = set()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._stores: Stores | None = None
         self._publisher: Publisher | None = None
@@ -95,7 +94,6 @@ class BatchProcessor:
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
         if decoded.events:
             batch = group_batch(decoded, max_events=self.settings.history.max_events, as_of=self.settings.stream.as_of)
-            self._ownership.note(batch.user_ids, batch.partitions)
             result = await self._tried("store", lambda: self._update(batch))
             now_ms = time.time_ns() // 1_000_000
             self.metrics.written(decoded.append_times_ms, now_ms)
@@ -117,12 +115,13 @@ class BatchProcessor:
 
     async def assigned(self, assigned: Iterable[TP]) -> None:
         """After a rebalance: forgets the histories of lost partitions, and reports what retention took from ours."""
-        partitions = sorted(tp.partition for tp in assigned)
+        partitions = {tp.partition for tp in assigned}
         self.metrics.partitions.set(len(partitions))
-        log.info("partitions %s", " ".join(map(str, partitions)) or "none")
-        gone = self._ownership.keep_only(partitions)
-        if gone and self._stores is not None:
-            await self.in_thread(self._stores.cache.drop, gone)
+        log.info("partitions %s", " ".join(map(str, sorted(partitions))) or "none")
+        for gone in self._assigned - partitions:
+            if self._stores is not None:
+                self._stores.cache.drop_partition(gone)
+        self._assigned = partitions
         self.progress = time.monotonic()
         try:
             await self._report_lost(list(assigned))
@@ -154,7 +153,7 @@ class BatchProcessor:
                 "set message.timestamp.type=LogAppendTime on the topic",
                 message.topic,
             )
-        headers = message.headers or ()
+        headers: Any = message.headers or ()
         return Record(
             topic=message.topic,
             partition=message.partition,
@@ -176,7 +175,13 @@ class BatchProcessor:
         assert self._stores is not None, "open() comes first"
         self._step_started = time.perf_counter()
         self.fail_point.reached("before-read")
-        return await self.in_thread(self._stores.writer.update, batch.user_ids, batch.events, as_of_ms=batch.as_of_ms)
+        return await self.in_thread(
+            self._stores.writer.update,
+            batch.user_ids,
+            batch.events,
+            as_of_ms=batch.as_of_ms,
+            partitions=batch.partitions,
+        )
 
     async def _publish(self, result: UpdateResult) -> int:
         assert self._publisher is not None, "open() comes first"

@@ -1,30 +1,32 @@
 """Publishes embedding rows to `user-embeddings.<release>` so that the last record per user ends up equal to the store.
 
 Two workers can hold one user for a while (a worker that was frozen wakes up after its partitions moved): the slower one
-may publish an older row after the newer one. So rows are read again once their publication is acknowledged, and who
-moved on meanwhile is published again, by whoever finds it. Each of the two publishes first and reads afterwards, so the
-later of them sees the other's write.
+may publish an older row after the newer one. So revisions are read again once the publication is acknowledged, and who
+moved on meanwhile is published again, by whoever finds it. Every worker writes, publishes, and only then reads: the one
+whose record comes last in the topic also reads last, and sees the other's write.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from store.rows import EmbeddingRow, embedding_row_to_json
+from store.rows import EmbeddingRow, StoredUser, embedding_row_to_json
 
 log = logging.getLogger(__name__)
 
 _MAX_ROUNDS = 5
 
 Rows = Mapping[str, Sequence[EmbeddingRow]]  # release → rows
-Versions = dict[tuple[str, str], tuple[int, int]]  # (release, user) → (revision, computed at)
 Send = Callable[[str, bytes, bytes], Awaitable[Awaitable[object]]]  # (topic, key, value) → acknowledgement
 
 
-class EmbeddingReads(Protocol):
+class Reads(Protocol):
+    """What the publisher reads of the online store."""
+
+    def read(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[StoredUser]: ...
     def read_embeddings(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | None]: ...
 
 
@@ -36,8 +38,8 @@ class Publisher:
         topics: Mapping[str, str],
         *,
         send: Send,
-        reads: EmbeddingReads,
-        in_thread: Callable[..., Awaitable[list[EmbeddingRow | None]]],
+        reads: Reads,
+        in_thread: Callable[..., Awaitable[Any]],
     ) -> None:
         self._topics = topics
         self._send = send
@@ -49,33 +51,25 @@ class Publisher:
         republished = 0
         for _ in range(_MAX_ROUNDS):
             await self._send_all(rows)
-            rows = moved(rows, await self._read_again(rows))
-            if not any(rows.values()):
+            rows = await self._in_thread(moved_on, rows, self._reads)
+            if not rows:
                 return republished
             republished += sum(map(len, rows.values()))
         # Every round somebody else wrote these users, and that writer publishes after its write too.
-        log.warning("rows of %d users keep moving; their other writer publishes them", len(_users(rows)))
+        users = {row.user_id for of_release in rows.values() for row in of_release}
+        log.warning("rows of %d users keep moving; their other writer publishes them", len(users))
         return republished
 
     async def _send_all(self, rows: Rows) -> None:
-        await send_all(
-            self._send,
-            (
-                (self._topics[release], row.user_id.encode(), embedding_row_to_json(row))
-                for release, of_release in rows.items()
-                for row in of_release
-            ),
-        )
-
-    async def _read_again(self, rows: Rows) -> dict[str, list[EmbeddingRow | None]]:
-        return {
-            release: await self._in_thread(self._reads.read_embeddings, release, [row.user_id for row in of_release])
+        records = (
+            (self._topics[release], row.user_id.encode(), embedding_row_to_json(row))
             for release, of_release in rows.items()
-            if of_release
-        }
+            for row in of_release
+        )
+        await send_all(self._send, records)
 
 
-async def send_all(send: Send, records) -> None:
+async def send_all(send: Send, records: Iterable[tuple[str, bytes, bytes]]) -> None:
     """Hands every record (topic, key, value) to the producer and waits until all are acknowledged. Raises the first
     failure, after all have been answered."""
     waiting = [await send(topic, key, value) for topic, key, value in records]
@@ -84,19 +78,19 @@ async def send_all(send: Send, records) -> None:
             raise outcome
 
 
-def moved(published: Rows, found: Mapping[str, Sequence[EmbeddingRow | None]]) -> dict[str, list[EmbeddingRow]]:
-    """The rows now in the store of users whose published row is not that one. A user that is gone (forgotten
-    meanwhile) is left to whoever removed it."""
-    return {
-        release: [
-            now
-            for row, now in zip(of_release, found.get(release, []), strict=True)
-            if now is not None and (now.revision, now.computed_at_ms) != (row.revision, row.computed_at_ms)
+def moved_on(published: Rows, reads: Reads) -> dict[str, list[EmbeddingRow]]:
+    """The rows that the store now holds of users whose published row has another revision. A user that is gone
+    (forgotten meanwhile) is left to whoever removed it."""
+    users = sorted({row.user_id for of_release in published.values() for row in of_release})
+    stored = dict(zip(users, reads.read(users, list(published)), strict=True)) if users else {}
+    moved: dict[str, list[EmbeddingRow]] = {}
+    for release, of_release in published.items():
+        behind = [
+            row.user_id
+            for row in of_release
+            if stored[row.user_id].embedding_revisions[release] not in (None, row.revision)
         ]
-        for release, of_release in published.items()
-        if of_release
-    }
-
-
-def _users(rows: Rows) -> set[str]:
-    return {row.user_id for of_release in rows.values() for row in of_release}
+        found = reads.read_embeddings(release, behind) if behind else []
+        if now := [row for row in found if row is not None]:
+            moved[release] = now
+    return moved

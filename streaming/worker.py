@@ -42,7 +42,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import faust
 from aiokafka.errors import KafkaError
@@ -54,6 +54,7 @@ from streaming.broker import broker_urls, credentials
 from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
 from streaming.settings import WorkerSettings
+from streaming.transport import FreshTransport
 
 if TYPE_CHECKING:
     from faust.types import TP
@@ -69,10 +70,14 @@ _WATCH_SECONDS = 5.0
 class StreamApp(faust.App):
     """A Faust app without tables or web server, and the processor that its agent feeds."""
 
+    logger = logging.getLogger("faust.app")  # mode would name it after this module and so count its lines as ours
     processor: BatchProcessor
 
     def _create_directories(self) -> None:
         """Faust keeps tables and logs there; this app has neither, and the state folder may be read-only."""
+
+    def _new_transport(self) -> FreshTransport:
+        return FreshTransport(self.conf.broker_consumer, self)
 
 
 def build_app(settings: WorkerSettings) -> StreamApp:
@@ -111,22 +116,22 @@ def build_app(settings: WorkerSettings) -> StreamApp:
                 app.processor.fail(error)
                 await asyncio.Event().wait()  # nothing more is taken until the app has stopped
 
-    @app.on_partitions_revoked.connect
     async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
         if revoked:
             app.processor.fail_point.reached("during-rebalance")
 
-    @app.on_partitions_assigned.connect
     async def on_assigned(_: Any, assigned: set[TP], **__: Any) -> None:
         await app.processor.assigned(assigned)
 
+    app.on_partitions_revoked.connect(cast(Any, on_revoked))
+    app.on_partitions_assigned.connect(cast(Any, on_assigned))
     return app
 
 
 def refuse_pure_python() -> None:
     """Raises UsageError where Faust runs without its C extension: its Python path acknowledges records of an earlier
     generation that it skips, which loses them."""
-    if streams._CStreamIterator is None:
+    if getattr(streams, "_CStreamIterator", None) is None:
         raise UsageError(
             "Faust runs without its C extension, in which case it may lose events during a rebalance",
             hint="unset NO_CYTHON and install the faust-streaming wheel of this platform",

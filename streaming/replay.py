@@ -1,0 +1,141 @@
+"""Dead letters for people: list them, and send them through the stream again once the cause is gone.
+
+A replay produces the original key and value to the activity topic and then closes the dead letter (a record without
+value under its key). It is safe to repeat and to interrupt: a letter that was produced but not yet closed is produced
+again, which the histories' merge ignores. A record that fails again becomes a new dead letter, under the offset that
+it now has, and names in `replay_of` the first one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from activity.errors import InfrastructureError, UsageError
+from activity.settings import KafkaSettings
+from streaming.broker import admin_client, no_broker
+from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter
+from streaming.settings import WorkerSettings
+
+_CHUNK = 500  # letters between two waits for the broker's acknowledgement
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    replayed: int  # with dry_run: would be
+    by_reason: Mapping[str, int]
+    dry_run: bool
+
+
+def list_dead_letters(
+    settings: WorkerSettings, *, limit: int | None = None, reason: str | None = None
+) -> list[DeadLetter]:
+    """The open dead letters, each origin once, by time of the origin; with `limit` the newest ones.
+
+    Raises UsageError where there is no dead-letter topic, DataError for a record in it that is not a dead letter,
+    InfrastructureError if Kafka does not answer."""
+    last: dict[bytes, bytes | None] = {}
+    for record in _records(settings.kafka):
+        last[record.key] = record.value
+    letters = [decode_dead_letter(value) for value in last.values() if value is not None]
+    chosen = [letter for letter in letters if reason is None or letter.reason == reason]
+    chosen.sort(key=lambda letter: (letter.append_time_ms, letter.topic, letter.partition, letter.offset))
+    return chosen if limit is None else chosen[max(0, len(chosen) - limit) :]
+
+
+def replay_dead_letters(settings: WorkerSettings, *, reason: str | None = None, dry_run: bool = False) -> ReplayResult:
+    """Produces the open dead letters (of one reason, or all) to the activity topic again and closes them. Raises as
+    `list_dead_letters`."""
+    letters = list_dead_letters(settings, reason=reason)
+    if letters and not dry_run:
+        _replay(settings.kafka, letters)
+    counts = Counter(letter.reason for letter in letters)
+    return ReplayResult(len(letters), dict(sorted(counts.items())), dry_run)
+
+
+def _replay(kafka: KafkaSettings, letters: list[DeadLetter]) -> None:
+    with _producer(kafka) as producer:
+        for start in range(0, len(letters), _CHUNK):
+            chunk = letters[start : start + _CHUNK]
+            produced = [
+                producer.send(kafka.topic, key=letter.key, value=letter.value, headers=_header(letter))
+                for letter in chunk
+            ]
+            _acknowledged(produced, kafka)
+            closed = [
+                producer.send(kafka.dead_letter_topic, key=letter.origin.encode(), value=None) for letter in chunk
+            ]
+            _acknowledged(closed, kafka)
+
+
+def _header(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    return [(REPLAY_HEADER, (letter.replay_of or letter.origin).encode())]
+
+
+def _acknowledged(sent: Iterable[Any], kafka: KafkaSettings) -> None:
+    for future in sent:
+        future.get(timeout=2 * kafka.request_timeout_seconds)
+
+
+def _records(kafka: KafkaSettings) -> Iterator[Any]:
+    """Every record of the dead-letter topic up to its present end, in order within each partition."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    with admin_client(kafka) as admin:
+        if kafka.dead_letter_topic not in admin.list_topics():
+            raise UsageError(
+                f"no topic `{kafka.dead_letter_topic}` at {kafka.address}",
+                hint="`spoor stream` creates it; check kafka.dead_letter_topic",
+            )
+    with _kafka_errors(kafka):
+        options: Any = kafka.client_options() | {"auto_offset_reset": "earliest", "enable_auto_commit": False}
+        consumer = KafkaConsumer(**options)
+        try:
+            partitions = consumer.partitions_for_topic(kafka.dead_letter_topic) or set()
+            topic_partitions = [TopicPartition(kafka.dead_letter_topic, p) for p in sorted(partitions)]
+            consumer.assign(topic_partitions)
+            ends = consumer.end_offsets(topic_partitions)
+            yield from _until(consumer, ends, timeout_seconds=2 * kafka.request_timeout_seconds)
+        finally:
+            consumer.close()
+
+
+def _until(consumer: Any, ends: Mapping[Any, int], *, timeout_seconds: float) -> Iterator[Any]:
+    deadline = time.monotonic() + timeout_seconds
+    while any(consumer.position(tp) < end for tp, end in ends.items()):
+        for records in consumer.poll(timeout_ms=500).values():
+            deadline = time.monotonic() + timeout_seconds
+            yield from records
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no record of the dead-letter topic within {timeout_seconds:.0f} s")
+
+
+@contextmanager
+def _producer(kafka: KafkaSettings) -> Iterator[Any]:
+    from kafka import KafkaProducer
+
+    with _kafka_errors(kafka):
+        options: Any = kafka.client_options() | {"max_request_size": 64 * 1024 * 1024}
+        producer = KafkaProducer(**options)
+        try:
+            yield producer
+        finally:
+            producer.close()
+
+
+@contextmanager
+def _kafka_errors(kafka: KafkaSettings) -> Iterator[None]:
+    from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+
+    try:
+        yield
+    except (KafkaTimeoutError, KafkaConnectionError, OSError) as error:  # TimeoutError is an OSError
+        raise no_broker(kafka, error) from error
+    except KafkaError as error:
+        raise InfrastructureError(
+            f"Kafka at {kafka.address} refused: {error}", hint="check the rights of this user on the topics"
+        ) from error
