@@ -1,0 +1,64 @@
+"""Which Feast repo, under which names, and where its files lie.
+
+`load_feature_settings` is the one function through which the definitions see settings: Feast runs them without Spoor.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from activity.configuration import find_file, load
+from activity.errors import UsageError
+from activity.settings import EventSettings
+
+IdType = Literal["string", "int64"]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    feature_repo: Path = Path("feature_repo")  # the folder that holds feature_store.yaml
+    user_entity: str = "user"  # name of the entity in Feast
+    user_join_key: str = "user_id"
+    user_id_type: IdType = "string"  # follows events.user_id_type, set it there
+    item_entity: str = "item"
+    item_join_key: str = "item_id"
+    item_id_type: IdType = "string"  # value type of the item entity
+    releases_folder: Path = Path("releases")  # each release in it gets its views
+    offline_folder: Path = Path("{state_folder}/offline")  # the offline log, in Parquet
+
+
+def follow_events(features: FeatureSettings, events: EventSettings) -> FeatureSettings:
+    """The features' settings with the user id's type that events have. Raises UsageError where both disagree."""
+    if features.user_id_type not in ("string", events.user_id_type):
+        raise UsageError(
+            f"features.user_id_type is `{features.user_id_type}`, events.user_id_type `{events.user_id_type}`",
+            hint="set events.user_id_type only",
+        )
+    return replace(features, user_id_type=events.user_id_type)
+
+
+def load_feature_settings(repo: Path) -> FeatureSettings:
+    """Settings of the Feast repo in folder `repo`, for its definitions.
+
+    Read from SPOOR_CONFIG, else spoor.toml in the working folder, in `repo` or above it; without any, paths are
+    relative to the folder above `repo`. Raises UsageError.
+    """
+    repo = repo.absolute()
+    nearby = [folder / "spoor.toml" for folder in (repo, repo.parent)]
+    file = find_file(os.environ) or next((path for path in nearby if path.is_file()), None)
+    base = {
+        "SPOOR_STATE_FOLDER": str(repo.parent / ".spoor"),
+        "SPOOR_FEATURES__RELEASES_FOLDER": str(repo.parent / "releases"),
+    }
+    environ = os.environ if file else {**base, **os.environ}
+    sections = load(
+        {"features": FeatureSettings, "events": EventSettings},
+        file=file,
+        environ=environ,
+        flags={"features.feature_repo": repo},
+        ignore_unknown=True,
+    ).sections
+    return follow_events(sections["features"], sections["events"])

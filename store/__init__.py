@@ -1,0 +1,1 @@
+"""The one door to Feast: guarded online writes, the offline log, reads."""

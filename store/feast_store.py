@@ -1,0 +1,130 @@
+"""Opens Feast with Spoor's guarded online store in the place of Feast's own, and checks that the definitions are there.
+
+feature_store.yaml stays plain, so readers need nothing but Feast.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from feast import FeatureStore, FeatureView
+from feast.errors import FeastError
+from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
+from feast.infra.passthrough_provider import PassthroughProvider
+from feast.repo_config import FeastConfigError, RepoConfig, load_repo_config
+
+from activity.errors import InfrastructureError, UsageError
+from feature_repo.names import user_embedding_view
+from feature_repo.settings import FeatureSettings
+from store.fallback import UnguardedStore
+from store.guard import GuardedStore
+from store.protobytes import KEY_VERSION
+from store.redis_guard import GuardedRedisOnlineStore
+from store.sqlite_guard import GuardedSqliteOnlineStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def open_feature_store(features: FeatureSettings, *, create: bool = False) -> tuple[FeatureStore, GuardedStore]:
+    """The Feast repo, and its online store as Spoor writes it. `create` allows a registry that is not there yet.
+
+    Raises UsageError where there is no Feast repo or nothing was applied, InfrastructureError where the registry
+    cannot be read.
+    """
+    config = _repo_config(features)
+    registry = _registry_file(features, config)
+    if registry is not None and create:
+        with _registry_errors(features):
+            registry.parent.mkdir(parents=True, exist_ok=True)
+    elif registry is not None and not registry.exists():
+        raise not_applied(features, f"there is no registry at `{registry}`")
+    with _registry_errors(features):
+        store = FeatureStore(config=config)
+    return store, _swap_online_store(store)
+
+
+def registered_view(store: FeatureStore, features: FeatureSettings, name: str) -> FeatureView:
+    """Raises UsageError if the definitions with this view were not applied."""
+    for fresh in (False, True):  # another process may have applied since the registry was cached
+        if fresh:
+            with _registry_errors(features):
+                store.refresh_registry()
+        for view in store.registry.list_feature_views(store.project, allow_cache=True):
+            if view.name == name:
+                return view
+    raise not_applied(features, f"Feast does not know the view `{name}`")
+
+
+def registered_releases(store: FeatureStore) -> list[str]:
+    """The releases that have a user embedding view, by name."""
+    views = store.registry.list_feature_views(store.project, allow_cache=True)
+    versions = {view.name: view.tags.get("model_version", "") for view in views}
+    return sorted(version for name, version in versions.items() if version and name == user_embedding_view(version))
+
+
+def not_applied(features: FeatureSettings, what: str) -> UsageError:
+    return UsageError(
+        f"the Feast repo `{features.feature_repo}` is not applied: {what}",
+        hint=f"run `feast -c {features.feature_repo} apply`",
+    )
+
+
+def _repo_config(features: FeatureSettings) -> RepoConfig:
+    repo = features.feature_repo.absolute()
+    file = repo / "feature_store.yaml"
+    if not file.is_file():
+        raise UsageError(
+            f"`{features.feature_repo}` is not a Feast repo: it has no feature_store.yaml",
+            hint="set features.feature_repo to the folder of your Feast repo",
+        )
+    try:
+        config = load_repo_config(repo, file)
+    except (FeastConfigError, FeastError, OSError) as error:
+        raise UsageError(f"cannot read `{file}`: {error}", hint="mend feature_store.yaml") from None
+    if config.entity_key_serialization_version < KEY_VERSION:
+        raise UsageError(
+            f"`{file}`: entity_key_serialization_version is {config.entity_key_serialization_version}, "
+            f"expected {KEY_VERSION}",
+            hint="Feast dropped the earlier versions; set 3 and materialise again",
+        )
+    return config
+
+
+def _registry_file(features: FeatureSettings, config: RepoConfig) -> Path | None:
+    """None for a registry that is not a local file."""
+    assert config.registry is not None
+    path = str(config.registry.path)
+    if config.registry.registry_type != "file" or "://" in path:
+        return None
+    return features.feature_repo.absolute() / path
+
+
+@contextmanager
+def _registry_errors(features: FeatureSettings) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, FeastError) as error:
+        raise InfrastructureError(
+            f"cannot reach the registry of `{features.feature_repo}`: {error}",
+            hint="check `registry` in feature_store.yaml, the folder's permissions and free space",
+        ) from error
+
+
+def _swap_online_store(store: FeatureStore) -> GuardedStore:
+    provider = store._get_provider()
+    assert isinstance(provider, PassthroughProvider)
+    kind = store.config.online_store
+    if isinstance(kind, SqliteOnlineStoreConfig):
+        guard = GuardedSqliteOnlineStore()
+    elif isinstance(kind, RedisOnlineStoreConfig):
+        guard = GuardedRedisOnlineStore()
+    elif provider.online_store is not None:
+        return UnguardedStore(provider.online_store)
+    else:
+        raise UsageError("feature_store.yaml names no online store", hint="add online_store to it")
+    provider._online_store = guard
+    return guard

@@ -1,0 +1,160 @@
+"""The offline log: what was computed and when it could be known, in Parquet that Feast reads.
+
+    FOLDER/<view>/day=2026-01-31/<item>.parquet    day = the UTC day of created_timestamp
+    FOLDER/<view>/schema.parquet                   no rows: so that Feast can read a view before its first row
+    FOLDER/_manifest/<view>/<item>.json            one per finished work item: its files and rows
+
+Files are whole or absent and named after their work item, so repeating an item replaces its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from activity.errors import DataError
+from activity.files import Manifest, atomic_path
+from feature_repo.definitions import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS, source_folder
+from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, item_embedding_view, user_embedding_view
+from feature_repo.releases import live_releases
+from feature_repo.settings import FeatureSettings
+from store.rows import (
+    EMBEDDING_LOG_SCHEMA,
+    HISTORY_LOG_SCHEMA,
+    ITEM_LOG_SCHEMA,
+    TIME_FIELDS,
+    EmbeddingRow,
+    UserWrite,
+    embedding_log_table,
+    history_log_table,
+    times,
+)
+
+_EPOCH_DAY = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_US = 86_400_000_000
+_ARROW = {"Int64": pa.int64(), "Float32": pa.float32(), "String": pa.string()}
+
+
+def open_offline(features: FeatureSettings) -> OfflineLog:
+    return OfflineLog(features)
+
+
+class OfflineLog:
+    """Ids are strings here, and of the entity's type and under its join key in the files."""
+
+    def __init__(self, features: FeatureSettings) -> None:
+        self.features = features
+        self.folder = features.offline_folder
+
+    def prepare(self) -> None:
+        """Writes the empty schema file of every view that the definitions have. Raises InfrastructureError."""
+        self._prepare(USER_HISTORY, HISTORY_LOG_SCHEMA)
+        for release in live_releases(self.features.releases_folder):
+            self._prepare(user_embedding_view(release.name), EMBEDDING_LOG_SCHEMA)
+            self._prepare(item_embedding_view(release.name), ITEM_LOG_SCHEMA)
+        self._prepare(USER_ACTIVITY, activity_log_schema(USER_ACTIVITY))
+        self._prepare(ITEM_ACTIVITY, activity_log_schema(ITEM_ACTIVITY))
+
+    def write_embeddings(self, release: str, item_key: str, rows: Sequence[EmbeddingRow]) -> None:
+        """Replaces the rows of the work item. Raises InfrastructureError."""
+        self.write_rows(user_embedding_view(release), item_key, embedding_log_table(rows))
+
+    def write_histories(self, item_key: str, writes: Sequence[UserWrite]) -> None:
+        self.write_rows(USER_HISTORY, item_key, history_log_table(writes))
+
+    def write_items(
+        self, release: str, item_key: str, item_ids: Sequence[str], vectors: npt.NDArray[np.float32], created_ms: int
+    ) -> None:
+        """vectors float32[n, d]: the release's item vectors, known from `created_ms` on."""
+        offsets = pa.array(np.arange(len(item_ids) + 1) * vectors.shape[1], pa.int32())
+        columns = {
+            "item_id": list(item_ids),
+            "item_embedding": pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel(), pa.float32())),
+            "event_timestamp": times([created_ms] * len(item_ids)),
+            "created_timestamp": times([created_ms] * len(item_ids)),
+        }
+        self.write_rows(item_embedding_view(release), item_key, pa.table(columns, schema=ITEM_LOG_SCHEMA))
+
+    def write_rows(self, view: str, item_key: str, table: pa.Table) -> None:
+        """Replaces the rows of a work item of any of Spoor's views. `table` has `user_id` or `item_id`, the features,
+        event_timestamp and created_timestamp (UTC)."""
+        table = self._with_entity(table)
+        self._prepare(view, table.schema)
+        manifest = self.manifest(view)
+        earlier = (manifest.get(item_key) or {}).get("files", [])
+        files = []
+        for day, part in _by_day(table):
+            name = f"day={day}/{item_key}.parquet"
+            with atomic_path(source_folder(self.features, view) / name) as temporary:
+                pq.write_table(part, temporary, compression="zstd")
+            files.append(name)
+        manifest.add(item_key, {"files": files, "rows": len(table)})
+        for name in set(earlier) - set(files):
+            (source_folder(self.features, view) / name).unlink(missing_ok=True)
+
+    def manifest(self, view: str) -> Manifest:
+        return Manifest(self.folder / "_manifest" / view)
+
+    def has(self, view: str, item_key: str) -> bool:
+        return self.manifest(view).get(item_key) is not None
+
+    def read(self, view: str) -> pa.Table:
+        """Every finished row of a view; an empty table without columns if there never was one."""
+        folder = source_folder(self.features, view)
+        names = [name for record in self.manifest(view).records().values() for name in record["files"]]
+        files = [folder / name for name in names] or [*folder.glob("schema.parquet")]
+        return pa.concat_tables([pq.ParquetFile(path).read() for path in files]) if files else pa.table({})
+
+    def remove_view(self, view: str) -> None:
+        """Removes a retired release's log, manifest first: what a crash leaves over is no longer named."""
+        for folder in (self.folder / "_manifest" / view, source_folder(self.features, view)):
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+            if folder.is_dir():
+                folder.rmdir()
+
+    def _prepare(self, view: str, schema: pa.Schema) -> None:
+        path = source_folder(self.features, view) / "schema.parquet"
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                pq.write_table(self._with_entity(schema.empty_table()), temporary)
+
+    def _with_entity(self, table: pa.Table) -> pa.Table:
+        """The id column under the entity's join key, with its type. Raises DataError for ids that are no int64."""
+        settings = self.features
+        for column, join_key, id_type in (
+            ("user_id", settings.user_join_key, settings.user_id_type),
+            ("item_id", settings.item_join_key, settings.item_id_type),
+        ):
+            if column not in table.column_names:
+                continue
+            index = table.column_names.index(column)
+            ids = table.column(index)
+            if id_type == "int64":
+                try:
+                    ids = ids.cast(pa.int64())
+                except pa.ArrowInvalid as error:
+                    raise DataError(f"{column}: {error}", hint="the entity's join key is INT64") from None
+            table = table.set_column(index, pa.field(join_key, ids.type, nullable=False), ids)
+        return table
+
+
+def activity_log_schema(view: str) -> pa.Schema:
+    """The columns of `user_activity` or `item_activity`."""
+    entity, fields = ("user_id", USER_ACTIVITY_FIELDS) if view == USER_ACTIVITY else ("item_id", ITEM_ACTIVITY_FIELDS)
+    columns = [pa.field(entity, pa.string(), nullable=False)]
+    columns += [pa.field(field.name, _ARROW[str(field.dtype)]) for field in fields]
+    return pa.schema([*columns, *TIME_FIELDS])
+
+
+def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    created = table["created_timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+    days = created // _DAY_US
+    for day in np.unique(days):
+        date = (_EPOCH_DAY + timedelta(days=int(day))).date().isoformat()
+        yield date, table.filter(pa.array(days == day))

@@ -1,0 +1,274 @@
+"""The online store as the rest of Spoor sees it: users, histories and embeddings instead of keys and bytes.
+
+A write names the revision it was computed from and changes a user's history and embeddings together, or not at all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+from feast import FeatureStore, FeatureView
+from redis.exceptions import RedisError
+
+from activity.errors import DataError, InfrastructureError, UsageError
+from feature_repo.definitions import release_views
+from feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
+from feature_repo.releases import LiveRelease, live_releases
+from feature_repo.settings import FeatureSettings
+from store import protobytes
+from store.feast_store import not_applied, open_feature_store, registered_releases, registered_view
+from store.guard import GuardedStore, GuardedWrite, ViewRow
+from store.rows import EmbeddingRow, StoredUser, UserWrite
+from store.validation import check_vectors
+
+_CHUNK_USERS = 1000  # rows per transaction or pipeline
+_HISTORY_READ = ("history", "revision", "as_of_ms")
+_EMBEDDING_READ = (
+    "embedding",
+    "revision",
+    "events_used",
+    "event_time_ms",
+    "created_ms",
+    "computed_at_ms",
+    "model_version",
+)
+
+
+def open_online(features: FeatureSettings) -> OnlineStore:
+    """Raises UsageError where the Feast repo is missing or not applied, InfrastructureError where it cannot be read."""
+    store, guard = open_feature_store(features)
+    return OnlineStore(features, store, guard)
+
+
+class OnlineStore:
+    """Ids are strings. Every method raises InfrastructureError where the store does not answer, and UsageError for a
+    release that Feast does not know. Threads may share it."""
+
+    def __init__(self, features: FeatureSettings, store: FeatureStore, guard: GuardedStore) -> None:
+        self.features = features
+        self.feast = store
+        self._guard = guard
+        self._config = store.config
+        self._user_keys = protobytes.EntityKeys(features.user_join_key, features.user_id_type)
+        self._item_keys = protobytes.EntityKeys(features.item_join_key, features.item_id_type)
+        self._views: dict[str, FeatureView] = {}
+        self._revision = (self._view(USER_HISTORY), "revision")
+
+    def check(self, releases: Sequence[str] | None = None) -> None:
+        """Asks everything that a command relies on before it starts: definitions applied, entities and dimensions as
+        configured, the server up. `releases`: those to be written, by default the live ones in the folder."""
+        self._check_entities()
+        live = {release.name: release for release in live_releases(self.features.releases_folder)}
+        for name in live if releases is None else releases:
+            dimension = self.dimension(name)
+            if name in live and live[name].dimension != dimension:
+                raise UsageError(
+                    f"release `{name}` has dimension {live[name].dimension}, its view in Feast {dimension}",
+                    hint=f"run `feast -c {self.features.feature_repo} apply`",
+                )
+        self.read(["0"], list(live if releases is None else releases))
+
+    def dimension(self, release: str) -> int:
+        """Floats in an embedding of the release, as its view's tag says."""
+        return int(self._user_view(release).tags["dimension"])
+
+    def read(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[StoredUser]:
+        """One per user, in the given order, each from one moment."""
+        history = self._view(USER_HISTORY)
+        wanted = [(history, feature) for feature in _HISTORY_READ]
+        wanted += [(self._user_view(release), "revision") for release in releases]
+        users = []
+        for packed, revision, as_of, *embeddings in self._read(wanted, user_ids):
+            revisions = {
+                release: None if value is None else protobytes.read_int(value)
+                for release, value in zip(releases, embeddings, strict=True)
+            }
+            if revision is None or packed is None:
+                users.append(StoredUser(None, 0, revisions))
+            else:
+                as_of_ms = 0 if as_of is None else protobytes.read_int(as_of)
+                packed = protobytes.read_bytes(packed)
+                users.append(StoredUser(packed, protobytes.read_int(revision), revisions, as_of_ms))
+        return users
+
+    def read_embeddings(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | None]:
+        """One per user, in the given order; None where there is no embedding."""
+        view, dimension = self._user_view(release), self.dimension(release)
+        wanted = [(view, feature) for feature in _EMBEDDING_READ]
+        rows = self._read(wanted, user_ids)
+        return [_embedding_row(user, row, dimension) for user, row in zip(user_ids, rows, strict=True)]
+
+    def write(self, writes: Sequence[UserWrite]) -> npt.NDArray[np.bool_]:
+        """bool[n]: whether the write was done; False where the revision had moved. Raises DataError, before anything
+        is written, for embeddings of wrong dimension, norm or with values that are not finite."""
+        self._check_embeddings(writes)
+        guarded = [self._guarded(write) for write in writes]
+        done: list[bool] = []
+        for start in range(0, len(guarded), _CHUNK_USERS):
+            with self._errors():
+                part = guarded[start : start + _CHUNK_USERS]
+                done += self._guard.compare_and_set(self._config, self._revision, part)
+        return np.array(done, bool)
+
+    def user_ids(self) -> Iterator[str]:
+        """Every user that has a history; one that is written meanwhile may be missing, or come twice."""
+        keys = self._guard.entity_keys(self._config, self._revision, self._user_keys.prefix)
+        while True:
+            with self._errors():
+                key = next(keys, None)
+            if key is None:
+                return
+            yield self._user_keys.to_id(key)
+
+    def write_items(
+        self, release: str, item_ids: Sequence[str], vectors: npt.NDArray[np.float32], created_ms: int
+    ) -> None:
+        """vectors float32[n, d] of the release's items. A release's item vectors never change: no guard is needed."""
+        view = self._view(item_embedding_view(self._known(release)))
+        check_vectors(vectors, np.ones(len(vectors), np.int64), release, self.dimension(release))
+        for start in range(0, len(item_ids), _CHUNK_USERS):
+            part = range(start, min(start + _CHUNK_USERS, len(item_ids)))
+            rows = []
+            for index in part:
+                values = {"item_embedding": protobytes.floats_value(vectors[index])}
+                rows.append(
+                    (
+                        self._item_keys.to_bytes(item_ids[index]),
+                        ViewRow(view, values, created_ms, created_ms),
+                    )
+                )
+            with self._errors():
+                self._guard.put(self._config, rows)
+
+    def remove_release(self, release: str) -> None:
+        """Removes every embedding of the release, users' and items', whether its views are still registered or not."""
+        for view in release_views(self.features, LiveRelease(release, 0, 0)):
+            with self._errors():
+                self._guard.delete_rows(self._config, self._views.pop(view.name, view))
+
+    def _guarded(self, write: UserWrite) -> GuardedWrite:
+        if not (write.revision >= write.expected_revision and write.revision > 0):
+            raise ValueError(f"revision {write.revision} written over {write.expected_revision}")
+        rows = []
+        if write.revision > write.expected_revision:
+            values = {
+                "history": protobytes.bytes_value(write.history),
+                "revision": protobytes.int_value(write.revision),
+                "events": protobytes.int_value(write.events),
+                "event_time_ms": protobytes.int_value(write.event_time_ms),
+                "as_of_ms": protobytes.int_value(write.created_ms),
+            }
+            rows.append(ViewRow(self._view(USER_HISTORY), values, write.event_time_ms, write.created_ms))
+        for row in write.embeddings:
+            if row.revision != write.revision or row.user_id != write.user_id:
+                raise ValueError(f"embedding of {row.user_id!r}, revision {row.revision}, in {write}")
+            rows.append(self._embedding_view_row(row))
+        expected = protobytes.int_value(write.expected_revision) if write.expected_revision else protobytes.NO_ROW
+        return GuardedWrite(self._user_keys.to_bytes(write.user_id), expected, rows)
+
+    def _embedding_view_row(self, row: EmbeddingRow) -> ViewRow:
+        values = {
+            "embedding": protobytes.floats_value(row.embedding),
+            "revision": protobytes.int_value(row.revision),
+            "events_used": protobytes.int_value(row.events_used),
+            "event_time_ms": protobytes.int_value(row.event_time_ms),
+            "created_ms": protobytes.int_value(row.created_ms),
+            "computed_at_ms": protobytes.int_value(row.computed_at_ms),
+            "model_version": protobytes.string_value(row.model_version),
+        }
+        return ViewRow(self._user_view(row.model_version), values, row.event_time_ms, row.created_ms)
+
+    def _check_embeddings(self, writes: Sequence[UserWrite]) -> None:
+        def release_of(row: EmbeddingRow) -> str:
+            return row.model_version
+
+        rows = sorted((row for write in writes for row in write.embeddings), key=release_of)
+        for release, group in groupby(rows, key=release_of):
+            dimension, members = self.dimension(release), list(group)
+            for row in members:
+                if row.embedding.shape != (dimension,):
+                    raise DataError(
+                        f"embedding of user {row.user_id!r} has shape {row.embedding.shape}, "
+                        f"release `{release}` has dimension {dimension}",
+                        hint="apply the definitions of the release that computed it",
+                    )
+            used = np.array([row.events_used for row in members])
+            check_vectors(np.stack([row.embedding for row in members]), used, release, dimension)
+
+    def _read(self, wanted: Sequence[tuple[FeatureView, str]], user_ids: Sequence[str]) -> Iterator[list[bytes | None]]:
+        keys = [self._user_keys.to_bytes(user) for user in user_ids]
+        for start in range(0, len(keys), _CHUNK_USERS):
+            with self._errors():
+                rows = self._guard.read_values(self._config, wanted, keys[start : start + _CHUNK_USERS])
+            yield from rows
+
+    def _user_view(self, release: str) -> FeatureView:
+        return self._view(user_embedding_view(self._known(release)))
+
+    def _known(self, release: str) -> str:
+        """The release's name. Raises UsageError if Feast has no view for it."""
+        if user_embedding_view(release) not in self._views:
+            try:
+                self._view(user_embedding_view(release))
+            except UsageError:
+                known = ", ".join(registered_releases(self.feast)) or "none"
+                raise UsageError(
+                    f"Feast does not know the release `{release}`; it knows: {known}",
+                    hint=f"put its folder into `{self.features.releases_folder}` and run "
+                    f"`feast -c {self.features.feature_repo} apply`",
+                ) from None
+        return release
+
+    def _view(self, name: str) -> FeatureView:
+        if name not in self._views:
+            view = registered_view(self.feast, self.features, name)
+            with self._errors():
+                self._guard.create_tables(self._config, [view])
+            self._views[name] = view
+        return self._views[name]
+
+    def _check_entities(self) -> None:
+        settings = self.features
+        for view, join_key in (
+            (USER_HISTORY, settings.user_join_key),
+            *((item_embedding_view(r), settings.item_join_key) for r in registered_releases(self.feast)),
+        ):
+            found = {column.name: str(column.dtype) for column in self._view(view).entity_columns}
+            id_type = settings.user_id_type if view == USER_HISTORY else settings.item_id_type
+            if found != {join_key: id_type.capitalize()}:
+                raise not_applied(settings, f"view `{view}` has keys {found}, the settings say {join_key}: {id_type}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        settings = self._config.online_store
+        assert settings is not None
+        try:
+            yield
+        except (sqlite3.Error, RedisError, OSError) as error:
+            where = getattr(settings, "path", "") or "its server"
+            hint = {
+                "redis": "start Redis, or mend connection_string in feature_store.yaml",
+                "sqlite": f"check that the folder of `{where}` is there, can be written and has space",
+            }.get(settings.type, "check online_store in feature_store.yaml")
+            raise InfrastructureError(f"the online store ({settings.type}) failed: {error}", hint=hint) from error
+
+
+def _embedding_row(user: str, row: list[bytes | None], dimension: int) -> EmbeddingRow | None:
+    if any(value is None for value in row):
+        return None
+    embedding, revision, used, event_time, created, computed, version = (value or b"" for value in row)
+    return EmbeddingRow(
+        user_id=user,
+        embedding=protobytes.read_floats(embedding, dimension),
+        revision=protobytes.read_int(revision),
+        events_used=protobytes.read_int(used),
+        event_time_ms=protobytes.read_int(event_time),
+        created_ms=protobytes.read_int(created),
+        computed_at_ms=protobytes.read_int(computed),
+        model_version=protobytes.read_string(version),
+    )

@@ -1,0 +1,47 @@
+"""Reads for callers inside Spoor and for notebooks. A ranker needs neither: it calls Feast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from activity.errors import DataError
+from feature_repo.names import ranker_service
+from feature_repo.settings import FeatureSettings
+from store.feast_store import open_feature_store
+from store.online import OnlineStore, open_online
+
+
+def user_vectors(
+    source: FeatureSettings | OnlineStore, release: str, user_ids: Sequence[str]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """float32[U, d] and bool[U]: each user's embedding, and whether there is one.
+
+    A user without history, or whose embedding is not computed yet, gets zeros and False: a dot product with zeros is
+    0, so the ranker's other features decide. Feast's own read gives nulls instead.
+    """
+    online = source if isinstance(source, OnlineStore) else open_online(source)
+    vectors = np.zeros((len(user_ids), online.dimension(release)), np.float32)
+    rows = online.read_embeddings(release, user_ids)
+    for index, row in enumerate(rows):
+        if row is not None:
+            vectors[index] = row.embedding
+    return vectors, np.array([row is not None for row in rows], bool)
+
+
+def historical_features(features: FeatureSettings, entities: pd.DataFrame, release: str) -> pd.DataFrame:
+    """The rows of `entities` (join keys, event_timestamp, any label columns) with the ranker's features of the release
+    as they could be known at each row's time: nothing computed from later events or by a model trained later.
+
+    Raises DataError if Feast does not answer with exactly one row per given row.
+    """
+    store, _ = open_feature_store(features)
+    service = store.get_feature_service(ranker_service(release))
+    job = store.get_historical_features(entity_df=entities, features=service, filter_by_created_timestamp=True)
+    found = job.to_df()
+    if len(found) != len(entities):
+        raise DataError(f"Feast answered {len(entities)} rows with {len(found)}", hint="use Feast's DuckDB store")
+    return found

@@ -1,0 +1,175 @@
+"""What goes into the store and comes out of it, and how an embedding row looks on its topic and in the offline log.
+
+An embedding row on the topic `user-embeddings.<release>` is one JSON object in UTF-8, keyed by the user id:
+
+    user_id         string
+    embedding       array of numbers, exact float32 values
+    revision        of the history that the embedding was computed from; grows with every change
+    events_used     events of the history that the model knew
+    event_time_ms   time of the history's last event
+    created_ms      from when on the row could be known: the later of as-of time and the model's trained-through time
+    computed_at_ms  wall clock of the computation
+    model_version   the release
+
+All times are ms since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from activity.errors import DataError
+
+Vector = npt.NDArray[np.float32]
+TIME_FIELDS = [
+    pa.field("event_timestamp", pa.timestamp("us", "UTC"), nullable=False),
+    pa.field("created_timestamp", pa.timestamp("us", "UTC"), nullable=False),
+]
+EMBEDDING_LOG_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),
+        *(
+            pa.field(name, pa.int64(), nullable=False)
+            for name in ("revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms")
+        ),
+        pa.field("model_version", pa.string(), nullable=False),
+        *TIME_FIELDS,
+    ]
+)
+HISTORY_LOG_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("history", pa.binary(), nullable=False),
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("revision", "events", "event_time_ms", "as_of_ms")),
+        *TIME_FIELDS,
+    ]
+)
+ITEM_LOG_SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("item_embedding", pa.list_(pa.float32()), nullable=False),
+        *TIME_FIELDS,
+    ]
+)
+
+
+@dataclass(frozen=True)
+class StoredUser:
+    """What the store holds of one user, as far as a writer must know it."""
+
+    history: bytes | None  # packed; None = no row
+    revision: int  # 0 = no row
+    embedding_revisions: dict[str, int | None]  # by live release; None = no embedding
+    as_of_ms: int = 0  # from when on all events of the history were known
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingRow:
+    user_id: str
+    embedding: Vector  # float32[d], norm 1, or zeros if events_used is 0
+    revision: int
+    events_used: int
+    event_time_ms: int
+    created_ms: int
+    computed_at_ms: int
+    model_version: str
+
+
+@dataclass(frozen=True, eq=False)
+class UserWrite:
+    """One user's rows, to be written together if the history still has `expected_revision`.
+
+    `revision` equal to `expected_revision` writes the embeddings alone. `created_ms`: from when on all events of the
+    history were known. `embeddings` carry `revision`.
+    """
+
+    user_id: str
+    expected_revision: int  # 0 = there must be no row
+    revision: int
+    history: bytes
+    events: int  # number of events in the history
+    event_time_ms: int
+    created_ms: int
+    embeddings: list[EmbeddingRow]
+
+
+def embedding_row_to_json(row: EmbeddingRow) -> bytes:
+    return json.dumps(
+        {
+            "user_id": row.user_id,
+            "embedding": row.embedding.tolist(),
+            "revision": row.revision,
+            "events_used": row.events_used,
+            "event_time_ms": row.event_time_ms,
+            "created_ms": row.created_ms,
+            "computed_at_ms": row.computed_at_ms,
+            "model_version": row.model_version,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+
+
+def embedding_row_from_json(value: bytes) -> EmbeddingRow:
+    """Raises DataError if `value` is not such an object."""
+    try:
+        content = json.loads(value)
+        return EmbeddingRow(
+            user_id=str(content["user_id"]),
+            embedding=np.asarray(content["embedding"], np.float32),
+            revision=int(content["revision"]),
+            events_used=int(content["events_used"]),
+            event_time_ms=int(content["event_time_ms"]),
+            created_ms=int(content["created_ms"]),
+            computed_at_ms=int(content["computed_at_ms"]),
+            model_version=str(content["model_version"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not an embedding row: {type(error).__name__}: {error}") from None
+
+
+def embedding_log_table(rows: Sequence[EmbeddingRow]) -> pa.Table:
+    """Rows of EMBEDDING_LOG_SCHEMA, in the given order."""
+    lengths = np.fromiter((len(row.embedding) for row in rows), np.int32, count=len(rows))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    values = np.concatenate([np.empty(0, np.float32), *(row.embedding for row in rows)])
+    columns = {
+        "user_id": [row.user_id for row in rows],
+        "embedding": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32())),
+        "revision": [row.revision for row in rows],
+        "events_used": [row.events_used for row in rows],
+        "event_time_ms": [row.event_time_ms for row in rows],
+        "created_ms": [row.created_ms for row in rows],
+        "computed_at_ms": [row.computed_at_ms for row in rows],
+        "model_version": [row.model_version for row in rows],
+        "event_timestamp": times([row.event_time_ms for row in rows]),
+        "created_timestamp": times([row.created_ms for row in rows]),
+    }
+    return pa.table(columns, schema=EMBEDDING_LOG_SCHEMA)
+
+
+def history_log_table(writes: Sequence[UserWrite]) -> pa.Table:
+    """Rows of HISTORY_LOG_SCHEMA, in the given order."""
+    columns = {
+        "user_id": [write.user_id for write in writes],
+        "history": [write.history for write in writes],
+        "revision": [write.revision for write in writes],
+        "events": [write.events for write in writes],
+        "event_time_ms": [write.event_time_ms for write in writes],
+        "as_of_ms": [write.created_ms for write in writes],
+        "event_timestamp": times([write.event_time_ms for write in writes]),
+        "created_timestamp": times([write.created_ms for write in writes]),
+    }
+    return pa.table(columns, schema=HISTORY_LOG_SCHEMA)
+
+
+def times(times_ms: Sequence[int]) -> pa.Array:
+    """ms since 1970 UTC → Arrow timestamps that Feast joins on."""
+    return pa.array(np.asarray(times_ms, np.int64) * 1000).cast(pa.timestamp("us", "UTC"))

@@ -1,0 +1,335 @@
+"""The one writer: events in, merged histories and fresh embeddings in the store.
+
+For a batch of users, each at most once:
+1. read the stored histories and revisions (cache, else store);
+2. merge the new events;
+3. encode whose history changed or whose embedding lags behind its history;
+4. write under the revision that was read;
+5. who was refused goes through all of it again with what the store then holds.
+
+However many writers run at once, each user ends at the merge of all events.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from activity.errors import DataError, InfrastructureError, SpoorError
+from activity.history import Histories, equal_rows, merge
+from activity.packing import pack, unpack
+from activity.settings import HistorySettings
+from store.cache import HistoryCache
+from store.online import OnlineStore
+from store.rows import EmbeddingRow, StoredUser, UserWrite
+from store.validation import bad_vectors
+
+__all__ = ["Encoder", "GuardedWriter", "HistoryCache", "UpdateResult"]
+_MAX_ROUNDS = 100
+_QUIET_ROUNDS = 3  # refusals before a writer waits a moment for the others
+_LONGEST_WAIT_SECONDS = 0.1
+_log = logging.getLogger(__name__)
+Bools = npt.NDArray[np.bool_]
+Int64s = npt.NDArray[np.int64]
+
+
+class Encoder(Protocol):
+    """A frozen model of one release."""
+
+    @property
+    def release(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def max_events(self) -> int: ...
+    @property
+    def trained_through_ms(self) -> int: ...
+
+    def encode(self, histories: Histories) -> tuple[npt.NDArray[np.float32], Int64s]:
+        """float32[U, d] of norm 1 (zeros without usable events), int64[U] events used."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateResult:
+    """Where every user of the batch stands after the update, in the batch's order."""
+
+    users: list[str]
+    histories: Histories
+    revisions: Int64s  # int64[U]; 0 for a user without any event
+    rows: dict[str, list[EmbeddingRow]]  # by release; who has no embedding yet is left out
+    changed: Bools  # bool[U]: the history changed by this update
+    refused: int  # writes that had to be done again
+    encode_failures: int  # embeddings that wait for the sweep
+
+
+@dataclass(eq=False)
+class _Batch:
+    """The update under way. Arrays and lists hold one entry per user of the batch."""
+
+    users: list[str]
+    events: Histories
+    as_of_ms: Int64s
+    partitions: Sequence[int | None]
+    packed: list[bytes]
+    merged: list[npt.NDArray[np.void]]
+    revisions: Int64s
+    changed: Bools
+    rows: dict[str, list[EmbeddingRow | None]]
+    refused: int = 0
+    failures: dict[str, int] = field(default_factory=dict)  # by release
+
+
+class GuardedWriter:
+    """`observe` is called after each step of each round with "read", "merged", "encoded" or "written": metrics hang
+    there. `encoders`: one per live release; the embeddings of all are written with the history."""
+
+    def __init__(
+        self,
+        online: OnlineStore,
+        encoders: Sequence[Encoder],
+        *,
+        history: HistorySettings,
+        cache: HistoryCache | None = None,
+        observe: Callable[[str], None] = lambda step: None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        for encoder in encoders:
+            expected = online.dimension(encoder.release)
+            if encoder.dimension != expected:
+                raise _wrong_dimension(encoder.release, encoder.dimension, expected)
+        self.online = online
+        self.encoders = {encoder.release: encoder for encoder in encoders}
+        self.history = history
+        self.cache = cache if cache is not None else HistoryCache(0)
+        self.observe = observe
+        self.now_ms = now_ms
+
+    def update(
+        self,
+        user_ids: Sequence[str],
+        events: Histories,
+        *,
+        as_of_ms: Int64s,
+        partitions: Sequence[int | None] | None = None,
+    ) -> UpdateResult:
+        """Merges `events` (one row per user, may be empty) into the stored histories.
+
+        `as_of_ms` int64[U]: from when on the events were known. `partitions`: of each user, for the cache.
+        Raises DataError for a damaged stored history or embeddings of another dimension than the release's,
+        InfrastructureError where the store fails or other writers never let this one through. Embeddings that the
+        encoder could not compute, or that are not finite or not of norm 1, are counted and left for the sweep.
+        """
+        count = len(user_ids)
+        if not events.count == count == len(as_of_ms) == len(set(user_ids)):
+            raise ValueError(f"{count} users with {events.count} histories; each user may come once")
+        batch = _Batch(
+            users=list(user_ids),
+            events=events,
+            as_of_ms=np.asarray(as_of_ms, np.int64),
+            partitions=[None] * count if partitions is None else partitions,
+            packed=[b""] * count,
+            merged=[events.values[:0]] * count,
+            revisions=np.zeros(count, np.int64),
+            changed=np.zeros(count, bool),
+            rows={release: [None] * count for release in self.encoders},
+        )
+        pending = np.arange(count)
+        for attempt in range(_MAX_ROUNDS):
+            if len(pending) == 0:
+                return self._result(batch)
+            if attempt > _QUIET_ROUNDS:
+                time.sleep(random.uniform(0, min(_LONGEST_WAIT_SECONDS, 0.001 * 2**attempt)))
+            pending = self._round(batch, pending, cached=attempt == 0)
+        raise InfrastructureError(
+            f"user {batch.users[int(pending[0])]!r} was changed by others {_MAX_ROUNDS} times while it was written",
+            hint="run fewer writers on the same users",
+        )
+
+    def _round(self, batch: _Batch, pending: Int64s, *, cached: bool) -> Int64s:
+        """One pass over the users at positions `pending`; returns the positions to be done again."""
+        users = [batch.users[i] for i in pending]
+        stored, from_cache = self._load(users, cached=cached)
+        self.observe("read")
+
+        before = _unpack(stored)
+        after = merge(before, batch.events.take(pending), max_events=self.history.max_events)
+        changed = ~equal_rows(before, after)
+        self.observe("merged")
+
+        packed = pack(after)
+        as_of = np.array([user.as_of_ms for user in stored], np.int64)
+        as_of[changed] = np.maximum(as_of, batch.as_of_ms[pending])[changed]
+        expected = np.array([user.revision for user in stored], np.int64)
+        revisions = expected + changed
+        fresh = {
+            release: self._encode(batch, encoder, users, after, revisions, as_of, _behind(stored, release, revisions))
+            for release, encoder in self.encoders.items()
+        }
+        self.observe("encoded")
+
+        last_times = after.last_times()
+        positions, writes = [], []
+        for k, user in enumerate(users):
+            embeddings = [rows[k] for rows in fresh.values() if k in rows]
+            if changed[k] or embeddings:
+                write = UserWrite(
+                    user_id=user,
+                    expected_revision=int(expected[k]),
+                    revision=int(revisions[k]),
+                    history=packed[k],
+                    events=int(after.lengths[k]),
+                    event_time_ms=int(last_times[k]),
+                    created_ms=int(as_of[k]),
+                    embeddings=embeddings,
+                )
+                positions.append(k)
+                writes.append(write)
+        again = np.zeros(len(users), bool)
+        again[positions] = ~self.online.write(writes) if writes else False
+        self.observe("written")
+
+        refused = int(again.sum())
+        batch.refused += refused
+        known = {release: [fresh[release].get(k) for k in range(len(users))] for release in self.encoders}
+        batch.changed[pending] |= changed & ~again
+        again |= self._read_back(known, users, stored, from_cache, again)
+        for k, position in enumerate(pending):
+            if again[k]:
+                self.cache.drop(users[k])
+                continue
+            batch.packed[position] = packed[k]
+            batch.merged[position] = after[k]
+            batch.revisions[position] = revisions[k]
+            for release, rows in known.items():
+                batch.rows[release][position] = rows[k]
+            if revisions[k]:
+                state = StoredUser(
+                    packed[k], int(revisions[k]), {r: _revision(rows[k]) for r, rows in known.items()}, int(as_of[k])
+                )
+                self.cache.put(users[k], state, partition=batch.partitions[position])
+        return pending[again]
+
+    def _load(self, users: list[str], *, cached: bool) -> tuple[list[StoredUser], Bools]:
+        """The users' stored state, and for whom it is from the cache."""
+        found = [self.cache.get(user) if cached else None for user in users]
+        hits = np.array([f is not None and f.embedding_revisions.keys() == self.encoders.keys() for f in found], bool)
+        missing = np.flatnonzero(~hits)
+        read = self.online.read([users[k] for k in missing], list(self.encoders)) if len(missing) else []
+        for k, user in zip(missing, read, strict=True):
+            found[k] = user
+        return [user for user in found if user is not None], hits
+
+    def _encode(
+        self,
+        batch: _Batch,
+        encoder: Encoder,
+        users: list[str],
+        histories: Histories,
+        revisions: Int64s,
+        as_of: Int64s,
+        who: Int64s,
+    ) -> dict[int, EmbeddingRow]:
+        """Rows by position in `users`, for the positions `who`; those that could not be computed are missing."""
+        if len(who) == 0:
+            return {}
+        release = encoder.release
+        try:
+            vectors, used = encoder.encode(histories.take(who))
+        except SpoorError as error:
+            return self._failed(batch, release, len(who), error.message)
+        except Exception as error:  # whatever a model may raise must not hold up histories and other releases
+            _log.debug("encoding failed", exc_info=error)
+            return self._failed(batch, release, len(who), f"{type(error).__name__}: {error}")
+        dimension = self.encoders[release].dimension
+        if vectors.shape != (len(who), dimension):
+            raise _wrong_dimension(release, vectors.shape[-1], dimension)
+        bad = bad_vectors(vectors, used)
+        if bad.any():
+            user = users[int(who[bad][0])]
+            self._failed(batch, release, int(bad.sum()), f"not finite or not of norm 1, first for user {user!r}")
+        computed_at, times = self.now_ms(), histories.last_times()
+        return {
+            int(k): EmbeddingRow(
+                user_id=users[k],
+                embedding=vectors[n],
+                revision=int(revisions[k]),
+                events_used=int(used[n]),
+                event_time_ms=int(times[k]),
+                created_ms=max(int(as_of[k]), encoder.trained_through_ms),
+                computed_at_ms=computed_at,
+                model_version=release,
+            )
+            for n, k in enumerate(who)
+            if not bad[n]
+        }
+
+    def _failed(self, batch: _Batch, release: str, count: int, why: str) -> dict[int, EmbeddingRow]:
+        if release not in batch.failures:
+            _log.error("release %s: %d embeddings wait for the sweep: %s", release, count, why)
+        batch.failures[release] = batch.failures.get(release, 0) + count
+        return {}
+
+    def _read_back(
+        self,
+        known: dict[str, list[EmbeddingRow | None]],
+        users: list[str],
+        stored: list[StoredUser],
+        from_cache: Bools,
+        refused: Bools,
+    ) -> Bools:
+        """Fills `known` with the stored rows of users that were not encoded. Returns for whom the cache was wrong."""
+        stale = np.zeros(len(users), bool)
+        for release, rows in known.items():
+            missing = [
+                k
+                for k, row in enumerate(rows)
+                if row is None and not refused[k] and stored[k].embedding_revisions[release] is not None
+            ]
+            if not missing:
+                continue
+            read = self.online.read_embeddings(release, [users[k] for k in missing])
+            for k, row in zip(missing, read, strict=True):
+                rows[k] = row
+                stale[k] |= bool(from_cache[k]) and _revision(row) != stored[k].embedding_revisions[release]
+        return stale
+
+    def _result(self, batch: _Batch) -> UpdateResult:
+        return UpdateResult(
+            users=batch.users,
+            histories=Histories.of(batch.merged),
+            revisions=batch.revisions,
+            rows={release: [row for row in rows if row is not None] for release, rows in batch.rows.items()},
+            changed=batch.changed,
+            refused=batch.refused,
+            encode_failures=sum(batch.failures.values()),
+        )
+
+
+def _unpack(stored: list[StoredUser]) -> Histories:
+    empty = pack(Histories.empty(1))[0]
+    return unpack([empty if user.history is None else user.history for user in stored])
+
+
+def _behind(stored: list[StoredUser], release: str, revisions: Int64s) -> Int64s:
+    """Positions of users whose embedding is not of their history's revision to be."""
+    have = [user.embedding_revisions[release] for user in stored]
+    return np.array([k for k, revision in enumerate(revisions) if revision and have[k] != revision], np.int64)
+
+
+def _revision(row: EmbeddingRow | None) -> int | None:
+    return None if row is None else row.revision
+
+
+def _wrong_dimension(release: str, found: int, expected: int) -> DataError:
+    return DataError(
+        f"release `{release}` computes embeddings of dimension {found}, its view in Feast holds {expected}",
+        hint="check the release folder, then apply the definitions again",
+    )
