@@ -62,7 +62,8 @@ def admin_client(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
 
     timeout_ms = int(kafka.request_timeout_seconds * 1000)
     try:
-        options = kafka.client_options() | {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+        timeouts = {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+        options: dict[str, Any] = kafka.client_options() | timeouts
         admin = KafkaAdminClient(**options)
         try:
             yield admin

@@ -67,9 +67,10 @@ def encode_dead_letter(letter: DeadLetter) -> tuple[bytes, bytes]:
 def decode_dead_letter(value: bytes) -> DeadLetter:
     """The reverse of `encode_dead_letter`. Raises DataError on anything else."""
     try:
-        found: dict[str, Any] = json.loads(value)
-        known: dict[str, Any] = {field.name: found[field.name] for field in fields(DeadLetter)}
-        return DeadLetter(**known | {"key": _to_bytes(found["key"]), "value": _to_bytes(found["value"])})
+        found = json.loads(value)
+        letter: dict[str, Any] = {field.name: found[field.name] for field in fields(DeadLetter)}
+        letter["key"], letter["value"] = _to_bytes(letter["key"]), _to_bytes(letter["value"])
+        return DeadLetter(**letter)
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"a record of the dead-letter topic is not a dead letter: {error}",

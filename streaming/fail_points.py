@@ -15,7 +15,7 @@ class FailPoint:
 
     def __init__(self, setting: str) -> None:
         name, _, times = setting.partition(":")
-        if name and (name not in FAIL_POINTS or not (times or "1").isdecimal() or times == "0"):
+        if setting and (name not in FAIL_POINTS or not (times or "1").isdecimal() or times == "0"):
             raise UsageError(
                 f"stream.fail_point is `{setting}`",
                 hint=f"expected NAME or NAME:N with NAME one of {', '.join(FAIL_POINTS)}",
