@@ -1,0 +1,113 @@
+"""The ranker at work: features from the online store by Feast's plain reads, the best unseen items back.
+
+`feast_reader` is the same for training: Feast's point-in-time reads with our ids under the company's join keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from feature_repo.names import ranker_service
+from feature_repo.settings import FeatureSettings
+from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, USER_COLUMNS, USER_VECTOR, Reader, embedding_inputs
+from ranking.ranker import Ranker
+from store.feast_store import open_feature_store
+from store.reads import historical_features
+
+_FEATURES = (*USER_COLUMNS, *ITEM_COLUMNS, USER_VECTOR, ITEM_VECTOR)
+_CHUNK_ITEMS = 500  # entity rows per online read
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    item_id: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """`row`: the best item's feature row, by feature name, as Feast returned it; None = null."""
+
+    user_id: str
+    recommendations: tuple[Recommendation, ...]
+    row: Mapping[str, Any]
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.row.get(USER_VECTOR) is not None
+
+
+class Recommender:
+    """One release's service and a ranker that was trained on it. Opens Feast once."""
+
+    def __init__(self, features: FeatureSettings, release: str, ranker: Ranker, titles: Mapping[str, str]) -> None:
+        """`titles` by item id are the catalogue. Raises UsageError where the Feast repo is not applied."""
+        self._features = features
+        self._store, _ = open_feature_store(features)
+        self._service = self._store.get_feature_service(ranker_service(release))
+        self._ranker = ranker
+        self._titles = titles
+
+    def recommend(self, user_id: str, *, seen: Collection[str] = (), count: int = 10) -> Served:
+        """The `count` best items of the catalogue that are not in `seen`, best first; equal scores by item id."""
+        left_out = set(seen)
+        items = sorted(item for item in self._titles if item not in left_out)
+        if not items:
+            return Served(user_id, (), {})
+        table = self.read(user_id, items)
+        scores = self._ranker.score(embedding_inputs(table))
+        best = np.argsort(-scores, kind="stable")[:count]
+        chosen = tuple(Recommendation(items[k], self._titles[items[k]], float(scores[k])) for k in best)
+        return Served(user_id, chosen, table.slice(int(best[0]), 1).to_pylist()[0])
+
+    def read(self, user_id: str, items: Sequence[str]) -> pa.Table:
+        """The service's features for one user beside each item, in the order of the items."""
+        user = _entity_id(user_id, self._features.user_id_type)
+        parts = []
+        for start in range(0, len(items), _CHUNK_ITEMS):
+            rows = [
+                {
+                    self._features.user_join_key: user,
+                    self._features.item_join_key: _entity_id(item, self._features.item_id_type),
+                }
+                for item in items[start : start + _CHUNK_ITEMS]
+            ]
+            answer = self._store.get_online_features(features=self._service, entity_rows=rows).to_dict()
+            parts.append(pa.table({name: _typed(name, answer[name]) for name in _FEATURES}))
+        return pa.concat_tables(parts)
+
+
+def feast_reader(features: FeatureSettings, release: str) -> Reader:
+    """Reads the release's service at each row's time through Feast. Raises UsageError where it is not applied."""
+
+    def read(rows: pd.DataFrame) -> pa.Table:
+        entities = rows.rename(columns={"user_id": features.user_join_key, "item_id": features.item_join_key})
+        id_types = {
+            features.user_join_key: features.user_id_type,
+            features.item_join_key: features.item_id_type,
+        }
+        for key, id_type in id_types.items():
+            entities[key] = [_entity_id(value, id_type) for value in entities[key]]
+        found = historical_features(features, entities, release)
+        extra = [name for name in rows.columns if name not in ("user_id", "item_id", "event_timestamp")]
+        columns = {name: _typed(name, list(found[name])) for name in _FEATURES}
+        return pa.table(columns | {name: pa.array(list(found[name])) for name in extra})
+
+    return read
+
+
+def _entity_id(value: Any, id_type: str) -> str | int:
+    return int(value) if id_type == "int64" else value
+
+
+def _typed(name: str, values: Sequence[Any]) -> pa.Array:
+    """A column of features with one type, whether or not any value is there."""
+    kind = pa.list_(pa.float32()) if name in (USER_VECTOR, ITEM_VECTOR) else pa.float64()
+    return pa.array(values, kind, from_pandas=True)
