@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+import duckdb
+import numpy as np
+import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
 from activity.events import Event, encode_event
+from activity.hashing import hash_item, hash_items, hash_name, hash_names
+from encoder.config import MODEL_CONFIGS
+from encoder.inference import new_model
+from encoder.release import save_release
+from encoder.vocabulary import Vocabulary
 from spoor.config import Settings
+from store import repo
 
 Produce = Callable[[Sequence[Event | bytes | None], int], None]
 
@@ -46,3 +56,94 @@ def produce(kafka_settings: Settings, activity_topic: str) -> Iterator[Produce]:
 
     yield send
     producer.close()
+
+
+ITEM_IDS = [f"item-{n}" for n in range(40)]
+TRAINED_THROUGH_MS = 900_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A Feast repo with one applied release `base-1`, an activity topic, and what was produced to it."""
+
+    settings: Settings
+    produce: Produce
+
+    def add_release(self, name: str, *, seed: int = 0, trained_through_ms: int = TRAINED_THROUGH_MS) -> None:
+        """A tiny release (untrained: its vectors are as good as any here) and its views."""
+        hashes = hash_items(ITEM_IDS)
+        order = np.argsort(hashes)
+        vocabulary = Vocabulary(
+            items=hashes[order],
+            actions=np.sort(hash_names(["view", "buy"])),
+            surfaces=np.sort(hash_names(["web"])),
+            item_ids=tuple(ITEM_IDS[place] for place in order),
+        )
+        config = MODEL_CONFIGS["tiny"]
+        model = new_model(config, vocabulary)
+        model.initialise(seed)
+        save_release(
+            self.settings.features.releases_folder / name,
+            model=config,
+            weights={key: value.numpy() for key, value in model.state_dict().items()},
+            vocabulary=vocabulary,
+            trained_through_ms=trained_through_ms,
+            data_fingerprint="0" * 64,
+            metrics={},
+            training={},
+            curve_png=b"\x89PNG",
+        )
+        repo.apply(self.settings.features)
+
+    def events(self, seed: int, count: int, *, users: int = 20) -> list[Event]:
+        """Random events from TRAINED_THROUGH_MS on, many at equal times, over four days."""
+        random = np.random.default_rng(seed)
+        columns = zip(
+            random.integers(0, users, count),
+            random.integers(0, 50, count),  # a few items are unknown to the release
+            random.integers(0, 2, count),
+            TRAINED_THROUGH_MS + random.integers(0, 400, count) * 864_000,
+            strict=True,
+        )
+        return [Event(f"user-{u}", f"item-{i}", ("view", "buy")[a], "web", int(t)) for u, i, a, t in columns]
+
+
+@pytest.fixture
+def world(kafka_settings: Settings, produce: Produce) -> World:
+    history = dataclasses.replace(kafka_settings.history, max_events=8)
+    settings = dataclasses.replace(kafka_settings, history=history)
+    repo.create_repo(
+        settings.features.feature_repo,
+        online_store={"type": "sqlite"},
+        state_folder=settings.state_folder / "feast",
+    )
+    world = World(settings, produce)
+    world.add_release("base-1")
+    return world
+
+
+def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | None = None) -> dict[str, list[tuple]]:
+    """Every user's newest events by (timestamp, item hash, action hash, surface hash), oldest first: what DuckDB says,
+    without any of our code for histories."""
+    rows = [(e.user_id, e.timestamp, hash_item(e.item_id), hash_name(e.action), hash_name(e.surface)) for e in events]
+    names = ["user_id", "timestamp", "item", "action", "surface"]
+    types = [pa.string(), pa.int64(), pa.uint64(), pa.uint16(), pa.uint16()]
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    table = pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
+    query = f"""
+        select user_id, timestamp, item, action, surface
+        from (select distinct * from events where $before is null or timestamp < $before)
+        qualify row_number() over (
+            partition by user_id order by timestamp desc, item desc, action desc, surface desc) <= {max_events}
+        order by user_id, timestamp, item, action, surface"""
+    with duckdb.connect() as connection:
+        connection.register("events", table)
+        found: dict[str, list[tuple]] = {}
+        for user, *event in connection.execute(query, {"before": before}).fetchall():
+            found.setdefault(user, []).append(tuple(event))
+    return found
+
+
+@pytest.fixture
+def sql_histories() -> Callable[..., dict[str, list[tuple]]]:
+    return newest_by_sql

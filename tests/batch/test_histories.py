@@ -1,20 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from activity.events import Event
-from activity.hashing import hash_item, hash_name
 from activity.history import EVENT_DTYPE, Histories, equal_rows
 from activity.lake import LAKE_SCHEMA, Lake
 from batch.histories import UserBatch, newest_histories, snapshot_batches, snapshot_times
 
 L = 5
 Rows = list[tuple[int, int, int, int]]
+Sql = Callable[..., dict[str, Rows]]
 
 
 def _events(seed: int, count: int) -> list[Event]:
@@ -43,24 +43,6 @@ def _lake(folder: Path, parts: list[list[Event]]) -> Lake:
     return lake
 
 
-def _expected(events: list[Event], *, before: int | None = None) -> dict[str, Rows]:
-    """The newest L by (timestamp, item hash, action hash, surface hash), by DuckDB."""
-    rows = [(e.user_id, e.timestamp, hash_item(e.item_id), hash_name(e.action), hash_name(e.surface)) for e in events]
-    names = ["user_id", "timestamp", "item", "action", "surface"]
-    types = [pa.string(), pa.int64(), pa.uint64(), pa.uint16(), pa.uint16()]
-    events_table = pa.table([pa.array(c, t) for c, t in zip(zip(*rows, strict=True), types, strict=True)], names=names)
-    query = f"""
-        select user_id, list((timestamp, item, action, surface) order by timestamp, item, action, surface)
-        from (select distinct * from events_table where $before is null or timestamp < $before
-              qualify row_number() over (partition by user_id order by timestamp desc, item desc, action desc,
-                                         surface desc) <= {L})
-        group by user_id"""
-    with duckdb.connect() as connection:
-        connection.register("events_table", events_table.group_by(names).aggregate([]))
-        found = connection.execute(query, {"before": before}).fetchall()
-    return {user: [tuple(event.values() if isinstance(event, dict) else event) for event in h] for user, h in found}
-
-
 def _as_rows(batch: UserBatch) -> dict[str, Rows]:
     return {user: batch.histories[row].tolist() for row, user in enumerate(batch.user_ids)}
 
@@ -74,10 +56,12 @@ def _all(lake: Lake, **options: object) -> dict[str, Rows]:
 
 @pytest.mark.parametrize("fold_events", [1, 40, 1_000_000])
 @pytest.mark.parametrize("before", [None, 1_000_250, 1_000_000])
-def test_newest_histories_are_what_sql_says(tmp_path: Path, fold_events: int, before: int | None) -> None:
+def test_newest_histories_are_what_sql_says(
+    tmp_path: Path, sql_histories: Sql, fold_events: int, before: int | None
+) -> None:
     events = _events(1, 400)
     lake = _lake(tmp_path, [events[:150], events[100:390], [], events[390:]])
-    assert _all(lake, to_ms=before, fold_events=fold_events) == _expected(events, before=before)
+    assert _all(lake, to_ms=before, fold_events=fold_events) == sql_histories(events, L, before=before)
 
 
 def test_as_of_is_the_latest_append_or_event_time_of_the_user(tmp_path: Path) -> None:
@@ -96,7 +80,9 @@ def test_users_come_in_order_of_their_ids(tmp_path: Path) -> None:
         assert user_ids == sorted(user_ids)
 
 
-def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed(tmp_path: Path) -> None:
+def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed(
+    tmp_path: Path, sql_histories: Sql
+) -> None:
     events = _events(3, 300)
     lake = _lake(tmp_path, [events[:200], events[200:]])
     times = snapshot_times(1_000_060, 1_000_300, 40)
@@ -108,14 +94,12 @@ def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed
             for row, (user, time) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True)):
                 assert user not in found[time]
                 found[time][user] = batch.histories[row].tolist()
-    before: dict[str, Rows] = {}
     for time in times:
-        now = _expected(events, before=time)
-        assert found[time] == {user: rows for user, rows in now.items() if _grew(events, user, before, time, times)}
-        before = now
+        now = sql_histories(events, L, before=time)
+        assert found[time] == {user: rows for user, rows in now.items() if _grew(events, user, time, times)}
 
 
-def _grew(events: list[Event], user: str, before: dict[str, Rows], time: int, times: list[int]) -> bool:
+def _grew(events: list[Event], user: str, time: int, times: list[int]) -> bool:
     previous = times[times.index(time) - 1] if time != times[0] else 0
     return any(event.user_id == user and previous <= event.timestamp < time for event in events)
 
@@ -137,11 +121,12 @@ def test_a_bucket_without_events_gives_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lengths", [[], [0], [3, 0, 1]])
 def test_a_batch_survives_arrow(lengths: list[int]) -> None:
-    histories = Histories.of(
-        [np.arange(n * 4).astype("<u2").repeat(5).view(np.uint8)[: n * 20].copy().view(EVENT_DTYPE) for n in lengths]
-    )
-    batch = UserBatch([f"u{n}" for n in range(len(lengths))], histories, np.arange(len(lengths), dtype=np.int64))
+    random = np.random.default_rng(0)
+    size = EVENT_DTYPE.itemsize
+    per_user = [np.frombuffer(random.bytes(count * size), EVENT_DTYPE) for count in lengths]
+    as_of_ms = np.arange(len(lengths), dtype=np.int64)
+    batch = UserBatch([f"user-{n}" for n in range(len(lengths))], Histories.of(per_user), as_of_ms)
     again = UserBatch.from_arrow(batch.to_arrow())
     assert again.user_ids == batch.user_ids
     assert equal_rows(again.histories, batch.histories).all()
-    assert again.as_of_ms.tolist() == batch.as_of_ms.tolist()
+    assert again.as_of_ms.tolist() == as_of_ms.tolist()

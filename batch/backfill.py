@@ -1,0 +1,250 @@
+"""`spoor backfill`: every user's history and embeddings from the lake, into the online store and the offline log.
+
+Work items are user buckets. A bucket is read once and travels as slices (Arrow tables of up to SLICE_USERS users); each
+slice is encoded, written and noted in the job's manifest, state_folder/jobs/backfill-<id>/manifest. The id derives from
+what the job computes (the lake's contents, the releases, the times, the options), so a run that resumes can only find
+its own work: the same inputs give the same files, and what is noted is skipped.
+
+Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
+the lake's alone, because the store's may hold events from after the as-of time.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+
+from activity.errors import UsageError
+from activity.files import Manifest
+from activity.lake import Lake
+from batch.archive import open_lake
+from batch.backfill_steps import (
+    CHANGED,
+    ENCODE_FAILURES,
+    ITEM_VECTORS,
+    NAMESPACE,
+    OFFLINE_ROWS,
+    PUBLISHED,
+    REFUSED,
+    ROWS,
+    BackfillOptions,
+    EncodeAndWrite,
+    ReadBucket,
+    WriteItems,
+    items_key,
+)
+from batch.histories import snapshot_times
+from batch.jobs import LOCAL_RUNNER, Failures, exclusive, fingerprint, progress, run_pipeline
+from batch.publish import Journal, open_publisher
+from batch.releases import chosen_releases, live_names
+from batch.settings import BatchSettings
+from encoder.release import read_info
+from store.online import open_online
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackfillPlan:
+    """`buckets` are still to be done, `finished` were done by an earlier run of this job."""
+
+    job: str
+    folder: Path
+    options: BackfillOptions
+    buckets: tuple[int, ...]
+    item_releases: tuple[str, ...]
+    finished: int
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(self.folder / "manifest")
+
+
+@dataclass(frozen=True)
+class BackfillResult:
+    """`rows` (users, or users × snapshot times) and what follows are the whole job's, earlier runs included; seconds
+    and rows per second are this run's."""
+
+    job: str
+    releases: tuple[str, ...]
+    as_of_ms: int | None
+    snapshots: int
+    items: int  # work items: user buckets, and one per release's item vectors
+    skipped: int  # of these: finished by an earlier run
+    dry_run: bool
+    rows: int = 0
+    changed: int = 0  # users whose history online changed
+    refused: int = 0  # writes done again because somebody else had written
+    published: int = 0  # users
+    offline_rows: int = 0  # embeddings in the offline log
+    item_vectors: int = 0
+    encode_failures: int = 0  # their slices are not noted as done: run again with resume
+    seconds: float = 0.0
+    users_per_second: float = 0.0
+
+
+def run_backfill(
+    settings: BatchSettings,
+    *,
+    releases: Sequence[str] | None = None,
+    as_of_ms: int | None = None,
+    snapshots: tuple[int, int, int] | None = None,
+    online: bool = True,
+    offline: bool = True,
+    publish: bool = True,
+    resume: bool = False,
+    dry_run: bool = False,
+    runner: str = LOCAL_RUNNER,
+) -> BackfillResult:
+    """Backfills `releases` (all live ones by default) with the lake's events before `as_of_ms` (all by default), or
+    with `snapshots` (from, to, every; ms) for the offline log: at each time, who changed since the one before.
+
+    A row's created time is the later of its as-of time and the release's trained-through time. `publish` sends rows
+    that changed online to the embedding topics. Raises UsageError, DataError, InfrastructureError.
+    """
+    started = time.monotonic()
+    options = _options(settings, releases, as_of_ms, snapshots, online, offline, publish)
+    lake = open_lake(settings.lake)
+    with exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"):
+        plan = plan_backfill(settings, lake, options, resume=resume)
+        _LOG.info("%s: %d work items, %d finished before", plan.job, _todo(plan), plan.finished)
+        counts: dict[str, int] = {}
+        if not dry_run:
+            if not resume:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+            counts = _run(settings, lake, plan, runner=runner)
+    seconds = time.monotonic() - started
+    records = [] if dry_run else list(plan.manifest.records().values())
+
+    def total(name: str) -> int:
+        return sum(record.get(name, 0) for record in records)
+
+    return BackfillResult(
+        job=plan.job,
+        releases=options.releases,
+        as_of_ms=as_of_ms,
+        snapshots=len(options.snapshots),
+        items=_todo(plan) + plan.finished,
+        skipped=plan.finished,
+        dry_run=dry_run,
+        rows=total(ROWS),
+        changed=total(CHANGED),
+        refused=total(REFUSED),
+        published=total(PUBLISHED),
+        offline_rows=total(OFFLINE_ROWS),
+        item_vectors=total(ITEM_VECTORS),
+        encode_failures=counts.get(ENCODE_FAILURES, 0),
+        seconds=seconds,
+        users_per_second=counts.get(ROWS, 0) / seconds,
+    )
+
+
+def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions, *, resume: bool) -> BackfillPlan:
+    """Which work items are to be done; with `resume`, without those that the manifest holds."""
+    described = [asdict(read_info(settings.features.releases_folder / name)) for name in _written(settings, options)]
+    identity = (lake.manifest.records(), described, asdict(options), asdict(settings.history), settings.stream.as_of)
+    job = f"backfill-{fingerprint(*identity)}"
+    folder = settings.state_folder / "jobs" / job
+    noted = set(Manifest(folder / "manifest").records()) if resume else set()
+    buckets = lake.buckets_with_data()
+    items = options.releases
+    todo = tuple(bucket for bucket in buckets if not bucket_finished(bucket, noted))
+    todo_items = tuple(release for release in items if items_key(release) not in noted)
+    finished = len(buckets) - len(todo) + len(items) - len(todo_items)
+    return BackfillPlan(job, folder, options, todo, todo_items, finished)
+
+
+def bucket_finished(bucket: int, noted: set[str]) -> bool:
+    """Whether the manifest's keys hold every slice of the bucket; the last one says in its key that it is the last."""
+    of_bucket = {key for key in noted if key.startswith(f"b{bucket:02d}-")}
+    last = [int(key.split("-")[1]) for key in of_bucket if key.endswith("-last")]
+    return bool(last) and len(of_bucket) == last[0] + 1
+
+
+def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> PCollection[str]:
+    """The pipeline: user buckets → slices of histories → written; and one element per release's item vectors."""
+    failures = Failures(plan.folder)
+    options = plan.options
+    written = _written(settings, options)
+    if plan.item_releases:
+        _ = (
+            pipeline
+            | "List releases" >> beam.Create(plan.item_releases, reshuffle=False)
+            | "Write item vectors" >> beam.ParDo(WriteItems(settings, options, plan.manifest, failures))
+        )
+    return (
+        pipeline
+        | "List user buckets" >> beam.Create(plan.buckets, reshuffle=False)
+        | "Spread buckets over workers" >> beam.Reshuffle()
+        | "Read histories of bucket" >> beam.ParDo(ReadBucket(settings, options, failures))
+        | "Encode and write histories"
+        >> beam.ParDo(EncodeAndWrite(settings, options, written, plan.job, plan.manifest, failures))
+    )
+
+
+def _options(
+    settings: BatchSettings,
+    releases: Sequence[str] | None,
+    as_of_ms: int | None,
+    snapshots: tuple[int, int, int] | None,
+    online: bool,
+    offline: bool,
+    publish: bool,
+) -> BackfillOptions:
+    if not (online or offline):
+        raise UsageError("a backfill of neither store", hint="leave out one of --no-online and --no-offline")
+    times: list[int] = []
+    if snapshots is not None:
+        if online or as_of_ms is not None:
+            raise UsageError(
+                "snapshots go to the offline log alone, each with its own as-of time",
+                hint="use --no-online and leave --as-of out",
+            )
+        times = snapshot_times(*snapshots)
+        if not times or snapshots[2] <= 0:
+            raise UsageError(f"no snapshot time lies between {snapshots[0]} and {snapshots[1]}")
+    chosen = tuple(chosen_releases(settings, releases))
+    return BackfillOptions(chosen, as_of_ms, tuple(times), online, offline, publish and online)
+
+
+def _written(settings: BatchSettings, options: BackfillOptions) -> list[str]:
+    """The releases whose encoders the job loads: online, a history changes together with every live embedding."""
+    return sorted({*options.releases, *(live_names(settings) if options.online else ())})
+
+
+def _todo(plan: BackfillPlan) -> int:
+    return len(plan.buckets) + len(plan.item_releases)
+
+
+def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: str) -> dict[str, int]:
+    if plan.options.online:
+        online = open_online(settings.features)
+        online.check(_written(settings, plan.options))
+        if plan.options.publish:
+            journal = Journal(settings.state_folder / "jobs" / "unpublished")
+            publisher = open_publisher(settings.kafka, online, live_names(settings))
+            if publisher is not None:
+                with publisher:
+                    journal.publish_left(publisher)
+    if not _todo(plan):
+        return {}
+
+    def finished() -> set[str]:
+        noted = {path.stem for path in plan.manifest.folder.glob("[!.]*.json")}
+        buckets = {f"bucket {bucket}" for bucket in plan.buckets if bucket_finished(bucket, noted)}
+        return buckets | {key for key in map(items_key, plan.item_releases) if key in noted}
+
+    with progress("backfill", total=_todo(plan), finished=finished):
+        return run_pipeline(
+            lambda pipeline: build(pipeline, settings, plan),
+            runner=runner,
+            failures=Failures(plan.folder),
+            namespace=NAMESPACE,
+        )

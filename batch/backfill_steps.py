@@ -1,0 +1,288 @@
+"""The steps of a backfill as Beam runs them: read a user bucket, encode and write a slice of it, write item vectors.
+
+Servers, files and models are opened in `setup`, once per process; what crosses between steps is an Arrow table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics.metric import Metrics
+
+from activity.files import Manifest
+from activity.history import equal_rows
+from activity.packing import pack
+from batch.archive import open_lake
+from batch.histories import SLICE_USERS, UserBatch, newest_histories, snapshot_batches
+from batch.jobs import Failures
+from batch.publish import Journal, Publisher, open_publisher
+from batch.releases import encoders
+from batch.settings import BatchSettings
+from store.offline import open_offline
+from store.online import open_online
+from store.rows import EmbeddingRow, UserWrite
+from store.validation import check_vectors
+from store.writer import Encoder, GuardedWriter, UpdateResult
+
+NAMESPACE = "spoor.backfill"
+ROWS = "rows"  # users, or users × snapshot times
+CHANGED = "changed"  # users whose history online changed
+REFUSED = "refused"  # writes done again because somebody else had written
+PUBLISHED = "published"  # users
+OFFLINE_ROWS = "offline_rows"  # embeddings in the offline log
+ITEM_VECTORS = "item_vectors"
+ENCODE_FAILURES = "encode_failures"  # embeddings that could not be computed; their slice is not noted as done
+NOT_STORED = 0  # revision of a row that was computed from the lake and is not the store's
+
+
+@dataclass(frozen=True)
+class BackfillOptions:
+    """What a job computes and where it puts it; part of its id."""
+
+    releases: tuple[str, ...]  # offline rows and item vectors; online, every live release is kept whole
+    as_of_ms: int | None  # events before this; None = every event of the lake
+    snapshots: tuple[int, ...]  # times in ms, ascending; empty = one state
+    online: bool
+    offline: bool
+    publish: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Some users of a bucket (BATCH_SCHEMA). The last slice of a bucket says so in its key."""
+
+    key: str
+    table: pa.Table
+
+
+def items_key(release: str) -> str:
+    """The work item of a release's item vectors."""
+    return f"items-{release}"
+
+
+class ReadBucket(beam.DoFn):
+    """User bucket → its histories in slices, in the same order whenever the lake is the same."""
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        options: BackfillOptions,
+        failures: Failures,
+        *,
+        slice_users: int = SLICE_USERS,
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._failures = failures
+        self._slice_users = slice_users
+
+    def process(self, element: int) -> Iterator[Slice]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with self._failures.recorded():
+            batches = self._batches(element)
+            batch = next(batches, None)
+        number = 0
+        while batch is not None:
+            with self._failures.recorded():
+                following = next(batches, None)
+            yield Slice(f"b{element:02d}-{number:05d}{'' if following else '-last'}", batch.to_arrow())
+            batch, number = following, number + 1
+
+    def _batches(self, bucket: int) -> Iterator[UserBatch]:
+        lake, options = open_lake(self._settings.lake), self._options
+        max_events = self._settings.history.max_events
+        if options.snapshots:
+            yield from snapshot_batches(
+                lake, bucket, times_ms=options.snapshots, max_events=max_events, slice_users=self._slice_users
+            )
+            return
+        batch = newest_histories(
+            lake, bucket, max_events=max_events, to_ms=options.as_of_ms, as_of=self._settings.stream.as_of
+        )
+        for start in range(0, len(batch.user_ids), self._slice_users):
+            yield batch.take(np.arange(start, min(start + self._slice_users, len(batch.user_ids))))
+
+
+class EncodeAndWrite(beam.DoFn):
+    """Slice → online store, embedding topics, offline log, manifest. Yields the slice's key; one that the manifest
+    already holds is passed over."""
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        options: BackfillOptions,
+        written: Sequence[str],
+        job: str,
+        manifest: Manifest,
+        failures: Failures,
+    ) -> None:
+        """`written`: the releases to encode with; all live ones where the job writes online."""
+        self._settings = settings
+        self._options = options
+        self._written = list(written)
+        self._job = job
+        self._manifest = manifest
+        self._failures = failures
+
+    def setup(self) -> None:
+        with self._failures.recorded():
+            self._encoders = encoders(self._settings, self._written)
+            self._offline = open_offline(self._settings.features)
+            self._journal = Journal(self._settings.state_folder / "jobs" / "unpublished")
+            self._publisher = None
+            self._started_ms = 0
+            if self._options.online:
+                online = open_online(self._settings.features)
+                self._writer = GuardedWriter(
+                    online, list(self._encoders.values()), history=self._settings.history, now_ms=self._now_ms
+                )
+                if self._options.publish:
+                    self._publisher = open_publisher(self._settings.kafka, online, self._written)
+
+    def teardown(self) -> None:
+        publisher: Publisher | None = getattr(self, "_publisher", None)
+        if publisher is not None:
+            publisher.close()
+
+    def process(self, element: Slice) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self._manifest.get(element.key) is not None:
+            return
+        with self._failures.recorded():
+            batch = UserBatch.from_arrow(element.table)
+            counts = {ROWS: len(batch.user_ids)}
+            result = self._write_online(batch, counts) if self._options.online else None
+            if self._options.offline:
+                counts[OFFLINE_ROWS] = self._write_offline(element.key, batch, result)
+            if not counts.get(ENCODE_FAILURES):
+                self._manifest.add(element.key, counts)
+        for name, count in counts.items():
+            Metrics.counter(NAMESPACE, name).inc(count)
+        yield element.key
+
+    def _write_online(self, batch: UserBatch, counts: dict[str, int]) -> UpdateResult:
+        note = self._journal.note(batch.user_ids) if self._options.publish else None
+        self._started_ms = _wall_ms()
+        result = self._writer.update(batch.user_ids, batch.histories, as_of_ms=batch.as_of_ms)
+        counts[CHANGED] = int(result.changed.sum())
+        counts[REFUSED] = result.refused
+        counts[ENCODE_FAILURES] = result.encode_failures
+        if note is not None and self._publisher is not None:
+            counts[PUBLISHED] = self._publisher.publish(
+                {
+                    release: [row for row in rows if row.computed_at_ms >= self._started_ms]
+                    for release, rows in result.rows.items()
+                }
+            )
+            self._journal.done(note)
+        return result
+
+    def _now_ms(self) -> int:
+        """The writer's clock. It never runs behind the start of a slice, so rows of this slice can be told by it."""
+        return max(_wall_ms(), self._started_ms)
+
+    def _write_offline(self, key: str, batch: UserBatch, result: UpdateResult | None) -> int:
+        item = f"{offline_key(self._options, self._job)}-{key}"
+        self._offline.write_histories(item, list(_history_writes(batch, result)))
+        rows = 0
+        for release in self._options.releases:
+            embeddings = embedding_rows(batch, self._encoders[release], result)
+            self._offline.write_embeddings(release, item, embeddings)
+            rows += len(embeddings)
+        return rows
+
+
+class WriteItems(beam.DoFn):
+    """Release → the vectors of the items it knows, into its item view and the offline log; yields the work item's
+    key."""
+
+    def __init__(
+        self, settings: BatchSettings, options: BackfillOptions, manifest: Manifest, failures: Failures
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._manifest = manifest
+        self._failures = failures
+
+    def process(self, element: str) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with self._failures.recorded():
+            encoder = encoders(self._settings, [element])[element]
+            vectors = encoder.item_vectors(encoder.item_hashes)
+            created_ms = encoder.trained_through_ms
+            if self._options.online:
+                open_online(self._settings.features).write_items(element, encoder.item_ids, vectors, created_ms)
+            if self._options.offline:
+                offline = open_offline(self._settings.features)
+                offline.write_items(element, items_key(element), encoder.item_ids, vectors, created_ms)
+            self._manifest.add(items_key(element), {ITEM_VECTORS: len(vectors)})
+        Metrics.counter(NAMESPACE, ITEM_VECTORS).inc(len(vectors))
+        yield items_key(element)
+
+
+def offline_key(options: BackfillOptions, job: str) -> str:
+    """The first part of the names of a job's offline files. Times that are given stand for themselves, so a later job
+    with the same times replaces the rows; a backfill of the present adds its own beside those of earlier days."""
+    if options.snapshots:
+        first, last = options.snapshots[0], options.snapshots[-1]
+        return f"snapshots-{first}-{last}-{len(options.snapshots)}"
+    return job if options.as_of_ms is None else f"as-of-{options.as_of_ms}"
+
+
+def embedding_rows(batch: UserBatch, encoder: Encoder, result: UpdateResult | None) -> list[EmbeddingRow]:
+    """One row per row of the batch, from the lake's histories. What `result` (of the online write) has computed from
+    the same history is used again; a merged history may hold later events and is not. Raises DataError for vectors
+    that are not finite or not of norm 1."""
+    stored = _same_as_stored(batch, result, encoder.release)
+    computed = np.array([row for row, found in enumerate(stored) if found is None], np.int64)
+    histories = batch.histories.take(computed)
+    vectors, used = encoder.encode(histories)
+    check_vectors(vectors, used, encoder.release, encoder.dimension)
+    now_ms, times = _wall_ms(), histories.last_times()
+    rows = list(stored)
+    for n, row in enumerate(computed.tolist()):
+        rows[row] = EmbeddingRow(
+            user_id=batch.user_ids[row],
+            embedding=vectors[n],
+            revision=NOT_STORED,
+            events_used=int(used[n]),
+            event_time_ms=int(times[n]),
+            created_ms=0,
+            computed_at_ms=now_ms,
+            model_version=encoder.release,
+        )
+    created = np.maximum(batch.as_of_ms, encoder.trained_through_ms).tolist()
+    return [replace(row, created_ms=at) for row, at in zip(rows, created, strict=True) if row is not None]
+
+
+def _same_as_stored(batch: UserBatch, result: UpdateResult | None, release: str) -> list[EmbeddingRow | None]:
+    if result is None:
+        return [None] * len(batch.user_ids)
+    rows = {row.user_id: row for row in result.rows[release]}
+    same = equal_rows(batch.histories, result.histories)
+    return [
+        row if same[n] and (row := rows.get(user)) is not None and row.revision == result.revisions[n] else None
+        for n, user in enumerate(batch.user_ids)
+    ]
+
+
+def _history_writes(batch: UserBatch, result: UpdateResult | None) -> Iterable[UserWrite]:
+    same = None if result is None else equal_rows(batch.histories, result.histories)
+    packed, times, lengths = pack(batch.histories), batch.histories.last_times(), batch.histories.lengths
+    for n, user in enumerate(batch.user_ids):
+        yield UserWrite(
+            user_id=user,
+            expected_revision=NOT_STORED,
+            revision=int(result.revisions[n]) if result is not None and same is not None and same[n] else NOT_STORED,
+            history=packed[n],
+            events=int(lengths[n]),
+            event_time_ms=int(times[n]),
+            created_ms=int(batch.as_of_ms[n]),
+            embeddings=[],
+        )
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

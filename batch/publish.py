@@ -1,0 +1,181 @@
+"""Puts the rows that a batch job changed online onto `user-embeddings.<release>`: each user's last record equals the
+store.
+
+Two things could break that. A stream may write and publish a newer row between our read and our record: after every
+send the rows are read again, and who moved on is sent again (streaming/publisher.py does the same). And a job may die
+between write and record, after which nothing would look changed: so the users of a write are noted in a journal first,
+and what is still in the journal is published before anything else at the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from activity.errors import InfrastructureError
+from activity.files import atomic_write
+from activity.settings import KafkaSettings
+from store.online import OnlineStore
+from store.rows import EmbeddingRow, embedding_row_to_json
+
+Rows = Mapping[str, Sequence[EmbeddingRow]]  # by release
+_ROUNDS = 5
+_READ_USERS = 1_000
+_LOG = logging.getLogger(__name__)
+
+
+class Publisher:
+    """A producer for the embedding topics of `releases`, which it creates (compacted) where they are missing.
+
+    Raises InfrastructureError if the broker does not answer.
+    """
+
+    def __init__(self, kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> None:
+        self._kafka = kafka
+        self._online = online
+        self._releases = list(releases)
+        timeout_ms = int(kafka.request_timeout_seconds * 1000)
+        options: dict[str, Any] = kafka.client_options() | {
+            "bootstrap_timeout_ms": timeout_ms,
+            "request_timeout_ms": timeout_ms,
+        }
+        try:
+            _create_topics(kafka, [kafka.embedding_topic(release) for release in releases], options)
+            self._producer = KafkaProducer(**options, linger_ms=20, compression_type=None)
+        except (KafkaError, OSError) as error:
+            raise _down(kafka, error) from error
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._producer.close(timeout=self._kafka.request_timeout_seconds)
+
+    def publish(self, rows: Rows) -> int:
+        """Sends the rows and waits for the broker; repeats with the present rows of users that somebody else has
+        written meanwhile. Returns the number of users. Raises InfrastructureError."""
+        users = {row.user_id for of_release in rows.values() for row in of_release}
+        for _ in range(_ROUNDS):
+            self._send(rows)
+            rows = {release: self._moved(release, of_release) for release, of_release in rows.items()}
+            if not any(rows.values()):
+                return len(users)
+        # Every round somebody else wrote these users, and that writer publishes after its write too.
+        _LOG.warning("rows of %d users keep moving; their other writer publishes them", len(users))
+        return len(users)
+
+    def publish_users(self, user_ids: Sequence[str]) -> int:
+        """Publishes what the store holds of these users."""
+        for start in range(0, len(user_ids), _READ_USERS):
+            part = user_ids[start : start + _READ_USERS]
+            found = {release: self._online.read_embeddings(release, part) for release in self._releases}
+            self.publish({release: [row for row in rows if row] for release, rows in found.items()})
+        return len(user_ids)
+
+    def _send(self, rows: Rows) -> None:
+        try:
+            sent = [
+                self._producer.send(
+                    self._kafka.embedding_topic(release),
+                    key=row.user_id.encode(),
+                    value=embedding_row_to_json(row),
+                )
+                for release, part in rows.items()
+                for row in part
+            ]
+            for future in sent:
+                future.get(timeout=self._kafka.request_timeout_seconds)
+        except (KafkaError, OSError) as error:
+            raise _down(self._kafka, error) from error
+
+    def _moved(self, release: str, sent: Sequence[EmbeddingRow]) -> list[EmbeddingRow]:
+        """The rows now in the store of users whose published row is not that one. A user that is gone is left to
+        whoever removed it."""
+        found = self._online.read_embeddings(release, [row.user_id for row in sent]) if sent else []
+        return [
+            now
+            for row, now in zip(sent, found, strict=True)
+            if now is not None and (now.revision, now.computed_at_ms) != (row.revision, row.computed_at_ms)
+        ]
+
+
+def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> Publisher | None:
+    """None, after a warning, where the embedded broker is meant and is not running: then the journal keeps what is to
+    be published. A configured broker that does not answer raises InfrastructureError."""
+    try:
+        return Publisher(kafka, online, releases)
+    except InfrastructureError as error:
+        if not kafka.embedded:
+            raise
+        _LOG.warning("%s; changed rows will be published by the next backfill that finds it running", error.message)
+        return None
+
+
+class Journal:
+    """Users whose rows are about to change, or have changed, and whose records are not known to be out: one file per
+    write."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def note(self, user_ids: Sequence[str]) -> Path:
+        """To be called before the write. The file is removed with `done`."""
+        path = self._folder / f"{uuid.uuid4().hex}.json"
+        atomic_write(path, json.dumps(list(user_ids)).encode())
+        return path
+
+    def done(self, note: Path) -> None:
+        note.unlink()
+
+    def publish_left(self, publisher: Publisher) -> int:
+        """Publishes what interrupted jobs left. Returns the number of users."""
+        users = 0
+        for unfinished in self._folder.glob(".*"):
+            unfinished.unlink()
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            users += publisher.publish_users(json.loads(path.read_bytes()))
+            self.done(path)
+        if users:
+            _LOG.info("published %d users that an interrupted job had left unpublished", users)
+        return users
+
+
+def _create_topics(kafka: KafkaSettings, topics: Sequence[str], options: dict[str, Any]) -> None:
+    admin = KafkaAdminClient(**options)
+    try:
+        present = set(admin.list_topics())
+        for topic in topics:
+            if topic not in present:
+                new = NewTopic(
+                    topic,
+                    num_partitions=kafka.partitions,
+                    replication_factor=kafka.replication_factor,
+                    topic_configs={"cleanup.policy": "compact"},
+                )
+                try:
+                    admin.create_topics([new])
+                except TopicAlreadyExistsError:
+                    continue  # somebody else was faster
+    finally:
+        admin.close()
+
+
+def _down(kafka: KafkaSettings, error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"cannot publish to Kafka at {kafka.address}: {type(error).__name__} {error}".rstrip(),
+        hint="start it with `spoor services up`, check kafka.bootstrap_servers, or leave publication out",
+    )

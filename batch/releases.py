@@ -1,0 +1,47 @@
+"""Which releases a batch job works with, and their encoders, loaded once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from activity.errors import UsageError
+from batch.settings import BatchSettings
+from feature_repo.releases import live_releases
+
+if TYPE_CHECKING:
+    from encoder.inference import FrozenEncoder
+
+
+def live_names(settings: BatchSettings) -> list[str]:
+    """The releases in the folder that are not retired."""
+    return [release.name for release in live_releases(settings.features.releases_folder)]
+
+
+def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> list[str]:
+    """The wanted ones, else all live ones, in order of their names. Raises UsageError for an unknown one or none."""
+    live = live_names(settings)
+    folder = settings.features.releases_folder
+    found = f"found {', '.join(live)}" if live else "it holds no live release"
+    for name in wanted or ():
+        if name not in live:
+            raise UsageError(f"release `{name}` is not in `{folder}`: {found}", hint="`spoor release list` shows them")
+    if not live:
+        raise UsageError(f"no release in `{folder}`: {found}", hint="train one with `spoor pretrain`")
+    return sorted(set(wanted or live))
+
+
+def encoders(settings: BatchSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:
+    """By release. Raises UsageError or DataError for a missing or damaged release."""
+    folder = settings.features.releases_folder
+    return {name: _encoder(folder / name, (folder / name / "checksums.json").stat().st_mtime_ns) for name in names}
+
+
+@lru_cache(maxsize=8)
+def _encoder(folder: Path, changed_ns: int) -> FrozenEncoder:
+    from encoder.inference import load_encoders
+
+    del changed_ns  # part of the cache's key only
+    return load_encoders(folder.parent, [folder.name])[0]

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+
+from activity.errors import DataError, UsageError
+from activity.files import Manifest
+from activity.history import Histories
+from activity.packing import unpack
+from batch.archive import open_lake, run_archive
+from batch.backfill import BackfillResult, bucket_finished, run_backfill
+from encoder.inference import load_encoders
+from feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.config import Settings
+from store.offline import open_offline
+from store.online import open_online
+from store.rows import EmbeddingRow, embedding_row_from_json
+
+ROOT = Path(__file__).parents[2]
+DAY_MS = 86_400_000
+START_MS = 900_000_000_000  # of the events, and the release's trained-through time
+Sql = Callable[..., dict[str, list[tuple]]]
+
+
+def _online_histories(settings: Settings) -> dict[str, list[tuple]]:
+    online = open_online(settings.features)
+    users = sorted(online.user_ids())
+    stored = online.read(users, [])
+    histories = unpack([user.history or b"" for user in stored])
+    return {user: histories[row].tolist() for row, user in enumerate(users)}
+
+
+def _offline(settings: Settings, view: str) -> list[dict[str, Any]]:
+    """The rows, without the wall clock of their computation."""
+    table = open_offline(settings.features).read(view)
+    rows = table.drop_columns(["computed_at_ms"] if "computed_at_ms" in table.column_names else []).to_pylist()
+    return sorted(rows, key=lambda row: (row["created_timestamp"], row["user_id"]))
+
+
+def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:
+    """The last record of every user on the release's topic."""
+    topic = settings.kafka.embedding_topic(release)
+    consumer = KafkaConsumer(**settings.kafka.client_options(), auto_offset_reset="earliest", enable_auto_commit=False)
+    parts = [TopicPartition(topic, part) for part in sorted(consumer.partitions_for_topic(topic) or ())]
+    consumer.assign(parts)
+    ends = consumer.end_offsets(parts)
+    found: dict[str, EmbeddingRow] = {}
+    while any(consumer.position(part) < ends[part] for part in parts):
+        for records in consumer.poll(timeout_ms=500).values():
+            found |= {record.key.decode(): embedding_row_from_json(record.value) for record in records}
+    consumer.close()
+    return found
+
+
+def _same_rows(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
+    def split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], np.ndarray]:
+        vectors = np.array([row.get("embedding", []) for row in rows])
+        return [{k: v for k, v in row.items() if k != "embedding"} for row in rows], vectors
+
+    (plain, vectors), (other_plain, other_vectors) = split(left), split(right)
+    return plain == other_plain and np.allclose(vectors, other_vectors, atol=1e-5)
+
+
+def test_online_histories_are_what_sql_says_about_the_produced_events(world: Any, sql_histories: Sql) -> None:
+    events = world.events(1, 400)
+    world.produce(events[:250], 0)
+    world.produce(events[200:], 1)  # fifty of them twice
+    run_archive(world.settings)
+    result = run_backfill(world.settings)
+    expected = sql_histories(events, 8)
+    assert _online_histories(world.settings) == expected
+    assert (result.rows, result.changed, result.published) == (len(expected),) * 3
+    assert result.offline_rows == len(expected)
+    assert result.users_per_second > 0
+
+
+def test_embeddings_are_the_encoders_of_these_histories(world: Any, sql_histories: Sql) -> None:
+    events = world.events(2, 300)
+    world.produce(events, 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    users = sorted(sql_histories(events, 8))
+    online = open_online(world.settings.features)
+    (encoder,) = load_encoders(world.settings.features.releases_folder, ["base-1"])
+    vectors, used = encoder.encode(unpack([user.history or b"" for user in online.read(users, [])]))
+    rows = online.read_embeddings("base-1", users)
+    assert np.allclose(vectors, np.stack([row.embedding for row in rows if row]), atol=1e-5)
+    assert [row.events_used for row in rows if row] == used.tolist()
+    assert all(row.revision == 1 and row.created_ms > 1_700_000_000_000 for row in rows if row)  # append times
+
+
+def test_the_last_record_per_user_equals_the_store(world: Any) -> None:
+    world.produce(world.events(3, 200), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    world.produce(world.events(4, 40, users=5), 0)
+    run_archive(world.settings)
+    again = run_backfill(world.settings)
+    assert again.published == again.changed == 5
+    online = open_online(world.settings.features)
+    users = sorted(online.user_ids())
+    stored = dict(zip(users, online.read_embeddings("base-1", users), strict=True))
+    records = _last_records(world.settings, "base-1")
+    assert {user: (row.revision, row.computed_at_ms) for user, row in records.items()} == {
+        user: (row.revision, row.computed_at_ms) for user, row in stored.items() if row
+    }
+    assert all(np.array_equal(records[user].embedding, row.embedding) for user, row in stored.items() if row)
+
+
+def test_a_second_backfill_changes_nothing(world: Any) -> None:
+    world.produce(world.events(5, 100), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    before = _online_histories(world.settings), _offline(world.settings, user_embedding_view("base-1"))
+    again = run_backfill(world.settings)
+    assert (again.changed, again.published, again.skipped) == (0, 0, 0)
+    after = _online_histories(world.settings), _offline(world.settings, user_embedding_view("base-1"))
+    assert before[0] == after[0] and _same_rows(before[1], after[1])
+
+
+def test_a_new_release_is_encoded_and_published_though_no_history_changes(world: Any) -> None:
+    world.produce(world.events(6, 100), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    world.add_release("base-2", seed=7)
+    result = run_backfill(world.settings, releases=["base-2"])
+    assert (result.changed, result.published) == (0, result.rows)
+    users = sorted(_online_histories(world.settings))
+    assert None not in open_online(world.settings.features).read_embeddings("base-2", users)
+    assert sorted(_last_records(world.settings, "base-2")) == users
+
+
+def test_as_of_leaves_out_what_came_at_or_after_it(world: Any, sql_histories: Sql) -> None:
+    events = world.events(7, 300)
+    world.produce(events, 0)
+    run_archive(world.settings)
+    as_of = sorted(event.timestamp for event in events)[150]  # an event lies exactly there
+    run_backfill(world.settings, as_of_ms=as_of, publish=False)
+    assert _online_histories(world.settings) == sql_histories(events, 8, before=as_of)
+    rows = _offline(world.settings, user_embedding_view("base-1"))
+    assert {row["created_ms"] for row in rows} == {as_of}
+
+
+def test_created_is_never_before_the_model_was_trained(world: Any) -> None:
+    trained_through = START_MS + 3 * DAY_MS
+    world.add_release("late-1", trained_through_ms=trained_through)
+    world.produce(world.events(8, 100), 0)
+    run_archive(world.settings)
+    times = (START_MS + DAY_MS, START_MS + 4 * DAY_MS, DAY_MS)
+    run_backfill(world.settings, snapshots=times, online=False)
+    late = {row["created_ms"] for row in _offline(world.settings, user_embedding_view("late-1"))}
+    assert late == {trained_through, START_MS + 4 * DAY_MS}
+    base = {row["created_ms"] for row in _offline(world.settings, user_embedding_view("base-1"))}
+    assert base == {START_MS + day * DAY_MS for day in (1, 2, 3, 4)}
+
+
+def test_snapshots_are_what_sql_says_at_each_time(world: Any, sql_histories: Sql) -> None:
+    events = world.events(9, 300, users=60)
+    world.produce(events, 0)
+    run_archive(world.settings)
+    first, last, step = START_MS + DAY_MS, START_MS + 3 * DAY_MS, DAY_MS // 2
+    result = run_backfill(world.settings, snapshots=(first, last, step), online=False)
+    assert result.snapshots == 5
+    rows = _offline(world.settings, USER_HISTORY)
+    assert result.rows == len(rows)
+    latest: dict[str, list[tuple]] = {}
+    for time in range(first, last + 1, step):
+        found = [row for row in rows if row["as_of_ms"] == time]
+        histories = unpack([row["history"] for row in found])
+        assert (histories.last_times() < time).all()
+        changed = {row["user_id"]: histories[n].tolist() for n, row in enumerate(found)}
+        assert all(latest.get(user) != history for user, history in changed.items())
+        latest |= changed  # who has no row has not changed
+        assert latest == sql_histories(events, 8, before=time)
+
+
+def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(world: Any, sql_histories: Sql) -> None:
+    events = world.events(10, 200)
+    world.produce(events, 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    as_of = START_MS + DAY_MS
+    run_backfill(world.settings, as_of_ms=as_of)
+    rows = [row for row in _offline(world.settings, USER_HISTORY) if row["as_of_ms"] == as_of]
+    histories = unpack([row["history"] for row in rows])
+    assert {row["user_id"]: histories[n].tolist() for n, row in enumerate(rows)} == sql_histories(
+        events, 8, before=as_of
+    )
+    assert _online_histories(world.settings) == sql_histories(events, 8)
+
+
+CRASH = """
+import os, pickle, signal, sys
+import activity.files, batch.publish
+from batch.backfill import run_backfill
+
+settings, where, count = pickle.load(open(sys.argv[1], "rb")), sys.argv[2], int(sys.argv[3])
+def dying(original):
+    def call(*arguments):
+        global count
+        count -= 1
+        if count < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+    return call
+if where == "before-a-file":
+    activity.files.os.replace = dying(activity.files.os.replace)
+else:
+    batch.publish.Publisher._send = dying(batch.publish.Publisher._send)
+run_backfill(settings)
+"""
+
+
+def _killed_backfill(settings: Settings, folder: Path, *, where: str, after: int) -> None:
+    """A backfill in a process of its own that kills itself at the call after the first `after` ones."""
+    (folder / "settings").write_bytes(pickle.dumps(settings))
+    command = [sys.executable, "-c", CRASH, str(folder / "settings"), where, str(after)]
+    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+
+
+def test_a_killed_backfill_that_resumes_ends_like_one_run(world: Any, tmp_path: Path, sql_histories: Sql) -> None:
+    events = world.events(11, 400, users=60)
+    world.produce(events, 0)
+    run_archive(world.settings)
+    # Files come in this order: some for item vectors, then per bucket journal, log and manifest entries.
+    _killed_backfill(world.settings, tmp_path, where="before-a-file", after=19)
+    resumed = run_backfill(world.settings, resume=True)
+    assert 0 < resumed.skipped < resumed.items
+    assert resumed.rows == 60
+    assert _online_histories(world.settings) == sql_histories(events, 8)
+    view = user_embedding_view("base-1")
+    after_crash = _offline(world.settings, view)
+    run_backfill(world.settings)
+    assert _same_rows(after_crash, _offline(world.settings, view))
+    assert sorted(_last_records(world.settings, "base-1")) == sorted(sql_histories(events, 8))
+
+
+def test_what_a_killed_backfill_wrote_but_did_not_publish_is_published(world: Any, tmp_path: Path) -> None:
+    world.produce(world.events(12, 100), 0)
+    run_archive(world.settings)
+    _killed_backfill(world.settings, tmp_path, where="before-publication", after=1)
+    resumed = run_backfill(world.settings, resume=True)
+    assert resumed.changed < resumed.rows == 20  # the killed one had written some: nothing changes for them now
+    assert sorted(_last_records(world.settings, "base-1")) == sorted(_online_histories(world.settings))
+    assert not list((world.settings.state_folder / "jobs" / "unpublished").glob("*"))
+
+
+def test_without_a_broker_rows_are_published_by_the_next_backfill(world: Any, settings: Settings) -> None:
+    world.produce(world.events(13, 100), 0)
+    run_archive(world.settings)
+    down = dataclasses.replace(world.settings.kafka, port=settings.kafka.port, request_timeout_seconds=0.5)
+    first = run_backfill(dataclasses.replace(world.settings, kafka=down))
+    assert (first.changed, first.published) == (20, 0)
+    run_backfill(world.settings)
+    assert len(_last_records(world.settings, "base-1")) == 20
+
+
+def test_item_vectors_go_to_their_view_and_the_log(world: Any) -> None:
+    world.produce(world.events(14, 20), 0)
+    run_archive(world.settings)
+    assert run_backfill(world.settings).item_vectors == 40
+    rows = open_offline(world.settings.features).read("item_embedding_base_1").to_pylist()
+    (encoder,) = load_encoders(world.settings.features.releases_folder, ["base-1"])
+    vectors = encoder.item_vectors(encoder.item_hashes)
+    assert np.allclose([row["item_embedding"] for row in rows], vectors, atol=1e-6)
+    feast = open_online(world.settings.features).feast
+    found = feast.get_online_features(
+        features=["item_embedding_base_1:item_embedding"], entity_rows=[{"item_id": encoder.item_ids[0]}]
+    ).to_dict()
+    assert np.allclose(found["item_embedding"][0], vectors[0], atol=1e-6)
+
+
+def test_a_dry_run_writes_nothing(world: Any) -> None:
+    world.produce(world.events(15, 50), 0)
+    run_archive(world.settings)
+    result = run_backfill(world.settings, dry_run=True)
+    assert result.dry_run and result.items == len(open_lake(world.settings.lake).buckets_with_data()) + 1
+    assert _online_histories(world.settings) == {}
+    assert not (world.settings.state_folder / "jobs" / result.job).exists()
+
+
+def test_an_unknown_release_is_named_with_the_known_ones(world: Any) -> None:
+    with pytest.raises(UsageError, match=r"release `nope` is not in .*: found base-1"):
+        run_backfill(world.settings, releases=["nope"])
+
+
+def test_snapshots_and_online_do_not_go_together(world: Any) -> None:
+    with pytest.raises(UsageError, match="offline log alone"):
+        run_backfill(world.settings, snapshots=(1, 2, 1), online=True)
+
+
+def test_a_damaged_release_stops_the_job_with_one_message(world: Any) -> None:
+    world.produce(world.events(16, 20), 0)
+    run_archive(world.settings)
+    weights = world.settings.features.releases_folder / "base-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    os.utime(weights.parent / "checksums.json", ns=(1, 1))  # another release as far as this process's cache goes
+    with pytest.raises(DataError, match=r"model\.safetensors does not match its checksum"):
+        run_backfill(world.settings)
+    assert _online_histories(world.settings) == {}
+
+
+@pytest.mark.parametrize(
+    ("noted", "finished"),
+    [
+        ([], False),
+        (["b03-00000"], False),
+        (["b03-00001-last"], False),
+        (["b03-00000-last"], True),
+        (["b03-00000", "b03-00001-last", "b04-00000"], True),
+    ],
+)
+def test_a_bucket_is_finished_when_all_its_slices_are(noted: list[str], finished: bool) -> None:
+    assert bucket_finished(3, set(noted)) == finished
+
+
+def test_the_manifest_adds_up(world: Any) -> None:
+    world.produce(world.events(17, 100), 0)
+    run_archive(world.settings)
+    result: BackfillResult = run_backfill(world.settings)
+    records = Manifest(world.settings.state_folder / "jobs" / result.job / "manifest").records()
+    assert sum(record.get("rows", 0) for record in records.values()) == result.rows == 20
+
+
+def test_an_empty_lake_is_nothing_to_do(world: Any) -> None:
+    run_archive(world.settings)
+    result = run_backfill(world.settings)
+    assert (result.rows, result.item_vectors) == (0, 40)
+    assert Histories.empty(0).count == len(_online_histories(world.settings))
