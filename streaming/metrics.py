@@ -38,6 +38,19 @@ class StreamSummary:
     freshness_counts: list[int] = field(default_factory=list)  # counts: one fewer than edges
 
 
+class Count:
+    """A counter of one worker, exported to Prometheus. The total is kept here too: Feast switches prometheus_client to
+    shared files when it is imported first, and then its counters go on where another worker's stood."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> None:
+        self.total = 0
+        self._counter = Counter(f"spoor_stream_{name}", text, labels, registry=registry)
+
+    def add(self, count: int = 1, *labels: str) -> None:
+        self.total += count
+        (self._counter.labels(*labels) if labels else self._counter).inc(count)
+
+
 class Freshness:
     """A histogram over FRESHNESS_EDGES_MS."""
 
@@ -72,8 +85,8 @@ class StreamMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"spoor_stream_{name}", text, labels, registry=self.registry)
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Count:
+            return Count(name, text, self.registry, labels)
 
         self.records = counter("records", "records taken from the activity topic")
         self.events = counter("events", "records that became events and were written")
@@ -123,7 +136,7 @@ class StreamMetrics:
 
     def batch_started(self, records: int) -> None:
         self._first_batch = self._first_batch or time.monotonic()
-        self.records.inc(records)
+        self.records.add(records)
         self.batch_size.observe(records)
 
     def batch_done(self) -> None:
@@ -133,38 +146,27 @@ class StreamMetrics:
     def written(self, append_times_ms: npt.NDArray[np.int64], now_ms: int) -> None:
         """These events are readable now."""
         waited_ms = now_ms - append_times_ms
-        self.events.inc(len(waited_ms))
+        self.events.add(len(waited_ms))
         self.freshness.add(waited_ms)
         for milliseconds in waited_ms.tolist():
             self.freshness_seconds.observe(milliseconds / 1000)
 
-    def total(self, name: str) -> int:
-        """The value of a counter, summed over its labels."""
-        return sum(
-            int(sample.value)
-            for metric in self.registry.collect()
-            if metric.name == f"spoor_stream_{name}"
-            for sample in metric.samples
-            if sample.name.endswith("_total")
-        )
-
     def summary(self) -> StreamSummary:
-        events = self.total("events")
         busy = (self._last_batch or 0.0) - (self._first_batch or 0.0)
         edges, counts = self.freshness.bins()
         return StreamSummary(
-            events=events,
-            dead_letters=self.total("dead_letters"),
+            events=self.events.total,
+            dead_letters=self.dead.total,
             batches=self.batches,
-            users=self.total("users"),
-            republished=self.total("republished_rows"),
-            refused=self.total("refused_writes"),
-            encode_failures=self.total("encode_failures"),
-            mismatched_keys=self.total("mismatched_keys"),
-            unknown_names=self.total("unknown_names"),
-            lost_events=self.total("lost_events"),
+            users=self.users.total,
+            republished=self.republished.total,
+            refused=self.refused.total,
+            encode_failures=self.encode_failures.total,
+            mismatched_keys=self.mismatched.total,
+            unknown_names=self.unknown.total,
+            lost_events=self.lost.total,
             seconds=round(time.monotonic() - self._started, 3),
-            events_per_second=round(events / busy, 1) if busy > 0 else 0.0,
+            events_per_second=round(self.events.total / busy, 1) if busy > 0 else 0.0,
             freshness_p50_ms=self.freshness.quantile(0.5),
             freshness_p99_ms=self.freshness.quantile(0.99),
             freshness_edges_ms=edges,

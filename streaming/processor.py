@@ -140,7 +140,7 @@ class BatchProcessor:
             for event in events:
                 if id(event) not in kept:
                     self.app.consumer.unacked.discard(event.message)
-            self.metrics.skipped.inc(len(events) - len(current))
+            self.metrics.skipped.add(len(events) - len(current))
             log.info("left %d records to their new owner", len(events) - len(current))
         return current
 
@@ -168,7 +168,7 @@ class BatchProcessor:
         topic = self.settings.kafka.dead_letter_topic
         await send_all(self._send, ((topic, *encode_dead_letter(letter)) for letter in letters))
         for letter in letters:
-            self.metrics.dead.labels(letter.reason).inc()
+            self.metrics.dead.add(1, letter.reason)
             log.info("dead letter %s: %s (%s: %s)", letter.origin, letter.reason, letter.field, letter.found)
 
     async def _update(self, batch: UserBatch) -> UpdateResult:
@@ -207,7 +207,7 @@ class BatchProcessor:
                 if attempt == stream.retries:
                     raise _gave_up(step, attempt, error) from error
                 wait = stream.retry_seconds * 2 ** (attempt - 1)
-                self.metrics.retried.labels(step).inc()
+                self.metrics.retried.add(1, step)
                 log.warning("%s failed (%s), try %d follows in %.1f s", step, _brief(error), attempt + 1, wait)
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
@@ -225,13 +225,13 @@ class BatchProcessor:
         return await self.app.producer.send(topic, key, value, None, None, None)
 
     def _count(self, result: UpdateResult, mismatched_keys: int, unknown_names: Any, republished: int) -> None:
-        self.metrics.users.inc(len(result.users))
-        self.metrics.refused.inc(result.refused)
-        self.metrics.encode_failures.inc(result.encode_failures)
-        self.metrics.republished.inc(republished)
-        self.metrics.mismatched.inc(mismatched_keys)
+        self.metrics.users.add(len(result.users))
+        self.metrics.refused.add(result.refused)
+        self.metrics.encode_failures.add(result.encode_failures)
+        self.metrics.republished.add(republished)
+        self.metrics.mismatched.add(mismatched_keys)
         for field, events in unknown_names.items():
-            self.metrics.unknown.labels(field).inc(events)
+            self.metrics.unknown.add(events, field)
 
     async def _report_lost(self, assigned: Sequence[TP]) -> None:
         if not assigned:
@@ -242,7 +242,7 @@ class BatchProcessor:
             committed = await asyncio.wait_for(_committed(self.app, tp), timeout)
             lost = lost_range(committed=committed, earliest=earliest[tp])
             if lost is not None:
-                self.metrics.lost.inc(lost[1] - lost[0])
+                self.metrics.lost.add(lost[1] - lost[0])
                 log.error(
                     "retention deleted unread events: %s partition %d offsets %d to %d; restore them with "
                     "`spoor backfill` if the lake has them, and raise the topic's retention",

@@ -1,0 +1,213 @@
+"""Genuine Kafka, Feast on SQLite and a real encoder: what came in is in the store and on the topics, whatever happens
+to the workers. The full matrix of faults is in tests/end_to_end."""
+
+import dataclasses
+import signal
+import sqlite3
+import urllib.request
+
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from activity.errors import InfrastructureError, UsageError
+from activity.settings import KafkaSettings
+from streaming.replay import list_dead_letters, replay_dead_letters
+from streaming.worker import build_app, run_worker
+from tests.conftest import free_port
+from tests.streaming.conftest import World, some_events, wait_until
+
+BAD = [b"not json", b"", None, b"[]", b'{"user_id": 1}', b"\xff", b"{" * 20_000]
+
+
+def test_building_the_app_connects_to_nothing(settings):
+    app = build_app(settings)
+    assert app.conf.id == settings.stream.group
+    assert not app.conf.web_enabled
+    assert not app.started
+
+
+def test_events_reach_store_and_topics_and_bad_records_the_dead_letters(world: World):
+    events = some_events(250)
+    origins = world.produce(events, raw=BAD)
+    taken = len(events) + len(BAD)
+    summary = run_worker(world.settings, count=taken, timeout_seconds=120)
+    world.assert_holds(events)
+    assert world.caught_up()
+    letters = list_dead_letters(world.settings)
+    assert sorted(letter.origin for letter in letters) == sorted(origins)
+    assert sorted(letter.value or b"" for letter in letters) == sorted(value or b"" for value in BAD)
+    assert (summary.events, summary.dead_letters) == (len(events), len(BAD))
+    assert summary.freshness_p50_ms is not None
+    assert 0 < summary.freshness_p50_ms <= (summary.freshness_p99_ms or 0)
+    assert len(summary.freshness_edges_ms) == len(summary.freshness_counts) + 1
+    assert sum(summary.freshness_counts) == len(events)
+
+
+def test_what_is_delivered_again_changes_nothing_and_is_published_again(world: World):
+    events = some_events(100)
+    world.produce(events)
+    run_worker(world.settings, count=len(events), timeout_seconds=120)
+    before = world.published()
+    again = dataclasses.replace(
+        world.settings, stream=dataclasses.replace(world.settings.stream, group=world.settings.stream.group + "-2")
+    )
+    summary = run_worker(again, count=len(events), timeout_seconds=120)
+    assert summary.events == len(events)
+    world.assert_holds(events)
+    after = world.published()
+    assert {user: row.revision for user, row in after.items()} == {user: row.revision for user, row in before.items()}
+
+
+def test_a_worker_killed_after_a_write_and_restarted_ends_at_the_same_histories(world: World):
+    events = some_events(300)
+    origins = world.produce(events[:150], raw=BAD)
+    killed = world.start_worker(SPOOR_STREAM__FAIL_POINT="after-write:2")
+    assert killed.ended() == -signal.SIGKILL, killed.log
+    world.produce(events[150:])
+    assert not world.caught_up()
+    worker = world.start_worker()
+    wait_until(world.caught_up, "the second worker has committed everything")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.log
+    world.assert_holds(events)
+    assert sorted(letter.origin for letter in list_dead_letters(world.settings)) == sorted(origins)
+
+
+def test_sigterm_finishes_the_batch_in_flight_and_commits_it(world: World):
+    events = some_events(200)
+    worker = world.start_worker()
+    worker.await_log("partitions 0 1 2 3")
+    world.produce(events)
+    worker.await_log("batch records=")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.log
+    assert "Traceback" not in worker.log
+    done = sum(world.committed().values())
+    assert worker.summary["events"] == done
+    left = len(events) - done
+    if left:
+        run_worker(world.settings, count=left, timeout_seconds=120)
+    world.assert_holds(events)
+
+
+def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_leaves(world: World):
+    events = some_events(600)
+    first = world.start_worker()
+    first.await_log("partitions 0 1 2 3")
+    world.produce(events[:200])
+    second = world.start_worker()
+    wait_until(lambda: "partitions" in second.log, "the second worker has partitions")
+    world.produce(events[200:400])
+    wait_until(world.caught_up, "both have caught up")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.ended() == 0, first.log
+    second.await_log("partitions 0 1 2 3")
+    world.produce(events[400:])
+    wait_until(world.caught_up, "the second has caught up")
+    second.process.send_signal(signal.SIGTERM)
+    assert second.ended() == 0, second.log
+    assert second.summary["events"] >= 200
+    world.assert_holds(events)
+
+
+def test_a_store_that_stays_away_stops_the_worker_with_its_offsets_uncommitted(world: World):
+    events = some_events(50)
+    worker = world.start_worker(SPOOR_STREAM__RETRIES="2", SPOOR_STREAM__RETRY_SECONDS="0.01")
+    worker.await_log("partitions 0 1 2 3")
+    with sqlite3.connect(world.settings.state_folder / "online.db") as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        world.produce(events)
+        assert worker.ended() == 3, worker.log
+    assert "error: store failed 2 times, the worker stops" in worker.log
+    assert "hint: " in worker.log
+    assert "Traceback" not in worker.log
+    assert sum(world.committed().values()) == 0
+    run_worker(world.settings, count=len(events), timeout_seconds=120)
+    world.assert_holds(events)
+
+
+def test_a_dead_letter_that_cannot_be_written_stops_the_worker(world: World):
+    worker = world.start_worker(SPOOR_STREAM__RETRIES="2", SPOOR_STREAM__RETRY_SECONDS="0.01")
+    worker.await_log("partitions 0 1 2 3")
+    topic = ConfigResource(
+        ConfigResourceType.TOPIC, world.settings.kafka.dead_letter_topic, {"max.message.bytes": "500"}
+    )
+    with KafkaAdminClient(**world.settings.kafka.client_options()) as admin:
+        admin.alter_configs([topic])
+    world.produce(raw=[b"x" * 2000])
+    assert worker.ended() == 3, worker.log
+    assert "error: dead-letters failed 2 times" in worker.log
+    assert sum(world.committed().values()) == 0
+    with pytest.raises(UsageError, match="would not fit"):
+        run_worker(world.settings, count=1, timeout_seconds=60)
+
+
+def test_a_replay_closes_its_letters_and_what_fails_again_is_a_new_one(world: World):
+    events = some_events(20)
+    (origin,) = world.produce(events, raw=[b"never good"])
+    strict = dataclasses.replace(
+        world.settings,
+        events=dataclasses.replace(world.settings.events, actions=("like",), unknown_names="dead-letter"),
+    )
+    run_worker(strict, count=len(events) + 1, timeout_seconds=120)
+    refused = [event for event in events if event.action != "like"]
+    assert len(list_dead_letters(world.settings, reason="unknown-action")) == len(refused)
+    assert len(list_dead_letters(world.settings, limit=2)) == 2
+    assert list_dead_letters(world.settings, limit=0) == []
+
+    planned = replay_dead_letters(world.settings, dry_run=True)
+    assert planned.by_reason == {"not-json": 1, "unknown-action": len(refused)}
+    assert len(list_dead_letters(world.settings)) == len(refused) + 1
+
+    assert replay_dead_letters(world.settings, reason="unknown-action").replayed == len(refused)
+    assert replay_dead_letters(world.settings, reason="unknown-action").replayed == 0
+    assert replay_dead_letters(world.settings).replayed == 1
+    run_worker(world.settings, count=len(refused) + 1, timeout_seconds=120)
+    world.assert_holds(events)
+    (again,) = list_dead_letters(world.settings)
+    assert again.origin != origin
+    assert (again.replay_of, again.value) == (origin, b"never good")
+
+
+def test_events_that_retention_deleted_unread_are_counted_and_told(world: World, caplog: pytest.LogCaptureFixture):
+    events = some_events(80, users=8)
+    world.produce(events[:40])
+    run_worker(world.settings, count=40, timeout_seconds=120)
+    world.produce(events[40:])
+    committed, ends = world.committed(), world.ends(world.settings.kafka.topic)
+    partition = max(ends, key=lambda tp: ends[tp] - committed[tp])
+    unread = ends[partition] - committed[partition]
+    left = sum(ends[tp] - committed[tp] for tp in ends) - unread
+    with KafkaAdminClient(**world.settings.kafka.client_options()) as admin:
+        admin.delete_records({TopicPartition(partition.topic, partition.partition): ends[partition]})
+    summary = run_worker(world.settings, count=left, timeout_seconds=120)
+    assert summary.lost_events == unread
+    assert f"partition {partition.partition} offsets {committed[partition]} to {ends[partition] - 1}" in caplog.text
+
+
+def test_metrics_are_served_while_the_worker_runs(world: World):
+    port = free_port()
+    worker = world.start_worker(SPOOR_STREAM__METRICS_PORT=str(port))
+    worker.await_log("partitions 0 1 2 3")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        assert b"spoor_stream_partitions 4.0" in answer.read()
+
+
+def test_a_broker_that_is_down_is_one_clear_error(world: World):
+    down = dataclasses.replace(world.settings, kafka=KafkaSettings(port=free_port(), request_timeout_seconds=1.0))
+    with pytest.raises(InfrastructureError, match="no Kafka broker answers") as raised:
+        run_worker(down, timeout_seconds=60)
+    assert "spoor services up" in raised.value.hint
+
+
+def test_missing_topics_are_named(world: World):
+    kafka = dataclasses.replace(world.settings.kafka, topic="activity-that-is-not-there")
+    with pytest.raises(UsageError, match="activity-that-is-not-there"):
+        run_worker(dataclasses.replace(world.settings, kafka=kafka), timeout_seconds=60)
+
+
+def test_an_unknown_release_is_named_with_those_that_are_there(world: World):
+    stream = dataclasses.replace(world.settings.stream, releases=("base-9",))
+    with pytest.raises(UsageError, match=r"base-9.*found base-1"):
+        run_worker(dataclasses.replace(world.settings, stream=stream), timeout_seconds=60)
