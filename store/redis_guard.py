@@ -97,10 +97,9 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
     def _run_script(self, config: RepoConfig, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         client = self._redis(config)
         if isinstance(client, RedisCluster):  # its pipelines refuse EVALSHA
-            pipeline: Any = client.pipeline(transaction=False)
-            with pipeline as pipe:
+            with client.pipeline(transaction=False) as pipe:
                 for call in calls:
-                    pipe.eval(_COMPARE_AND_SET, 1, *call)
+                    pipe.execute_command("EVAL", _COMPARE_AND_SET, 1, *call)
                 return pipe.execute()
         replies: list[Any] = [None] * len(calls)
         for _ in range(3):  # a server that restarted, or that Sentinel promoted, does not know the script yet
