@@ -14,6 +14,7 @@ from typing import Any
 
 from activity.configuration import TopSettings, find_file, load
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from encoder.settings import PretrainSettings
 from feature_repo.settings import FeatureSettings, follow_events
 from streaming.settings import StreamSettings
 
@@ -24,6 +25,7 @@ SECTIONS: dict[str, type] = {
     "features": FeatureSettings,
     "lake": LakeSettings,
     "stream": StreamSettings,
+    "pretrain": PretrainSettings,
 }
 HIDDEN = "(hidden)"
 
@@ -39,6 +41,7 @@ class Settings:
     features: FeatureSettings
     lake: LakeSettings
     stream: StreamSettings
+    pretrain: PretrainSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 
     def shown(self) -> list[tuple[str, Any, str]]:

@@ -1,0 +1,134 @@
+"""The command line. Each command calls one function of a room; errors of all of them end here.
+
+Exit codes: 0 done, 1 problems found in data, 2 wrong usage or settings, 3 a server, disk or folder is not there,
+70 a defect in Spoor (the traceback is kept in a file), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from activity.errors import SpoorError, UsageError
+from spoor.commands import batch, demo, encoder, services, settings, show, simulate, streaming
+from spoor.commands.invocation import Invocation
+
+DEFECT, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 problems found, 2 wrong usage or settings, 3 a server, disk or folder is not there, "
+    "70 a defect in Spoor, 130 interrupted. Errors end with a hint."
+)
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file; default ./spoor.toml.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting for this call, e.g. kafka.port=9092."
+)
+@click.option("--verbose", is_flag=True, help="Log more, libraries included.")
+@click.version_option(package_name="spoor")
+@click.pass_context
+def app(ctx: click.Context, config: Path | None, assignments: Sequence[str], verbose: bool) -> None:
+    """User-sequence embeddings from Kafka events, kept fresh in Feast."""
+    from spoor.console import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    invocation = ctx.ensure_object(Invocation)
+    invocation.config = config
+    invocation.flags = dict(_assignment(text) for text in assignments)
+
+
+for _command in (
+    demo.demo,
+    encoder.pretrain,
+    batch.backfill,
+    batch.archive,
+    batch.verify,
+    streaming.stream,
+    streaming.dlq,
+    encoder.release,
+    show.show,
+    services.services,
+    simulate.simulate,
+    settings.config,
+):
+    app.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and ends the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code. Every error becomes a message and a hint on stderr."""
+    invocation = Invocation()
+    try:
+        result: Any = app.main(list(arguments), prog_name="spoor", standalone_mode=False, obj=invocation)
+        return result if isinstance(result, int) else 0
+    except SpoorError as error:
+        return _report(invocation, error.message, error.hint, error.exit_code)
+    except click.ClickException as error:
+        return _report(invocation, *_usage(error), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _report(invocation, "interrupted", "run it again to go on", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does; what Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        message = f"a defect in Spoor: {type(error).__name__}: {' '.join(str(error).split())}"
+        return _report(invocation, message, f"please report it with {_keep_traceback(invocation)}", DEFECT)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"--set {text}: found no `=`", hint="write --set kafka.port=9092")
+    return key.strip(), value
+
+
+def _usage(error: click.ClickException) -> tuple[str, str]:
+    ctx = getattr(error, "ctx", None)
+    return error.format_message(), f"`{ctx.command_path if ctx else 'spoor'} --help` shows what it takes"
+
+
+def _report(invocation: Invocation, message: str, hint: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    if invocation.as_json:
+        from spoor.console import emit
+
+        emit({"error": message, "hint": hint, "exit_code": exit_code}, as_json=True, text="")
+    return exit_code
+
+
+def _keep_traceback(invocation: Invocation) -> Path:
+    """Writes the present exception's traceback to the state folder, or where that cannot be, the temporary one."""
+    folders = [Path(tempfile.gettempdir())]
+    if invocation.loaded is not None:
+        folders.insert(0, invocation.loaded.state_folder / "logs")
+    name = f"spoor-error-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(traceback.format_exc())
+            return folder / name
+        except OSError:
+            continue
+    traceback.print_exc()
+    return Path("the traceback above")
+
+
+if __name__ == "__main__":
+    main()

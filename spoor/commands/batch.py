@@ -1,0 +1,146 @@
+"""`spoor archive`, `spoor backfill` and `spoor verify`: the batch jobs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from activity.errors import UsageError
+from spoor.commands.invocation import (
+    Invocation,
+    Time,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+    release_option,
+)
+
+_HOUR_MS = 3_600_000
+
+
+@click.command()
+@click.option(
+    "--resume/--again", default=True, help="Read what the lake lacks, or every range again.", show_default=True
+)
+@click.option("--accept-loss", is_flag=True, help="Go on where retention has deleted records that the lake lacks.")
+@dry_run_option
+@json_option
+@pass_invocation
+def archive(invocation: Invocation, resume: bool, accept_loss: bool, dry_run: bool) -> None:
+    """Bring Kafka's events into the lake."""
+    from batch.archive import run_archive
+    from spoor.services import answers, broker_down
+
+    settings = invocation.settings()
+    if not answers(settings.kafka):
+        raise broker_down(settings.kafka)
+    result = run_archive(settings, dry_run=dry_run, resume=resume, accept_loss=accept_loss)
+    bad = sum(result.bad.values())
+    text = (
+        f"{result.topic}: {result.planned_records:,} records in {result.items:,} work items to read"
+        if dry_run
+        else f"{result.topic}: {result.events:,} events to {settings.lake.folder} in {result.seconds:.1f} s, "
+        f"{bad:,} bad records, {result.foreign_keys:,} foreign keys"
+    )
+    invocation.emit(result, text)
+
+
+@click.command()
+@release_option
+@click.option("--as-of", "as_of_ms", type=Time(), help="Histories as they were then. Default: all events.")
+@click.option("--snapshots-from", "from_ms", type=Time(), help="Write snapshots to the offline log from here …")
+@click.option("--snapshots-to", "to_ms", type=Time(), help="… to here …")
+@click.option(
+    "--snapshot-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    default=24.0,
+    show_default=True,
+    help="… so far apart.",
+)
+@click.option(
+    "--into",
+    type=click.Choice(["both", "online", "offline"]),
+    default="both",
+    show_default=True,
+    help="Which stores to write.",
+)
+@click.option(
+    "--publish/--no-publish", default=True, show_default=True, help="Send changed rows to the embedding topics."
+)
+@click.option("--resume", is_flag=True, help="Go on with what a killed run left.")
+@dry_run_option
+@json_option
+@pass_invocation
+def backfill(
+    invocation: Invocation,
+    releases: tuple[str, ...],
+    as_of_ms: int | None,
+    from_ms: int | None,
+    to_ms: int | None,
+    snapshot_hours: float,
+    into: Literal["both", "online", "offline"],
+    publish: bool,
+    resume: bool,
+    dry_run: bool,
+) -> None:
+    """Compute and write everybody's embedding.
+
+    Histories come from the lake and go, with their embeddings, to Feast's online store and the offline log.
+    """
+    from batch.backfill import run_backfill
+    from feature_repo.releases import live_releases
+    from spoor.console import say
+    from spoor.kafka_admin import ensure_topics
+
+    if (from_ms is None) != (to_ms is None):
+        raise UsageError(
+            "--snapshots-from and --snapshots-to belong together: one is missing", hint="give both, or neither"
+        )
+    snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, round(snapshot_hours * _HOUR_MS))
+    online = into != "offline" and snapshots is None
+    settings = invocation.settings()
+    if publish and online and not dry_run:
+        live = [release.name for release in live_releases(settings.features.releases_folder)]
+        for topic in ensure_topics(settings.kafka, releases=list(releases) or live):
+            say(topic.describe())
+    result = run_backfill(
+        settings,
+        releases=list(releases) or None,
+        as_of_ms=as_of_ms,
+        snapshots=snapshots,
+        online=online,
+        offline=into != "online",
+        publish=publish and online,
+        resume=resume,
+        dry_run=dry_run,
+    )
+    text = (
+        f"{result.job}: {result.items:,} work items, {result.skipped:,} of them finished before"
+        if dry_run
+        else f"{', '.join(result.releases)}: {result.rows:,} rows, {result.changed:,} users changed online, "
+        f"{result.offline_rows:,} offline rows, {result.item_vectors:,} item vectors in {result.seconds:.1f} s"
+    )
+    invocation.emit(result, text)
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Mend what differs, through the same guarded write.")
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, repair: bool) -> None:
+    """Recompute what is online and compare.
+
+    Histories and embeddings of every user and live release come from the lake. Exit code 1 if anything differs; with
+    --repair, if anything still does.
+    """
+    from batch.verify import run_verify
+
+    invocation = ctx.ensure_object(Invocation)
+    result = run_verify(invocation.settings(), repair=repair)
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.kinds.items() if count)
+    text = f"{result.users:,} users, {result.differences:,} differences" + (f": {kinds}" if kinds else "")
+    if repair:
+        text += f"; {result.repaired:,} repaired, {result.remaining:,} left"
+    invocation.emit(result, text)
+    ctx.exit(1 if result.remaining else 0)

@@ -1,0 +1,25 @@
+"""`spoor demo`: everything, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spoor.commands.invocation import Invocation, json_option, pass_invocation
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Your events instead of MovieLens-100K.")
+@click.option("--items", type=click.Path(path_type=Path), metavar="FILE", help="Titles and attributes of your items.")
+@json_option
+@pass_invocation
+def demo(invocation: Invocation, data: Path | None, items: Path | None) -> None:
+    """Run everything end to end on real data.
+
+    From Kafka to a ranker's feature row, with embedded servers; each step prints the command that does it.
+    """
+    from spoor.demo import run_demo
+
+    result = run_demo(invocation.settings(), data=data, items=items)
+    invocation.emit(result, "")

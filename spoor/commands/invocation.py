@@ -1,0 +1,84 @@
+"""What every command shares: the settings of this call, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from activity.errors import UsageError
+
+if TYPE_CHECKING:
+    from spoor.config import Settings
+
+
+@dataclass
+class Invocation:
+    """The options before the command's name, and what the error handler needs to know afterwards."""
+
+    config: Path | None = None
+    flags: dict[str, object] = field(default_factory=dict)
+    as_json: bool = False
+    loaded: Settings | None = None
+
+    def settings(self) -> Settings:
+        """The settings in force, read at the first call. Raises UsageError."""
+        if self.loaded is None:
+            from spoor.config import load_settings
+
+            self.loaded = load_settings(file=self.config, flags=self.flags)
+        return self.loaded
+
+    def emit(self, result: Any, text: str) -> None:
+        """Prints the result: JSON if `--json` was given, else `text`."""
+        from spoor.console import emit
+
+        emit(result, as_json=self.as_json, text=text)
+
+
+pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
+
+
+class Time(click.ParamType):
+    """ISO 8601 with a zone → ms since 1970 UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from activity.settings import parse_time_ms
+
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_time_ms(value)
+        except UsageError as error:
+            self.fail(f"{error.message} ({error.hint})", param, ctx)
+
+
+def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Invocation).as_json |= value
+
+
+json_option = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_json,
+    help="Print one JSON object on stdout.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing.")
+release_option = click.option(
+    "--release", "releases", multiple=True, metavar="NAME", help="A release; may be repeated. Default: all live ones."
+)
+
+
+def time_text(time_ms: int | None) -> str:
+    """UTC to the second, for people."""
+    from datetime import UTC, datetime
+
+    if time_ms is None:
+        return "-"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

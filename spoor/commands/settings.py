@@ -1,0 +1,30 @@
+"""`spoor config`: the settings in force."""
+
+from __future__ import annotations
+
+import click
+
+from spoor.commands.invocation import Invocation, json_option, pass_invocation
+
+
+@click.group()
+def config() -> None:
+    """The settings in force."""
+
+
+@config.command("show")
+@json_option
+@pass_invocation
+def show(invocation: Invocation) -> None:
+    """Print every setting, and where its value came from."""
+    rows = invocation.settings().shown()
+    values = {key: {"value": value, "origin": origin} for key, value, origin in rows}
+    width = max(len(key) for key, _, _ in rows)
+    text = "\n".join(f"{key:<{width}}  {_text(value)}  ({origin})" for key, value, origin in rows)
+    invocation.emit({"settings": values}, text)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value) or '""'
+    return str(value) if str(value) else '""'

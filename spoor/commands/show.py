@@ -1,0 +1,58 @@
+"""`spoor show`: what the store holds of one user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from spoor.commands.invocation import Invocation, json_option, time_text
+
+if TYPE_CHECKING:
+    from spoor.show import ShownUser
+
+
+@click.group()
+def show() -> None:
+    """Show what is stored."""
+
+
+@show.command()
+@click.argument("user_id", metavar="ID")
+@click.option(
+    "--events", "count", type=click.IntRange(min=0), default=20, show_default=True, help="Newest events shown."
+)
+@json_option
+@click.pass_context
+def user(ctx: click.Context, user_id: str, count: int) -> None:
+    """Print a user's history, vector norms, versions and ages; exit code 1 for one without history.
+
+    --json prints every event.
+    """
+    from spoor.show import show_user
+
+    invocation = ctx.ensure_object(Invocation)
+    shown = show_user(invocation.settings(), user_id)
+    invocation.emit(shown, _text(shown, count))
+    ctx.exit(0 if shown.found else 1)
+
+
+def _text(shown: ShownUser, count: int) -> str:
+    if not shown.found:
+        return f"user {shown.user_id}: no history; a ranker reads nulls, `user_vectors` zeros"
+    lines = [f"user {shown.user_id}: {len(shown.events)} events, revision {shown.revision}"]
+    lines += [
+        f"  {time_text(event.timestamp)}  {event.action:<12}  {event.item}  ({event.surface})"
+        for event in shown.events[:count]
+    ]
+    if len(shown.events) > count:
+        lines.append(f"  … and {len(shown.events) - count} older")
+    for row in shown.embeddings:
+        behind = f", {row.behind} revisions behind" if row.behind else ""
+        lines.append(
+            f"{row.release}: {row.dimension} dimensions, norm {row.norm:.4f}, {row.events_used} events used{behind}, "
+            f"computed {time_text(row.computed_at_ms)} ({row.age_seconds:,.0f} s ago)"
+        )
+    if not shown.embeddings:
+        lines.append("no embedding")
+    return "\n".join(lines)

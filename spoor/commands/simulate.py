@@ -1,0 +1,70 @@
+"""`spoor simulate`: realistic load into Kafka."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from activity.errors import UsageError
+from spoor.commands.invocation import Invocation, Time, dry_run_option, json_option, pass_invocation, time_text
+
+_DAY_MS = 86_400_000
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Send a file's events instead (Parquet, CSV, JSONL).",
+)
+@click.option("--from", "from_ms", type=Time(), help="Event times from here. Default: the file's, or a day ago.")
+@click.option("--to", "to_ms", type=Time(), help="Event times before this. Default: the file's, or now.")
+@click.option("--rate", type=float, metavar="EVENTS_PER_SECOND", help="At most so many a second. Default: full speed.")
+@click.option("--events", type=int, help="How many to make up.  [default: 10000]")
+@click.option("--users", type=int, help="Of so many users.  [default: 1000]")
+@click.option("--items", type=int, help="Over so many items.  [default: 2000]")
+@click.option("--seed", type=int, help="The same seed gives the same events.  [default: 0]")
+@dry_run_option
+@json_option
+@pass_invocation
+def simulate(
+    invocation: Invocation,
+    data: Path | None,
+    from_ms: int | None,
+    to_ms: int | None,
+    rate: float | None,
+    dry_run: bool,
+    **sizes: int | None,
+) -> None:
+    """Send events to Kafka, from a file or made up."""
+    from activity.simulator import SimulatorSettings
+    from spoor.simulate import run_simulate
+
+    settings = invocation.settings()
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if data is not None and given:
+        raise UsageError(
+            f"--{next(iter(given))} shapes made-up events, and --data sends those of a file",
+            hint="leave one of them out",
+        )
+    synthetic = None
+    if data is None:
+        now_ms = time.time_ns() // 1_000_000
+        end_ms = now_ms if to_ms is None else to_ms
+        start_ms = end_ms - _DAY_MS if from_ms is None else from_ms
+        names = {"actions": settings.events.actions, "surfaces": settings.events.surfaces}
+        shape: dict[str, Any] = {"events": 10_000} | given | {name: known for name, known in names.items() if known}
+        synthetic = SimulatorSettings(from_ms=start_ms, to_ms=end_ms, **shape)
+    result = run_simulate(
+        settings, data=data, synthetic=synthetic, from_ms=from_ms, to_ms=to_ms, rate=rate, dry_run=dry_run
+    )
+    text = (
+        f"{result.topic}: {result.events:,} events of {result.users:,} users, "
+        f"{time_text(result.first_ms)} to {time_text(result.last_ms)}"
+    )
+    sent = f", confirmed in {result.seconds:.1f} s ({result.events_per_second:,.0f} events/s)"
+    invocation.emit(result, text + (", not sent" if dry_run else sent))

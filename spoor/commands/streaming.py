@@ -1,0 +1,120 @@
+"""`spoor stream` and `spoor dlq`: the worker, and the records it could not take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoor.commands.invocation import (
+    Invocation,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+    release_option,
+    time_text,
+)
+
+if TYPE_CHECKING:
+    from streaming.dead_letters import DeadLetter
+
+_SHOWN_BYTES = 60  # of a dead letter's original value
+
+
+@click.command()
+@release_option
+@click.option("--count", type=int, help="Stop after so many records.")
+@click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
+@dry_run_option
+@json_option
+@pass_invocation
+def stream(
+    invocation: Invocation,
+    releases: tuple[str, ...],
+    count: int | None,
+    timeout_seconds: float | None,
+    dry_run: bool,
+) -> None:
+    """Keep histories and embeddings fresh.
+
+    One worker of the consumer group: events from Kafka, rows to Feast and to the embedding topics.
+    """
+    from feature_repo.releases import live_releases
+    from spoor.console import say
+    from spoor.kafka_admin import ensure_topics
+    from streaming.worker import run_worker
+
+    settings = invocation.settings()
+    if releases:
+        settings = replace(settings, stream=replace(settings.stream, releases=releases))
+    live = [release.name for release in live_releases(settings.features.releases_folder)]
+    names = list(settings.stream.releases) or live
+    say(f"group `{settings.stream.group}` at {settings.kafka.address}, releases: {', '.join(names) or 'none'}")
+    if dry_run:
+        invocation.emit({"releases": names, "topic": settings.kafka.topic, "dry_run": True}, "nothing was done")
+        return
+    for topic in ensure_topics(settings.kafka, releases=names):
+        say(topic.describe())
+    summary = run_worker(settings, count=count, timeout_seconds=timeout_seconds)
+    invocation.emit(
+        summary,
+        f"{summary.events:,} events of {summary.users:,} users in {summary.seconds:.1f} s, "
+        f"{summary.dead_letters:,} dead letters, freshness p50/p99 "
+        f"{_milliseconds(summary.freshness_p50_ms)}/{_milliseconds(summary.freshness_p99_ms)}",
+    )
+
+
+@click.group()
+def dlq() -> None:
+    """Dead letters: records that were no events."""
+
+
+@dlq.command("list")
+@click.option("--reason", help="Those of one reason only, e.g. not-json.")
+@click.option("--limit", type=click.IntRange(min=0), help="The newest so many only.")
+@json_option
+@pass_invocation
+def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
+    """Show what was refused, where it came from, and why."""
+    from streaming.replay import list_dead_letters
+
+    letters = list_dead_letters(invocation.settings(), limit=limit, reason=reason)
+    lines = [_line(letter) for letter in letters]
+    invocation.emit({"dead_letters": [_json(letter) for letter in letters]}, "\n".join(lines) or "no dead letters")
+
+
+@dlq.command()
+@click.option("--reason", help="Those of one reason only, e.g. in-the-future.")
+@dry_run_option
+@json_option
+@pass_invocation
+def replay(invocation: Invocation, reason: str | None, dry_run: bool) -> None:
+    """Send dead letters through the stream again, once their cause is mended."""
+    from streaming.replay import replay_dead_letters
+
+    result = replay_dead_letters(invocation.settings(), reason=reason, dry_run=dry_run)
+    reasons = ", ".join(f"{name} {count:,}" for name, count in result.by_reason.items())
+    verb = "would be replayed" if dry_run else "replayed"
+    invocation.emit(result, f"{result.replayed:,} dead letters {verb}" + (f": {reasons}" if reasons else ""))
+
+
+def _line(letter: DeadLetter) -> str:
+    value = (letter.value or b"")[:_SHOWN_BYTES]
+    return (
+        f"{letter.origin}  {time_text(letter.append_time_ms)}  {letter.reason}  "
+        f"{letter.field}: found {letter.found}, expected {letter.expected}  {value!r}"
+    )
+
+
+def _json(letter: DeadLetter) -> dict[str, Any]:
+    """The dead letter as its topic holds it: the original bytes in base64."""
+    import json
+
+    from streaming.dead_letters import encode_dead_letter
+
+    return json.loads(encode_dead_letter(letter)[1])
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f} ms"

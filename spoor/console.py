@@ -1,0 +1,90 @@
+"""How commands speak: one JSON object or lines for people on stdout, logs and progress on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_ROOMS = ("activity", "batch", "encoder", "feature_repo", "ranking", "spoor", "store", "streaming")
+
+
+def emit(result: Any, *, as_json: bool, text: str) -> None:
+    """Prints `result` (a dataclass, dict or list) as the one JSON object of the command, or `text` for people."""
+    sys.stdout.write((json.dumps(to_json(result), ensure_ascii=False) if as_json else text) + "\n")
+    sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, on stderr: what a command is about to do."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def to_json(value: Any) -> Any:
+    """`value` in JSON's types: dataclasses become objects, paths and other values text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
+    if isinstance(value, dict):
+        return {str(key): to_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy's arrays and scalars
+        return to_json(value.tolist())
+    return str(value)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Our rooms from INFO and libraries from ERROR (`verbose`: DEBUG and INFO), one line each, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.ERROR)
+    # Each failed connection is an error to kafka-python; what it means for the command is in the command's error.
+    logging.getLogger("kafka").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    for room in _ROOMS:
+        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@contextmanager
+def progress_bar(label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yields advance(n): a bar on stderr with the rate and the time left, or nothing if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), _rate_column(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _rate_column(unit: str) -> Any:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
+
+    return RateColumn()
+
+
+class _OneLine(logging.Formatter):
+    """Records as one line, errors of libraries too: a traceback is for `--verbose` and the error log."""
+
+    def formatException(self, ei: Any) -> str:
+        if logging.getLogger().level <= logging.INFO:
+            return super().formatException(ei)
+        return f"{ei[0].__name__}: {' '.join(str(ei[1]).split())}" if ei and ei[0] else ""

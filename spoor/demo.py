@@ -1,0 +1,234 @@
+"""`spoor demo`: the main job from Kafka to a ranker's feature row, on real data, with nothing but Python.
+
+Every step calls what the command calls that it prints, with the settings file that the demo writes to
+runs/demo/spoor.toml; all it makes lies in runs/demo/. A finished step is noted there and reused by the next run; an
+interrupted one is done again, which ends the same, because every step may be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from activity.errors import InfrastructureError, ProblemsFound, UsageError
+from activity.files import Manifest, atomic_path, atomic_write
+from spoor import services
+from spoor.config import Settings, load_settings
+from spoor.console import say, to_json
+from spoor.demo_data import MOVIELENS, DemoData, cut_timeline, load_demo_data
+
+RELEASE = "demo-1"
+LIKED = ("rate_4", "rate_5")  # MovieLens' ratings that count as positive
+TODAY_EVENTS_PER_SECOND = 1000.0
+WORKER_SECONDS = 180.0  # for the worker to join, and again to catch up
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What every step needs. Times are ms since 1970 UTC."""
+
+    folder: Path
+    settings: Settings
+    data: DemoData
+    t70: int  # before it: the encoder's training events
+    t90: int  # from it on: today
+    positive_actions: tuple[str, ...]
+
+    @property
+    def end(self) -> int:
+        return int(pc.max(self.data.events["timestamp"]).as_py()) + 1
+
+    @property
+    def events_file(self) -> Path:
+        return self.folder / "events.parquet"
+
+    @property
+    def steps(self) -> Manifest:
+        return Manifest(self.folder / "steps")
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "spoor.toml"
+
+
+def run_demo(
+    settings: Settings, *, folder: Path = Path("runs/demo"), data: Path | None = None, items: Path | None = None
+) -> dict[str, Any]:
+    """Runs what is left of the demo and returns its figures; the report is `folder`/report.html.
+
+    Raises UsageError (the folder holds a demo on other data), InfrastructureError, ProblemsFound (differences)."""
+    started = time.monotonic()
+    demo = _prepare(settings, folder, data, items)
+    say(f"everything goes to {folder}/; for the commands below:\n$ export SPOOR_CONFIG={demo.config}")
+    from spoor import demo_steps as steps
+
+    record: dict[str, Any] = {"data": {"name": demo.data.name, "source": demo.data.source}}
+    services.ensure_up(demo.settings)
+    for step in steps.STEPS:
+        say(f"\n== {step.title}")
+        for command in step.commands(demo):
+            say(f"$ {command}")
+        done = demo.steps.get(step.name)
+        if done is not None and not step.always:
+            say("done by an earlier run, reused")
+        else:
+            before = time.monotonic()
+            done = to_json(step.run(demo, record))
+            done["seconds"] = round(time.monotonic() - before, 1)
+            demo.steps.add(step.name, done)
+        record[step.name] = done
+    record["seconds"] = round(time.monotonic() - started, 1)
+    if record["verify"]["differences"]:
+        raise ProblemsFound(
+            f"verify found {record['verify']['differences']} differences", hint=f"see {demo.folder}/report.html"
+        )
+    return record
+
+
+def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | None) -> Demo:
+    """The data, the settings file and the Feast repo; refuses a folder that holds a demo on other data."""
+    from store.repo import create_repo
+
+    loaded = load_demo_data(settings, data=data, items=items)
+    t70, t90 = cut_timeline(loaded.events)
+    positive = LIKED if loaded.name == MOVIELENS else ()
+    identity = {"data": loaded.name, "events": _fingerprint(loaded.events)}
+    known = Manifest(folder).get("demo")
+    if known is not None and known != identity:
+        raise UsageError(
+            f"`{folder}` holds the demo on {known['data']}, this is {loaded.name}",
+            hint=f"remove the folder (first `SPOOR_CONFIG={folder}/spoor.toml spoor services down`), or name another one",
+        )
+    config = folder / "spoor.toml"
+    if known is None:
+        atomic_write(config, _config(settings, positive).encode())
+        demo_settings = load_settings(file=config)
+        create_repo(folder / "feature_repo", online_store={"type": "sqlite"}, state_folder=folder / "state" / "feast")
+        with atomic_path(folder / "events.parquet") as temporary:
+            pq.write_table(loaded.events, temporary)
+        Manifest(folder).add("demo", identity)
+    else:
+        demo_settings = load_settings(file=config)
+    return Demo(folder, demo_settings, loaded, t70, t90, positive)
+
+
+def _config(settings: Settings, positive_actions: tuple[str, ...]) -> str:
+    """The demo's settings file. A broker that the user has configured is used, under topics of the demo's own."""
+    kafka = settings.kafka
+    if kafka.embedded:
+        port = _free_port(kafka.port)
+        broker = [f"port = {port}", f"controller_port = {_free_port(max(kafka.controller_port, port + 1))}"]
+    else:
+        names = ("bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username")
+        files = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+        broker = [f"{name} = {json.dumps(getattr(kafka, name))}" for name in (*names, *files) if getattr(kafka, name)]
+        broker += [f'{name} = "spoor-demo.{getattr(kafka, name)}"' for name in ("topic", "dead_letter_topic")]
+        broker += [f'embedding_topic_prefix = "spoor-demo.{kafka.embedding_topic_prefix}"']
+    lines = [
+        "# Written by `spoor demo`; a password comes from the environment (SPOOR_KAFKA__SASL_PASSWORD).",
+        'state_folder = "state"',
+        "",
+        "[kafka]",
+        *broker,
+        "",
+        "[stream]",
+        'as_of = "event"  # the traffic is from the past: rows were known when their newest event happened',
+        "",
+        "[pretrain]",
+        f"positive_actions = {json.dumps(list(positive_actions))}",
+        "max_minutes = 2.0",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise InfrastructureError(f"no free port from {first} to {first + 99}", hint="set kafka.port to a free one")
+
+
+def _fingerprint(events: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for column in events.combine_chunks().columns:
+        for value in column.to_pylist():
+            digest.update(f"{value}\0".encode())
+    return digest.hexdigest()
+
+
+def run_command(demo: Demo, *command: str) -> str:
+    """Runs another program (Feast's own command line) with the demo's settings; its output if it succeeds."""
+    program = Path(sys.executable).parent / command[0]
+    environment = {**os.environ, "SPOOR_CONFIG": str(demo.config.absolute()), "FEAST_USAGE": "False"}
+    done = subprocess.run([str(program), *command[1:]], capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        last = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
+        raise InfrastructureError(
+            f"`{' '.join(command)}` failed:\n{last}", hint="run it by hand to see all of its output"
+        )
+    return done.stdout
+
+
+class Worker:
+    """`spoor stream` as a process of its own, as an operator would run it."""
+
+    def __init__(self, demo: Demo) -> None:
+        self._summary = demo.folder / "state" / "stream-summary.json"
+        self._log = demo.folder / "stream.log"
+        self._demo = demo
+
+    def __enter__(self) -> Worker:
+        command = [sys.executable, "-m", "spoor", "--config", str(self._demo.config)]
+        command += ["stream", "--from-lake", "--summary", str(self._summary)]
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Raises InfrastructureError with the worker's last words if it dies or takes too long."""
+        deadline = time.monotonic() + WORKER_SECONDS
+        while not condition():
+            try:
+                self._process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < deadline:
+                    continue
+            last = "\n".join(self._log.read_text().splitlines()[-10:])
+            raise InfrastructureError(f"the worker {what} not:\n{last}", hint=f"the whole log is in {self._log}")
+
+    def stop(self) -> dict[str, Any]:
+        """SIGTERM, as an orchestrator would; returns the worker's summary."""
+        self._process.send_signal(signal.SIGTERM)
+        if self._process.wait(WORKER_SECONDS) != 0:
+            raise InfrastructureError("the worker did not stop cleanly", hint=f"see {self._log}")
+        return json.loads(self._summary.read_bytes())
+
+
+def time_text(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
