@@ -19,7 +19,6 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#
 _GREY = "#B8B8B8"
 _INK = "#333333"
 _OTHER = "other"
-_SMOOTHING_EVENTS = 10.0  # a user's share of a genre counts as if so many average events came first
 
 
 def freshness_histogram(delays_ms: npt.NDArray[np.floating]) -> bytes:
@@ -85,8 +84,8 @@ def principal_plane(vectors: Vectors) -> tuple[Vectors, tuple[float, float]]:
 
 
 def favourite_genres(events: pa.Table, items: pa.Table, *, positive_actions: Sequence[str] = ()) -> dict[str, str]:
-    """Per user the genre that the user likes most beyond the average user: the largest ratio of the user's share to
-    everyone's. Users without a liked item of known genre are left out."""
+    """Per user the genre that the user likes most beyond the average user: the largest difference between the user's
+    share of liked genres and everyone's. Users without a liked item of known genre are left out."""
     genres = dict(zip(items["item_id"].to_pylist(), items["genres"].to_pylist(), strict=True))
     liked: dict[str, Counter[str]] = {}
     columns = (events[name].to_pylist() for name in ("user_id", "item_id", "action"))
@@ -94,13 +93,11 @@ def favourite_genres(events: pa.Table, items: pa.Table, *, positive_actions: Seq
         if (not positive_actions or action in positive_actions) and genres.get(item):
             liked.setdefault(user, Counter()).update(genres[item])
     everyone = sum(liked.values(), Counter())
-    total = everyone.total()
 
-    def ratio(mine: Counter[str], genre: str) -> float:
-        usual = everyone[genre] / total
-        return (mine[genre] + _SMOOTHING_EVENTS * usual) / (mine.total() + _SMOOTHING_EVENTS) / usual
+    def beyond(mine: Counter[str], genre: str) -> float:
+        return mine[genre] / mine.total() - everyone[genre] / everyone.total()
 
-    return {user: max(sorted(mine), key=lambda genre: ratio(mine, genre)) for user, mine in liked.items()}
+    return {user: max(sorted(mine), key=lambda genre: beyond(mine, genre)) for user, mine in liked.items()}
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -194,12 +194,13 @@ def _lift(table: LiftTable) -> str:
     ]
     head = ["requests of", "metric", "users", "requests", "without", "with the embedding", "difference", "reading"]
     note = (
-        f"The same small ranker, trained on {table.train_rows:,} rows of {table.train_requests:,} requests and tested on "
-        f"{table.test_requests:,} later requests ({table.test_rows:,} candidates: every item that the user had not seen). "
-        f"A request is the start of a visit; relevant is what the user then acted on positively. In brackets: 95 % "
-        f"intervals, bootstrap over users; the difference is paired; mean of {table.seeds} seeds. Features are read at "
-        f"the request's time: {table.train_covered:.0%} of the training requests and {table.test_covered:.0%} of the test "
-        "requests had an embedding by then. Nothing was tuned on the test requests."
+        f"The same small ranker, trained on {table.train_rows:,} rows of {table.train_requests:,} requests and tested "
+        f"on {table.test_requests:,} later requests ({table.test_rows:,} candidates: every item that the user had not "
+        "seen). A request is the start of a visit; relevant is what the user then acted on positively. In brackets: "
+        "95 % intervals, bootstrap over users; the difference is paired; mean of "
+        f"{table.seeds} seeds. Features are read at the request's time: {table.train_covered:.0%} of the training "
+        f"requests and {table.test_covered:.0%} of the test requests had an embedding by then. Nothing was tuned on "
+        "the test requests."
     )
     return _table(head, rows, numbers={2, 3, 4, 5, 6}) + f"<p class=note>{note}</p>"
 
@@ -259,8 +260,8 @@ def _moment(time_ms: int) -> str:
 
 
 _MAP_NOTE = (
-    "Principal components of the users' embeddings. A user's favourite genre is the one that the user likes most beyond "
-    "the average user; the model never sees genres."
+    "Principal components of the users' embeddings. A user's favourite genre is the one whose share of the user's "
+    "liked items lies furthest above the average; the model never sees genres."
 )
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 62rem; margin: 2rem auto;
