@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
 from activity.events import Event, encode_event
@@ -20,6 +20,7 @@ from encoder.release import save_release
 from encoder.vocabulary import Vocabulary
 from spoor.config import Settings
 from store import repo
+from store.rows import EmbeddingRow, embedding_row_from_json
 
 Produce = Callable[[Sequence[Event | bytes | None], int], None]
 
@@ -142,6 +143,26 @@ def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | Non
         for user, *event in connection.execute(query, {"before": before}).fetchall():
             found.setdefault(user, []).append(tuple(event))
     return found
+
+
+def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:
+    """The last record of every user on the release's topic."""
+    topic = settings.kafka.embedding_topic(release)
+    consumer = KafkaConsumer(**settings.kafka.client_options(), auto_offset_reset="earliest", enable_auto_commit=False)
+    parts = [TopicPartition(topic, part) for part in sorted(consumer.partitions_for_topic(topic) or ())]
+    consumer.assign(parts)
+    ends = consumer.end_offsets(parts)
+    found: dict[str, EmbeddingRow] = {}
+    while any(consumer.position(part) < ends[part] for part in parts):
+        for records in consumer.poll(timeout_ms=500).values():
+            found |= {record.key.decode(): embedding_row_from_json(record.value) for record in records}
+    consumer.close()
+    return found
+
+
+@pytest.fixture
+def last_records() -> Callable[[Settings, str], dict[str, EmbeddingRow]]:
+    return _last_records
 
 
 @pytest.fixture

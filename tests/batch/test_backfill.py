@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kafka import KafkaConsumer, TopicPartition
 
 from activity.errors import DataError, UsageError
 from activity.files import Manifest
@@ -25,11 +24,12 @@ from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
 from store.offline import open_offline
 from store.online import open_online
-from store.rows import EmbeddingRow, embedding_row_from_json
+from store.rows import EmbeddingRow
 
 ROOT = Path(__file__).parents[2]
 DAY_MS = 86_400_000
 START_MS = 900_000_000_000  # of the events, and the release's trained-through time
+Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
 Sql = Callable[..., dict[str, list[tuple]]]
 
 
@@ -46,21 +46,6 @@ def _offline(settings: Settings, view: str) -> list[dict[str, Any]]:
     table = open_offline(settings.features).read(view)
     rows = table.drop_columns(["computed_at_ms"] if "computed_at_ms" in table.column_names else []).to_pylist()
     return sorted(rows, key=lambda row: (row["created_timestamp"], row["user_id"]))
-
-
-def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:
-    """The last record of every user on the release's topic."""
-    topic = settings.kafka.embedding_topic(release)
-    consumer = KafkaConsumer(**settings.kafka.client_options(), auto_offset_reset="earliest", enable_auto_commit=False)
-    parts = [TopicPartition(topic, part) for part in sorted(consumer.partitions_for_topic(topic) or ())]
-    consumer.assign(parts)
-    ends = consumer.end_offsets(parts)
-    found: dict[str, EmbeddingRow] = {}
-    while any(consumer.position(part) < ends[part] for part in parts):
-        for records in consumer.poll(timeout_ms=500).values():
-            found |= {record.key.decode(): embedding_row_from_json(record.value) for record in records}
-    consumer.close()
-    return found
 
 
 def _same_rows(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
@@ -100,7 +85,7 @@ def test_embeddings_are_the_encoders_of_these_histories(world: Any, sql_historie
     assert all(row.revision == 1 and row.created_ms > 1_700_000_000_000 for row in rows if row)  # append times
 
 
-def test_the_last_record_per_user_equals_the_store(world: Any) -> None:
+def test_the_last_record_per_user_equals_the_store(world: Any, last_records: Last) -> None:
     world.produce(world.events(3, 200), 0)
     run_archive(world.settings)
     run_backfill(world.settings)
@@ -111,7 +96,7 @@ def test_the_last_record_per_user_equals_the_store(world: Any) -> None:
     online = open_online(world.settings.features)
     users = sorted(online.user_ids())
     stored = dict(zip(users, online.read_embeddings("base-1", users), strict=True))
-    records = _last_records(world.settings, "base-1")
+    records = last_records(world.settings, "base-1")
     assert {user: (row.revision, row.computed_at_ms) for user, row in records.items()} == {
         user: (row.revision, row.computed_at_ms) for user, row in stored.items() if row
     }
@@ -129,7 +114,7 @@ def test_a_second_backfill_changes_nothing(world: Any) -> None:
     assert before[0] == after[0] and _same_rows(before[1], after[1])
 
 
-def test_a_new_release_is_encoded_and_published_though_no_history_changes(world: Any) -> None:
+def test_a_new_release_is_encoded_and_published_though_no_history_changes(world: Any, last_records: Last) -> None:
     world.produce(world.events(6, 100), 0)
     run_archive(world.settings)
     run_backfill(world.settings)
@@ -138,7 +123,7 @@ def test_a_new_release_is_encoded_and_published_though_no_history_changes(world:
     assert (result.changed, result.published) == (0, result.rows)
     users = sorted(_online_histories(world.settings))
     assert None not in open_online(world.settings.features).read_embeddings("base-2", users)
-    assert sorted(_last_records(world.settings, "base-2")) == users
+    assert sorted(last_records(world.settings, "base-2")) == users
 
 
 def test_as_of_leaves_out_what_came_at_or_after_it(world: Any, sql_histories: Sql) -> None:
@@ -230,7 +215,9 @@ def _killed_backfill(settings: Settings, folder: Path, *, where: str, after: int
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
 
-def test_a_killed_backfill_that_resumes_ends_like_one_run(world: Any, tmp_path: Path, sql_histories: Sql) -> None:
+def test_a_killed_backfill_that_resumes_ends_like_one_run(
+    world: Any, last_records: Last, tmp_path: Path, sql_histories: Sql
+) -> None:
     events = world.events(11, 400, users=60)
     world.produce(events, 0)
     run_archive(world.settings)
@@ -244,27 +231,31 @@ def test_a_killed_backfill_that_resumes_ends_like_one_run(world: Any, tmp_path: 
     after_crash = _offline(world.settings, view)
     run_backfill(world.settings)
     assert _same_rows(after_crash, _offline(world.settings, view))
-    assert sorted(_last_records(world.settings, "base-1")) == sorted(sql_histories(events, 8))
+    assert sorted(last_records(world.settings, "base-1")) == sorted(sql_histories(events, 8))
 
 
-def test_what_a_killed_backfill_wrote_but_did_not_publish_is_published(world: Any, tmp_path: Path) -> None:
+def test_what_a_killed_backfill_wrote_but_did_not_publish_is_published(
+    world: Any, last_records: Last, tmp_path: Path
+) -> None:
     world.produce(world.events(12, 100), 0)
     run_archive(world.settings)
     _killed_backfill(world.settings, tmp_path, where="before-publication", after=1)
     resumed = run_backfill(world.settings, resume=True)
     assert resumed.changed < resumed.rows == 20  # the killed one had written some: nothing changes for them now
-    assert sorted(_last_records(world.settings, "base-1")) == sorted(_online_histories(world.settings))
+    assert sorted(last_records(world.settings, "base-1")) == sorted(_online_histories(world.settings))
     assert not list((world.settings.state_folder / "jobs" / "unpublished").glob("*"))
 
 
-def test_without_a_broker_rows_are_published_by_the_next_backfill(world: Any, settings: Settings) -> None:
+def test_without_a_broker_rows_are_published_by_the_next_backfill(
+    world: Any, last_records: Last, settings: Settings
+) -> None:
     world.produce(world.events(13, 100), 0)
     run_archive(world.settings)
     down = dataclasses.replace(world.settings.kafka, port=settings.kafka.port, request_timeout_seconds=0.5)
     first = run_backfill(dataclasses.replace(world.settings, kafka=down))
     assert (first.changed, first.published) == (20, 0)
     run_backfill(world.settings)
-    assert len(_last_records(world.settings, "base-1")) == 20
+    assert len(last_records(world.settings, "base-1")) == 20
 
 
 def test_item_vectors_go_to_their_view_and_the_log(world: Any) -> None:

@@ -1,0 +1,178 @@
+"""`spoor verify`: recomputes offline what is online and reports every difference; `--repair` mends them.
+
+Work items are user buckets. For each, the lake's newest events are compared with the stored histories, and every live
+release's embeddings with what its encoder makes of the stored history. Users that the store has and the lake does not
+are differences too: the driver lists the store's users by bucket first, in files, so memory stays bounded.
+
+A repair goes through the guarded writer like any other update, so it merges: an event that is online and not in the
+lake is kept, and still reported. Most such events are in Kafka and not archived yet: `lag` says how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+
+from activity.errors import SpoorError
+from activity.files import Manifest, atomic_write
+from activity.hashing import buckets_of
+from activity.lake import Lake
+from batch.archive import open_lake
+from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
+from batch.kafka_source import RangeReader, gaps
+from batch.publish import Journal, open_publisher
+from batch.releases import chosen_releases
+from batch.settings import BatchSettings
+from batch.verify_steps import KINDS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBucket
+from store.online import OnlineStore, open_online
+
+LISTING_USERS = 100_000  # online users that are sorted into buckets at a time
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """`kinds` counts differences by kind (every kind is listed); a user may have several."""
+
+    users: int  # that the lake or the store knows
+    differences: int  # found; with a repair, before it
+    kinds: dict[str, int]
+    examples: list[Difference]
+    releases: tuple[str, ...]
+    repaired: int = 0  # differences that the repair removed
+    remaining: int = 0  # differences after the repair; without one, all
+    lag: dict[int, int] | None = None  # records per partition that are not archived yet; None = Kafka is not there
+    seconds: float = 0.0
+    remaining_kinds: dict[str, int] = field(default_factory=dict)
+
+
+def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = LOCAL_RUNNER) -> VerifyResult:
+    """Compares every user, for all live releases. With `repair`, mends and compares the mended users again.
+
+    Raises UsageError (no release, Feast not applied), DataError (damaged lake or release), InfrastructureError.
+    """
+    started = time.monotonic()
+    releases = chosen_releases(settings, None)
+    lake = open_lake(settings.lake)
+    jobs = settings.state_folder / "jobs"
+    # A repair publishes through the journal of the backfills.
+    with exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"):
+        folder = jobs / ("verify-repair" if repair else "verify")
+        shutil.rmtree(folder, ignore_errors=True)
+        online = open_online(settings.features)
+        online.check(releases)
+        if repair and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
+            with publisher:
+                Journal(jobs / "unpublished").publish_left(publisher)
+        listing = list_online_users(online, folder / "online", buckets=lake.buckets)
+        buckets = sorted({*listing, *lake.buckets_with_data()})
+        reports = Manifest(folder / "manifest")
+
+        def finished() -> set[str]:
+            return {path.stem for path in reports.folder.glob("[!.]*.json")}
+
+        failures = Failures(folder)
+        with progress("verify", total=len(buckets), finished=finished):
+            run_pipeline(
+                lambda pipeline: build(
+                    pipeline, settings, buckets, releases=releases, folder=folder, repair=repair, failures=failures
+                ),
+                runner=runner,
+                failures=failures,
+                namespace=NAMESPACE,
+            )
+        lag = unarchived(settings, lake)
+    return _result(reports, tuple(releases), lag, time.monotonic() - started)
+
+
+def build(
+    pipeline: beam.Pipeline,
+    settings: BatchSettings,
+    buckets: list[int],
+    *,
+    releases: list[str],
+    folder: Path,
+    repair: bool,
+    failures: Failures,
+) -> PCollection[str]:
+    """The pipeline: one element per user bucket, one report per element in folder/manifest."""
+    comparing = VerifyBucket(settings, releases, folder, failures, repair=repair)
+    return (
+        pipeline
+        | "List user buckets" >> beam.Create(buckets, reshuffle=False)
+        | "Spread buckets over workers" >> beam.Reshuffle()
+        | "Compare bucket with the store" >> beam.ParDo(comparing)
+    )
+
+
+def list_online_users(
+    online: OnlineStore, folder: Path, *, buckets: int, chunk_users: int = LISTING_USERS
+) -> list[int]:
+    """Writes the store's user ids to folder/<bucket>/<chunk>.json; returns the buckets that have any."""
+    found: set[int] = set()
+    for number, chunk in enumerate(_chunks(online.user_ids(), chunk_users)):
+        by_bucket: dict[int, list[str]] = {}
+        for user, bucket in zip(chunk, buckets_of(chunk, buckets).tolist(), strict=True):
+            by_bucket.setdefault(bucket, []).append(user)
+        for bucket, users in by_bucket.items():
+            atomic_write(folder / f"{bucket:02d}" / f"{number:08d}.json", json.dumps(users).encode())
+        found |= by_bucket.keys()
+    return sorted(found)
+
+
+def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
+    """Records per partition that Kafka has and the lake has not; None, after a warning, if Kafka is not there."""
+    try:
+        with RangeReader(settings.kafka) as reader:
+            watermarks = reader.watermarks(settings.kafka.topic)
+    except SpoorError as error:
+        _LOG.warning("how much is not archived yet is not known: %s", error.message)
+        return None
+    return {
+        partition: sum(end - start for start, end in gaps(lake.covered(partition), begin=low, high=high))
+        for partition, (low, high) in watermarks.items()
+    }
+
+
+def _chunks(users: Iterator[str], size: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for user in users:
+        chunk.append(user)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | None, seconds: float) -> VerifyResult:
+    found: Counter[str] = Counter()
+    remaining: Counter[str] = Counter()
+    examples: list[Difference] = []
+    users = 0
+    for report in reports.records().values():
+        users += report["users"]
+        found.update(report["found"])
+        remaining.update(report["remaining"])
+        examples += [Difference(**example) for example in report["examples"]]
+    return VerifyResult(
+        users=users,
+        differences=found.total(),
+        kinds={kind: found[kind] for kind in KINDS},
+        examples=examples[:MAX_EXAMPLES],
+        releases=releases,
+        repaired=found.total() - remaining.total(),
+        remaining=remaining.total(),
+        lag=lag,
+        seconds=seconds,
+        remaining_kinds={kind: remaining[kind] for kind in KINDS},
+    )

@@ -1,0 +1,301 @@
+"""How `spoor verify` compares one user bucket with the store, and mends what differs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+from apache_beam.metrics.metric import Metrics
+
+from activity.errors import DataError
+from activity.files import Manifest
+from activity.history import Histories, Values, concat, equal_rows
+from activity.packing import pack, unpack
+from batch.archive import open_lake
+from batch.histories import SLICE_USERS, UserBatch, newest_histories
+from batch.jobs import Failures
+from batch.publish import Journal, Publisher, open_publisher
+from batch.releases import encoders
+from batch.settings import BatchSettings
+from store.online import OnlineStore, open_online
+from store.rows import EmbeddingRow, StoredUser, UserWrite
+from store.writer import Encoder, GuardedWriter
+
+NAMESPACE = "spoor.verify"
+USERS = "users"
+DIFFERENCES = "differences"
+MISSING_USER = "missing user"  # in the lake, not online
+UNEXPECTED_USER = "unexpected user"  # online, not in the lake
+HISTORY_DIFFERS = "history differs"
+REVISION_BEHIND = "revision behind"  # the embedding is not of the stored history's revision, or there is none
+EMBEDDING_DIFFERS = "embedding differs"  # from what its release makes of the stored history
+KINDS = (MISSING_USER, UNEXPECTED_USER, HISTORY_DIFFERS, REVISION_BEHIND, EMBEDDING_DIFFERS)
+TOLERANCE = 1e-5
+MAX_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    user_id: str
+    kind: str
+    release: str  # "" where the history is meant
+    detail: str
+
+
+class VerifyBucket(beam.DoFn):
+    """User bucket → a report in folder/manifest; yields its key."""
+
+    def __init__(
+        self, settings: BatchSettings, releases: Sequence[str], folder: Path, failures: Failures, *, repair: bool
+    ) -> None:
+        self._settings = settings
+        self._releases = list(releases)
+        self._folder = folder
+        self._failures = failures
+        self._repair = repair
+
+    def setup(self) -> None:
+        with self._failures.recorded():
+            self._online = open_online(self._settings.features)
+            self._encoders = encoders(self._settings, self._releases)
+            self._mender: Mender | None = None
+            if self._repair:
+                self._mender = Mender(self._settings, self._online, list(self._encoders.values()))
+
+    def teardown(self) -> None:
+        mender: Mender | None = getattr(self, "_mender", None)
+        if mender is not None:
+            mender.close()
+
+    def process(self, element: int) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        key = f"bucket-{element:02d}"
+        with self._failures.recorded():
+            found: list[Difference] = []
+            remaining: list[Difference] = []
+            users = 0
+            for batch, in_lake in self._slices(element):
+                users += len(batch.user_ids)
+                differences = self._compare(batch, in_lake)
+                found += differences
+                if self._mender is not None and differences:
+                    rows = _rows_of(differences, batch.user_ids)
+                    part = batch.take(rows)
+                    self._mender.mend(part, differences, in_lake[rows])
+                    differences = self._compare(part, in_lake[rows])
+                remaining += differences
+            report = {
+                "users": users,
+                "found": Counter(difference.kind for difference in found),
+                "remaining": Counter(difference.kind for difference in remaining),
+                "examples": [asdict(difference) for difference in found[:MAX_EXAMPLES]],
+            }
+            Manifest(self._folder / "manifest").add(key, report)
+        Metrics.counter(NAMESPACE, USERS).inc(users)
+        Metrics.counter(NAMESPACE, DIFFERENCES).inc(len(found))
+        yield key
+
+    def _slices(self, bucket: int) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
+        """The bucket's users, those that only the store knows last and without events, and bool[U]: in the lake."""
+        settings = self._settings
+        lake = newest_histories(
+            open_lake(settings.lake), bucket, max_events=settings.history.max_events, as_of=settings.stream.as_of
+        )
+        listed: set[str] = set()
+        for path in sorted((self._folder / "online" / f"{bucket:02d}").glob("[!.]*.json")):
+            listed.update(json.loads(path.read_bytes()))
+        extra = sorted(listed.difference(lake.user_ids))
+        both = UserBatch(
+            [*lake.user_ids, *extra],
+            concat([lake.histories, Histories.empty(len(extra))]),
+            np.concatenate([lake.as_of_ms, np.zeros(len(extra), np.int64)]),
+        )
+        in_lake = np.arange(len(both.user_ids)) < len(lake.user_ids)
+        for start in range(0, len(in_lake), SLICE_USERS):
+            rows = np.arange(start, min(start + SLICE_USERS, len(in_lake)))
+            yield both.take(rows), in_lake[rows]
+
+    def _compare(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> list[Difference]:
+        """Twice where something differs: a writer may have come between the reads of a history and its embeddings."""
+        compared = list(self._encoders.values())
+        differences = compare(self._online, compared, batch, in_lake)
+        if not differences:
+            return []
+        rows = _rows_of(differences, batch.user_ids)
+        return compare(self._online, compared, batch.take(rows), in_lake[rows])
+
+
+class Mender:
+    """Mends users through the guarded writer, and publishes what the store then holds of them."""
+
+    def __init__(self, settings: BatchSettings, online: OnlineStore, compared: Sequence[Encoder]) -> None:
+        self._online = online
+        self._encoders = {encoder.release: encoder for encoder in compared}
+        self._writer = GuardedWriter(online, compared, history=settings.history)
+        self._journal = Journal(settings.state_folder / "jobs" / "unpublished")
+        self._publisher: Publisher | None = open_publisher(settings.kafka, online, list(self._encoders))
+
+    def close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+
+    def mend(self, batch: UserBatch, differences: Sequence[Difference], in_lake: npt.NDArray[np.bool_]) -> None:
+        """`batch`: the lake's histories of the users that differ. What the lake lacks stays as it is."""
+        note = self._journal.note(batch.user_ids)
+        self._replace_damaged(batch, in_lake)
+        _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
+        sound = np.flatnonzero(~damaged)
+        part = batch.take(sound)
+        self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms)
+        for release, encoder in self._encoders.items():
+            wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
+            self._encode_again(encoder, sorted(wrong.intersection(part.user_ids)))
+        if self._publisher is not None:
+            self._publisher.publish_users(batch.user_ids)
+            self._journal.done(note)
+
+    def _replace_damaged(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> None:
+        """A stored history that cannot be read gives way to the lake's; nothing can be merged with it."""
+        users, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
+        rows = np.flatnonzero(damaged & in_lake)
+        part = batch.take(rows)
+        packed, times = pack(part.histories), part.histories.last_times()
+        writes = [
+            UserWrite(
+                user_id=user,
+                expected_revision=users[row].revision,
+                revision=users[row].revision + 1,
+                history=packed[n],
+                events=int(part.histories.lengths[n]),
+                event_time_ms=int(times[n]),
+                created_ms=int(part.as_of_ms[n]),
+                embeddings=[],
+            )
+            for n, (row, user) in enumerate(zip(rows, part.user_ids, strict=True))
+        ]
+        if writes:
+            self._online.write(writes)  # refused: somebody else has written a sound one
+
+    def _encode_again(self, encoder: Encoder, user_ids: Sequence[str]) -> None:
+        """The embedding alone, under the revision that stands; refused where a writer has just renewed it."""
+        if not user_ids:
+            return
+        users, histories, _ = read_histories(self._online, user_ids, [encoder.release])
+        vectors, used = encoder.encode(histories)
+        times, now_ms = histories.last_times(), time.time_ns() // 1_000_000
+        writes = []
+        for n, (user_id, user) in enumerate(zip(user_ids, users, strict=True)):
+            if user.history is None:
+                continue
+            row = EmbeddingRow(
+                user_id=user_id,
+                embedding=vectors[n],
+                revision=user.revision,
+                events_used=int(used[n]),
+                event_time_ms=int(times[n]),
+                created_ms=max(user.as_of_ms, encoder.trained_through_ms),
+                computed_at_ms=now_ms,
+                model_version=encoder.release,
+            )
+            lengths = int(histories.lengths[n])
+            writes.append(
+                UserWrite(
+                    user_id=user_id,
+                    expected_revision=user.revision,
+                    revision=user.revision,
+                    history=user.history,
+                    events=lengths,
+                    event_time_ms=int(times[n]),
+                    created_ms=user.as_of_ms,
+                    embeddings=[row],
+                )
+            )
+        self._online.write(writes)
+
+
+def compare(
+    online: OnlineStore, compared: Sequence[Encoder], batch: UserBatch, in_lake: npt.NDArray[np.bool_]
+) -> list[Difference]:
+    """Differences between the lake's histories (`batch`) and the store. Embeddings are held against the *stored*
+    history, so one that is only behind the lake is one difference, not several."""
+    user_ids = batch.user_ids
+    users, histories, damaged = read_histories(online, user_ids, [encoder.release for encoder in compared])
+    present = np.array([user.history is not None for user in users], bool)
+    equal = equal_rows(batch.histories, histories) & ~damaged
+    found: list[Difference] = []
+    for n, user_id in enumerate(user_ids):
+        if not present[n]:
+            if in_lake[n]:
+                found.append(Difference(user_id, MISSING_USER, "", f"{batch.histories.lengths[n]} events in the lake"))
+        elif not in_lake[n]:
+            found.append(Difference(user_id, UNEXPECTED_USER, "", f"{histories.lengths[n]} events online"))
+        elif damaged[n]:
+            found.append(Difference(user_id, HISTORY_DIFFERS, "", "the stored history is damaged"))
+        elif not equal[n]:
+            found.append(Difference(user_id, HISTORY_DIFFERS, "", _history_detail(batch.histories[n], histories[n])))
+    checked: list[int] = np.flatnonzero(present & ~damaged).tolist()
+    for encoder in compared:
+        found += _compare_embeddings(online, encoder, user_ids, users, histories, checked)
+    return found
+
+
+def _compare_embeddings(
+    online: OnlineStore,
+    encoder: Encoder,
+    user_ids: Sequence[str],
+    users: Sequence[StoredUser],
+    histories: Histories,
+    checked: list[int],
+) -> list[Difference]:
+    release = encoder.release
+    rows = online.read_embeddings(release, [user_ids[n] for n in checked]) if len(checked) else []
+    vectors, _ = encoder.encode(histories.take(checked))
+    found = []
+    for vector, row, n in zip(vectors, rows, checked, strict=True):
+        revision = users[n].revision
+        have = users[n].embedding_revisions[release]
+        if have != revision:
+            detail = "no embedding" if have is None else f"embedding of revision {have}, history of {revision}"
+            found.append(Difference(user_ids[n], REVISION_BEHIND, release, detail))
+        elif row is None:
+            found.append(Difference(user_ids[n], EMBEDDING_DIFFERS, release, "the stored row is incomplete"))
+        elif not np.allclose(row.embedding, vector, rtol=0, atol=TOLERANCE):
+            largest = float(np.abs(row.embedding - vector).max())
+            found.append(Difference(user_ids[n], EMBEDDING_DIFFERS, release, f"by up to {largest:.3g}"))
+    return found
+
+
+def read_histories(
+    online: OnlineStore, user_ids: Sequence[str], releases: Sequence[str]
+) -> tuple[list[StoredUser], Histories, npt.NDArray[np.bool_]]:
+    """What the store holds, its histories (empty where there is none), and bool[U]: whose bytes cannot be read."""
+    users = online.read(user_ids, releases) if user_ids else []
+    damaged = np.zeros(len(users), bool)
+    empty = pack(Histories.empty(1))[0]
+    histories = []
+    for n, user in enumerate(users):
+        try:
+            histories.append(unpack([empty if user.history is None else user.history]))
+        except DataError:
+            damaged[n] = True
+            histories.append(Histories.empty(1))
+    return users, concat(histories), damaged
+
+
+def _rows_of(differences: Sequence[Difference], user_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    wanted = {difference.user_id for difference in differences}
+    return np.array([n for n, user in enumerate(user_ids) if user in wanted], np.int64)
+
+
+def _history_detail(lake: Values, stored: Values) -> str:
+    in_lake, online = set(lake.tolist()), set(stored.tolist())
+    return (
+        f"{len(online)} events online, {len(in_lake)} in the lake: {len(online - in_lake)} only online, "
+        f"{len(in_lake - online)} only in the lake"
+    )

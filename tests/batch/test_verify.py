@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from activity.history import Histories
+from activity.packing import pack, unpack
+from batch.archive import run_archive
+from batch.backfill import run_backfill
+from batch.verify import VerifyResult, list_online_users, run_verify
+from batch.verify_steps import (
+    EMBEDDING_DIFFERS,
+    HISTORY_DIFFERS,
+    KINDS,
+    MISSING_USER,
+    REVISION_BEHIND,
+    UNEXPECTED_USER,
+)
+from spoor.config import Settings
+from store.online import OnlineStore, open_online
+from store.rows import EmbeddingRow, UserWrite
+
+Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
+
+
+@pytest.fixture
+def filled(world: Any) -> Any:
+    """`world` with 20 users produced, archived and backfilled."""
+    world.produce(world.events(1, 200), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    return world
+
+
+def _online(world: Any) -> OnlineStore:
+    return open_online(world.settings.features)
+
+
+def _overwrite(
+    online: OnlineStore, user_id: str, *, history: Histories | bytes, embeddings: str = "renew", new: bool = False
+) -> None:
+    """Plants another history for the user, past the writer that would have merged it. `embeddings`: `renew` gives them
+    the new revision, `keep` leaves them behind."""
+    (stored,) = online.read([user_id], ["base-1"])
+    (row,) = online.read_embeddings("base-1", ["user-1" if new else user_id])
+    assert row is not None
+    revision = stored.revision + 1
+    rows = [dataclasses.replace(row, user_id=user_id, revision=revision)] if embeddings == "renew" else []
+    packed = history if isinstance(history, bytes) else pack(history)[0]
+    write = UserWrite(user_id, stored.revision, revision, packed, 1, 900_000_000_000, 900_000_000_000, rows)
+    assert online.write([write]).all()
+
+
+def _history(online: OnlineStore, user_id: str) -> Histories:
+    (stored,) = online.read([user_id], [])
+    return unpack([stored.history or b""])
+
+
+def _plant_embedding(online: OnlineStore, user_id: str) -> None:
+    """Another vector under the same revision."""
+    (stored,) = online.read([user_id], [])
+    (row,) = online.read_embeddings("base-1", [user_id])
+    assert row is not None
+    other = dataclasses.replace(row, embedding=-row.embedding)
+    packed = stored.history or b""
+    write = UserWrite(user_id, row.revision, row.revision, packed, 8, row.event_time_ms, stored.as_of_ms, [other])
+    assert online.write([write]).all()
+
+
+def _kinds(result: VerifyResult) -> dict[str, int]:
+    return {kind: count for kind, count in result.kinds.items() if count}
+
+
+def test_after_a_backfill_nothing_differs(filled: Any) -> None:
+    result = run_verify(filled.settings)
+    assert (result.users, result.differences, result.examples) == (20, 0, [])
+    assert result.kinds == dict.fromkeys(KINDS, 0)
+    assert (result.releases, result.lag) == (("base-1",), {0: 0, 1: 0})
+
+
+def test_a_user_that_was_not_backfilled_is_missing(filled: Any) -> None:
+    filled.produce([event._replace(user_id="user-new") for event in filled.events(2, 3)], 1)
+    run_archive(filled.settings)
+    result = run_verify(filled.settings)
+    assert (_kinds(result), result.users) == ({MISSING_USER: 1}, 21)
+    assert [(example.user_id, example.kind) for example in result.examples] == [("user-new", MISSING_USER)]
+    assert run_verify(filled.settings, repair=True).remaining == 0
+
+
+def test_a_user_that_only_the_store_knows_is_unexpected_and_kept(filled: Any) -> None:
+    online = _online(filled)
+    _overwrite(online, "stranger", history=_history(online, "user-1"), new=True)
+    result = run_verify(filled.settings)
+    assert (_kinds(result), result.users) == ({UNEXPECTED_USER: 1}, 21)
+    mended = run_verify(filled.settings, repair=True)
+    assert (mended.repaired, mended.remaining_kinds[UNEXPECTED_USER]) == (0, 1)
+    assert online.read(["stranger"], [])[0].history is not None
+
+
+def test_an_event_that_the_store_lacks_is_found_and_mended(filled: Any) -> None:
+    online = _online(filled)
+    whole = _history(online, "user-3")
+    shorter = Histories.of([whole[0][:-1]])
+    _overwrite(online, "user-3", history=shorter)
+    result = run_verify(filled.settings)
+    assert result.kinds[HISTORY_DIFFERS] == 1
+    assert "1 only in the lake" in result.examples[0].detail
+    mended = run_verify(filled.settings, repair=True)
+    assert mended.remaining == 0 and mended.repaired == mended.differences > 0
+    assert _history(online, "user-3").values.tolist() == whole.values.tolist()
+    assert run_verify(filled.settings).differences == 0
+
+
+def test_an_event_that_the_lake_lacks_is_reported_and_kept(filled: Any) -> None:
+    online = _online(filled)
+    newer = _history(online, "user-4").values.copy()
+    newer["timestamp"] += 1
+    _overwrite(online, "user-4", history=Histories.of([newer]))
+    assert run_verify(filled.settings).kinds[HISTORY_DIFFERS] == 1
+    mended = run_verify(filled.settings, repair=True)
+    assert mended.remaining_kinds[HISTORY_DIFFERS] == 1
+    assert mended.remaining_kinds[EMBEDDING_DIFFERS] == mended.remaining_kinds[REVISION_BEHIND] == 0
+    kept = {event[0] for event in _history(online, "user-4").values.tolist()}
+    assert int(newer["timestamp"].max()) in kept
+
+
+def test_an_embedding_left_behind_is_found_and_mended(filled: Any) -> None:
+    online = _online(filled)
+    _overwrite(online, "user-5", history=_history(online, "user-5"), embeddings="keep")
+    result = run_verify(filled.settings)
+    assert _kinds(result) == {REVISION_BEHIND: 1}
+    assert result.examples[0].detail == "embedding of revision 1, history of 2"
+    assert run_verify(filled.settings, repair=True).remaining == 0
+
+
+def test_another_vector_under_the_same_revision_is_found_mended_and_published(filled: Any, last_records: Last) -> None:
+    online = _online(filled)
+    _plant_embedding(online, "user-6")
+    result = run_verify(filled.settings)
+    assert _kinds(result) == {EMBEDDING_DIFFERS: 1}
+    assert (result.examples[0].user_id, result.examples[0].release) == ("user-6", "base-1")
+    assert run_verify(filled.settings, repair=True).repaired == 1
+    assert run_verify(filled.settings).differences == 0
+    (row,) = online.read_embeddings("base-1", ["user-6"])
+    assert row is not None
+    record = last_records(filled.settings, "base-1")["user-6"]
+    assert record.computed_at_ms == row.computed_at_ms
+    assert np.array_equal(record.embedding, row.embedding)
+
+
+def test_a_damaged_history_gives_way_to_the_lakes(filled: Any) -> None:
+    online = _online(filled)
+    whole = _history(online, "user-7").values.tolist()
+    _overwrite(online, "user-7", history=b"not a packed history")
+    result = run_verify(filled.settings)
+    assert (_kinds(result), result.examples[0].detail) == ({HISTORY_DIFFERS: 1}, "the stored history is damaged")
+    assert run_verify(filled.settings, repair=True).remaining == 0
+    assert _history(online, "user-7").values.tolist() == whole
+
+
+def test_every_live_release_is_compared(filled: Any) -> None:
+    filled.add_release("base-2", seed=5)
+    result = run_verify(filled.settings)
+    assert _kinds(result) == {REVISION_BEHIND: 20}
+    assert {example.release for example in result.examples} == {"base-2"}
+    assert run_verify(filled.settings, repair=True).remaining == 0
+
+
+def test_what_is_not_archived_yet_is_counted(filled: Any) -> None:
+    filled.produce(filled.events(3, 7), 1)
+    result = run_verify(filled.settings)
+    assert (result.differences, result.lag) == (0, {0: 0, 1: 7})
+
+
+def test_without_kafka_the_lag_is_unknown(filled: Any, settings: Settings) -> None:
+    down = dataclasses.replace(filled.settings.kafka, port=settings.kafka.port, request_timeout_seconds=0.5)
+    result = run_verify(dataclasses.replace(filled.settings, kafka=down))
+    assert (result.differences, result.lag) == (0, None)
+
+
+def test_online_users_are_listed_by_bucket_in_chunks(filled: Any, tmp_path: Any) -> None:
+    listed = list_online_users(_online(filled), tmp_path / "online", buckets=3, chunk_users=7)
+    assert listed == [0, 1, 2]
+    files = list((tmp_path / "online").glob("*/*.json"))
+    assert len({path.name for path in files}) == 3  # 20 users in chunks of 7
