@@ -1,11 +1,12 @@
 """A small untrained release, and histories over its items and a few that it does not know."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from activity.hashing import hash_items, hash_names
 from activity.history import EVENT_DTYPE, Histories
@@ -17,6 +18,15 @@ from encoder.vocabulary import Vocabulary
 ITEM_IDS = [f"item-{n}" for n in range(50)]
 ACTIONS = ["view", "save", "hide"]
 SURFACES = ["home", "search"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

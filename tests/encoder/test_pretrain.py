@@ -1,0 +1,200 @@
+"""Pretraining: resumes bit for bit, learns what can be learnt, refuses clearly, releases whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from activity.errors import DataError, UsageError
+from activity.events import Event, events_table
+from encoder.checkpoint import TrainState, load_checkpoint
+from encoder.inference import FrozenEncoder, new_model
+from encoder.pretrain import Plan, make_plan, run_pretrain, train
+from encoder.release import load_release
+from encoder.settings import PretrainSettings
+
+SETTINGS = PretrainSettings(model="tiny", epochs=4, token_budget=128, uniform_negatives=16, checkpoint_steps=5)
+REPOSITORY = Path(__file__).parents[2]
+
+
+def circle(*, users: int = 40, items: int = 60, length: int = 25) -> pa.Table:
+    """Everyone walks round the same circle of items, from a place of their own: the next item is certain."""
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, items, users)
+    joined = rng.integers(0, 1000, users)
+    return events_table(
+        Event(f"u{user}", f"i{(starts[user] + step) % items}", "save", "home", int(joined[user] + 1000 * step))
+        for user in range(users)
+        for step in range(length)
+    )
+
+
+def fresh(plan: Plan) -> TrainState:
+    return TrainState.fresh(new_model(plan.model, plan.vocabulary), plan.settings)
+
+
+@pytest.mark.parametrize("negatives", ["in-batch", "mixed", "full"])
+def test_twenty_steps_stopped_at_ten_and_resumed_give_the_same_losses(tmp_path: Path, negatives) -> None:
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, negatives=negatives))
+    whole = fresh(plan)
+    train(whole, plan, stop_after=20)
+    assert len(whole.losses) == 20
+
+    train(fresh(plan), plan, stop_after=10)
+    resumed = fresh(plan)
+    load_checkpoint(plan.checkpoint, resumed, plan.identity)
+    assert resumed.step == 10
+    train(resumed, plan, stop_after=20)
+    assert resumed.losses == whole.losses
+    for name, value in whole.average.state_dict().items():
+        assert torch.equal(value, resumed.average.state_dict()[name]), name
+
+
+def test_a_killed_run_resumes_to_the_same_release(tmp_path: Path) -> None:
+    """SIGKILL after the first checkpoint; the resumed run's losses and weights equal those of a run left alone."""
+    pq.write_table(circle(), tmp_path / "events.parquet")
+    code = (
+        "import sys\n"
+        "import pyarrow.parquet as pq\n"
+        "import torch\n"
+        "from pathlib import Path\n"
+        "from encoder.pretrain import run_pretrain\n"
+        "from tests.encoder.test_pretrain import SETTINGS, replace\n"
+        "torch.set_num_threads(1)\n"
+        "folder = Path(sys.argv[1])\n"
+        "settings = replace(SETTINGS, epochs=10_000)\n"
+        "run_pretrain(pq.read_table(folder / 'events.parquet'), out=folder / 'base-1', settings=settings)\n"
+    )
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=10_000))
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    try:
+        while not plan.checkpoint.exists():
+            assert process.poll() is None, "the run ended before its first checkpoint"
+            assert time.monotonic() < deadline, "no checkpoint within two minutes"
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "base-1").exists()
+
+    resumed, whole = fresh(plan), fresh(plan)
+    load_checkpoint(plan.checkpoint, resumed, plan.identity)
+    stop = resumed.step + 7
+    train(resumed, plan, stop_after=stop)
+    train(whole, replace(plan, out=tmp_path / "other"), stop_after=stop)
+    assert resumed.losses == whole.losses
+
+
+def test_it_learns_a_certain_sequence(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=30, learning_rate=1e-2)
+    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+    assert result.metrics["ndcg_at_10"] > 0.9
+    assert result.metrics["popularity_ndcg_at_10"] < 0.5
+    assert np.mean(result.losses[-10:]) < np.mean(result.losses[:10])
+
+
+def test_a_release_says_where_it_comes_from(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    release = load_release(tmp_path / "base-1")
+    assert release.info == result.release
+    assert release.info.trained_through_ms == max(circle()["timestamp"].to_pylist())
+    assert release.metrics == result.metrics
+    assert {"recall_at_10", "ndcg_at_10_unseen", "popularity_recall_at_10", "held_out_events"} <= release.metrics.keys()
+    assert (tmp_path / "base-1" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "base-1" / "release.json").read_text())["training"]["epochs"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["base-1"]
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "precision: float32" in said.err
+    assert "tokens/s=" in said.err and "peak_memory_mb=" in said.err
+    assert "\x1b[" not in said.err  # stderr is no terminal here: no progress bar
+
+
+def test_equal_runs_give_equal_releases(tmp_path: Path) -> None:
+    for name in ("base-1", "base-2"):
+        run_pretrain(circle(), out=tmp_path / name, settings=SETTINGS)
+    one, other = (FrozenEncoder(load_release(tmp_path / name)) for name in ("base-1", "base-2"))
+    assert np.array_equal(one.item_vectors(one.item_hashes), other.item_vectors(other.item_hashes))
+
+
+def test_events_after_until_have_no_part(tmp_path: Path) -> None:
+    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS, until_ms=12_000)
+    assert result.release is not None
+    assert result.release.trained_through_ms < 12_000
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS, dry_run=True)
+    assert result.release is None
+    assert "events: 1,000 of 40 users over 60 items" in result.plan
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_of_time_ends_the_first_stage(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=10_000, max_minutes=0.05)
+    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+    assert result.metrics["training_seconds"] < 10
+    assert 0 < result.metrics["steps"] < 10_000
+
+
+def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    train(fresh(plan), plan, stop_after=5)
+    with pytest.raises(UsageError, match="settings differ"):
+        run_pretrain(circle(), out=plan.out, settings=replace(SETTINGS, learning_rate=1e-3), resume=True)
+    with pytest.raises(UsageError, match="data_fingerprint differ"):
+        run_pretrain(circle(users=41), out=plan.out, settings=SETTINGS, resume=True)
+
+
+def test_a_damaged_checkpoint_is_a_data_error(tmp_path: Path) -> None:
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    train(fresh(plan), plan, stop_after=5)
+    plan.checkpoint.write_bytes(plan.checkpoint.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot be read"):
+        run_pretrain(circle(), out=plan.out, settings=SETTINGS, resume=True)
+
+
+def test_an_existing_release_is_kept(tmp_path: Path) -> None:
+    run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    with pytest.raises(UsageError, match="exists already"):
+        run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+
+
+def test_a_diverging_run_stops_before_the_weights_are_spoilt(tmp_path: Path) -> None:
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    state = fresh(plan)
+    train(state, plan, stop_after=3)
+    with torch.no_grad():
+        state.model.psi.out.bias[0] = float("nan")
+    before = state.model.items.weight.clone()
+    with pytest.raises(DataError, match="diverged at step 3"):
+        train(state, plan)
+    assert torch.equal(state.model.items.weight, before)
+
+
+def test_unknown_positive_actions_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="names saev") as caught:
+        make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, positive_actions=("saev",)))
+    assert "save" in caught.value.hint
+
+
+def test_histories_of_one_event_cannot_be_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to predict"):
+        make_plan(circle(length=1), out=tmp_path / "base-1", settings=SETTINGS)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"learning_rate": 0.0}, {"validation_share": 1.0}, {"seed": -1}])
+def test_settings_out_of_range_are_usage_errors(change) -> None:
+    with pytest.raises(UsageError, match=f"pretrain.{next(iter(change))} must be"):
+        replace(SETTINGS, **change)
