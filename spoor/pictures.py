@@ -60,8 +60,17 @@ def user_map(vectors: Vectors, labels: Sequence[str | None], *, most_labels: int
         if len(chosen):
             axes.scatter(*chosen.T, s=18, color=colour, alpha=0.8, linewidths=0, label=f"{label} ({len(chosen):,})")
     if len(points):
+        handles, names = axes.get_legend_handles_labels()
+        grey_first = named.tolist().count(_OTHER) > 0
+        order = [*range(1, len(handles)), 0] if grey_first else range(len(handles))
         axes.legend(
-            title="genre (users)", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), alignment="left"
+            [handles[k] for k in order],
+            [names[k] for k in order],
+            title="genre (users)",
+            frameon=False,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            alignment="left",
         )
     axes.set_xticks([])
     axes.set_yticks([])
