@@ -64,6 +64,11 @@ class Lake:
     def has(self, item: str) -> bool:
         return self.manifest.get(item) is not None
 
+    def partitions(self) -> list[int]:
+        """The Kafka partitions of which the lake holds something."""
+        entries = self.manifest.records().values()
+        return sorted({entry["partition"] for entry in entries if "partition" in entry})
+
     def covered(self, partition: int) -> list[tuple[int, int]]:
         """The offset ranges [start, end) of a Kafka partition that the lake holds, merged and ascending."""
         ranges: list[tuple[int, int]] = []

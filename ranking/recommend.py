@@ -44,28 +44,14 @@ class Served:
         return self.row.get(USER_VECTOR) is not None
 
 
-class Recommender:
-    """One release's service and a ranker that was trained on it. Opens Feast once."""
+class OnlineFeatures:
+    """One release's service, read online by plain Feast. Opens Feast once."""
 
-    def __init__(self, features: FeatureSettings, release: str, ranker: Ranker, titles: Mapping[str, str]) -> None:
-        """`titles` by item id are the catalogue. Raises UsageError where the Feast repo is not applied."""
+    def __init__(self, features: FeatureSettings, release: str) -> None:
+        """Raises UsageError where the Feast repo is not applied."""
         self._features = features
         self._store, _ = open_feature_store(features)
         self._service = self._store.get_feature_service(ranker_service(release))
-        self._ranker = ranker
-        self._titles = titles
-
-    def recommend(self, user_id: str, *, seen: Collection[str] = (), count: int = 10) -> Served:
-        """The `count` best items of the catalogue that are not in `seen`, best first; equal scores by item id."""
-        left_out = set(seen)
-        items = sorted(item for item in self._titles if item not in left_out)
-        if not items:
-            return Served(user_id, (), {})
-        table = self.read(user_id, items)
-        scores = self._ranker.score(embedding_inputs(table))
-        best = np.argsort(-scores, kind="stable")[:count]
-        chosen = tuple(Recommendation(items[k], self._titles[items[k]], float(scores[k])) for k in best)
-        return Served(user_id, chosen, table.slice(int(best[0]), 1).to_pylist()[0])
 
     def read(self, user_id: str, items: Sequence[str]) -> pa.Table:
         """The service's features for one user beside each item, in the order of the items."""
@@ -82,6 +68,30 @@ class Recommender:
             answer = self._store.get_online_features(features=self._service, entity_rows=rows).to_dict()
             parts.append(pa.table({name: _typed(name, answer[name]) for name in _FEATURES}))
         return pa.concat_tables(parts)
+
+
+class Recommender:
+    """A ranker beside the features that it reads. `titles` by item id are the catalogue."""
+
+    def __init__(self, online: OnlineFeatures, ranker: Ranker, titles: Mapping[str, str]) -> None:
+        self._online = online
+        self._ranker = ranker
+        self._titles = titles
+
+    def recommend(self, user_id: str, *, seen: Collection[str] = (), count: int = 10) -> Served:
+        """The `count` best items of the catalogue that are not in `seen`, best first; equal scores by item id."""
+        left_out = set(seen)
+        items = sorted(item for item in self._titles if item not in left_out)
+        if not items:
+            return Served(user_id, (), {})
+        return self.rank(user_id, items, self._online.read(user_id, items), count=count)
+
+    def rank(self, user_id: str, items: Sequence[str], features: pa.Table, *, count: int = 10) -> Served:
+        """The best of `items`, from what `OnlineFeatures.read` returned for them, now or earlier."""
+        scores = self._ranker.score(embedding_inputs(features))
+        best = np.argsort(-scores, kind="stable")[:count]
+        chosen = tuple(Recommendation(items[k], self._titles[items[k]], float(scores[k])) for k in best)
+        return Served(user_id, chosen, features.slice(int(best[0]), 1).to_pylist()[0])
 
 
 def feast_reader(features: FeatureSettings, release: str) -> Reader:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,14 +27,15 @@ import pyarrow.parquet as pq
 
 from activity.errors import InfrastructureError, ProblemsFound, UsageError
 from activity.files import Manifest, atomic_path, atomic_write
-from spoor import services
 from spoor.config import Settings, load_settings
 from spoor.console import say, to_json
 from spoor.demo_data import MOVIELENS, DemoData, cut_timeline, load_demo_data
 
+if TYPE_CHECKING:
+    from spoor.demo_steps import Step
+
 RELEASE = "demo-1"
 LIKED = ("rate_4", "rate_5")  # MovieLens' ratings that count as positive
-TODAY_EVENTS_PER_SECOND = 1000.0
 WORKER_SECONDS = 180.0  # for the worker to join, and again to catch up
 DAY_MS = 86_400_000
 
@@ -70,35 +71,41 @@ class Demo:
 def run_demo(
     settings: Settings, *, folder: Path = Path("runs/demo"), data: Path | None = None, items: Path | None = None
 ) -> dict[str, Any]:
-    """Runs what is left of the demo and returns its figures; the report is `folder`/report.html.
+    """Runs what is left of the demo and returns what each step returned, the path of the report, and the seconds.
 
-    Raises UsageError (the folder holds a demo on other data), InfrastructureError, ProblemsFound (differences)."""
+    Raises UsageError (the folder holds a demo on other data), InfrastructureError, ProblemsFound (verify found
+    differences)."""
+    from spoor.demo_report import print_summary, report
+    from spoor.demo_steps import STEPS
+
     started = time.monotonic()
     demo = _prepare(settings, folder, data, items)
-    say(f"everything goes to {folder}/; for the commands below:\n$ export SPOOR_CONFIG={demo.config}")
-    from spoor import demo_steps as steps
-
-    record: dict[str, Any] = {"data": {"name": demo.data.name, "source": demo.data.source}}
-    services.ensure_up(demo.settings)
-    for step in steps.STEPS:
-        say(f"\n== {step.title}")
-        for command in step.commands(demo):
-            say(f"$ {command}")
-        done = demo.steps.get(step.name)
-        if done is not None and not step.always:
-            say("done by an earlier run, reused")
-        else:
-            before = time.monotonic()
-            done = to_json(step.run(demo, record))
-            done["seconds"] = round(time.monotonic() - before, 1)
-            demo.steps.add(step.name, done)
-        record[step.name] = done
-    record["seconds"] = round(time.monotonic() - started, 1)
-    if record["verify"]["differences"]:
+    say(f"{demo.data.name} from {demo.data.source}; everything goes to {folder}/")
+    say(f"$ export SPOOR_CONFIG={demo.config}")
+    done = {step.name: _run_step(demo, step) for step in STEPS}
+    result = report(demo, done)
+    print_summary(demo, result)
+    if done["verify"]["differences"]:
         raise ProblemsFound(
-            f"verify found {record['verify']['differences']} differences", hint=f"see {demo.folder}/report.html"
+            f"verify found {done['verify']['differences']} differences", hint="`spoor verify --json` shows examples"
         )
-    return record
+    return {"steps": done, "report": str(folder / "report.html"), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _run_step(demo: Demo, step: Step) -> dict[str, Any]:
+    say(f"\n{step.title}")
+    for command in step.commands(demo):
+        say(f"$ {command}")
+    done = demo.steps.get(step.name)
+    if done is not None and not step.always:
+        say(f"reused: {step.outcome(done)}")
+        return done
+    before = time.monotonic()
+    done = to_json(step.run(demo))
+    done |= {"step_seconds": round(time.monotonic() - before, 1)}
+    demo.steps.add(step.name, done)
+    say(f"{step.outcome(done)} ({done['step_seconds']} s)")
+    return done
 
 
 def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | None) -> Demo:
@@ -113,7 +120,7 @@ def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | 
     if known is not None and known != identity:
         raise UsageError(
             f"`{folder}` holds the demo on {known['data']}, this is {loaded.name}",
-            hint=f"remove the folder (first `SPOOR_CONFIG={folder}/spoor.toml spoor services down`), or name another one",
+            hint=f"stop its Kafka with `spoor --config {folder}/spoor.toml services down` and remove the folder",
         )
     config = folder / "spoor.toml"
     if known is None:

@@ -8,12 +8,13 @@ topics are compacted by user, so the last row of each user stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
-from streaming.broker import admin_client, check_policies, dead_letter_bytes
+from streaming.broker import admin_client, check_policies, dead_letter_bytes, no_broker
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
@@ -132,3 +133,27 @@ def _topic(name: str, created: bool, partitions: int, config: dict[str, str]) ->
 def _untyped(admin: KafkaAdminClient) -> Any:
     """The type checker carries stubs of kafka-python 2, which lack these methods' present arguments."""
     return admin
+
+
+def group_members(kafka: KafkaSettings, group: str) -> int:
+    """Workers in a consumer group that have finished joining; 0 while it rebalances. Raises InfrastructureError."""
+    with admin_client(kafka) as admin:
+        described = _untyped(admin).describe_groups([group])[group]
+    return len(described["members"]) if described["group_state"] == "Stable" else 0
+
+
+def group_lag(kafka: KafkaSettings, group: str) -> dict[int, int]:
+    """Per partition of the activity topic: retained records that the group has not committed. Raises
+    InfrastructureError."""
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.errors import KafkaError
+
+    try:
+        with closing(KafkaConsumer(group_id=group, enable_auto_commit=False, **kafka.client_options())) as consumer:
+            partitions = [
+                TopicPartition(kafka.topic, p) for p in sorted(consumer.partitions_for_topic(kafka.topic) or ())
+            ]
+            ends, begins = consumer.end_offsets(partitions), consumer.beginning_offsets(partitions)
+            return {tp.partition: ends[tp] - max(consumer.committed(tp) or 0, begins[tp]) for tp in partitions}
+    except KafkaError as error:
+        raise no_broker(kafka, error) from error

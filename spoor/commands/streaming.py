@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,10 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 @release_option
 @click.option("--count", type=int, help="Stop after so many records.")
 @click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
+@click.option("--from-lake", is_flag=True, help="A group's first start: begin where the lake, and a backfill, end.")
+@click.option(
+    "--summary", type=click.Path(path_type=Path), metavar="FILE", help="Write the run's figures there as JSON."
+)
 @dry_run_option
 @json_option
 @pass_invocation
@@ -34,15 +39,19 @@ def stream(
     releases: tuple[str, ...],
     count: int | None,
     timeout_seconds: float | None,
+    from_lake: bool,
+    summary: Path | None,
     dry_run: bool,
 ) -> None:
     """Keep histories and embeddings fresh.
 
     One worker of the consumer group: events from Kafka, rows to Feast and to the embedding topics.
     """
+    from activity.lake import Lake
     from feature_repo.releases import live_releases
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
+    from streaming.handover import start_where_lake_ends
     from streaming.worker import run_worker
 
     settings = invocation.settings()
@@ -56,12 +65,16 @@ def stream(
         return
     for topic in ensure_topics(settings.kafka, releases=names):
         say(topic.describe())
-    summary = run_worker(settings, count=count, timeout_seconds=timeout_seconds)
+    if from_lake:
+        lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)
+        for partition, offset in start_where_lake_ends(settings, lake).items():
+            say(f"partition {partition}: begins at offset {offset:,}")
+    result = run_worker(settings, count=count, timeout_seconds=timeout_seconds, summary_file=summary)
     invocation.emit(
-        summary,
-        f"{summary.events:,} events of {summary.users:,} users in {summary.seconds:.1f} s, "
-        f"{summary.dead_letters:,} dead letters, freshness p50/p99 "
-        f"{_milliseconds(summary.freshness_p50_ms)}/{_milliseconds(summary.freshness_p99_ms)}",
+        result,
+        f"{result.events:,} events of {result.users:,} users in {result.seconds:.1f} s, "
+        f"{result.dead_letters:,} dead letters, freshness p50/p99 "
+        f"{_milliseconds(result.freshness_p50_ms)}/{_milliseconds(result.freshness_p99_ms)}",
     )
 
 

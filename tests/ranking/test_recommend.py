@@ -11,20 +11,24 @@ from feast import FeatureStore
 from ranking.dataset import embedding_inputs as inputs_of
 from ranking.dataset import find_requests, read_features, training_rows
 from ranking.ranker import RankerConfig, train_ranker
-from ranking.recommend import Recommender, feast_reader
-from tests.ranking.world import DAY, RELEASE, START, World
+from ranking.recommend import OnlineFeatures, Recommender, feast_reader
+from tests.ranking.world import DAY, RELEASE, START, World, make_world
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "read_features.py"
 
 
 @pytest.fixture(scope="module")
 def recommender(world: World) -> Recommender:
+    return trained_on(world)
+
+
+def trained_on(world: World) -> Recommender:
     materialise(world)
     requests = find_requests(world.events, from_ms=START + 21 * DAY, to_ms=START + 40 * DAY, positive_actions=["like"])
     rows = training_rows(requests, world.items)
     [(_, table)] = read_features(rows, feast_reader(world.features, RELEASE))
     ranker = train_ranker(inputs_of(table), rows["label"].to_numpy(np.float32), RankerConfig(epochs=60))
-    return Recommender(world.features, RELEASE, ranker, {item: f"Title {item}" for item in world.items})
+    return Recommender(OnlineFeatures(world.features, RELEASE), ranker, {item: f"Title {item}" for item in world.items})
 
 
 def materialise(world: World) -> None:
@@ -64,11 +68,19 @@ def test_a_user_who_has_seen_everything_gets_nothing(recommender: Recommender, w
 
 def test_online_rows_equal_the_newest_point_in_time_rows(recommender: Recommender, world: World):
     items = list(world.items[:7])
-    online = recommender.read("u02", items)
+    online = OnlineFeatures(world.features, RELEASE).read("u02", items)
     moment = pd.Timestamp(START + 60 * DAY, unit="ms", tz="UTC")
     asked = pd.DataFrame({"user_id": "u02", "item_id": items, "event_timestamp": moment, "ranker_row": range(7)})
     [(_, offline)] = read_features(asked, feast_reader(world.features, RELEASE))
     assert online.to_pylist() == offline.select(online.column_names).to_pylist()
+
+
+def test_a_company_with_integer_user_ids_is_read_and_served_alike(tmp_path: Path):
+    world = make_world(tmp_path, user_id_type="int64")
+    recommender = trained_on(world)
+    served = recommender.recommend("101", seen=["i01"], count=3)
+    assert served.has_embedding and served.row["user_events_total"] > 0
+    assert len(served.recommendations) == 3
 
 
 def test_the_example_reads_both_ways_with_plain_feast(recommender: Recommender, world: World):

@@ -1,0 +1,301 @@
+"""The demo's steps, in order. Each runs what its printed commands run and returns figures for the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from activity.files import atomic_path
+from activity.lake import Lake
+from spoor.demo import DAY_MS, RELEASE, Demo, Worker, run_command, time_text
+
+Record = dict[str, Any]
+TODAY_EVENTS_PER_SECOND = 1000.0
+TODAY_SNAPSHOT_HOURS = 1.0  # the stream is fresher still; this is what point-in-time reads of the test rows see
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    title: str
+    commands: Callable[[Demo], list[str]]
+    run: Callable[[Demo], Any]
+    outcome: Callable[[Record], str]
+    always: bool = False  # done in every run
+
+
+def start_kafka(demo: Demo) -> Any:
+    from spoor import services
+
+    return services.ensure_up(demo.settings)
+
+
+def produce_past(demo: Demo) -> Any:
+    from spoor.simulate import run_simulate
+
+    return run_simulate(demo.settings, data=demo.events_file, to_ms=demo.t90)
+
+
+def archive(demo: Demo) -> Any:
+    from batch.archive import run_archive
+
+    return run_archive(demo.settings)
+
+
+def pretrain(demo: Demo) -> Any:
+    from encoder.pretrain import run_pretrain
+
+    result = run_pretrain(
+        _lake(demo),
+        out=demo.settings.features.releases_folder / RELEASE,
+        settings=demo.settings.pretrain,
+        until_ms=demo.t70,
+        resume=True,
+        overwrite=True,
+    )
+    return {"metrics": result.metrics}
+
+
+def existing_features(demo: Demo) -> Any:
+    from ranking.existing_features import write_existing_features
+
+    return write_existing_features(_lake(demo), demo.settings.features, positive_actions=demo.positive_actions)
+
+
+def register(demo: Demo) -> Any:
+    for command in _feast_commands(demo):
+        run_command(demo, *command.split())
+    return {}
+
+
+def backfill_snapshots(demo: Demo) -> Any:
+    return _snapshots(demo, demo.t70, demo.t90, every_ms=DAY_MS)
+
+
+def backfill(demo: Demo) -> Any:
+    from batch.backfill import run_backfill
+    from spoor.kafka_admin import ensure_topics
+
+    ensure_topics(demo.settings.kafka, releases=[RELEASE])
+    return run_backfill(demo.settings, resume=True)
+
+
+def stream(demo: Demo) -> Any:
+    """Today's traffic at a steady rate while the worker runs; the shown user's features are read before and after."""
+    from spoor.kafka_admin import group_lag, group_members
+    from spoor.simulate import run_simulate
+
+    kafka, group = demo.settings.kafka, demo.settings.stream.group
+    _keep_features(demo, "before", demo.t90)
+    with Worker(demo) as worker:
+        worker.wait_for(lambda: group_members(kafka, group) > 0, "joined the group")
+        produced = run_simulate(demo.settings, data=demo.events_file, from_ms=demo.t90, rate=TODAY_EVENTS_PER_SECOND)
+        worker.wait_for(lambda: sum(group_lag(kafka, group).values()) == 0, "caught up")
+        summary = worker.stop()
+    _keep_features(demo, "after", demo.end)
+    return {"produced": produced, "summary": summary}
+
+
+def archive_today(demo: Demo) -> Any:
+    archived = archive(demo)
+    existing_features(demo)
+    _snapshots(demo, demo.t90, demo.end, every_ms=round(TODAY_SNAPSHOT_HOURS * 3_600_000))
+    return archived
+
+
+def verify(demo: Demo) -> Any:
+    from batch.verify import run_verify
+
+    return run_verify(demo.settings)
+
+
+def rank(demo: Demo) -> Any:
+    """Trains and tests the ranker with and without the embedding, and scores the shown user's two feature tables."""
+    from ranking.evaluate import measure_lift
+    from ranking.recommend import OnlineFeatures, Recommender, feast_reader
+    from spoor.console import say
+
+    lift = measure_lift(
+        demo.data.events,
+        _catalogue(demo),
+        feast_reader(demo.settings.features, RELEASE),
+        train_ms=(demo.t70, demo.t90),
+        test_ms=(demo.t90, demo.end),
+        positive_actions=demo.positive_actions,
+        progress=say,
+    )
+    recommender = Recommender(OnlineFeatures(demo.settings.features, RELEASE), lift.ranker, titles(demo))
+    shown: dict[str, Any] = {"table": lift.table}
+    for moment in ("before", "after"):
+        table = pq.read_table(_features_file(demo, moment))
+        served = recommender.rank(shown_user(demo), table["item_id"].to_pylist(), table.drop_columns(["item_id"]))
+        shown[moment] = {"recommendations": served.recommendations, "row": dict(served.row)}
+    return shown
+
+
+def shown_user(demo: Demo) -> str:
+    """Whom the demo looks at: most active today among those with a past, so that both halves have something to show."""
+    times = demo.data.events["timestamp"]
+    past = Counter(demo.data.events.filter(pc.less(times, demo.t90))["user_id"].to_pylist())
+    today = Counter(demo.data.events.filter(pc.greater_equal(times, demo.t90))["user_id"].to_pylist())
+    return max(sorted(today), key=lambda user: min(past[user], today[user]))
+
+
+def titles(demo: Demo) -> dict[str, str]:
+    """Title by item id, of every item that the release has a vector for."""
+    known = set(_catalogue(demo))
+    return {row["item_id"]: row["title"] for row in demo.data.items.to_pylist() if row["item_id"] in known}
+
+
+def _catalogue(demo: Demo) -> list[str]:
+    """Every item that had an event before today: what could be recommended when today began."""
+    before = pc.less(demo.data.events["timestamp"], demo.t90)
+    return sorted(set(demo.data.events.filter(before)["item_id"].to_pylist()))
+
+
+def _keep_features(demo: Demo, moment: str, now_ms: int) -> None:
+    """The shown user's features beside every item not seen by then, as the ranker would read them now."""
+    from ranking.recommend import OnlineFeatures
+
+    user = shown_user(demo)
+    mine = demo.data.events.filter(pc.equal(demo.data.events["user_id"], user))
+    seen = set(mine.filter(pc.less(mine["timestamp"], now_ms))["item_id"].to_pylist())
+    items = [item for item in _catalogue(demo) if item not in seen]
+    table = OnlineFeatures(demo.settings.features, RELEASE).read(user, items)
+    with atomic_path(_features_file(demo, moment)) as temporary:
+        pq.write_table(table.append_column("item_id", pa.array(items, pa.string())), temporary)
+
+
+def _features_file(demo: Demo, moment: str) -> Any:
+    return demo.folder / "state" / f"features-{moment}.parquet"
+
+
+def _snapshots(demo: Demo, from_ms: int, to_ms: int, *, every_ms: int) -> Any:
+    from batch.backfill import run_backfill
+
+    return run_backfill(demo.settings, snapshots=(from_ms, to_ms, every_ms), online=False, publish=False, resume=True)
+
+
+def _lake(demo: Demo) -> Lake:
+    return Lake(demo.settings.lake.folder, buckets=demo.settings.lake.buckets)
+
+
+def _feast_commands(demo: Demo) -> list[str]:
+    repo = demo.settings.features.feature_repo
+    start, end = (time_text(ms)[:19] for ms in (int(pc.min(demo.data.events["timestamp"]).as_py()) - DAY_MS, demo.t90))
+    return [
+        f"feast -c {repo} apply",
+        f"feast -c {repo} materialize {start} {end} --views user_activity --views item_activity",
+    ]
+
+
+def _features_command(demo: Demo) -> str:
+    positive = "".join(f" --positive {action}" for action in demo.positive_actions)
+    return f"python -m ranking.existing_features{positive}"
+
+
+def _snapshots_command(from_ms: int, to_ms: int, hours: float) -> str:
+    times = f"--snapshots-from {time_text(from_ms)} --snapshots-to {time_text(to_ms)}"
+    return f"spoor backfill {times} --snapshot-hours {hours:g}"
+
+
+def _metrics_line(done: Record) -> str:
+    numbers = {key: value for key, value in done["metrics"].items() if isinstance(value, int | float)}
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(numbers.items())[:4])
+
+
+STEPS = (
+    Step(
+        "kafka",
+        "A genuine Kafka",
+        lambda demo: ["spoor services up"] if demo.settings.kafka.embedded else ["spoor services status"],
+        start_kafka,
+        lambda done: f"answers at {done['address']}",
+        always=True,
+    ),
+    Step(
+        "past",
+        "The first 90 % of the events, as a product would send them",
+        lambda demo: [f"spoor simulate --data {demo.events_file} --to {time_text(demo.t90)}"],
+        produce_past,
+        lambda done: f"{done['events']:,} events of {done['users']:,} users",
+    ),
+    Step(
+        "archive",
+        "Kafka's events into the lake",
+        lambda demo: ["spoor archive"],
+        archive,
+        lambda done: f"{done['events']:,} events",
+    ),
+    Step(
+        "pretrain",
+        "The encoder learns from the first 70 %",
+        lambda demo: [f"spoor pretrain --release {RELEASE} --until {time_text(demo.t70)} --resume"],
+        pretrain,
+        _metrics_line,
+    ),
+    Step(
+        "features",
+        "The features that a company has already",
+        lambda demo: [_features_command(demo)],
+        existing_features,
+        lambda done: f"{done['user_rows']:,} user rows, {done['item_rows']:,} item rows",
+    ),
+    Step("feast", "Feast: definitions, and its own materialisation", _feast_commands, register, lambda done: "applied"),
+    Step(
+        "snapshots",
+        "Daily snapshots of 70 to 90 % for the ranker's training",
+        lambda demo: [_snapshots_command(demo.t70, demo.t90, 24)],
+        backfill_snapshots,
+        lambda done: f"{done['offline_rows']:,} rows at {done['snapshots']} times",
+    ),
+    Step(
+        "backfill",
+        "Everybody's history and embedding, online and offline",
+        lambda demo: ["spoor backfill"],
+        backfill,
+        lambda done: f"{done['rows']:,} users, {done['item_vectors']:,} item vectors",
+    ),
+    Step(
+        "stream",
+        "Today's traffic, while the worker keeps the store fresh",
+        lambda demo: [
+            "spoor stream --from-lake &",
+            f"spoor simulate --data {demo.events_file} --from {time_text(demo.t90)} --rate {TODAY_EVENTS_PER_SECOND:g}",
+        ],
+        stream,
+        lambda done: f"{done['summary']['events']:,} events, p50 {done['summary']['freshness_p50_ms'] or 0:,.0f} ms",
+    ),
+    Step(
+        "today",
+        "Today's events into the lake and the offline log",
+        lambda demo: [
+            "spoor archive",
+            _features_command(demo),
+            _snapshots_command(demo.t90, demo.end, TODAY_SNAPSHOT_HOURS),
+        ],
+        archive_today,
+        lambda done: f"{done['events']:,} events",
+    ),
+    Step(
+        "verify",
+        "What is online, recomputed from the lake",
+        lambda demo: ["spoor verify"],
+        verify,
+        lambda done: f"{done['users']:,} users, {done['differences']:,} differences",
+        always=True,
+    ),
+    Step(
+        "rank",
+        "A ranker with and without the embedding",
+        lambda demo: [],
+        rank,
+        lambda done: f"{done['table']['test_requests']:,} requests ranked",
+    ),
+)
