@@ -12,7 +12,7 @@ import pyarrow as pa
 from activity.events import Event, events_table
 from activity.files import atomic_write
 from activity.lake import Lake
-from feature_repo.settings import FeatureSettings
+from feature_repo.settings import FeatureSettings, IdType
 from ranking.existing_features import write_existing_features
 from store.offline import open_offline
 from store.online import open_online
@@ -33,7 +33,9 @@ class World:
     items: tuple[str, ...]
 
 
-def make_world(folder: Path, *, users: int = 12, items: int = 30, days: int = 40) -> World:
+def make_world(
+    folder: Path, *, users: int = 12, items: int = 30, days: int = 40, user_id_type: IdType = "string"
+) -> World:
     """Users like the items of one of two halves, a visit of three items every few days; a third of the users have no
     vector. Snapshots of the others lie at day 21 and day 30."""
     chance = np.random.default_rng(0)
@@ -46,13 +48,18 @@ def make_world(folder: Path, *, users: int = 12, items: int = 30, days: int = 40
                 if unseen:
                     time = START + day * DAY + 36_000_000 + step * 1000 + user
                     action = "like" if step < 2 else "view"
-                    events.append(Event(f"u{user:02d}", names[unseen.pop()], action, f"s{visit % 2}", time))
+                    events.append(
+                        Event(user_name(user, user_id_type), names[unseen.pop()], action, f"s{visit % 2}", time)
+                    )
     table = events_table(sorted(events, key=lambda event: event.timestamp))
     releases = folder / "releases"
     about = {"name": RELEASE, "dimension": DIMENSION, "trained_through_ms": TRAINED}
     atomic_write(releases / RELEASE / "release.json", json.dumps(about).encode())
     features = FeatureSettings(
-        feature_repo=folder / "feature_repo", releases_folder=releases, offline_folder=folder / "state" / "offline"
+        feature_repo=folder / "feature_repo",
+        releases_folder=releases,
+        offline_folder=folder / "state" / "offline",
+        user_id_type=user_id_type,
     )
     atomic_write(folder / "spoor.toml", b'state_folder = "state"\n')
     create_repo(features.feature_repo, online_store={"type": "sqlite"}, state_folder=folder / "state")
@@ -67,8 +74,12 @@ def vector(kind: int) -> np.ndarray:
     return np.eye(DIMENSION, dtype=np.float32)[kind % 2]
 
 
-def embedding_row(user: int, created_ms: int, event_time_ms: int) -> EmbeddingRow:
-    return EmbeddingRow(f"u{user:02d}", vector(user), 1, 3, event_time_ms, created_ms, created_ms, RELEASE)
+def user_name(user: int, user_id_type: IdType) -> str:
+    return f"u{user:02d}" if user_id_type == "string" else str(100 + user)
+
+
+def embedding_row(name: str, user: int, created_ms: int, event_time_ms: int) -> EmbeddingRow:
+    return EmbeddingRow(name, vector(user), 1, 3, event_time_ms, created_ms, created_ms, RELEASE)
 
 
 def _write_vectors(features: FeatureSettings, names: tuple[str, ...], users: int) -> None:
@@ -76,11 +87,11 @@ def _write_vectors(features: FeatureSettings, names: tuple[str, ...], users: int
     item_vectors = np.stack([vector(k) for k in range(len(names))])
     offline.write_items(RELEASE, "items", names, item_vectors, TRAINED)
     online.write_items(RELEASE, names, item_vectors, TRAINED)
-    known = [user for user in range(users) if user % 3]
+    known = [(user_name(user, features.user_id_type), user) for user in range(users) if user % 3]
     for day in (21, 30):
-        rows = [embedding_row(user, START + day * DAY, START + (day - 2) * DAY) for user in known]
+        rows = [embedding_row(*user, START + day * DAY, START + (day - 2) * DAY) for user in known]
         offline.write_embeddings(RELEASE, f"day-{day}", rows)
-    newest = [embedding_row(user, START + 30 * DAY, START + 28 * DAY) for user in known]
+    newest = [embedding_row(*user, START + 30 * DAY, START + 28 * DAY) for user in known]
     done = online.write([UserWrite(r.user_id, 0, 1, b"packed", 3, r.event_time_ms, r.created_ms, [r]) for r in newest])
     assert done.all()
 
