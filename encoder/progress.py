@@ -59,11 +59,12 @@ def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]],
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     axes.plot(np.arange(len(smooth)) + window - 1, smooth, color="tab:blue", label="loss")
     right = axes.twinx()
-    right.set(ylabel="Recall@10, held-out events", ylim=(0, None))
+    right.set(ylabel="Recall@10, held-out events")
     steps = [found["step"] for found in evaluations]
     right.plot(steps, [found["recall_at_10"] for found in evaluations], "o-", color="tab:orange", label="Recall@10")
     popular = [found["popularity_recall_at_10"] for found in evaluations]
     right.plot(steps, popular, ":", color="tab:gray", label="Recall@10 of popularity")
+    right.set_ylim(0, None)  # after the lines are drawn: before, it would pin the top at 1
     figure.legend(loc="outside lower center", ncols=3)
     png = io.BytesIO()
     figure.savefig(png, format="png")
