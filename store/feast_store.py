@@ -43,7 +43,7 @@ def open_feature_store(features: FeatureSettings, *, create: bool = False) -> tu
     elif registry is not None and not registry.exists():
         raise not_applied(features, f"there is no registry at `{registry}`")
     with _registry_errors(features):
-        store = FeatureStore(config=config)
+        store = FeatureStore(repo_path=str(features.feature_repo.absolute()), config=config)
     return store, _swap_online_store(store)
 
 

@@ -12,6 +12,7 @@ from activity.errors import DataError
 from feature_repo.names import ranker_service
 from feature_repo.settings import FeatureSettings
 from store.feast_store import open_feature_store
+from store.offline import open_offline
 from store.online import OnlineStore, open_online
 
 
@@ -39,6 +40,7 @@ def historical_features(features: FeatureSettings, entities: pd.DataFrame, relea
     Raises DataError if Feast does not answer with exactly one row per given row.
     """
     store, _ = open_feature_store(features)
+    open_offline(features).prepare()  # where `feast apply` ran without Spoor, a view without rows has no file yet
     service = store.get_feature_service(ranker_service(release))
     job = store.get_historical_features(entity_df=entities, features=service, filter_by_created_timestamp=True)
     found = job.to_df()

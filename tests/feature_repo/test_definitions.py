@@ -1,0 +1,142 @@
+"""What `feast apply` registers: rendered and compared to plan.txt, and run for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from feast import Entity, FeatureService, FeatureStore, FeatureView
+
+from feature_repo import definitions
+from feature_repo.definitions import build
+from feature_repo.settings import FeatureSettings, load_feature_settings
+from store.online import open_online
+from store.reads import historical_features
+from store.repo import create_repo
+
+ROOT = Path(__file__).parents[2]
+PLAN = Path(__file__).with_name("plan.txt")
+
+
+def add_release(folder: Path, name: str, **content: object) -> None:
+    described = {"name": name, "dimension": 32, "trained_through_ms": 1_700_000_000_123} | content
+    (folder / name).mkdir(parents=True)
+    (folder / name / "release.json").write_text(json.dumps(described))
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> FeatureSettings:
+    add_release(tmp_path / "releases", "base-3")
+    add_release(tmp_path / "releases", "base-2", retired=True)
+    return FeatureSettings(releases_folder=tmp_path / "releases", offline_folder=tmp_path / "offline")
+
+
+def render(settings: FeatureSettings) -> str:
+    """The objects as a reader of a plan would want them, one fact a line."""
+    lines: list[str] = []
+    for o in build(settings):
+        if isinstance(o, Entity):
+            lines.append(f"entity {o.name}: join key {o.join_key} {o.value_type.name}")
+        elif isinstance(o, FeatureView):
+            assert o.batch_source is not None
+            path = str(o.batch_source.path).replace(str(settings.offline_folder), "OFFLINE")
+            times = f"{o.batch_source.timestamp_field}, {o.batch_source.created_timestamp_column}"
+            lines.append(f"view {o.name} of {o.entities[0]}: online={o.online} ttl={o.ttl} from {path} by {times}")
+            lines += [f"    {field.name} {field.dtype}" for field in o.features]
+        elif isinstance(o, FeatureService):
+            lines.append(f"service {o.name}")
+            for projection in o.feature_view_projections:
+                lines.append(f"    {projection.name}: {', '.join(field.name for field in projection.features)}")
+        if tags := getattr(o, "tags", None):
+            lines.append("    tags " + " ".join(f"{key}={value}" for key, value in sorted(tags.items())))
+    return "\n".join(lines) + "\n"
+
+
+def test_the_plan_of_a_repo_with_one_live_release(features):
+    assert render(features) == PLAN.read_text(), "if the change is meant, write the new plan into plan.txt"
+
+
+def test_the_service_has_no_two_features_of_one_name(features):
+    (service,) = [o for o in build(features) if isinstance(o, FeatureService)]
+    shown = [field.name for projection in service.feature_view_projections for field in projection.features]
+    assert len(shown) == len(set(shown))
+
+
+def test_definitions_are_import_light():
+    script = """
+import sys, feast, feast.types
+before = set(sys.modules)
+import feature_repo.definitions
+added = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(added - sys.stdlib_module_names))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.split() == ["activity", "feature_repo"]
+
+
+def test_importing_the_definitions_as_a_package_reads_no_settings_and_registers_nothing():
+    assert not [value for value in vars(definitions).values() if isinstance(value, FeatureView | FeatureService)]
+
+
+def test_feast_apply_from_the_command_line_then_spoor_and_plain_feast_read(tmp_path):
+    repo = copy_of_the_repo(tmp_path)
+    add_release(tmp_path / "releases", "base-3")
+    applied = feast(tmp_path, "-c", "feature_repo", "apply")
+    for line in ("feature view user_history", "feature view user_embedding_base_3", "feature service ranker_base_3"):
+        assert f"Created {line}" in applied
+    assert sorted(path.name for path in (tmp_path / ".spoor").iterdir()) == ["online.db", "registry.db"]
+    assert "No changes to registry" in feast(tmp_path, "-c", "feature_repo", "apply")
+
+    features = load_feature_settings(repo)
+    open_online(features).check()
+    store = FeatureStore(repo_path=str(repo))
+    service = store.get_feature_service("ranker_base_3")
+    answer = store.get_online_features(service, [{"user_id": "ann", "item_id": "i1"}]).to_dict()
+    assert answer["embedding"] == [None]
+    entities = pd.DataFrame({"user_id": ["ann"], "item_id": ["i1"], "event_timestamp": [datetime.now(UTC)]})
+    assert historical_features(features, entities, "base-3")["events_used"].isna().all()
+
+
+def test_feast_apply_forgets_a_retired_release(tmp_path):
+    copy_of_the_repo(tmp_path)
+    add_release(tmp_path / "releases", "base-3")
+    feast(tmp_path, "-c", "feature_repo", "apply")
+    (tmp_path / "releases" / "base-3" / "release.json").unlink()
+    assert "Deleted feature view user_embedding_base_3" in feast(tmp_path, "-c", "feature_repo", "apply")
+
+
+def test_a_repo_of_one_s_own_takes_its_settings_from_spoor_toml(tmp_path):
+    add_release(tmp_path / "models", "base-3")
+    create_repo(tmp_path / "theirs", online_store={"type": "sqlite"}, state_folder=tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "spoor.toml").write_text(
+        'state_folder = "state"\n[features]\nreleases_folder = "models"\nuser_entity = "member"\n'
+        'user_join_key = "member_no"\n[events]\nuser_id_type = "int64"\n[kafka]\nport = 1\n'
+    )
+    feast(tmp_path, "-c", "theirs", "apply")
+    member = FeatureStore(repo_path=str(tmp_path / "theirs")).get_entity("member")
+    assert (member.join_key, member.value_type.name) == ("member_no", "INT64")
+    open_online(load_feature_settings(tmp_path / "theirs")).check(["base-3"])
+
+
+def copy_of_the_repo(folder: Path) -> Path:
+    """The committed Feast repo in a folder where applying leaves no trace in the checkout."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(ROOT / "feature_repo", folder / "feature_repo", ignore=ignore))
+
+
+def feast(folder: Path, *arguments: str) -> str:
+    """Feast's own command line, run in `folder`; Spoor is found as an installed package."""
+    program = Path(sys.executable).with_name("feast")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("SPOOR_")}
+    environ |= {"PYTHONPATH": str(ROOT), "FEAST_USAGE": "False"}
+    ran = subprocess.run([program, *arguments], cwd=folder, env=environ, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout

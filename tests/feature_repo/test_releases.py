@@ -1,0 +1,50 @@
+"""Release folders as Feast's definitions see them, and names made from them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from activity.errors import DataError, UsageError
+from feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
+from feature_repo.releases import LiveRelease, live_releases
+
+
+def write(folder, name, content) -> None:
+    (folder / name).mkdir()
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name / "release.json").write_text(text)
+
+
+def test_live_releases_by_name(tmp_path):
+    for name, retired in (("b-1", False), ("a-1", False), ("old-1", True)):
+        write(tmp_path, name, {"name": name, "dimension": 4, "trained_through_ms": 1_000, "retired": retired})
+    (tmp_path / "not-a-release").mkdir()
+    write(tmp_path, ".half-written", "{")
+    assert live_releases(tmp_path) == [LiveRelease("a-1", 4, 1000), LiveRelease("b-1", 4, 1000)]
+    assert live_releases(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", {"name": "a", "dimension": "x", "trained_through_ms": 1}])
+def test_a_damaged_release_json_is_named(tmp_path, content):
+    write(tmp_path, "a", content)
+    with pytest.raises(DataError, match=r"a/release.json") as caught:
+        live_releases(tmp_path)
+    assert caught.value.hint
+
+
+def test_trained_through_is_a_date():
+    assert LiveRelease("a", 4, 1_700_000_000_123).trained_through == "2023-11-14T22:13:20.123+00:00"
+
+
+def test_names_in_feast():
+    assert user_embedding_view("base-3") == "user_embedding_base_3"
+    assert item_embedding_view("base-3") == "item_embedding_base_3"
+    assert ranker_service("base-3") == "ranker_base_3"
+
+
+@pytest.mark.parametrize("name", ["", "Base", "3-base", "base_3", "base 3", "a" * 42, "base-3\n", "../x"])
+def test_other_names_are_refused(name):
+    with pytest.raises(UsageError, match="not a release name"):
+        user_embedding_view(name)
