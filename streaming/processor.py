@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import faust
@@ -21,6 +20,7 @@ from streaming.fail_points import FailPoint
 from streaming.metrics import StreamMetrics
 from streaming.publisher import Publisher, send_all
 from streaming.settings import WorkerSettings
+from streaming.store_thread import StoreThread
 from streaming.stores import Stores, open_stores, releases_to_keep_fresh
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class BatchProcessor:
         self.finished = asyncio.Event()
         self.progress = time.monotonic()
         self._assigned: set[int] = set()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._thread = StoreThread()
         self._stores: Stores | None = None
         self._publisher: Publisher | None = None
         self._step_started = 0.0
@@ -72,8 +72,7 @@ class BatchProcessor:
         log.info("keeping %s fresh from %s (%d partitions)", ", ".join(releases), topic, partitions[topic])
 
     def close(self) -> None:
-        # A thread that hangs in a store must not keep a failed worker alive.
-        self._thread.shutdown(wait=self.failure is None, cancel_futures=True)
+        self._thread.shutdown(wait=self.failure is None)
 
     def fail(self, error: BaseException) -> None:
         self.failure = self.failure or error

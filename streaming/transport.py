@@ -7,6 +7,7 @@ between an event and its embedding. Faust has no setting for it.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
@@ -14,7 +15,12 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 FETCH_WAIT_MS = 100  # at most ten empty requests a second per worker and broker
 
 
+_log = logging.getLogger("faust.transport")  # mode would name these classes' loggers after this module
+
+
 class ConsumerThread(AIOKafkaConsumerThread):
+    logger = _log
+
     def _create_worker_consumer(self, transport: Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
@@ -22,6 +28,8 @@ class ConsumerThread(AIOKafkaConsumerThread):
 
 
 class FreshConsumer(Consumer):
+    logger = _log
+
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 

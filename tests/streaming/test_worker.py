@@ -5,6 +5,7 @@ import dataclasses
 import signal
 import sqlite3
 import urllib.request
+from contextlib import closing
 
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
@@ -12,6 +13,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
+from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
 from tests.conftest import free_port
@@ -111,20 +113,33 @@ def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_leav
     world.assert_holds(events)
 
 
-def test_a_store_that_stays_away_stops_the_worker_with_its_offsets_uncommitted(world: World):
+def test_a_store_that_fails_stops_the_worker_with_its_offsets_uncommitted(world: World):
     events = some_events(50)
     worker = world.start_worker(SPOOR_STREAM__RETRIES="2", SPOOR_STREAM__RETRY_SECONDS="0.01")
     worker.await_log("partitions 0 1 2 3")
-    with sqlite3.connect(world.settings.state_folder / "online.db") as lock:
-        lock.execute("BEGIN EXCLUSIVE")
-        world.produce(events)
-        assert worker.ended() == 3, worker.log
+    with closing(sqlite3.connect(world.settings.state_folder / "online.db")) as database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            database.execute(f'DROP TABLE "{table}"')
+    world.produce(events)
+    assert worker.ended() == 3, worker.log
     assert "error: store failed 2 times, the worker stops" in worker.log
     assert "hint: " in worker.log
     assert "Traceback" not in worker.log
     assert sum(world.committed().values()) == 0
+    apply(world.settings.features)
     run_worker(world.settings, count=len(events), timeout_seconds=120)
     world.assert_holds(events)
+
+
+def test_a_store_that_hangs_stops_the_worker_too(world: World):
+    worker = world.start_worker(SPOOR_STREAM__STALL_SECONDS="2")
+    worker.await_log("partitions 0 1 2 3")
+    with closing(sqlite3.connect(world.settings.state_folder / "online.db")) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        world.produce(some_events(50))
+        assert worker.ended() == 3, worker.log
+    assert "error: no progress for 2 s although events wait" in worker.log
+    assert sum(world.committed().values()) == 0
 
 
 def test_a_dead_letter_that_cannot_be_written_stops_the_worker(world: World):
