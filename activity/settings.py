@@ -32,19 +32,19 @@ class KafkaSettings:
     port: int = 19092  # of the embedded broker
     controller_port: int = 19093  # of the embedded broker's KRaft controller
     heap_mb: int = 512  # Java heap of the embedded broker
-    topic: str = "activity"
-    dead_letter_topic: str = "activity-dead-letters"
+    topic: str = "activity"  # the events
+    dead_letter_topic: str = "activity-dead-letters"  # records that were no events
     embedding_topic_prefix: str = "user-embeddings."  # followed by the release's name
     partitions: int = 4  # of topics that Spoor creates
     replication_factor: int = 1  # of topics that Spoor creates
     retention_hours: int = 168  # of the activity topic, if Spoor creates it
-    security_protocol: SecurityProtocol = "PLAINTEXT"
-    sasl_mechanism: str = ""
-    sasl_username: str = ""
-    sasl_password: str = field(default="", repr=False, metadata={"secret": True})
-    ssl_cafile: str = ""
-    ssl_certfile: str = ""
-    ssl_keyfile: str = ""
+    security_protocol: SecurityProtocol = "PLAINTEXT"  # how clients reach your cluster
+    sasl_mechanism: str = ""  # PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = PLAIN
+    sasl_username: str = ""  # with SASL_PLAINTEXT and SASL_SSL
+    sasl_password: str = field(default="", repr=False, metadata={"secret": True})  # set it in the environment
+    ssl_cafile: str = ""  # PEM file of the authority that signed the brokers; empty = the system's
+    ssl_certfile: str = ""  # PEM file of this client's certificate, if the cluster asks for one
+    ssl_keyfile: str = ""  # PEM file of its key
     session_timeout_seconds: float = 10.0  # after this silence the group gives a worker's partitions to another
     request_timeout_seconds: float = 15.0  # before a broker that does not answer counts as down
 

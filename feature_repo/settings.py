@@ -21,10 +21,10 @@ IdType = Literal["string", "int64"]
 class FeatureSettings:
     feature_repo: Path = Path("feature_repo")  # the folder that holds feature_store.yaml
     user_entity: str = "user"  # name of the entity in Feast
-    user_join_key: str = "user_id"
+    user_join_key: str = "user_id"  # column that identifies a user in the entity
     user_id_type: IdType = "string"  # follows events.user_id_type, set it there
-    item_entity: str = "item"
-    item_join_key: str = "item_id"
+    item_entity: str = "item"  # name of the entity in Feast
+    item_join_key: str = "item_id"  # column that identifies an item in the entity
     item_id_type: IdType = "string"  # value type of the item entity
     releases_folder: Path = Path("releases")  # each release in it gets its views
     offline_folder: Path = Path("{state_folder}/offline")  # the offline log, in Parquet

@@ -20,6 +20,7 @@ import click
 from activity.errors import SpoorError, UsageError
 from spoor.commands import batch, demo, encoder, services, settings, show, simulate, streaming
 from spoor.commands.invocation import Invocation
+from spoor.console import ReaderGone, set_up_logging
 
 DEFECT, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 
@@ -39,8 +40,6 @@ _EPILOG = (
 @click.pass_context
 def app(ctx: click.Context, config: Path | None, assignments: Sequence[str], verbose: bool) -> None:
     """User-sequence embeddings from Kafka events, kept fresh in Feast."""
-    from spoor.console import set_up_logging
-
     set_up_logging(verbose=verbose)
     invocation = ctx.ensure_object(Invocation)
     invocation.config = config
@@ -81,8 +80,8 @@ def run(arguments: Sequence[str]) -> int:
         return _report(invocation, *_usage(error), 2)
     except (click.Abort, KeyboardInterrupt):
         return _report(invocation, "interrupted", "run it again to go on", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output has gone, as `head` does; what Python would still flush goes nowhere.
+    except ReaderGone:
+        # What Python would still flush at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:

@@ -14,10 +14,19 @@ from typing import Any
 _ROOMS = ("activity", "batch", "encoder", "feature_repo", "ranking", "spoor", "store", "streaming")
 
 
+class ReaderGone(Exception):
+    """Whoever read our stdout has closed it, as `head` does."""
+
+
 def emit(result: Any, *, as_json: bool, text: str) -> None:
-    """Prints `result` (a dataclass, dict or list) as the one JSON object of the command, or `text` for people."""
-    sys.stdout.write((json.dumps(to_json(result), ensure_ascii=False) if as_json else text) + "\n")
-    sys.stdout.flush()
+    """Prints `result` (a dataclass, dict or list) as the one JSON object of the command, or `text` for people.
+
+    Raises ReaderGone."""
+    try:
+        sys.stdout.write((json.dumps(to_json(result), ensure_ascii=False) if as_json else text) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def say(line: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
+from spoor.services import require_broker
 from streaming.broker import admin_client, check_policies, dead_letter_bytes, no_broker
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = ()) -> list
     whose records carry the producer's time; InfrastructureError if no broker answers or it refuses to create.
     """
     wanted = _wanted(kafka, releases)
+    require_broker(kafka)
     with admin_client(kafka) as admin:
         present = set(admin.list_topics())
         missing = {name: options for name, options in wanted.items() if name not in present}

@@ -172,6 +172,12 @@ def answers(kafka: KafkaSettings) -> bool:
         return False
 
 
+def require_broker(kafka: KafkaSettings) -> None:
+    """Raises InfrastructureError if no broker answers: at once if nobody listens, where a client would try for long."""
+    if not answers(kafka):
+        raise broker_down(kafka)
+
+
 def broker_down(kafka: KafkaSettings) -> InfrastructureError:
     """The error that every command gives when Kafka does not answer."""
     hint = (

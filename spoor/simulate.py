@@ -123,7 +123,7 @@ class _Delivery:
                 self.producer.send(self.kafka.topic, key=event.user_id.encode(), value=encode_event(event))
                 for event in _rows(events)
             ]
-            self.producer.flush(timeout=_DELIVERY_SECONDS)
+            # Not flush(): it takes a batch that the client splits for its size for a failed one.
             for future in futures:
                 future.get(timeout=_DELIVERY_SECONDS)
                 self.confirmed += 1

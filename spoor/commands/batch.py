@@ -30,11 +30,10 @@ _HOUR_MS = 3_600_000
 def archive(invocation: Invocation, resume: bool, accept_loss: bool, dry_run: bool) -> None:
     """Bring Kafka's events into the lake."""
     from batch.archive import run_archive
-    from spoor.services import answers, broker_down
+    from spoor.services import require_broker
 
     settings = invocation.settings()
-    if not answers(settings.kafka):
-        raise broker_down(settings.kafka)
+    require_broker(settings.kafka)
     result = run_archive(settings, dry_run=dry_run, resume=resume, accept_loss=accept_loss)
     bad = sum(result.bad.values())
     text = (
@@ -88,15 +87,15 @@ def backfill(
 
     Histories come from the lake and go, with their embeddings, to Feast's online store and the offline log.
     """
+    if (from_ms is None) != (to_ms is None):
+        raise UsageError(
+            "--snapshots-from and --snapshots-to belong together: one is missing", hint="give both, or neither"
+        )
     from batch.backfill import run_backfill
     from feature_repo.releases import live_releases
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
 
-    if (from_ms is None) != (to_ms is None):
-        raise UsageError(
-            "--snapshots-from and --snapshots-to belong together: one is missing", hint="give both, or neither"
-        )
     snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, round(snapshot_hours * _HOUR_MS))
     online = into != "offline" and snapshots is None
     settings = invocation.settings()

@@ -12,14 +12,17 @@ from spoor.commands.invocation import Invocation, json_option, pass_invocation
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Your events instead of MovieLens-100K.")
 @click.option("--items", type=click.Path(path_type=Path), metavar="FILE", help="Titles and attributes of your items.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default="runs/demo", show_default=True, help="Everything goes here."
+)
 @json_option
 @pass_invocation
-def demo(invocation: Invocation, data: Path | None, items: Path | None) -> None:
+def demo(invocation: Invocation, data: Path | None, items: Path | None, folder: Path) -> None:
     """Run everything end to end on real data.
 
     From Kafka to a ranker's feature row, with embedded servers; each step prints the command that does it.
     """
     from spoor.demo import run_demo
 
-    result = run_demo(invocation.settings(), data=data, items=items)
-    invocation.emit(result, "")
+    result = run_demo(invocation.settings(), folder=folder, data=data, items=items)
+    invocation.emit(result, f"report: {folder / 'report.html'}")

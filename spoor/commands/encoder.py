@@ -77,7 +77,10 @@ def list_all(invocation: Invocation) -> None:
 @json_option
 @pass_invocation
 def show(invocation: Invocation, name: str) -> None:
-    """Show one release, after checking every file against its checksum."""
+    """Check and show one release.
+
+    Every file is compared with its checksum first.
+    """
     from encoder.release import load_release
 
     loaded = load_release(invocation.settings().features.releases_folder / name)

@@ -21,7 +21,10 @@ def services() -> None:
 @json_option
 @pass_invocation
 def up(invocation: Invocation) -> None:
-    """Start an embedded Kafka on 127.0.0.1; it goes on after the command."""
+    """Start an embedded Kafka on 127.0.0.1.
+
+    It goes on after the command, until `spoor services down`.
+    """
     from spoor import services
     from spoor.console import say
 
@@ -46,7 +49,10 @@ def down(invocation: Invocation) -> None:
 @json_option
 @click.pass_context
 def status(ctx: click.Context) -> None:
-    """Whether Kafka answers; exit code 1 if it does not."""
+    """Tell whether Kafka answers.
+
+    Exit code 1 if it does not.
+    """
     from spoor import services
 
     invocation = ctx.ensure_object(Invocation)

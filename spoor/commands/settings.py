@@ -16,7 +16,7 @@ def config() -> None:
 @json_option
 @pass_invocation
 def show(invocation: Invocation) -> None:
-    """Print every setting, and where its value came from."""
+    """Print every setting and its origin."""
     rows = invocation.settings().shown()
     values = {key: {"value": value, "origin": origin} for key, value, origin in rows}
     width = max(len(key) for key, _, _ in rows)

@@ -25,9 +25,10 @@ def show() -> None:
 @json_option
 @click.pass_context
 def user(ctx: click.Context, user_id: str, count: int) -> None:
-    """Print a user's history, vector norms, versions and ages; exit code 1 for one without history.
+    """Show a user's history and embeddings.
 
-    --json prints every event.
+    The newest events, and each release's vector norm, version and age; --json prints every event. Exit code 1 for a
+    user without history.
     """
     from spoor.show import show_user
 

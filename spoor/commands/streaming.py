@@ -89,10 +89,13 @@ def dlq() -> None:
 @json_option
 @pass_invocation
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
-    """Show what was refused, where it came from, and why."""
+    """Show what was refused, and why."""
+    from spoor.services import require_broker
     from streaming.replay import list_dead_letters
 
-    letters = list_dead_letters(invocation.settings(), limit=limit, reason=reason)
+    settings = invocation.settings()
+    require_broker(settings.kafka)
+    letters = list_dead_letters(settings, limit=limit, reason=reason)
     lines = [_line(letter) for letter in letters]
     invocation.emit({"dead_letters": [_json(letter) for letter in letters]}, "\n".join(lines) or "no dead letters")
 
@@ -103,10 +106,16 @@ def list_letters(invocation: Invocation, reason: str | None, limit: int | None) 
 @json_option
 @pass_invocation
 def replay(invocation: Invocation, reason: str | None, dry_run: bool) -> None:
-    """Send dead letters through the stream again, once their cause is mended."""
+    """Send dead letters through the stream again.
+
+    Once their cause is mended; each is closed when it has been sent.
+    """
+    from spoor.services import require_broker
     from streaming.replay import replay_dead_letters
 
-    result = replay_dead_letters(invocation.settings(), reason=reason, dry_run=dry_run)
+    settings = invocation.settings()
+    require_broker(settings.kafka)
+    result = replay_dead_letters(settings, reason=reason, dry_run=dry_run)
     reasons = ", ".join(f"{name} {count:,}" for name, count in result.by_reason.items())
     verb = "would be replayed" if dry_run else "replayed"
     invocation.emit(result, f"{result.replayed:,} dead letters {verb}" + (f": {reasons}" if reasons else ""))

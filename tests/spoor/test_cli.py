@@ -1,0 +1,296 @@
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from activity.hashing import hash_items
+from encoder.config import MODEL_CONFIGS
+from encoder.release import save_release
+from encoder.vocabulary import Vocabulary
+from spoor import cli, services
+from spoor.config import Settings
+
+HEAVY = ("apache_beam", "duckdb", "faust", "feast", "kafka", "matplotlib", "numpy", "pandas", "pyarrow", "torch")
+COMMANDS = [
+    "demo",
+    "pretrain",
+    "backfill",
+    "archive",
+    "verify",
+    "stream",
+    "dlq",
+    "dlq-list",
+    "dlq-replay",
+    "release",
+    "release-list",
+    "release-show",
+    "show",
+    "show-user",
+    "services",
+    "services-up",
+    "services-down",
+    "services-status",
+    "simulate",
+    "config",
+    "config-show",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        """What --json promised: one object, nothing else."""
+        return json.loads(self.out)
+
+    def failed_with(self, code: int) -> str:
+        """The error line, after the checks that hold for every failure: a message, a hint, no traceback."""
+        lines = self.err.splitlines()
+        assert self.code == code, self.err
+        assert "Traceback" not in self.err
+        assert lines[-1].startswith("hint: ") and len(lines[-1]) > len("hint: ")
+        assert lines[-2].startswith("error: ")
+        return lines[-2] + "\n" + lines[-1]
+
+
+Spoor = Callable[..., Done]
+
+
+@pytest.fixture
+def spoor(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Spoor]:
+    """Runs a command in this process, in an empty folder, with the settings' broker and state folder."""
+    monkeypatch.chdir(settings.state_folder.parent)
+    monkeypatch.setenv("SPOOR_KAFKA__PORT", str(settings.kafka.port))
+    monkeypatch.setenv("SPOOR_KAFKA__CONTROLLER_PORT", str(settings.kafka.controller_port))
+    monkeypatch.setenv("SPOOR_STATE_FOLDER", str(settings.state_folder))
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = cli.run(list(arguments))
+        return Done(code, *capsys.readouterr())
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in list(logging.root.manager.loggerDict):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, inner in (command.commands if isinstance(command, click.Group) else {}).items():
+        yield (*path, name), inner
+        yield from walk(inner, (*path, name))
+
+
+ALL = list(walk(cli.app))
+
+
+def test_the_contract_s_commands_are_there_and_no_others():
+    assert sorted("-".join(path) for path, _ in ALL) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
+def test_every_command_has_help_and_few_options(spoor: Spoor, path: tuple[str, ...], command: click.Command):
+    done = spoor(*path, "--help")
+    assert done.code == 0
+    assert (command.help or "").splitlines()[0] in done.out
+    assert len(command.get_short_help_str(45)) <= 45 and "..." not in command.get_short_help_str(45)
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert len(options) <= 10
+    assert all(option.help for option in options)
+    assert isinstance(command, click.Group) or "--json" in done.out
+
+
+def test_help_and_settings_load_nothing_heavy():
+    """What makes --help slow is imports, so they are what is measured: a time would depend on the machine."""
+    for arguments in (["--help"], ["stream", "--help"], ["config", "show"]):
+        code = (
+            "import sys; from spoor.cli import run; code = run(sys.argv[1:]); "
+            f"print(code, sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == "0 []", arguments
+
+
+def test_config_show_tells_values_and_origins_and_hides_secrets(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SPOOR_KAFKA__SASL_PASSWORD", "s3cret-word")
+    Path("spoor.toml").write_text("[kafka]\ntopic = 'clicks'\n")
+    done = spoor("--set", "kafka.partitions=9", "config", "show", "--json")
+    shown = done.json["settings"]
+    assert shown["kafka.partitions"] == {"value": 9, "origin": "flag"}
+    assert shown["kafka.topic"] == {"value": "clicks", "origin": "file spoor.toml"}
+    assert shown["kafka.sasl_password"] == {"value": "(hidden)", "origin": "env SPOOR_KAFKA__SASL_PASSWORD"}
+    assert shown["history.max_events"]["origin"] == "default"
+    text = spoor("config", "show").out
+    assert "clicks  (file spoor.toml)" in text
+    assert "s3cret-word" not in done.out + text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["--set", "kafka.prt=1", "config", "show"], "unknown setting `kafka.prt`", "kafka.port"),
+        (["--set", "kafka.port", "config", "show"], "found no `=`", "kafka.port=9092"),
+        (["--set", "kafka.port=many", "config", "show"], "found 'many'", "docs/configuration.md"),
+        (["--config", "none.toml", "config", "show"], "no settings file `none.toml`", "--config"),
+        (["--config", "bad.toml", "config", "show"], "cannot read settings file", "docs/configuration.md"),
+        (["--config", "unknown.toml", "services", "up"], "unknown setting `kafka.prot`", "kafka.port"),
+        (["archive", "--frobnicate"], "No such option", "spoor archive --help"),
+        (["services", "sideways"], "No such command", "spoor services --help"),
+        (["nonsense"], "No such command", "spoor --help"),
+        (["--frobnicate"], "No such option", "spoor --help"),
+        (["show", "user"], "Missing argument", "spoor show user --help"),
+        (["pretrain"], "Missing option '--release'", "spoor pretrain --help"),
+        (["simulate", "--from", "yesterday"], "not an ISO 8601 time", "spoor simulate --help"),
+        (["simulate", "--from", "2026-01-01T00:00:00"], "no time zone", "spoor simulate --help"),
+        (["simulate", "--events", "many"], "'many' is not a valid integer", "spoor simulate --help"),
+        (["simulate", "--users", "0"], "users is 0", ""),
+        (["simulate", "--data", "events.csv", "--users", "9"], "--users shapes made-up events", ""),
+        (["simulate", "--data", "events.xls"], "unknown kind of file", ".parquet"),
+        (["simulate", "--data", "none.csv"], "cannot read `none.csv`", "path"),
+        (["backfill", "--snapshots-from", "2026-01-01T00:00:00Z"], "belong together", "both"),
+        (["release", "show", "none"], "no release `none`", "spoor release list"),
+    ],
+)
+def test_wrong_usage_and_settings_exit_with_2(spoor: Spoor, arguments: list[str], message: str, hint: str):
+    Path("bad.toml").write_text("[kafka\n")
+    Path("unknown.toml").write_text("[kafka]\nprot = 1\n")
+    told = spoor(*arguments).failed_with(2)
+    assert message in told
+    assert hint in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["archive"],
+        ["archive", "--dry-run"],
+        ["simulate"],
+        ["stream", "--count", "1"],
+        ["dlq", "list"],
+        ["dlq", "replay"],
+    ],
+    ids=" ".join,
+)
+def test_a_broker_that_is_down_exits_with_3(spoor: Spoor, arguments: list[str]):
+    done = spoor(*arguments, "--json")
+    told = done.failed_with(3)
+    assert "no Kafka broker answers" in told and "spoor services up" in told
+    assert done.json == {
+        "error": told.splitlines()[0].removeprefix("error: "),
+        "hint": told.splitlines()[1].removeprefix("hint: "),
+        "exit_code": 3,
+    }
+
+
+def test_a_state_folder_that_cannot_be_written_exits_with_3(spoor: Spoor, settings: Settings):
+    settings.state_folder.write_text("a file, not a folder")
+    assert "cannot write" in spoor("services", "up").failed_with(3)
+
+
+def test_services_go_up_once_and_down_any_number_of_times(spoor: Spoor, settings: Settings):
+    try:
+        up = spoor("services", "up", "--json")
+        assert (up.code, up.json["kafka"]["answering"]) == (0, True)
+        assert spoor("services", "status").code == 0
+        assert "already runs" in spoor("services", "up").failed_with(2)
+        assert spoor("dlq", "list").failed_with(2)
+        sent = spoor("simulate", "--events", "10", "--json")
+        assert (sent.code, sent.json["events"], sent.json["topic"]) == (0, 10, "activity")
+        assert spoor("dlq", "list", "--json").json == {"dead_letters": []}
+        assert spoor("dlq", "replay", "--dry-run", "--json").json["replayed"] == 0
+    finally:
+        down = spoor("services", "down", "--json")
+    assert (down.code, down.json) == (0, {"stopped": True})
+    again = spoor("services", "down", "--json")
+    assert (again.code, again.json) == (0, {"stopped": False})
+    status = spoor("services", "status", "--json")
+    assert (status.code, status.json["kafka"]["running"]) == (1, False)
+
+
+def test_a_dry_run_of_simulate_needs_no_broker_and_the_seed_decides(spoor: Spoor):
+    arguments = ["simulate", "--dry-run", "--events", "500", "--to", "2026-01-02T00:00:00Z", "--json"]
+    first, again, other = (spoor(*arguments, "--seed", seed).json for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert first["events"] == 500 and first["dry_run"] is True
+
+
+def release(folder: Path) -> Path:
+    items = hash_items(["a", "b"])
+    order = np.argsort(items)
+    save_release(
+        folder,
+        model=MODEL_CONFIGS["tiny"],
+        weights={"w": np.zeros(3, np.float32)},
+        vocabulary=Vocabulary(
+            items[order], np.zeros(1, np.uint16), np.zeros(1, np.uint16), tuple("ab"[i] for i in order)
+        ),
+        trained_through_ms=1_700_000_000_000,
+        data_fingerprint="f" * 64,
+        metrics={"hit_rate": 0.25},
+        training={"seed": 0},
+        curve_png=b"",
+    )
+    return folder
+
+
+def test_releases_are_listed_and_shown(spoor: Spoor):
+    assert spoor("release", "list", "--json").json == {"releases": []}
+    release(Path("releases/base-1").absolute())
+    [listed] = spoor("release", "list", "--json").json["releases"]
+    assert (listed["name"], listed["dimension"]) == ("base-1", 16)
+    assert listed["trained_through"] == "2023-11-14T22:13:20.000+00:00"
+    shown = spoor("release", "show", "base-1")
+    assert shown.code == 0 and "checksums match" in shown.out and "0.25" in shown.out
+
+
+def test_a_damaged_release_exits_with_1(spoor: Spoor):
+    folder = release(Path("releases/base-1").absolute())
+    (folder / "metrics.json").write_text("{}")
+    assert "does not match its checksum" in spoor("release", "show", "base-1").failed_with(1)
+
+
+def test_a_defect_gives_one_line_and_keeps_the_traceback(
+    spoor: Spoor, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(_: Settings) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(services, "status", broken)
+    told = spoor("services", "status", "--json").failed_with(70)
+    assert "a defect in Spoor: ZeroDivisionError: two lines" in told
+    [log] = (settings.state_folder / "logs").glob("spoor-error-*.log")
+    assert str(log) in told
+    assert "raise ZeroDivisionError" in log.read_text()
+
+
+def test_an_interrupt_says_so(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(_: Settings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(services, "status", interrupted)
+    assert "interrupted" in spoor("services", "status").failed_with(130)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m spoor config show | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() in ("0", str(cli.PIPE_CLOSED))

@@ -1,0 +1,105 @@
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from activity.errors import UsageError
+from spoor import config_reference
+from spoor.config import SECTIONS, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "spoor.toml"
+    file.write_text(text)
+    return file
+
+
+def test_a_later_source_wins_and_the_origin_says_which(tmp_path: Path):
+    file = write(tmp_path, "[kafka]\nport = 1\ncontroller_port = 2\ntopic = 'from-file'\n")
+    environ = {"SPOOR_KAFKA__PORT": "3", "SPOOR_KAFKA__CONTROLLER_PORT": "4", "PATH": "/bin"}
+    settings = load_settings(file=file, environ=environ, flags={"kafka.port": 5})
+    assert (settings.kafka.port, settings.kafka.controller_port, settings.kafka.topic) == (5, 4, "from-file")
+    origins = {key: origin for key, _, origin in settings.shown()}
+    assert origins["kafka.port"] == "flag"
+    assert origins["kafka.controller_port"] == "env SPOOR_KAFKA__CONTROLLER_PORT"
+    assert origins["kafka.topic"] == f"file {file}"
+    assert origins["kafka.partitions"] == "default"
+
+
+def test_every_section_is_read_and_shown(tmp_path: Path):
+    settings = load_settings(file=write(tmp_path, "state_folder = 'here'\n"), environ={})
+    assert settings.state_folder == tmp_path / "here"
+    assert settings.lake.folder == tmp_path / "here" / "lake"
+    keys = [key for key, _, _ in settings.shown()]
+    expected = [f"{name}.{field.name}" for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
+    assert keys == ["state_folder", *expected]
+
+
+def test_secrets_are_shown_nowhere(tmp_path: Path):
+    settings = load_settings(file=write(tmp_path, ""), environ={"SPOOR_KAFKA__SASL_PASSWORD": "s3cret-word"})
+    assert settings.kafka.sasl_password == "s3cret-word"
+    assert [value for key, value, _ in settings.shown() if key == "kafka.sasl_password"] == ["(hidden)"]
+    assert "s3cret-word" not in repr(settings)
+
+
+def test_the_user_id_s_type_is_set_once_for_events_and_features(tmp_path: Path):
+    settings = load_settings(file=write(tmp_path, "[events]\nuser_id_type = 'int64'\n"), environ={})
+    assert settings.features.user_id_type == "int64"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[kafka]\nprot = 1\n", "unknown setting `kafka.prot`", "kafka.port"),
+        ("[kafak]\nport = 1\n", "unknown setting `kafak.port`", "kafka.port"),
+        ("state_foldr = 'x'\n", "unknown setting `state_foldr`", "state_folder"),
+        ("[kafka]\nport = 'many'\n", "found 'many', expected", "docs/configuration.md"),
+        ("[kafka]\nport = 1.5\n", "found 1.5, expected", "docs/configuration.md"),
+        ("[stream]\nas_of = 'later'\n", "expected one of 'append', 'event'", "docs/configuration.md"),
+        ("[kafka\n", "cannot read settings file", "docs/configuration.md"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(tmp_path: Path, text: str, message: str, hint: str):
+    with pytest.raises(UsageError) as caught:
+        load_settings(file=write(tmp_path, text), environ={})
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_an_unknown_variable_of_ours_is_an_error_and_others_are_not(tmp_path: Path):
+    with pytest.raises(UsageError, match="SPOOR_KAFKA__PROT"):
+        load_settings(file=write(tmp_path, ""), environ={"SPOOR_KAFKA__PROT": "1"})
+    load_settings(file=write(tmp_path, ""), environ={"KAFKA__PROT": "1"})
+
+
+def test_the_reference_page_is_what_the_sections_say():
+    assert config_reference.PAGE.read_text() == config_reference.page(), "python -m spoor.config_reference --write"
+
+
+def test_a_stale_page_is_reported_and_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = tmp_path / "configuration.md"
+    shutil.copy(config_reference.PAGE, page)
+    monkeypatch.setattr(config_reference, "PAGE", page)
+    assert config_reference.main(["--check"]) == 0
+    page.write_text(page.read_text().replace("19092", "9092"))
+    assert config_reference.main(["--check"]) == 1
+    assert config_reference.main(["--write"]) == 0
+    assert config_reference.main(["--check"]) == 0
+    assert config_reference.main([]) == 2
+
+
+@pytest.mark.parametrize(("name", "cls"), SECTIONS.items())
+def test_every_setting_has_a_meaning(name: str, cls: type):
+    meanings = config_reference.comments(cls)
+    assert [field.name for field in dataclasses.fields(cls) if not meanings.get(field.name)] == []
+
+
+def test_reading_settings_loads_no_heavy_library():
+    code = "import sys, spoor.config; print({'torch', 'feast', 'faust', 'apache_beam', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
