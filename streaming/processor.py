@@ -262,4 +262,5 @@ def _gave_up(step: str, tries: int, error: BaseException) -> SpoorError:
 
 def _brief(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, SpoorError) else f"{type(error).__name__}: {text}"
+    name = type(error).__name__
+    return text if isinstance(error, SpoorError) or text.startswith(name) else f"{name}: {text}"

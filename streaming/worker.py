@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any, cast
 import faust
 from aiokafka.errors import KafkaError
 from faust import streams
+from faust.exceptions import FaustError
 
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
@@ -65,6 +66,8 @@ _POLL_RECORDS = 500  # small polls keep the consumer thread answering the group 
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a record may be
 _STOP_SECONDS = 60.0  # for the batch in flight and the commit
 _WATCH_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
+_REPEAT_SECONDS = 30.0  # between two equal lines of a library
 
 
 class StreamApp(faust.App):
@@ -215,45 +218,37 @@ async def _stop(app: StreamApp) -> None:
 
 
 async def _watch(app: StreamApp, stall_seconds: float) -> None:
-    """Ends the worker when Faust has crashed, or when events wait and nothing has been committed for too long: a
-    consumer that hangs after a rebalance looks alive to everybody else."""
+    """Ends the worker when Faust has crashed, or when nothing has been committed for too long though events wait or the
+    broker does not answer: a consumer that hangs after a rebalance looks alive to everybody else."""
     processor = app.processor
     while not processor.finished.is_set():
         with suppress(TimeoutError):
-            await asyncio.wait_for(app._crashed.wait(), _WATCH_SECONDS)
+            await asyncio.wait_for(app._crashed.wait(), min(_WATCH_SECONDS, stall_seconds))
         if app.crashed:
             reason = app.crash_reason
-            processor.fail(
-                InfrastructureError(
-                    f"the stream crashed: {type(reason).__name__}: {reason}",
-                    hint="nothing was lost: start the worker again",
-                )
-            )
-        elif time.monotonic() - processor.progress < stall_seconds:
-            continue
-        elif not await _waiting(app):
+            message = f"the stream crashed: {type(reason).__name__}: {reason}"
+            processor.fail(InfrastructureError(message, hint="nothing was lost: start the worker again"))
+        elif time.monotonic() - processor.progress >= stall_seconds:
+            if stall := await _stall(app):
+                message = f"no progress for {stall_seconds:.0f} s although {stall}"
+                hint = "nothing was lost: start the worker again (stream.stall_seconds sets this limit)"
+                processor.fail(InfrastructureError(message, hint=hint))
             processor.progress = time.monotonic()
-        else:
-            processor.fail(
-                InfrastructureError(
-                    f"no progress for {stall_seconds:.0f} s although events wait",
-                    hint="nothing was lost: start the worker again (stream.stall_seconds sets this limit)",
-                )
-            )
 
 
-async def _waiting(app: StreamApp) -> bool:
-    """Whether a batch is unfinished or the position lies before the end of an assigned partition."""
+async def _stall(app: StreamApp) -> str:
+    """What ought to have moved: an unfinished batch, or a position before the end of an assigned partition. Empty where
+    there is nothing to do."""
     consumer = app.consumer
-    if len(consumer.unacked):
-        return True
-    assigned = consumer.assignment()
     try:
-        ends = await asyncio.wait_for(consumer.highwaters(*assigned), 10.0) if assigned else {}
-        positions = {tp: await asyncio.wait_for(consumer.position(tp), 10.0) for tp in assigned}
-    except TimeoutError:
-        return True
-    return any((positions[tp] or 0) < ends[tp] for tp in assigned)
+        if len(consumer.unacked):
+            return "events wait"
+        assigned = consumer.assignment()
+        ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
+        positions = {tp: await asyncio.wait_for(consumer.position(tp), _ANSWER_SECONDS) for tp in assigned}
+    except (TimeoutError, KafkaError, FaustError):
+        return "the broker does not answer"
+    return "events wait" if any((positions[tp] or 0) < ends[tp] for tp in assigned) else ""
 
 
 def _stop_on_signals(finished: asyncio.Event) -> None:
@@ -290,24 +285,46 @@ class _OneLine(logging.Formatter):
         return super().format(record).replace("\n", " ")
 
 
+class _NotAgain(logging.Filter):
+    """Lets a library's line through once in `seconds`: aiokafka repeats its errors ten times a second while a broker
+    is away."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._told: dict[tuple[str, object], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(("aiokafka", "faust", "mode")):
+            return True
+        now = time.monotonic()
+        if now - self._told.get((record.name, record.msg), -self._seconds) < self._seconds:
+            return False
+        self._told[record.name, record.msg] = now
+        return True
+
+
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Worker lines from INFO, library lines from ERROR, all to stderr, one line each. Where the caller has set up
-    logging of its own, that stays."""
-    root = logging.getLogger()
-    if root.handlers:
-        yield
-        return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root.addHandler(handler)
-    ours = logging.getLogger("streaming")
-    level, root_level = ours.level, root.level
-    root.setLevel(logging.ERROR)
-    ours.setLevel(logging.INFO)
+    logging, levels and handlers stay as they are; in both cases the libraries' repetitions are left out."""
+    root, ours = logging.getLogger(), logging.getLogger("streaming")
+    levels = root.level, ours.level
+    own = None if root.handlers else logging.StreamHandler(sys.stderr)
+    if own is not None:
+        own.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        root.addHandler(own)
+        root.setLevel(logging.ERROR)
+        ours.setLevel(logging.INFO)
+    handlers, quiet = list(root.handlers), _NotAgain(_REPEAT_SECONDS)
+    for handler in handlers:
+        handler.addFilter(quiet)
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        root.setLevel(root_level)
-        ours.setLevel(level)
+        for handler in handlers:
+            handler.removeFilter(quiet)
+        if own is not None:
+            root.removeHandler(own)
+            root.setLevel(levels[0])
+            ours.setLevel(levels[1])

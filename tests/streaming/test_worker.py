@@ -2,10 +2,12 @@
 to the workers. The full matrix of faults is in tests/end_to_end."""
 
 import dataclasses
+import os
 import signal
 import sqlite3
 import urllib.request
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
@@ -13,11 +15,13 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
+from spoor import services
+from spoor.kafka_admin import ensure_topics
 from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
-from tests.conftest import free_port
-from tests.streaming.conftest import World, some_events, wait_until
+from tests.conftest import free_port, settings_in
+from tests.streaming.conftest import RELEASE, World, some_events, wait_until
 
 BAD = [b"not json", b"", None, b"[]", b'{"user_id": 1}', b"\xff", b"{" * 20_000]
 
@@ -214,6 +218,28 @@ def test_a_broker_that_is_down_is_one_clear_error(world: World):
     with pytest.raises(InfrastructureError, match="no Kafka broker answers") as raised:
         run_worker(down, timeout_seconds=60)
     assert "spoor services up" in raised.value.hint
+
+
+def test_a_broker_that_dies_ends_the_worker_with_one_clear_error(world: World, tmp_path: Path):
+    server = settings_in(tmp_path / "broker", kafka__port=free_port(), kafka__controller_port=free_port())
+    broker = services.up(server)
+    try:
+        own = dataclasses.replace(world.settings.kafka, bootstrap_servers=server.kafka.address)
+        ensure_topics(own, releases=[RELEASE])
+        worker = world.start_worker(
+            SPOOR_KAFKA__BOOTSTRAP_SERVERS=server.kafka.address,
+            SPOOR_KAFKA__REQUEST_TIMEOUT_SECONDS="2",
+            SPOOR_STREAM__STALL_SECONDS="3",
+        )
+        worker.await_log("partitions 0 1 2 3")
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        assert worker.ended() == 3, worker.log
+    finally:
+        services.down(server)
+    assert "error: no progress for 3 s although the broker does not answer" in worker.log
+    assert worker.log.count("Unable connect") <= 1
+    assert "Traceback" not in worker.log
 
 
 def test_missing_topics_are_named(world: World):
