@@ -85,14 +85,13 @@ def test_importing_the_definitions_as_a_package_reads_no_settings_and_registers_
     assert not [value for value in vars(definitions).values() if isinstance(value, FeatureView | FeatureService)]
 
 
-def test_feast_apply_from_the_command_line_then_spoor_and_plain_feast_read(tmp_path):
+def test_feast_apply_from_the_command_line_serves_spoor_and_plain_feast_and_forgets_what_is_gone(tmp_path):
     repo = copy_of_the_repo(tmp_path)
     add_release(tmp_path / "releases", "base-3")
     applied = feast(tmp_path, "-c", "feature_repo", "apply")
     for line in ("feature view user_history", "feature view user_embedding_base_3", "feature service ranker_base_3"):
         assert f"Created {line}" in applied
     assert sorted(path.name for path in (tmp_path / ".spoor").iterdir()) == ["online.db", "registry.db"]
-    assert "No changes to registry" in feast(tmp_path, "-c", "feature_repo", "apply")
 
     features = load_feature_settings(repo)
     open_online(features).check()
@@ -103,11 +102,6 @@ def test_feast_apply_from_the_command_line_then_spoor_and_plain_feast_read(tmp_p
     entities = pd.DataFrame({"user_id": ["ann"], "item_id": ["i1"], "event_timestamp": [datetime.now(UTC)]})
     assert historical_features(features, entities, "base-3")["events_used"].isna().all()
 
-
-def test_feast_apply_forgets_a_retired_release(tmp_path):
-    copy_of_the_repo(tmp_path)
-    add_release(tmp_path / "releases", "base-3")
-    feast(tmp_path, "-c", "feature_repo", "apply")
     (tmp_path / "releases" / "base-3" / "release.json").unlink()
     assert "Deleted feature view user_embedding_base_3" in feast(tmp_path, "-c", "feature_repo", "apply")
 
