@@ -1,9 +1,9 @@
 """`spoor backfill`: every user's history and embeddings from the lake, into the online store and the offline log.
 
-Work items are user buckets. A bucket is read once and travels as slices (Arrow tables of up to SLICE_USERS users); each
-slice is encoded, written and noted in the job's manifest, state_folder/jobs/backfill-<id>/manifest. The id derives from
-what the job computes (the lake's contents, the releases, the times, the options), so a run that resumes can only find
-its own work: the same inputs give the same files, and what is noted is skipped.
+Work items are user buckets, small ones together. They are read once and travel as slices (Arrow tables of up to
+SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest. The id derives
+from what the job computes (the lake's contents, the releases, the times, the options), so a run that resumes can only
+find its own work: the same inputs give the same files, and what is noted is skipped.
 
 Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
 the lake's alone, because the store's may hold events from after the as-of time.
@@ -36,16 +36,20 @@ from batch.backfill_steps import (
     ROWS,
     BackfillOptions,
     EncodeAndWrite,
-    ReadBucket,
+    ReadBuckets,
     WriteItems,
+    group_key,
     items_key,
+    offline_key,
 )
-from batch.histories import snapshot_times
+from batch.histories import bucket_groups, snapshot_times
 from batch.jobs import LOCAL_RUNNER, Failures, exclusive, fingerprint, progress, run_pipeline
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings
 from encoder.release import read_info
+from feature_repo.names import USER_HISTORY, user_embedding_view
+from store.offline import open_offline
 from store.online import open_online
 
 _LOG = logging.getLogger(__name__)
@@ -53,12 +57,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackfillPlan:
-    """`buckets` are still to be done, `finished` were done by an earlier run of this job."""
+    """`groups` of user buckets are still to be done, `finished` items were done by an earlier run of this job."""
 
     job: str
     folder: Path
     options: BackfillOptions
-    buckets: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     item_releases: tuple[str, ...]
     finished: int
 
@@ -76,7 +80,7 @@ class BackfillResult:
     releases: tuple[str, ...]
     as_of_ms: int | None
     snapshots: int
-    items: int  # work items: user buckets, and one per release's item vectors
+    items: int  # work items: groups of user buckets, and one per release's item vectors
     skipped: int  # of these: finished by an earlier run
     dry_run: bool
     rows: int = 0
@@ -149,23 +153,30 @@ def run_backfill(
 def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions, *, resume: bool) -> BackfillPlan:
     """Which work items are to be done; with `resume`, without those that the manifest holds."""
     described = [asdict(read_info(settings.features.releases_folder / name)) for name in _written(settings, options)]
-    identity = (lake.manifest.records(), described, asdict(options), asdict(settings.history), settings.stream.as_of)
+    groups = bucket_groups(lake)
+    identity = (
+        groups,
+        lake.manifest.records(),
+        described,
+        asdict(options),
+        asdict(settings.history),
+        settings.stream.as_of,
+    )
     job = f"backfill-{fingerprint(*identity)}"
     folder = settings.state_folder / "jobs" / job
     noted = set(Manifest(folder / "manifest").records()) if resume else set()
-    buckets = lake.buckets_with_data()
     items = options.releases
-    todo = tuple(bucket for bucket in buckets if not bucket_finished(bucket, noted))
+    todo = tuple(group for group in groups if not group_finished(group, noted))
     todo_items = tuple(release for release in items if items_key(release) not in noted)
-    finished = len(buckets) - len(todo) + len(items) - len(todo_items)
+    finished = len(groups) - len(todo) + len(items) - len(todo_items)
     return BackfillPlan(job, folder, options, todo, todo_items, finished)
 
 
-def bucket_finished(bucket: int, noted: set[str]) -> bool:
-    """Whether the manifest's keys hold every slice of the bucket; the last one says in its key that it is the last."""
-    of_bucket = {key for key in noted if key.startswith(f"b{bucket:02d}-")}
-    last = [int(key.split("-")[1]) for key in of_bucket if key.endswith("-last")]
-    return bool(last) and len(of_bucket) == last[0] + 1
+def group_finished(buckets: Sequence[int], noted: set[str]) -> bool:
+    """Whether the manifest's keys hold every slice of the group; the last one says in its key that it is the last."""
+    of_group = {key for key in noted if key.startswith(f"{group_key(buckets)}-")}
+    last = [int(key.split("-")[1]) for key in of_group if key.endswith("-last")]
+    return bool(last) and len(of_group) == last[0] + 1
 
 
 def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> PCollection[str]:
@@ -181,9 +192,9 @@ def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) 
         )
     return (
         pipeline
-        | "List user buckets" >> beam.Create(plan.buckets, reshuffle=False)
+        | "List user buckets" >> beam.Create(plan.groups, reshuffle=False)
         | "Spread buckets over workers" >> beam.Reshuffle()
-        | "Read histories of bucket" >> beam.ParDo(ReadBucket(settings, options, failures))
+        | "Read histories of buckets" >> beam.ParDo(ReadBuckets(settings, options, failures))
         | "Encode and write histories"
         >> beam.ParDo(EncodeAndWrite(settings, options, written, plan.job, plan.manifest, failures))
     )
@@ -220,7 +231,7 @@ def _written(settings: BatchSettings, options: BackfillOptions) -> list[str]:
 
 
 def _todo(plan: BackfillPlan) -> int:
-    return len(plan.buckets) + len(plan.item_releases)
+    return len(plan.groups) + len(plan.item_releases)
 
 
 def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: str) -> dict[str, int]:
@@ -238,13 +249,32 @@ def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: str
 
     def finished() -> set[str]:
         noted = {path.stem for path in plan.manifest.folder.glob("[!.]*.json")}
-        buckets = {f"bucket {bucket}" for bucket in plan.buckets if bucket_finished(bucket, noted)}
-        return buckets | {key for key in map(items_key, plan.item_releases) if key in noted}
+        groups = {f"buckets {group_key(group)}" for group in plan.groups if group_finished(group, noted)}
+        return groups | {key for key in map(items_key, plan.item_releases) if key in noted}
 
     with progress("backfill", total=_todo(plan), finished=finished):
-        return run_pipeline(
+        counts = run_pipeline(
             lambda pipeline: build(pipeline, settings, plan),
             runner=runner,
             failures=Failures(plan.folder),
             namespace=NAMESPACE,
         )
+    if plan.options.offline and not counts.get(ENCODE_FAILURES):
+        _remove_replaced(settings, plan)
+    return counts
+
+
+def _remove_replaced(settings: BatchSettings, plan: BackfillPlan) -> None:
+    """An earlier job of the same times may have cut its slices elsewhere: what this one did not replace goes."""
+    offline = open_offline(settings.features)
+    prefix = f"{offline_key(plan.options, plan.job)}-"
+    written = {f"{prefix}{key}" for key in plan.manifest.records()}
+
+    def left(view: str) -> list[str]:
+        return [key for key in offline.manifest(view).records() if key.startswith(prefix) and key not in written]
+
+    for key in left(USER_HISTORY):
+        offline.write_histories(key, [])
+    for release in plan.options.releases:
+        for key in left(user_embedding_view(release)):
+            offline.write_embeddings(release, key, [])

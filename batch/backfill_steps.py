@@ -1,4 +1,4 @@
-"""The steps of a backfill as Beam runs them: read a user bucket, encode and write a slice of it, write item vectors.
+"""The steps of a backfill as Beam runs them: read user buckets, encode and write a slice of them, write item vectors.
 
 Servers, files and models are opened in `setup`, once per process; what crosses between steps is an Arrow table.
 """
@@ -54,7 +54,7 @@ class BackfillOptions:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Some users of a bucket (BATCH_SCHEMA). The last slice of a bucket says so in its key."""
+    """Some users of a group of buckets (BATCH_SCHEMA). The group's last slice says so in its key."""
 
     key: str
     table: pa.Table
@@ -65,8 +65,13 @@ def items_key(release: str) -> str:
     return f"items-{release}"
 
 
-class ReadBucket(beam.DoFn):
-    """User bucket → its histories in slices, in the same order whenever the lake is the same."""
+def group_key(buckets: Sequence[int]) -> str:
+    """The work item of a group of user buckets."""
+    return f"b{buckets[0]:02d}"
+
+
+class ReadBuckets(beam.DoFn):
+    """Group of user buckets → their histories in slices, in the same order whenever the lake is the same."""
 
     def __init__(
         self,
@@ -81,7 +86,7 @@ class ReadBucket(beam.DoFn):
         self._failures = failures
         self._slice_users = slice_users
 
-    def process(self, element: int) -> Iterator[Slice]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def process(self, element: tuple[int, ...]) -> Iterator[Slice]:  # pyright: ignore[reportIncompatibleMethodOverride]
         with self._failures.recorded():
             batches = self._batches(element)
             batch = next(batches, None)
@@ -89,19 +94,19 @@ class ReadBucket(beam.DoFn):
         while batch is not None:
             with self._failures.recorded():
                 following = next(batches, None)
-            yield Slice(f"b{element:02d}-{number:05d}{'' if following else '-last'}", batch.to_arrow())
+            yield Slice(f"{group_key(element)}-{number:05d}{'' if following else '-last'}", batch.to_arrow())
             batch, number = following, number + 1
 
-    def _batches(self, bucket: int) -> Iterator[UserBatch]:
+    def _batches(self, buckets: tuple[int, ...]) -> Iterator[UserBatch]:
         lake, options = open_lake(self._settings.lake), self._options
         max_events = self._settings.history.max_events
         if options.snapshots:
             yield from snapshot_batches(
-                lake, bucket, times_ms=options.snapshots, max_events=max_events, slice_users=self._slice_users
+                lake, buckets, times_ms=options.snapshots, max_events=max_events, slice_users=self._slice_users
             )
             return
         batch = newest_histories(
-            lake, bucket, max_events=max_events, to_ms=options.as_of_ms, as_of=self._settings.stream.as_of
+            lake, buckets, max_events=max_events, to_ms=options.as_of_ms, as_of=self._settings.stream.as_of
         )
         for start in range(0, len(batch.user_ids), self._slice_users):
             yield batch.take(np.arange(start, min(start + self._slice_users, len(batch.user_ids))))

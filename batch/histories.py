@@ -1,14 +1,17 @@
-"""From the lake to histories, one user bucket at a time, as Arrow tables that travel between Beam steps.
+"""From the lake to histories, as Arrow tables that travel between Beam steps.
 
-Two readings: `newest_histories` keeps only each user's newest L events while it walks a bucket's files, so memory is
-bounded by users × L; `snapshot_rows` needs a bucket's whole past at once (20 bytes an event and the user ids), because
-every snapshot looks at another part of it. More lake.buckets make both smaller.
+A work item is a group of user buckets: one bucket, or several small ones, because each costs files and reads of its
+own. Two readings: `newest_histories` keeps only each user's newest L events while it walks the files, so memory is
+bounded by users × L; `snapshot_batches` needs the group's whole past at once (20 bytes an event and the user ids),
+because every snapshot looks at another part of it. More lake.buckets make both smaller.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -20,6 +23,7 @@ from activity.history import EVENT_DTYPE, Histories, concat, group_events, histo
 from activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
+GROUP_EVENTS = 1_000_000  # buckets are grouped up to this many events
 FOLD_EVENTS = 1_000_000  # events that are gathered before they are merged into the histories
 _UNBOUNDED = np.iinfo(np.int64).max
 _EVENT_TYPE = pa.struct(
@@ -67,16 +71,34 @@ class UserBatch:
         return cls(table["user_id"].to_pylist(), Histories(values, offsets), table["as_of_ms"].to_numpy())
 
 
+def bucket_groups(lake: Lake, *, group_events: int | None = None) -> list[tuple[int, ...]]:
+    """The buckets that hold data, ascending, in groups of at most `group_events` events (at least one bucket)."""
+    limit = GROUP_EVENTS if group_events is None else group_events
+    events: Counter[int] = Counter()
+    for record in lake.manifest.records().values():
+        for file in record["files"]:
+            events[file["bucket"]] += file["rows"]
+    groups: list[tuple[int, ...]] = []
+    held = 0
+    for bucket in sorted(events):
+        if not groups or held + events[bucket] > limit:
+            groups.append(())
+            held = 0
+        groups[-1] += (bucket,)
+        held += events[bucket]
+    return groups
+
+
 def newest_histories(
     lake: Lake,
-    bucket: int,
+    buckets: Sequence[int],
     *,
     max_events: int,
     to_ms: int | None = None,
     as_of: Literal["append", "event"] = "append",
     fold_events: int = FOLD_EVENTS,
 ) -> UserBatch:
-    """Every user of the bucket with an event before `to_ms`, by user id, and its newest `max_events` of these.
+    """Every user of the buckets with an event before `to_ms`, by user id, and its newest `max_events` of these.
 
     as_of_ms is `to_ms` where given; else, as in the stream, the latest append time of the user's events, or with
     `as_of="event"` the latest event time.
@@ -84,7 +106,8 @@ def newest_histories(
     state = UserBatch([], Histories.empty(0), np.empty(0, np.int64))
     columns = [*EVENT_SCHEMA.names, "append_time"]
     pending: list[pa.Table] = []
-    for table in lake.batches(bucket=bucket, to_ms=to_ms, columns=columns):
+    files = (lake.batches(bucket=bucket, to_ms=to_ms, columns=columns) for bucket in buckets)
+    for table in chain.from_iterable(files):
         pending.append(table)
         if sum(map(len, pending)) >= fold_events:
             state = _fold(state, pa.concat_tables(pending), max_events=max_events, as_of=as_of)
@@ -103,14 +126,15 @@ def snapshot_times(from_ms: int, to_ms: int, every_ms: int) -> list[int]:
 
 
 def snapshot_batches(
-    lake: Lake, bucket: int, *, times_ms: Sequence[int], max_events: int, slice_users: int = SLICE_USERS
+    lake: Lake, buckets: Sequence[int], *, times_ms: Sequence[int], max_events: int, slice_users: int = SLICE_USERS
 ) -> Iterator[UserBatch]:
-    """The bucket's histories as they were at each of the ascending times, in slices of at most `slice_users` rows.
+    """The buckets' histories as they were at each of the ascending times, in slices of at most `slice_users` rows.
 
     A row is one user at one time T: the newest `max_events` events before T; as_of_ms is T. Only users with an event
     since the previous time have a row (at the first time: every user with an event before it).
     """
-    table = lake.read(bucket=bucket, to_ms=times_ms[-1], columns=EVENT_SCHEMA.names)
+    columns = EVENT_SCHEMA.names
+    table = pa.concat_tables([lake.read(bucket=bucket, to_ms=times_ms[-1], columns=columns) for bucket in buckets])
     user_ids, histories = group_events(table["user_id"].to_pylist(), history_values(table), max_events=_UNBOUNDED)
     rows = snapshot_rows(histories, times_ms)
     by_time_and_user = sorted(range(len(rows.ends)), key=lambda row: (rows.times[row], user_ids[rows.users[row]]))

@@ -1,8 +1,8 @@
 """`spoor verify`: recomputes offline what is online and reports every difference; `--repair` mends them.
 
-Work items are user buckets. For each, the lake's newest events are compared with the stored histories, and every live
-release's embeddings with what its encoder makes of the stored history. Users that the store has and the lake does not
-are differences too: the driver lists the store's users by bucket first, in files, so memory stays bounded.
+Work items are user buckets, small ones together. The lake's newest events are compared with the stored histories, and
+every live release's embeddings with what its encoder makes of the stored history. Users that the store has and the lake
+does not are differences too: the driver lists the store's users by bucket first, in files, so memory stays bounded.
 
 A repair goes through the guarded writer like any other update, so it merges: an event that is online and not in the
 lake is kept, and still reported. Most such events are in Kafka and not archived yet: `lag` says how many there are.
@@ -27,12 +27,13 @@ from activity.files import Manifest, atomic_write
 from activity.hashing import buckets_of
 from activity.lake import Lake
 from batch.archive import open_lake
+from batch.histories import bucket_groups
 from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases
 from batch.settings import BatchSettings
-from batch.verify_steps import KINDS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBucket
+from batch.verify_steps import KINDS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
 from store.online import OnlineStore, open_online
 
 LISTING_USERS = 100_000  # online users that are sorted into buckets at a time
@@ -74,17 +75,18 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = L
             with publisher:
                 Journal(jobs / "unpublished").publish_left(publisher)
         listing = list_online_users(online, folder / "online", buckets=lake.buckets)
-        buckets = sorted({*listing, *lake.buckets_with_data()})
+        groups = bucket_groups(lake)
+        groups += [(bucket,) for bucket in listing if not any(bucket in group for group in groups)]
         reports = Manifest(folder / "manifest")
 
         def finished() -> set[str]:
             return {path.stem for path in reports.folder.glob("[!.]*.json")}
 
         failures = Failures(folder)
-        with progress("verify", total=len(buckets), finished=finished):
+        with progress("verify", total=len(groups), finished=finished):
             run_pipeline(
                 lambda pipeline: build(
-                    pipeline, settings, buckets, releases=releases, folder=folder, repair=repair, failures=failures
+                    pipeline, settings, groups, releases=releases, folder=folder, repair=repair, failures=failures
                 ),
                 runner=runner,
                 failures=failures,
@@ -97,20 +99,20 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = L
 def build(
     pipeline: beam.Pipeline,
     settings: BatchSettings,
-    buckets: list[int],
+    groups: list[tuple[int, ...]],
     *,
     releases: list[str],
     folder: Path,
     repair: bool,
     failures: Failures,
 ) -> PCollection[str]:
-    """The pipeline: one element per user bucket, one report per element in folder/manifest."""
-    comparing = VerifyBucket(settings, releases, folder, failures, repair=repair)
+    """The pipeline: one element per group of user buckets, one report per element in folder/manifest."""
+    comparing = VerifyBuckets(settings, releases, folder, failures, repair=repair)
     return (
         pipeline
-        | "List user buckets" >> beam.Create(buckets, reshuffle=False)
+        | "List user buckets" >> beam.Create(groups, reshuffle=False)
         | "Spread buckets over workers" >> beam.Reshuffle()
-        | "Compare bucket with the store" >> beam.ParDo(comparing)
+        | "Compare buckets with the store" >> beam.ParDo(comparing)
     )
 
 

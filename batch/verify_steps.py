@@ -1,4 +1,4 @@
-"""How `spoor verify` compares one user bucket with the store, and mends what differs."""
+"""How `spoor verify` compares user buckets with the store, and mends what differs."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Difference:
     detail: str
 
 
-class VerifyBucket(beam.DoFn):
-    """User bucket → a report in folder/manifest; yields its key."""
+class VerifyBuckets(beam.DoFn):
+    """Group of user buckets → a report in folder/manifest; yields its key."""
 
     def __init__(
         self, settings: BatchSettings, releases: Sequence[str], folder: Path, failures: Failures, *, repair: bool
@@ -74,8 +74,8 @@ class VerifyBucket(beam.DoFn):
         if mender is not None:
             mender.close()
 
-    def process(self, element: int) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        key = f"bucket-{element:02d}"
+    def process(self, element: tuple[int, ...]) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        key = f"buckets-{element[0]:02d}"
         with self._failures.recorded():
             found: list[Difference] = []
             remaining: list[Difference] = []
@@ -101,15 +101,16 @@ class VerifyBucket(beam.DoFn):
         Metrics.counter(NAMESPACE, DIFFERENCES).inc(len(found))
         yield key
 
-    def _slices(self, bucket: int) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
-        """The bucket's users, those that only the store knows last and without events, and bool[U]: in the lake."""
+    def _slices(self, buckets: Sequence[int]) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
+        """The buckets' users, those that only the store knows last and without events, and bool[U]: in the lake."""
         settings = self._settings
         lake = newest_histories(
-            open_lake(settings.lake), bucket, max_events=settings.history.max_events, as_of=settings.stream.as_of
+            open_lake(settings.lake), buckets, max_events=settings.history.max_events, as_of=settings.stream.as_of
         )
         listed: set[str] = set()
-        for path in sorted((self._folder / "online" / f"{bucket:02d}").glob("[!.]*.json")):
-            listed.update(json.loads(path.read_bytes()))
+        for bucket in buckets:
+            for path in sorted((self._folder / "online" / f"{bucket:02d}").glob("[!.]*.json")):
+                listed.update(json.loads(path.read_bytes()))
         extra = sorted(listed.difference(lake.user_ids))
         both = UserBatch(
             [*lake.user_ids, *extra],

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import batch.histories
 from activity.errors import DataError, UsageError
 from activity.files import Manifest
 from activity.history import Histories
 from activity.packing import unpack
-from batch.archive import open_lake, run_archive
-from batch.backfill import BackfillResult, bucket_finished, run_backfill
+from batch.archive import run_archive
+from batch.backfill import BackfillResult, group_finished, run_backfill
 from encoder.inference import load_encoders
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
@@ -187,9 +188,10 @@ def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(world: Any, 
 
 CRASH = """
 import os, pickle, signal, sys
-import activity.files, batch.publish
+import activity.files, batch.histories, batch.publish
 from batch.backfill import run_backfill
 
+batch.histories.GROUP_EVENTS = 30
 settings, where, count = pickle.load(open(sys.argv[1], "rb")), sys.argv[2], int(sys.argv[3])
 def dying(original):
     def call(*arguments):
@@ -215,6 +217,13 @@ def _killed_backfill(settings: Settings, folder: Path, *, where: str, after: int
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
 
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one work item, as in the process that is killed."""
+    monkeypatch.setattr(batch.histories, "GROUP_EVENTS", 30)
+
+
+@pytest.mark.usefixtures("small_groups")
 def test_a_killed_backfill_that_resumes_ends_like_one_run(
     world: Any, last_records: Last, tmp_path: Path, sql_histories: Sql
 ) -> None:
@@ -234,6 +243,7 @@ def test_a_killed_backfill_that_resumes_ends_like_one_run(
     assert sorted(last_records(world.settings, "base-1")) == sorted(sql_histories(events, 8))
 
 
+@pytest.mark.usefixtures("small_groups")
 def test_what_a_killed_backfill_wrote_but_did_not_publish_is_published(
     world: Any, last_records: Last, tmp_path: Path
 ) -> None:
@@ -244,6 +254,21 @@ def test_what_a_killed_backfill_wrote_but_did_not_publish_is_published(
     assert resumed.changed < resumed.rows == 20  # the killed one had written some: nothing changes for them now
     assert sorted(last_records(world.settings, "base-1")) == sorted(_online_histories(world.settings))
     assert not list((world.settings.state_folder / "jobs" / "unpublished").glob("*"))
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_rows_of_an_earlier_job_with_the_same_times_are_replaced_however_it_was_cut(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.produce(world.events(18, 200), 0)
+    run_archive(world.settings)
+    as_of = START_MS + 4 * DAY_MS
+    run_backfill(world.settings, as_of_ms=as_of, online=False)
+    before = _offline(world.settings, user_embedding_view("base-1"))
+    monkeypatch.setattr(batch.histories, "GROUP_EVENTS", 1_000)
+    run_backfill(world.settings, as_of_ms=as_of, online=False)
+    assert _same_rows(before, _offline(world.settings, user_embedding_view("base-1")))
+    assert len({row["user_id"] for row in before}) == len(before) == 20
 
 
 def test_without_a_broker_rows_are_published_by_the_next_backfill(
@@ -277,7 +302,7 @@ def test_a_dry_run_writes_nothing(world: Any) -> None:
     world.produce(world.events(15, 50), 0)
     run_archive(world.settings)
     result = run_backfill(world.settings, dry_run=True)
-    assert result.dry_run and result.items == len(open_lake(world.settings.lake).buckets_with_data()) + 1
+    assert result.dry_run and result.items == 1 + 1  # all buckets together, and the item vectors
     assert _online_histories(world.settings) == {}
     assert not (world.settings.state_folder / "jobs" / result.job).exists()
 
@@ -313,8 +338,8 @@ def test_a_damaged_release_stops_the_job_with_one_message(world: Any) -> None:
         (["b03-00000", "b03-00001-last", "b04-00000"], True),
     ],
 )
-def test_a_bucket_is_finished_when_all_its_slices_are(noted: list[str], finished: bool) -> None:
-    assert bucket_finished(3, set(noted)) == finished
+def test_a_group_is_finished_when_all_its_slices_are(noted: list[str], finished: bool) -> None:
+    assert group_finished((3, 4), set(noted)) == finished
 
 
 def test_the_manifest_adds_up(world: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from activity.events import Event
 from activity.history import EVENT_DTYPE, Histories, equal_rows
 from activity.lake import LAKE_SCHEMA, Lake
-from batch.histories import UserBatch, newest_histories, snapshot_batches, snapshot_times
+from batch.histories import UserBatch, bucket_groups, newest_histories, snapshot_batches, snapshot_times
 
 L = 5
 Rows = list[tuple[int, int, int, int]]
@@ -50,7 +50,7 @@ def _as_rows(batch: UserBatch) -> dict[str, Rows]:
 def _all(lake: Lake, **options: object) -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for bucket in range(lake.buckets):
-        found |= _as_rows(newest_histories(lake, bucket, max_events=L, **options))  # type: ignore[arg-type]
+        found |= _as_rows(newest_histories(lake, [bucket], max_events=L, **options))  # type: ignore[arg-type]
     return found
 
 
@@ -68,15 +68,15 @@ def test_as_of_is_the_latest_append_or_event_time_of_the_user(tmp_path: Path) ->
     late = Event("user-1", "a", "view", "web", 10)
     lake = _lake(tmp_path, [[Event("user-1", "b", "view", "web", 50)], [late]])
     (bucket,) = lake.buckets_with_data()
-    assert newest_histories(lake, bucket, max_events=L).as_of_ms.tolist() == [5_000_001]
-    assert newest_histories(lake, bucket, max_events=L, as_of="event").as_of_ms.tolist() == [50]
-    assert newest_histories(lake, bucket, max_events=L, to_ms=70).as_of_ms.tolist() == [70]
+    assert newest_histories(lake, [bucket], max_events=L).as_of_ms.tolist() == [5_000_001]
+    assert newest_histories(lake, [bucket], max_events=L, as_of="event").as_of_ms.tolist() == [50]
+    assert newest_histories(lake, [bucket], max_events=L, to_ms=70).as_of_ms.tolist() == [70]
 
 
 def test_users_come_in_order_of_their_ids(tmp_path: Path) -> None:
     lake = _lake(tmp_path, [_events(2, 100)])
     for bucket in range(lake.buckets):
-        user_ids = newest_histories(lake, bucket, max_events=L).user_ids
+        user_ids = newest_histories(lake, [bucket], max_events=L).user_ids
         assert user_ids == sorted(user_ids)
 
 
@@ -89,7 +89,7 @@ def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed
     assert times[0] == 1_000_060 and times[-1] == 1_000_300
     found: dict[int, dict[str, Rows]] = {time: {} for time in times}
     for bucket in range(lake.buckets):
-        for batch in snapshot_batches(lake, bucket, times_ms=times, max_events=L, slice_users=7):
+        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L, slice_users=7):
             assert 0 < len(batch.user_ids) <= 7
             for row, (user, time) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True)):
                 assert user not in found[time]
@@ -108,15 +108,32 @@ def test_no_snapshot_holds_an_event_at_or_after_its_time(tmp_path: Path) -> None
     times = snapshot_times(1_000_100, 1_000_400, 100)  # events lie exactly on these times
     lake = _lake(tmp_path, [_events(4, 500)])
     for bucket in range(lake.buckets):
-        for batch in snapshot_batches(lake, bucket, times_ms=times, max_events=L):
+        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L):
             assert (batch.histories.last_times() < batch.as_of_ms).all()
+
+
+def test_several_buckets_are_read_like_one(tmp_path: Path, sql_histories: Sql) -> None:
+    events = _events(5, 300)
+    lake = _lake(tmp_path, [events])
+    batch = newest_histories(lake, range(lake.buckets), max_events=L)
+    assert batch.user_ids == sorted(batch.user_ids)
+    assert _as_rows(batch) == sql_histories(events, L)
+
+
+def test_small_buckets_are_grouped_up_to_a_number_of_events(tmp_path: Path) -> None:
+    lake = _lake(tmp_path, [_events(6, 300)])
+    assert bucket_groups(lake, group_events=300) == [(0, 1, 2)]
+    assert bucket_groups(lake, group_events=1) == [(0,), (1,), (2,)]
+    sizes = [len(lake.read(bucket=bucket)) for bucket in range(3)]
+    assert bucket_groups(lake, group_events=sizes[0] + sizes[1]) == [(0, 1), (2,)]
+    assert bucket_groups(_lake(tmp_path / "empty", [])) == []
 
 
 def test_a_bucket_without_events_gives_no_rows(tmp_path: Path) -> None:
     lake = _lake(tmp_path, [[Event("user-1", "a", "view", "web", 10)]])
     empty = next(bucket for bucket in range(lake.buckets) if bucket not in lake.buckets_with_data())
-    assert newest_histories(lake, empty, max_events=L).user_ids == []
-    assert list(snapshot_batches(lake, empty, times_ms=[100], max_events=L)) == []
+    assert newest_histories(lake, [empty], max_events=L).user_ids == []
+    assert list(snapshot_batches(lake, [empty], times_ms=[100], max_events=L)) == []
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [3, 0, 1]])
