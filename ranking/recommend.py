@@ -56,7 +56,7 @@ class OnlineFeatures:
     def read(self, user_id: str, items: Sequence[str]) -> pa.Table:
         """The service's features for one user beside each item, in the order of the items."""
         user = _entity_id(user_id, self._features.user_id_type)
-        parts = []
+        parts = [pa.table({name: _typed(name, []) for name in _FEATURES})]
         for start in range(0, len(items), _CHUNK_ITEMS):
             rows = [
                 {
@@ -82,16 +82,16 @@ class Recommender:
         """The `count` best items of the catalogue that are not in `seen`, best first; equal scores by item id."""
         left_out = set(seen)
         items = sorted(item for item in self._titles if item not in left_out)
-        if not items:
-            return Served(user_id, (), {})
         return self.rank(user_id, items, self._online.read(user_id, items), count=count)
 
     def rank(self, user_id: str, items: Sequence[str], features: pa.Table, *, count: int = 10) -> Served:
         """The best of `items`, from what `OnlineFeatures.read` returned for them, now or earlier."""
+        if not items:
+            return Served(user_id, (), {})
         scores = self._ranker.score(embedding_inputs(features))
-        best = np.argsort(-scores, kind="stable")[:count]
+        best = [int(k) for k in np.argsort(-scores, kind="stable")[:count]]
         chosen = tuple(Recommendation(items[k], self._titles[items[k]], float(scores[k])) for k in best)
-        return Served(user_id, chosen, features.slice(int(best[0]), 1).to_pylist()[0])
+        return Served(user_id, chosen, features.slice(best[0], 1).to_pylist()[0])
 
 
 def feast_reader(features: FeatureSettings, release: str) -> Reader:
