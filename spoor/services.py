@@ -34,7 +34,7 @@ from spoor.kafka_server import (
     write_configuration,
 )
 
-START_SECONDS = 90.0  # a start takes about 5 s; two busy cores and a long recovery need more
+START_SECONDS = 180.0  # a start takes about 5 s; busy cores and a long recovery need more
 STOP_SECONDS = 30.0
 FREE_BYTES_NEEDED = 256 * 1024 * 1024
 _POLL_SECONDS = 0.1

@@ -9,7 +9,8 @@ import dataclasses
 import random
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def settings_in(folder: Path, **flags: object) -> Settings:
     file.touch()
     given = {key.replace("__", "."): value for key, value in flags.items()}
     return load_settings(file=file, environ={}, flags={"state_folder": folder / "state"} | given)
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """`settings_in` this test's folder."""
+    return partial(settings_in, tmp_path)
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
-import dataclasses
-import json
-import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -43,50 +41,8 @@ COMMANDS = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        """What --json promised: one object, nothing else."""
-        return json.loads(self.out)
-
-    def failed_with(self, code: int) -> str:
-        """The error line, after the checks that hold for every failure: a message, a hint, no traceback."""
-        lines = self.err.splitlines()
-        assert self.code == code, self.err
-        assert "Traceback" not in self.err
-        assert lines[-1].startswith("hint: ") and len(lines[-1]) > len("hint: ")
-        assert lines[-2].startswith("error: ")
-        return lines[-2] + "\n" + lines[-1]
-
-
-Spoor = Callable[..., Done]
-
-
-@pytest.fixture
-def spoor(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Spoor]:
-    """Runs a command in this process, in an empty folder, with the settings' broker and state folder."""
-    monkeypatch.chdir(settings.state_folder.parent)
-    monkeypatch.setenv("SPOOR_KAFKA__PORT", str(settings.kafka.port))
-    monkeypatch.setenv("SPOOR_KAFKA__CONTROLLER_PORT", str(settings.kafka.controller_port))
-    monkeypatch.setenv("SPOOR_STATE_FOLDER", str(settings.state_folder))
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        code = cli.run(list(arguments))
-        return Done(code, *capsys.readouterr())
-
-    yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in list(logging.root.manager.loggerDict):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+# The fixture of that name: it runs a command and gives its exit code and what it printed.
+Spoor = Callable[..., Any]
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -1,0 +1,112 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from activity.events import Event, events_table
+from activity.hashing import hash_items
+from activity.history import group_events, history_values
+from activity.packing import pack
+from encoder.config import MODEL_CONFIGS
+from encoder.release import save_release
+from encoder.vocabulary import Vocabulary
+from spoor.config import Settings
+from spoor.show import ShownEvent, show_user
+from store.online import open_online
+from store.repo import apply, create_repo
+from store.rows import EmbeddingRow, UserWrite
+
+T0 = 1_700_000_000_000
+EVENTS = [
+    Event("u", "known", "view", "home", T0),
+    Event("u", "unknown", "view", "home", T0 + 1),
+    Event("u", "known", "wave", "home", T0 + 2),
+]
+KNOWN = ["known", "other"]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, make_settings: Callable[..., Settings]) -> Settings:
+    """An applied Feast repo with one release that knows some of the items."""
+    settings = make_settings(
+        events__actions="view,click",
+        events__surfaces="home",
+        features__feature_repo=tmp_path / "feature_repo",
+        features__releases_folder=tmp_path / "releases",
+    )
+    ids = np.array(KNOWN)[np.argsort(hash_items(KNOWN))]
+    save_release(
+        settings.features.releases_folder / "base-1",
+        model=MODEL_CONFIGS["tiny"],
+        weights={},
+        vocabulary=Vocabulary(
+            hash_items(ids.tolist()), np.zeros(1, np.uint16), np.zeros(1, np.uint16), tuple(ids.tolist())
+        ),
+        trained_through_ms=T0,
+        data_fingerprint="",
+        metrics={},
+        training={},
+        curve_png=b"",
+    )
+    create_repo(settings.features.feature_repo, online_store={"type": "sqlite"}, state_folder=settings.state_folder)
+    apply(settings.features)
+    return settings
+
+
+def write(settings: Settings, *, revision: int, embedded: int | None) -> None:
+    """The user's history at `revision`, with an embedding computed from revision `embedded`, if any."""
+    _, histories = group_events([event.user_id for event in EVENTS], history_values(events_table(EVENTS)), max_events=9)
+    online = open_online(settings.features)
+    vector = np.full(16, 0.25, np.float32)
+    for step in range(1, revision + 1):
+        row = EmbeddingRow("u", vector, step, 3, T0 + 2, T0 + 2, time.time_ns() // 1_000_000 - 90_000, "base-1")
+        assert online.write(
+            [UserWrite("u", step - 1, step, pack(histories)[0], 3, T0 + 2, T0 + 2, [row] if step == embedded else [])]
+        ).all()
+
+
+def test_a_history_is_told_newest_first_with_names_where_they_are_known(settings: Settings):
+    write(settings, revision=2, embedded=1)
+    shown = show_user(settings, "u")
+    assert (shown.found, shown.revision) == (True, 2)
+    values = history_values(events_table(EVENTS))
+    assert shown.events == [
+        ShownEvent(T0 + 2, "known", f"#{values['action'][2]:04x}", "home"),
+        ShownEvent(T0 + 1, f"#{values['item'][1]:016x}", "view", "home"),
+        ShownEvent(T0, "known", "view", "home"),
+    ]
+    [row] = shown.embeddings
+    assert (row.release, row.dimension, row.norm, row.revision, row.behind) == ("base-1", 16, 1.0, 1, 1)
+    assert (row.events_used, row.event_time_ms, row.created_ms) == (3, T0 + 2, T0 + 2)
+    assert 90 <= row.age_seconds < 90 + 60
+
+
+def test_a_user_without_embedding_has_none(settings: Settings):
+    write(settings, revision=1, embedded=None)
+    shown = show_user(settings, "u")
+    assert shown.found and shown.embeddings == []
+
+
+def test_an_unknown_user_is_not_found(settings: Settings):
+    shown = show_user(settings, "nobody")
+    assert (shown.found, shown.revision, shown.events, shown.embeddings) == (False, 0, [], [])
+
+
+def test_the_command_tells_it_in_words_and_in_json(settings: Settings, spoor: Callable[..., Any]):
+    features = settings.features
+    given = ["--set", f"features.feature_repo={features.feature_repo}", "--set", "events.actions=view"]
+    given += ["--set", f"features.releases_folder={features.releases_folder}"]
+    missing = spoor(*given, "show", "user", "u")
+    assert (missing.code, "no history" in missing.out) == (1, True)
+    write(settings, revision=2, embedded=1)
+    told = spoor(*given, "show", "user", "u", "--events", "2")
+    assert told.code == 0
+    lines = told.out.splitlines()
+    assert lines[0] == "user u: 3 events, revision 2"
+    assert lines[3] == "  … and 1 older"
+    assert lines[4].startswith("base-1: 16 dimensions, norm 1.0000, 3 events used, 1 revisions behind")
+    shown = spoor(*given, "show", "user", "u", "--json").json
+    assert len(shown["events"]) == 3 and shown["embeddings"][0]["release"] == "base-1"
