@@ -118,16 +118,14 @@ class UserEncoder(nn.Module):
 
         | layer                               | distribution                              |
         |-------------------------------------|-------------------------------------------|
-        | item tables                         | normal, deviation 0.02                    |
-        | actions, surfaces                   | normal, deviation 1 / sqrt(item width)    |
+        | item tables, actions, surfaces      | normal, deviation 0.02                    |
         | linear weights                      | normal, deviation 1 / sqrt(inputs)        |
         | last linear of a residual branch    | the same, divided by sqrt(2 x layers)     |
         | biases; gains of norms              | 0; 1                                      |
         """
         generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.items.weight, std=0.02, generator=generator)
-        for names in (self.actions, self.surfaces):
-            nn.init.normal_(names.weight, std=1 / math.sqrt(self.config.item_width), generator=generator)
+        for table in (self.items.weight, self.actions.weight, self.surfaces.weight):
+            nn.init.normal_(table, std=0.02, generator=generator)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 deviation = 1 / math.sqrt(module.in_features)

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,11 @@ def make_plan(source: Lake | pa.Table, *, out: Path, settings: PretrainSettings,
 def train(state: TrainState, plan: Plan, *, stop_after: int | None = None) -> None:
     """Runs every stage from where `state` stands. `stop_after`: return once this many steps are done in all."""
     total = sum(stage.tokens * stage.epochs for stage in plan.stages)
-    with torch.random.fork_rng(devices=[]), TrainingProgress(total, done=_tokens_done(state, plan)) as progress:
+    with (
+        _threads(plan.settings.threads),
+        torch.random.fork_rng(devices=[]),
+        TrainingProgress(total, done=_tokens_done(state, plan)) as progress,
+    ):
         for stage, batch, share_done in _remaining(state, plan):
             started = time.perf_counter()
             loss = _step(state, plan, stage, batch, share_done)
@@ -294,6 +299,16 @@ def _end_epoch(state: TrainState, plan: Plan, stage: Stage) -> None:
         f"loss={state.losses[-1]:.4f} recall_at_10={recall:.4f} tokens/s={rate:.0f} peak_memory_mb={memory:.0f}",
         file=sys.stderr,
     )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tokens_done(state: TrainState, plan: Plan) -> int:

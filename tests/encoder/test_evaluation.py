@@ -62,8 +62,8 @@ def test_metrics_equal_a_plain_count(activity: Activity) -> None:
         if context > 16:
             continue  # how much of a long history is read is a choice of the implementation; shorter ones are exact
         part = slice(row + 1 - context, row + 1)
-        inputs = [torch.from_numpy(column[part]) for column in (events.items, events.actions, events.surfaces)]
-        scores = (items @ model.last(*inputs, torch.tensor([0, context]))[0]).detach().numpy()
+        inputs = (torch.from_numpy(column[part]) for column in (events.items, events.actions, events.surfaces))
+        scores = (items @ model.last(*inputs, offsets=torch.tensor([0, context]))[0]).detach().numpy()
         seen, target = set(events.items[part]), int(events.targets[row])
         order = [int(place) + 1 for place in np.argsort(-scores)]
         ranks["recall_at_10"].append(order.index(target))

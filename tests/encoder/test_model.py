@@ -21,8 +21,8 @@ def model(parts) -> UserEncoder:
 def batch(lengths: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     events = sum(lengths)
-    columns = [torch.randint(0, known + 1, (events,), generator=generator) for known in (50, 3, 2)]
-    return *columns, torch.tensor([0, *lengths]).cumsum(0)
+    items, actions, surfaces = (torch.randint(0, known + 1, (events,), generator=generator) for known in (50, 3, 2))
+    return items, actions, surfaces, torch.tensor([0, *lengths]).cumsum(0)
 
 
 def test_every_event_gets_a_vector_of_norm_1(model: UserEncoder) -> None:

@@ -31,9 +31,10 @@ def inputs(lengths: list[int], *, heads: int = 3, dimensions: int = 5, seed: int
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_outputs_and_gradients_equal_the_reference(lengths: list[int], causal: bool) -> None:
     ours, offsets = inputs(lengths)
-    reference = [x.detach().clone().requires_grad_() for x in ours]
-    out = jagged_attention(*ours, offsets, causal=causal)
-    expected = reference_jagged_attention(*reference, offsets, causal=causal)
+    q, k, v = ours
+    q_ref, k_ref, v_ref = reference = [x.detach().clone().requires_grad_() for x in ours]
+    out = jagged_attention(q, k, v, offsets, causal=causal)
+    expected = reference_jagged_attention(q_ref, k_ref, v_ref, offsets, causal=causal)
     assert out.shape == expected.shape
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
