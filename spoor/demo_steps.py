@@ -195,9 +195,20 @@ def _feast_commands(demo: Demo) -> list[str]:
     ]
 
 
+def _positive(demo: Demo) -> str:
+    return "".join(f" --positive {action}" for action in demo.positive_actions)
+
+
 def _features_command(demo: Demo) -> str:
-    positive = "".join(f" --positive {action}" for action in demo.positive_actions)
-    return f"python -m ranking.existing_features{positive}"
+    return f"python -m ranking.existing_features --config {demo.config}{_positive(demo)}"
+
+
+def _compare_command(demo: Demo) -> str:
+    times = f"--train-from {time_text(demo.t70)} --test-from {time_text(demo.t90)}"
+    return (
+        f"python -m ranking.compare --config {demo.config} --data {demo.events_file} --release {RELEASE} {times}"
+        f"{_positive(demo)}"
+    )
 
 
 def _snapshots_command(from_ms: int, to_ms: int, hours: float) -> str:
@@ -294,7 +305,7 @@ STEPS = (
     Step(
         "rank",
         "A ranker with and without the embedding",
-        lambda demo: [],
+        lambda demo: [_compare_command(demo)],
         rank,
         lambda done: f"{done['table']['test_requests']:,} requests ranked",
     ),
