@@ -25,6 +25,7 @@ from activity.errors import DataError, EventError, UsageError
 from activity.events import decode_event, unknown_names
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
+from batch.archive_embeddings import BAD_ROWS, EMBEDDING_ROWS, land_embeddings, plan_embeddings
 from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
@@ -54,6 +55,8 @@ class ArchiveResult:
     foreign_keys: int = 0
     unknown_names: int = 0
     lost: int = 0  # offsets that retention had deleted, given up with accept_loss
+    embedding_rows: int = 0  # published rows that went to the offline log
+    bad_embedding_rows: int = 0  # records on the embedding topics that are no row
     seconds: float = 0.0
 
 
@@ -75,7 +78,7 @@ def run_archive(
     accept_loss: bool = False,
     runner: str = LOCAL_RUNNER,
 ) -> ArchiveResult:
-    """Archives the activity topic up to its end at the start of the run.
+    """Archives the activity topic up to its end at the start of the run, and the embedding topics likewise.
 
     `resume=False` reads again every range that the lake has and Kafka still holds, for instance after a change of the
     [events] settings. `accept_loss` goes on where retention has deleted records that the lake lacks. Raises DataError
@@ -86,6 +89,7 @@ def run_archive(
     with exclusive(lake.folder / "_archive.lock", job="spoor archive"):
         with RangeReader(settings.kafka) as reader:
             watermarks = reader.watermarks(settings.kafka.topic)
+            published = plan_embeddings(settings, reader)
         plan = plan_archive(
             lake,
             watermarks,
@@ -96,6 +100,7 @@ def run_archive(
         )
         planned = sum(item.end - item.start for item in plan.items)
         counts: dict[str, int] = {}
+        landed: dict[str, int] = {}
         _LOG.info("archive of `%s`: %d records in %d work items", settings.kafka.topic, planned, len(plan.items))
         if not dry_run:
             if orphans := lake.remove_orphans():
@@ -103,6 +108,7 @@ def run_archive(
             _note_begins(lake, settings.kafka.topic, plan)
             if plan.items:
                 counts = _run(settings, lake, plan.items, runner=runner)
+            landed = land_embeddings(settings, published, runner=runner)
     return ArchiveResult(
         topic=settings.kafka.topic,
         items=len(plan.items),
@@ -115,6 +121,8 @@ def run_archive(
         foreign_keys=counts.get(FOREIGN_KEYS, 0),
         unknown_names=counts.get(UNKNOWN_NAMES, 0),
         lost=sum(item.end - item.start for item in plan.lost),
+        embedding_rows=landed.get(EMBEDDING_ROWS, 0),
+        bad_embedding_rows=landed.get(BAD_ROWS, 0),
         seconds=time.monotonic() - started,
     )
 

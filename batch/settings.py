@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from feature_repo.settings import FeatureSettings
 
 
 class AsOfSettings(Protocol):
@@ -26,14 +27,14 @@ class ArchiveSettings(Protocol):
     def events(self) -> EventSettings: ...
     @property
     def lake(self) -> LakeSettings: ...
+    @property
+    def features(self) -> FeatureSettings: ...
 
 
 class BatchSettings(ArchiveSettings, Protocol):
-    """What `spoor backfill` and `spoor verify` need besides: histories, Feast and the releases."""
+    """What `spoor backfill` and `spoor verify` need besides."""
 
     @property
     def history(self) -> HistorySettings: ...
-    @property
-    def features(self) -> Any: ...  # feature_repo.settings.FeatureSettings
     @property
     def stream(self) -> AsOfSettings: ...

@@ -1,0 +1,143 @@
+"""The second half of `spoor archive`: lands in the offline log what was published on `user-embeddings.<release>`, so
+that point-in-time reads see the rows that rankers saw online.
+
+Bounded offset ranges as for the events; the offline log's own manifest tells which are there, because each range is one
+of its items. The topics are compacted: of a user's rows between two archives, those that compaction has left are
+landed, at least the last. Records without a value (a forgotten user) are passed over; those that are no embedding row
+are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
+
+from activity.errors import DataError, UsageError
+from activity.files import Manifest
+from activity.settings import KafkaSettings
+from batch.jobs import Failures, run_pipeline
+from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
+from batch.settings import ArchiveSettings
+from feature_repo.names import user_embedding_view
+from feature_repo.releases import live_releases
+from feature_repo.settings import FeatureSettings
+
+NAMESPACE = "spoor.archive_embeddings"
+EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
+BAD_ROWS = "bad_rows"  # records that are no embedding row
+_ITEM = re.compile(r"published-p(\d+)-(\d+)-(\d+)")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TopicRange:
+    """A work item: some offsets of a release's topic."""
+
+    release: str
+    range: KafkaRange
+
+
+def plan_embeddings(settings: ArchiveSettings, reader: RangeReader) -> list[TopicRange]:
+    """What the live releases' topics hold and the offline log has not been given yet."""
+    items: list[TopicRange] = []
+    for release in live_releases(settings.features.releases_folder):
+        topic = settings.kafka.embedding_topic(release.name)
+        try:
+            watermarks = reader.watermarks(topic)
+        except UsageError:
+            continue  # nothing was ever published
+        landed = landed_spans(settings.features, release.name)
+        missing = {
+            partition: gaps(landed.get(partition, []), begin=low, high=high)
+            for partition, (low, high) in watermarks.items()
+        }
+        ranges = plan_ranges(topic, watermarks, missing, range_records=settings.lake.range_records)
+        items += [TopicRange(release.name, each) for each in ranges]
+    return items
+
+
+def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span]]:
+    """By partition, ascending: the offsets of the release's topic that the offline log holds."""
+    found: dict[int, list[Span]] = {}
+    # OfflineLog.manifest, without importing Feast for it
+    for key in Manifest(features.offline_folder / "_manifest" / user_embedding_view(release)).records():
+        if match := _ITEM.fullmatch(key):
+            partition, start, end = map(int, match.groups())
+            found.setdefault(partition, []).append((start, end))
+    return {partition: sorted(spans) for partition, spans in found.items()}
+
+
+def build(
+    pipeline: beam.Pipeline, items: list[TopicRange], settings: ArchiveSettings, failures: Failures
+) -> PCollection[str]:
+    """The pipeline: one element per offset range, one DoFn that lands it."""
+    landing = LandEmbeddings(settings.kafka, settings.features, failures)
+    return (
+        pipeline
+        | "List offset ranges of embeddings" >> beam.Create(items, reshuffle=False)
+        | "Spread ranges over workers" >> beam.Reshuffle()
+        | "Land range in the offline log" >> beam.ParDo(landing)
+    )
+
+
+def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runner: str) -> dict[str, int]:
+    """Runs the pipeline; returns its counters."""
+    if not items:
+        return {}
+    failures = Failures(settings.state_folder / "jobs" / "archive")
+    return run_pipeline(
+        lambda pipeline: build(pipeline, items, settings, failures),
+        runner=runner,
+        failures=failures,
+        namespace=NAMESPACE,
+    )
+
+
+class LandEmbeddings(beam.DoFn):
+    """Reads one TopicRange, writes its rows as one item of the offline log; yields the range's key."""
+
+    def __init__(self, kafka: KafkaSettings, features: FeatureSettings, failures: Failures) -> None:
+        self._kafka = kafka
+        self._features = features
+        self._failures = failures
+
+    def setup(self) -> None:
+        from store.offline import open_offline  # imports Feast: seconds that an archive without rows need not wait
+
+        with self._failures.recorded():
+            self._reader = RangeReader(self._kafka)
+            self._offline = open_offline(self._features)
+
+    def teardown(self) -> None:
+        if hasattr(self, "_reader"):
+            self._reader.close()
+
+    def process(self, element: TopicRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        from store.rows import embedding_row_from_json
+
+        item = element.range
+        rows, counts = [], Counter({EMBEDDING_ROWS: 0, BAD_ROWS: 0})
+        with self._failures.recorded():
+            for records in self._reader.read(item):
+                for record in records:
+                    if record.value is None:
+                        continue
+                    try:
+                        rows.append(embedding_row_from_json(record.value))
+                    except DataError as error:
+                        counts[BAD_ROWS] += 1
+                        _LOG.warning(
+                            "%s, partition %d, offset %d: %s", item.topic, item.partition, record.offset, error
+                        )
+            counts[EMBEDDING_ROWS] = len(rows)
+            self._offline.write_embeddings(element.release, f"published-{item.key}", rows)
+        for name, count in counts.items():
+            Metrics.counter(NAMESPACE, name).inc(count)
+        yield item.key
