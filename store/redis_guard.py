@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, cast
 
@@ -144,12 +145,18 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
 def _fields(config: RepoConfig, row: ViewRow) -> list[tuple[bytes, bytes]]:
     seconds, milliseconds = divmod(row.event_time_ms, 1000)
     time = Timestamp(seconds=seconds, nanos=milliseconds * 1_000_000).SerializeToString()
-    fields = [(_field(config, row.view, feature), value) for feature, value in row.values.items()]
+    view = stored_name(config, row.view)
+    fields = [(_hashed(view, feature), value) for feature, value in row.values.items()]
     return [*fields, (_time_field(config, row.view), time)]
 
 
 def _field(config: RepoConfig, view: FeatureView, feature: str) -> bytes:
-    return _mmh3(f"{stored_name(config, view)}:{feature}")
+    return _hashed(stored_name(config, view), feature)
+
+
+@cache
+def _hashed(view: str, feature: str) -> bytes:
+    return _mmh3(f"{view}:{feature}")
 
 
 def _time_field(config: RepoConfig, view: FeatureView) -> bytes:

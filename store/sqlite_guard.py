@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from threading import RLock
 
 from feast import FeatureView
-from feast.infra.online_stores.helpers import extract_text_and_num
-from feast.infra.online_stores.sqlite import SqliteOnlineStore
+from feast.infra.online_stores.sqlite import SqliteOnlineStore, adapt_datetime_epoch
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 from feast.utils import to_naive_utc
 
 from store.guard import GuardedWrite, ViewRow, stored_name, utc
-from store.protobytes import NO_ROW
+from store.protobytes import NO_ROW, read_int, read_string
 
 _BUSY_SECONDS = 60  # how long a writer waits for the others
 _MAX_PARAMETERS = 900  # SQLite's oldest limit on `?` in one statement is 999
-_SHOWN_AS_TEXT = (Value.STRING_VAL_FIELD_NUMBER << 3 | 2, Value.INT64_VAL_FIELD_NUMBER << 3)
+_STRING_TAG = Value.STRING_VAL_FIELD_NUMBER << 3 | 2
+_INT64_TAG = Value.INT64_VAL_FIELD_NUMBER << 3
 
 
 class GuardedSqliteOnlineStore(SqliteOnlineStore):
@@ -138,8 +138,7 @@ def _select(
 def _upsert(connection: sqlite3.Connection, config: RepoConfig, rows: Sequence[tuple[bytes, ViewRow]]) -> None:
     cells: dict[str, list[tuple[object, ...]]] = {}
     for key, row in rows:
-        # Feast's own adapters turn these into what Feast's reader expects, whole seconds in local time.
-        event, created = to_naive_utc(utc(row.event_time_ms)), to_naive_utc(utc(row.created_ms))
+        event, created = _stored_time(row.event_time_ms), _stored_time(row.created_ms)
         cells.setdefault(_table(config, row.view), []).extend(
             (key, feature, value, _text(value), event, created) for feature, value in row.values.items()
         )
@@ -153,6 +152,13 @@ def _upsert(connection: sqlite3.Connection, config: RepoConfig, rows: Sequence[t
         )
 
 
+def _stored_time(time_ms: int) -> int:
+    """As Feast's reader expects it: whole seconds, in local time, by Feast's own adapter (once a row, not per cell)."""
+    return adapt_datetime_epoch(to_naive_utc(utc(time_ms)))
+
+
 def _text(value: bytes) -> str | None:
     """What Feast keeps beside a string or number for its filters."""
-    return extract_text_and_num(Value.FromString(value), False)[0] if value[0] in _SHOWN_AS_TEXT else None
+    if value[0] == _INT64_TAG:
+        return str(read_int(value))
+    return read_string(value) if value[0] == _STRING_TAG else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from store.fallback import UnguardedStore
 from store.feast_store import open_feature_store
 from store.online import OnlineStore, open_online
 from store.repo import apply, create_repo
+from tests.conftest import free_port
 from tests.store.toys import DIMENSION
 
 REDIS_MISSING = "redis-server is not installed: `apt-get install redis-server` (or brew, dnf, …), then run again"
@@ -47,7 +47,7 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     def start(*options: str) -> RedisServer:
         if program is None:
             pytest.skip(REDIS_MISSING)
-        port = _free_port()
+        port = free_port()
         folder = tmp_path_factory.mktemp("redis")
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
         with (folder / "log").open("wb") as log:
@@ -122,12 +122,6 @@ def open_unguarded(features: FeatureSettings) -> OnlineStore:
     provider = store._get_provider()
     provider._online_store = None  # Feast makes its own again
     return OnlineStore(features, store, UnguardedStore(provider.online_store))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_up(server: RedisServer) -> None:

@@ -151,6 +151,27 @@ def test_user_ids_of_any_text(online):
     assert all(user.revision == 1 for user in online.read(users, []))
 
 
+def test_the_layout_is_byte_for_byte_what_feast_itself_writes(online, features, kind, tmp_path, request):
+    open_unguarded(features).write([write_of("ann", 0)])  # Feast's own class lays the values out
+    online.write([write_of("bob", 0)])
+    if kind == "redis":
+        client = request.getfixturevalue("redis_server").client()
+        ann, bob = (client.hgetall(next(client.scan_iter(f"*{user}*"))) for user in ("ann", "bob"))
+        assert ann == bob and len(ann) == 5 + 7 + 2
+        return
+    with sqlite3.connect(tmp_path / "state" / "online.db") as database:
+        for table in ("spoor_user_history", "spoor_user_embedding_base_1"):
+            rows = {
+                user: database.execute(
+                    "SELECT feature_name, value, value_text, vector_value, event_ts, created_ts "
+                    f"FROM {table} WHERE instr(entity_key, ?) ORDER BY feature_name",
+                    (user,),
+                ).fetchall()
+                for user in (b"ann", b"bob")
+            }
+            assert rows[b"ann"] == rows[b"bob"] and len(rows[b"ann"]) in (5, 7)
+
+
 # What readers see
 
 
