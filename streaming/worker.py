@@ -167,18 +167,20 @@ async def _run(
     _stop_on_signals(processor.finished)
     if settings.stream.metrics_port:
         _serve_metrics(app, settings.stream.metrics_port)
-    watch: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = []
     try:
         await processor.open()
         if not processor.finished.is_set():
             metrics.start()
-            await _start(app, settings)
-            watch = asyncio.create_task(_watch(app, settings.stream.stall_seconds))
+            processor.progress = time.monotonic()
+            # The watch comes first: a broker that dies while the worker joins would let it join for ever.
+            tasks.append(asyncio.create_task(_watch(app, settings.stream.stall_seconds)))
+            tasks.append(asyncio.create_task(_start(app, settings)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(processor.finished.wait(), timeout_seconds)
     finally:
-        if watch is not None:
-            watch.cancel()
+        for task in tasks:
+            task.cancel()
         if app.started:
             await _stop(app)
         processor.close()
@@ -192,13 +194,15 @@ async def _run(
 
 
 async def _start(app: StreamApp, settings: WorkerSettings) -> None:
+    """Joins the group; returns once partitions are assigned and their offsets known."""
     try:
         await app.start()
     except KafkaError as error:
-        raise InfrastructureError(
-            f"the worker cannot join group `{settings.stream.group}` at {settings.kafka.address}: {error}",
-            hint="check the broker and the rights of this user on the group",
-        ) from error
+        message = f"the worker cannot join group `{settings.stream.group}` at {settings.kafka.address}: {error}"
+        hint = "check the broker and the rights of this user on the group"
+        app.processor.fail(InfrastructureError(message, hint=hint))
+    except Exception as error:
+        app.processor.fail(error)
 
 
 async def _stop(app: StreamApp) -> None:

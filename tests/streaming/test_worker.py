@@ -221,7 +221,9 @@ def test_a_broker_that_is_down_is_one_clear_error(world: World):
 
 
 def test_a_broker_that_dies_ends_the_worker_with_one_clear_error(world: World, tmp_path: Path):
-    server = settings_in(tmp_path / "broker", kafka__port=free_port(), kafka__controller_port=free_port())
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    server = settings_in(folder, kafka__port=free_port(), kafka__controller_port=free_port())
     broker = services.up(server)
     try:
         own = dataclasses.replace(world.settings.kafka, bootstrap_servers=server.kafka.address)

@@ -1,0 +1,39 @@
+"""The store's thread: one call at a time, errors to who waits, and no hold on a process that ends."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from streaming.store_thread import StoreThread
+
+
+def test_calls_run_one_after_the_other_in_one_thread():
+    thread = StoreThread()
+    seen: list[int] = []
+    futures = [thread.submit(lambda n=n: (seen.append(n), threading.get_ident())[1]) for n in range(20)]
+    assert len({future.result(10) for future in futures}) == 1
+    assert seen == list(range(20))
+    thread.shutdown()
+
+
+def test_an_error_belongs_to_its_call_and_the_next_goes_on():
+    thread = StoreThread()
+    with pytest.raises(ZeroDivisionError):
+        thread.submit(lambda: 1 // 0).result(10)
+    assert thread.submit(lambda: 7).result(10) == 7
+    thread.shutdown()
+
+
+def test_a_call_that_hangs_does_not_keep_the_process():
+    script = """
+import threading
+from streaming.store_thread import StoreThread
+started = threading.Event()
+thread = StoreThread()
+thread.submit(lambda: (started.set(), threading.Event().wait()))
+started.wait()
+thread.shutdown(wait=False)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
