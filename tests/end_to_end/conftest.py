@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from spoor.config import Settings, load_settings
+from spoor.kafka_admin import ensure_topics, group_lag, group_members
+from store.repo import apply, create_repo
+from tests.releases import save_untrained_release
 
+RELEASES = ("base-1", "base-2")
+ITEMS = [f"item-{n}" for n in range(50)]
+ACTIONS, SURFACES = ("view", "like", "save"), ("home", "search")
 DEADLINE_SECONDS = 120.0
 SPOOR = str(Path(sys.executable).parent / "spoor")
 
@@ -78,14 +84,12 @@ class World:
             partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
             return consumer.end_offsets(partitions)
 
-    def committed(self) -> dict[TopicPartition, int]:
-        with closing(KafkaAdminClient(**self.settings.kafka.client_options())) as admin:
-            offsets = admin.list_group_offsets(self.settings.stream.group)[self.settings.stream.group]
-            return {tp: meta.offset for tp, meta in offsets.items()}
-
     def caught_up(self) -> bool:
-        committed = self.committed()
-        return all(committed.get(tp, 0) >= end for tp, end in self.ends(self.settings.kafka.topic).items())
+        """Every record has been handled and committed."""
+        return not any(group_lag(self.settings.kafka, self.settings.stream.group).values())
+
+    def members(self) -> int:
+        return group_members(self.settings.kafka, self.settings.stream.group)
 
     def records(self, topic: str) -> list[Any]:
         """Every record of a topic, partition by partition in offset order."""
@@ -106,8 +110,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, kafka_settings: Settings, tiny_release: Path) -> Iterator[World]:
-    """Two releases live, four partitions, sessions of 6 s."""
+def world(tmp_path: Path, kafka_settings: Settings) -> Iterator[World]:
+    """Two live releases, four partitions, sessions of 6 s; Feast is applied, the topics are there."""
     kafka = kafka_settings.kafka
     config = tmp_path / "spoor.toml"
     config.write_text(
@@ -135,6 +139,14 @@ batch_events = 100
     with ExitStack() as stack:
         world = World(tmp_path, config, load_settings(file=config, environ={}))
         stack.callback(_end_all, world)
+        features = world.settings.features
+        for seed, name in enumerate(RELEASES):
+            # A few items, an action and a surface in the traffic are unknown to the releases.
+            folder = features.releases_folder / name
+            save_untrained_release(folder, items=ITEMS[:-5], actions=ACTIONS[:-1], surfaces=SURFACES[:-1], seed=seed)
+        create_repo(features.feature_repo, online_store={"type": "sqlite"}, state_folder=tmp_path / "state" / "feast")
+        apply(features)
+        ensure_topics(world.settings.kafka, releases=RELEASES)
         yield world
 
 

@@ -16,15 +16,21 @@ import pytest
 from activity.events import Event, encode_event, events_table
 from activity.hashing import hash_items, hash_names
 from activity.packing import unpack
-from feature_repo.releases import live_releases
-from spoor.kafka_admin import ensure_topics
 from store.online import open_online
-from store.repo import apply
-from tests.end_to_end.conftest import World, wait_until
+from tests.end_to_end.conftest import ACTIONS, ITEMS, RELEASES, SURFACES, World, wait_until
 
 START_MS = 1_750_000_000_000
-USERS, ITEMS, ACTIONS, SURFACES = 80, 50, ("view", "like", "save"), ("home", "search")
-BAD_VALUES = (b"not json", b"", b"[]", b'{"user_id": 1}', b'{"user_id": "u", "item_id": "i"}', b"\xff\xfe", None, b"{" * 40_000)
+USERS = 80
+BAD_VALUES = (
+    b"not json",
+    b"",
+    b"[]",
+    b'{"user_id": 1}',
+    b'{"user_id": "u", "item_id": "i"}',
+    b"\xff\xfe",
+    None,
+    b"{" * 40_000,
+)
 
 
 class Traffic:
@@ -59,7 +65,7 @@ class Traffic:
         now = START_MS + len(self.events) * 500
         return Event(
             user_id=f"user-{int(USERS * pick.random() ** 2)}",  # a few users have most of the events
-            item_id=f"item-{pick.randrange(ITEMS)}",
+            item_id=pick.choice(ITEMS),
             action=pick.choice(ACTIONS),
             surface=pick.choice(SURFACES),
             timestamp=now - pick.choice((0, 0, 0, 1, 60_000, 3_600_000)),  # ties, and late by up to an hour
@@ -107,11 +113,11 @@ def assert_store_holds(world: World, events: list[Event]) -> None:
 def assert_topics_equal_store(world: World) -> None:
     """The last record per user in each embedding topic is what the store holds."""
     online = open_online(world.settings.features)
-    for release in live_releases(world.settings.features.releases_folder):
-        topic = world.settings.kafka.embedding_topic(release.name)
+    for release in RELEASES:
+        topic = world.settings.kafka.embedding_topic(release)
         last = {record.key.decode(): json.loads(record.value) for record in world.records(topic)}
         assert last, topic
-        for (user, row), stored in zip(last.items(), online.read_embeddings(release.name, list(last)), strict=True):
+        for (user, row), stored in zip(last.items(), online.read_embeddings(release, list(last)), strict=True):
             assert stored is not None, user
             assert row["revision"] == stored.revision, user
             np.testing.assert_array_equal(np.float32(row["embedding"]), stored.embedding)
@@ -125,9 +131,6 @@ def assert_dead_letters_are(world: World, bad: Counter[str]) -> None:
 
 @pytest.fixture
 def traffic(world: World) -> Traffic:
-    apply(world.settings.features)
-    releases = [release.name for release in live_releases(world.settings.features.releases_folder)]
-    ensure_topics(world.settings.kafka, releases=releases)
     return Traffic(world, seed=7)
 
 
@@ -154,7 +157,7 @@ def test_kills_freezes_and_races_end_at_the_same_histories(world: World, traffic
 
     # SIGSTOP until the partitions have moved, then SIGCONT, while a backfill races both.
     zombie = world.worker()
-    wait_until(lambda: "partitions=" in world.log(zombie) or "assigned" in world.log(zombie), "the zombie has joined")
+    wait_until(lambda: world.members() == 2, "the zombie has joined")
     traffic.produce(200)
     zombie.send_signal(signal.SIGSTOP)
     traffic.produce(600, bad=3)

@@ -1,0 +1,47 @@
+"""Untrained releases: their vectors are as good as any where only the way of a vector is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from activity.hashing import hash_items, hash_names
+from encoder.config import MODEL_CONFIGS
+from encoder.inference import new_model
+from encoder.release import ReleaseInfo, save_release
+from encoder.vocabulary import Vocabulary
+
+
+def save_untrained_release(
+    folder: Path,
+    *,
+    items: Sequence[str],
+    actions: Sequence[str],
+    surfaces: Sequence[str],
+    seed: int = 0,
+    trained_through_ms: int = 1_700_000_000_000,
+) -> ReleaseInfo:
+    """A release of the `tiny` configuration that knows these names, with random weights."""
+    hashes = hash_items(items)
+    order = np.argsort(hashes)
+    vocabulary = Vocabulary(
+        items=hashes[order],
+        actions=np.sort(hash_names(actions)),
+        surfaces=np.sort(hash_names(surfaces)),
+        item_ids=tuple(items[place] for place in order),
+    )
+    model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
+    model.initialise(seed)
+    return save_release(
+        folder,
+        model=MODEL_CONFIGS["tiny"],
+        weights={name: value.numpy() for name, value in model.state_dict().items()},
+        vocabulary=vocabulary,
+        trained_through_ms=trained_through_ms,
+        data_fingerprint="0" * 64,
+        metrics={},
+        training={},
+        curve_png=b"\x89PNG",
+    )
