@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 problems found in data, 2 wrong usage or settings, 3 a ser
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import tempfile
@@ -65,7 +66,13 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    # DuckDB's binding prints pages about its own leaks while the interpreter is torn down: everything of ours is
+    # flushed and closed by now, so the process ends without that.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -53,6 +53,7 @@ def to_json(value: Any) -> Any:
 
 def set_up_logging(*, verbose: bool) -> None:
     """Our rooms from INFO and libraries from ERROR (`verbose`: DEBUG and INFO), one line each, to stderr."""
+    logging.captureWarnings(True)  # libraries' deprecations are for their developers
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()

@@ -138,9 +138,15 @@ def _untyped(admin: KafkaAdminClient) -> Any:
 
 
 def group_members(kafka: KafkaSettings, group: str) -> int:
-    """Workers in a consumer group that have finished joining; 0 while it rebalances. Raises InfrastructureError."""
+    """Workers in a consumer group that have finished joining; 0 while it rebalances or has no coordinator yet. Raises
+    InfrastructureError."""
+    from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError
+
     with admin_client(kafka) as admin:
-        described = _untyped(admin).describe_groups([group])[group]
+        try:
+            described = _untyped(admin).describe_groups([group])[group]
+        except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
+            return 0
     return len(described["members"]) if described["group_state"] == "Stable" else 0
 
 

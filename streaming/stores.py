@@ -5,10 +5,9 @@ The heavy imports (Feast, PyTorch) happen here, when a worker starts, and not wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from activity.errors import UsageError
 from feature_repo.releases import live_releases
@@ -43,31 +42,12 @@ def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
 
 def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: Callable[[str], None]) -> Stores:
     """Raises UsageError, DataError or InfrastructureError of the rooms below."""
-    with _quick_feast_import():
-        from encoder.inference import load_encoders
-        from store.online import open_online
-        from store.writer import GuardedWriter, HistoryCache
+    from encoder.inference import load_encoders
+    from store.online import open_online
+    from store.writer import GuardedWriter, HistoryCache
 
     online = open_online(settings.features)
     encoders = load_encoders(settings.features.releases_folder, list(releases))
     cache = HistoryCache(settings.stream.cache_users)
     writer = GuardedWriter(online, encoders, history=settings.history, cache=cache, observe=observe)
     return Stores(online, writer, cache)
-
-
-@contextmanager
-def _quick_feast_import() -> Iterator[None]:
-    """Feast decorates its classes with typeguard, which parses and compiles them again: 4.0 of the 8.6 s of CPU time
-    that importing the store took. Their arguments were checked when the definitions were applied."""
-    import typeguard
-
-    original = typeguard.typechecked
-    typeguard.typechecked = _unchanged
-    try:
-        yield
-    finally:
-        typeguard.typechecked = original
-
-
-def _unchanged(target: Any = None, **_: Any) -> Any:
-    return _unchanged if target is None else target
