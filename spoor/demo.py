@@ -124,7 +124,7 @@ def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | 
         )
     config = folder / "spoor.toml"
     if known is None:
-        atomic_write(config, _config(settings, positive).encode())
+        atomic_write(config, _config(settings, loaded.events, positive).encode())
         demo_settings = load_settings(file=config)
         create_repo(folder / "feature_repo", online_store={"type": "sqlite"}, state_folder=folder / "state" / "feast")
         with atomic_path(folder / "events.parquet") as temporary:
@@ -135,16 +135,17 @@ def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | 
     return Demo(folder, demo_settings, loaded, t70, t90, positive)
 
 
-def _config(settings: Settings, positive_actions: tuple[str, ...]) -> str:
+def _config(settings: Settings, events: pa.Table, positive_actions: tuple[str, ...]) -> str:
     """The demo's settings file. A broker that the user has configured is used, under topics of the demo's own."""
+    names = {kind: sorted(pc.unique(events[kind]).to_pylist()) for kind in ("action", "surface")}
     kafka = settings.kafka
     if kafka.embedded:
         port = _free_port(kafka.port)
         broker = [f"port = {port}", f"controller_port = {_free_port(max(kafka.controller_port, port + 1))}"]
     else:
-        names = ("bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username")
-        files = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
-        broker = [f"{name} = {json.dumps(getattr(kafka, name))}" for name in (*names, *files) if getattr(kafka, name)]
+        keys = ["bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username"]
+        keys += ["ssl_cafile", "ssl_certfile", "ssl_keyfile"]
+        broker = [f"{key} = {json.dumps(getattr(kafka, key))}" for key in keys if getattr(kafka, key)]
         broker += [f'{name} = "spoor-demo.{getattr(kafka, name)}"' for name in ("topic", "dead_letter_topic")]
         broker += [f'embedding_topic_prefix = "spoor-demo.{kafka.embedding_topic_prefix}"']
     lines = [
@@ -153,6 +154,9 @@ def _config(settings: Settings, positive_actions: tuple[str, ...]) -> str:
         "",
         "[kafka]",
         *broker,
+        "",
+        "[events]",
+        *(f"{kind}s = {json.dumps(found)}" for kind, found in names.items()),
         "",
         "[stream]",
         'as_of = "event"  # the traffic is from the past: rows were known when their newest event happened',

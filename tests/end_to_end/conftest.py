@@ -1,4 +1,4 @@
-"""One small world per test: a topic of its own on the genuine broker, a Feast repo, a lake, and real worker processes."""
+"""A small world per test: a topic of its own on the genuine broker, a Feast repo, a lake, and real worker processes."""
 
 from __future__ import annotations
 

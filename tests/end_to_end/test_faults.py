@@ -34,7 +34,7 @@ BAD_VALUES = (
 
 
 class Traffic:
-    """Produces random events (some repeated, some late, some under a foreign key) and bad records, and remembers them."""
+    """Produces and remembers random events (some repeated, late, or under a foreign key) and bad records."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
