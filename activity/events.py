@@ -20,6 +20,7 @@ EVENT_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in FIELDS[:4]]
     + [pa.field("timestamp", pa.int64(), nullable=False)]  # ms since 1970, UTC
 )
+LATEST_MS = 2**47 - 1  # year 6429: the latest time that a packed history carries
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -53,6 +54,10 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
             found=f"{len(value)} bytes",
             expected=f"at most {settings.max_record_bytes} bytes",
         )
+    if append_time_ms > LATEST_MS:  # a topic that keeps its producers' times may say anything
+        raise EventError(
+            reason="in-the-future", field="append time", found=str(append_time_ms), expected=f"at most {LATEST_MS}"
+        )
     fields = _parse(value)
     user_id = _text(fields, "user_id", settings.max_id_bytes)
     if settings.user_id_type == "int64" and not _is_canonical_int64(user_id):
@@ -84,7 +89,7 @@ def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) 
             found=str(timestamp),
             expected=f"at or after {settings.earliest}",
         )
-    latest = append_time_ms + settings.max_skew_seconds * 1000
+    latest = min(append_time_ms + settings.max_skew_seconds * 1000, LATEST_MS)
     if timestamp > latest:
         raise EventError(
             reason="in-the-future",

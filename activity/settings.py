@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from activity.errors import UsageError
+from activity.hashing import check_names
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 
@@ -22,6 +23,13 @@ def parse_time_ms(text: str) -> int:
     if moment.tzinfo is None:
         raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC")
     return round(moment.timestamp() * 1000)
+
+
+def require_at_least(section: str, settings: object, minimum: int, *names: str) -> None:
+    """Raises UsageError for the first of these settings that is smaller."""
+    for name in names:
+        if (value := getattr(settings, name)) < minimum:
+            raise UsageError(f"{section}.{name} is {value}", hint=f"it must be at least {minimum}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,12 @@ class KafkaSettings:
     ssl_keyfile: str = ""  # PEM file of its key
     session_timeout_seconds: float = 10.0  # after this silence the group gives a worker's partitions to another
     request_timeout_seconds: float = 15.0  # before a broker that does not answer counts as down
+
+    def __post_init__(self) -> None:
+        require_at_least("kafka", self, 1, "partitions", "replication_factor", "retention_hours")
+        for name in ("session_timeout_seconds", "request_timeout_seconds"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"kafka.{name} is {getattr(self, name)}", hint="it must be above 0")
 
     @property
     def embedded(self) -> bool:
@@ -95,6 +109,16 @@ class EventSettings:
     max_skew_seconds: int = 300  # how far an event's time may lie after the broker's append time
     earliest: str = "1990-01-01T00:00:00Z"  # events before this are refused
 
+    def __post_init__(self) -> None:
+        """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
+        require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
+        check_names(self.actions, kind="action")
+        check_names(self.surfaces, kind="surface")
+        try:
+            parse_time_ms(self.earliest)
+        except UsageError as error:
+            raise UsageError(f"events.earliest: {error.message}", hint=error.hint) from None
+
     @cached_property
     def earliest_ms(self) -> int:
         return parse_time_ms(self.earliest)
@@ -104,9 +128,15 @@ class EventSettings:
 class HistorySettings:
     max_events: int = 256  # L: newest events kept per user
 
+    def __post_init__(self) -> None:
+        require_at_least("history", self, 1, "max_events")  # 0 would empty every stored history
+
 
 @dataclass(frozen=True)
 class LakeSettings:
     folder: Path = Path("{state_folder}/lake")  # archive of events in Parquet
     buckets: int = 8  # user buckets: the unit of work of batch jobs
     range_records: int = 50_000  # records per work item of `spoor archive`
+
+    def __post_init__(self) -> None:
+        require_at_least("lake", self, 1, "buckets", "range_records")

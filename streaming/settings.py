@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from activity.errors import UsageError
-from activity.settings import EventSettings, HistorySettings, KafkaSettings
+from activity.settings import EventSettings, HistorySettings, KafkaSettings, require_at_least
 from feature_repo.settings import FeatureSettings
 
 FAIL_POINTS = ("before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
@@ -28,11 +28,13 @@ class StreamSettings:
     fail_point: str = ""  # tests only: NAME or NAME:N, the worker kills itself there (the N-th time)
 
     def __post_init__(self) -> None:
-        for name in ("batch_events", "retries"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"stream.{name} is {getattr(self, name)}", hint="it must be at least 1")
-        if self.batch_seconds <= 0:
-            raise UsageError(f"stream.batch_seconds is {self.batch_seconds}", hint="it must be above 0")
+        require_at_least("stream", self, 1, "batch_events", "retries")
+        require_at_least("stream", self, 0, "cache_users", "retry_seconds", "metrics_port")
+        for name in ("batch_seconds", "stall_seconds"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"stream.{name} is {getattr(self, name)}", hint="it must be above 0")
+        if self.metrics_port > 65_535:
+            raise UsageError(f"stream.metrics_port is {self.metrics_port}", hint="ports end at 65535; 0 is none")
 
 
 class WorkerSettings(Protocol):

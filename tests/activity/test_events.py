@@ -5,7 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activity.errors import EventError
-from activity.events import EVENT_SCHEMA, Event, decode_event, encode_event, events_table, unknown_names
+from activity.events import (
+    EVENT_SCHEMA,
+    LATEST_MS,
+    Event,
+    decode_event,
+    encode_event,
+    events_table,
+    unknown_names,
+)
+from activity.history import group_events, history_values
+from activity.packing import pack
 from activity.settings import EventSettings
 
 NOW = 1_800_000_000_000
@@ -76,6 +86,18 @@ def test_what_cannot_be_accepted_names_reason_field_found_and_expected(data, rea
 
 def test_the_skew_is_counted_from_the_append_time():
     assert decode(value(timestamp=NOW + 300_000)).timestamp == NOW + 300_000
+
+
+@pytest.mark.parametrize("append_time_ms", [LATEST_MS + 1, 2**62])
+def test_times_that_no_history_can_carry_are_refused_whatever_time_the_record_claims(append_time_ms):
+    with pytest.raises(EventError) as error:
+        decode_event(value(), append_time_ms=append_time_ms, settings=SETTINGS)
+    assert (error.value.reason, error.value.field) == ("in-the-future", "append time")
+    with pytest.raises(EventError) as error:
+        decode_event(value(timestamp=LATEST_MS + 1), append_time_ms=LATEST_MS, settings=SETTINGS)
+    assert (error.value.reason, error.value.field) == ("in-the-future", "timestamp")
+    last = decode_event(value(timestamp=LATEST_MS), append_time_ms=LATEST_MS, settings=SETTINGS)
+    assert pack(group_events(["u1"], history_values(events_table([last])), max_events=1)[1])
 
 
 def test_names_that_are_not_configured_are_kept_or_refused_by_setting():
