@@ -1,7 +1,7 @@
 """The one door to Feast: guarded online writes, the offline log, reads.
 
-Feast decorates its classes with typeguard, which parses and compiles each of them again: 4.0 of the 8.6 s of CPU time that
-its import takes. Here, where every module that uses Feast comes by first, it is imported without.
+Feast decorates its classes with typeguard, which parses and compiles each of them again: 4.0 of the 8.6 s of CPU time
+that its import takes. Here, where every module that uses Feast comes by first, it is imported without.
 """
 
 from __future__ import annotations
