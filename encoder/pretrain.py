@@ -25,6 +25,7 @@ import torch
 
 from activity.errors import DataError, UsageError
 from activity.lake import Lake
+from activity.release_names import check_release_name
 from encoder.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from encoder.config import MODEL_CONFIGS, ModelConfig
 from encoder.data import (
@@ -43,7 +44,7 @@ from encoder.evaluation import HeldOut, evaluate, hold_out
 from encoder.inference import new_model
 from encoder.losses import all_items, draw_candidates, next_item_loss, own_positives
 from encoder.progress import TrainingProgress, draw_curve
-from encoder.release import ReleaseInfo, check_free, check_release_name, save_release
+from encoder.release import ReleaseInfo, check_free, save_release
 from encoder.settings import PretrainSettings
 from encoder.vocabulary import Indexes, Vocabulary
 

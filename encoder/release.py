@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
 from activity.hashing import HASH_VERSION, hash_items
+from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
 from encoder.hashing import ROW_HASH_VERSION
 from encoder.model_card import model_card
@@ -40,7 +40,6 @@ from encoder.vocabulary import Vocabulary
 
 FORMAT = "spoor-release"
 FORMAT_VERSION = 1
-NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,40}")
 Weights = Mapping[str, npt.NDArray[np.generic]]
 _TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"
 
@@ -68,16 +67,6 @@ class Release:
     vocabulary: Vocabulary
     weights: dict[str, npt.NDArray[np.generic]]
     metrics: dict[str, Any]
-
-
-def check_release_name(name: str) -> str:
-    """Returns `name`. Raises UsageError if it cannot name a release."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise UsageError(
-            f"`{name}` cannot name a release",
-            hint="start with a small letter, then at most 40 of a-z, 0-9 and `-`, for example base-1",
-        )
-    return name
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -207,7 +196,7 @@ def list_releases(folder: Path) -> list[ReleaseInfo]:
     none; a folder that does not exist holds none. Raises DataError for a damaged one."""
     if not folder.is_dir():
         return []
-    found = sorted(path for path in folder.iterdir() if NAME_PATTERN.fullmatch(path.name))
+    found = sorted(path for path in folder.iterdir() if RELEASE_NAME.fullmatch(path.name))
     return [read_info(path) for path in found if (path / "release.json").exists()]
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from activity.errors import DataError
-from feature_repo.names import check_release_name
+from activity.release_names import check_release_name
 
 
 @dataclass(frozen=True)
