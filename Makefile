@@ -1,7 +1,6 @@
 # make demo    the main job on real data, embedded defaults (installs .venv first)
 # make test    every test, fast ones first
 # make check   format, lint, types, arrows of the house
-# make bench   the benchmarks, one row each under benchmarks/results
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,9 +16,11 @@ install: .venv/installed
 demo: install
 	$(BIN)/spoor demo
 
+FAST := tests/activity tests/kernels tests/encoder tests/test_docs.py tests/test_house.py
+
 test: install
-	$(BIN)/pytest tests/activity tests/kernels tests/feature_repo tests/test_house.py
-	$(BIN)/pytest --ignore=tests/activity --ignore=tests/kernels --ignore=tests/feature_repo --ignore=tests/test_house.py --ignore=tests/end_to_end tests
+	$(BIN)/pytest $(FAST)
+	$(BIN)/pytest tests $(FAST:%=--ignore=%) --ignore=tests/end_to_end
 	$(BIN)/pytest tests/end_to_end
 
 check: install

@@ -6,8 +6,10 @@ A server starts once per session, at its first use; tests share it and keep apar
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +20,8 @@ import pytest
 from activity.settings import KafkaSettings
 from spoor import services
 from spoor.config import Settings, load_settings
+
+_EXIT_STATUS = pytest.StashKey[int]()
 
 
 def free_port() -> int:
@@ -82,3 +86,17 @@ def kafka_settings(settings: Settings, kafka: KafkaSettings) -> Settings:
         embedding_topic_prefix=f"user-embeddings-{name}.",
     )
     return dataclasses.replace(settings, kafka=own)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends the process before DuckDB's binding prints pages about its own leaks below the summary."""
+    if _EXIT_STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_EXIT_STATUS])
