@@ -73,6 +73,21 @@ def admin_client(kafka: KafkaSettings) -> Iterator[KafkaAdminClient]:
         raise no_broker(kafka, error) from error
 
 
+@contextmanager
+def kafka_errors(kafka: KafkaSettings) -> Iterator[None]:
+    """What a kafka-python client raises, as InfrastructureError."""
+    from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+
+    try:
+        yield
+    except (KafkaTimeoutError, KafkaConnectionError, OSError) as error:  # TimeoutError is an OSError
+        raise no_broker(kafka, error) from error
+    except KafkaError as error:
+        raise InfrastructureError(
+            f"Kafka at {kafka.address} refused: {error}", hint="check the rights of this user on the topics"
+        ) from error
+
+
 def no_broker(kafka: KafkaSettings, error: BaseException) -> InfrastructureError:
     return InfrastructureError(
         f"no Kafka broker answers at {kafka.address}: {type(error).__name__}",

@@ -1,41 +1,64 @@
 """Batch bootstraps the stream: a group's first start at the offsets where the lake ends.
 
 A backfill has written everything that the lake holds. A group that has committed nothing yet may then begin behind it
-instead of reading the whole topic again; reading it again would end the same, only later.
+instead of reading the whole topic again; reading it again would end the same, only later. The lake keeps no bad
+records, so a partition begins at the first range that had any: the stream makes dead letters of them.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
 
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
-from kafka.structs import OffsetAndMetadata
-
 from activity.errors import UsageError
 from activity.lake import Lake
-from streaming.broker import no_broker
+from streaming.broker import kafka_errors
 from streaming.settings import WorkerSettings
 
 
 def start_where_lake_ends(settings: WorkerSettings, lake: Lake) -> dict[int, int]:
-    """Commits, for partitions without a committed offset, where the lake's first unbroken range ends. Returns these
-    offsets by partition. Raises UsageError while the lake has nothing, InfrastructureError without a broker."""
-    topic = settings.kafka.topic
-    ends = {partition: lake.covered(partition)[0][1] for partition in lake.partitions()}
-    if not ends:
-        raise UsageError(f"the lake `{lake.folder}` is empty", hint="run `spoor archive` and `spoor backfill` first")
-    try:
-        with closing(
-            KafkaConsumer(group_id=settings.stream.group, enable_auto_commit=False, **settings.kafka.client_options())
-        ) as consumer:
-            partitions = [TopicPartition(topic, partition) for partition in sorted(ends)]
+    """Commits, for partitions without a committed offset, where the lake's first unbroken range ends, or where its
+    first range with bad records begins. Returns these offsets by partition.
+
+    Raises UsageError where the lake has nothing or another topic, or the group is at work, InfrastructureError without
+    a broker."""
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.errors import CommitFailedError
+    from kafka.structs import OffsetAndMetadata
+
+    group, topic = settings.stream.group, settings.kafka.topic
+    begins = _begins(lake, topic)
+    with kafka_errors(settings.kafka):
+        options = settings.kafka.client_options() | {"group_id": group, "enable_auto_commit": False}
+        options["bootstrap_timeout_ms"] = int(settings.kafka.request_timeout_seconds * 1000)
+        with closing(KafkaConsumer(**options)) as consumer:
+            partitions = [TopicPartition(topic, partition) for partition in sorted(begins)]
             consumer.assign(partitions)
-            fresh = {tp: ends[tp.partition] for tp in partitions if consumer.committed(tp) is None}
+            fresh = {tp: begins[tp.partition] for tp in partitions if consumer.committed(tp) is None}
             if fresh:
-                consumer.commit(
-                    {tp: OffsetAndMetadata(offset, "where the lake ends", -1) for tp, offset in fresh.items()}
-                )
-    except KafkaError as error:
-        raise no_broker(settings.kafka, error) from error
+                try:
+                    consumer.commit(
+                        {tp: OffsetAndMetadata(offset, "from the lake", -1) for tp, offset in fresh.items()}
+                    )
+                except CommitFailedError:
+                    raise UsageError(
+                        f"group `{group}` has workers already, and nothing is committed yet",
+                        hint="start without --from-lake, or stop the group's workers first",
+                    ) from None
     return {tp.partition: offset for tp, offset in fresh.items()}
+
+
+def _begins(lake: Lake, topic: str) -> dict[int, int]:
+    """The first offset by partition that the stream has to read."""
+    entries = list(lake.manifest.records().values())
+    begins = {partition: lake.covered(partition)[0][1] for partition in lake.partitions()}
+    if not begins:
+        raise UsageError(f"the lake `{lake.folder}` is empty", hint="run `spoor archive` and `spoor backfill` first")
+    if others := {entry["topic"] for entry in entries} - {topic}:
+        raise UsageError(
+            f"the lake `{lake.folder}` holds topic `{others.pop()}`, not `{topic}`",
+            hint="set kafka.topic back, or lake.folder to the lake of this topic",
+        )
+    for entry in entries:
+        if entry.get("bad"):
+            begins[entry["partition"]] = min(begins[entry["partition"]], entry["start"])
+    return begins

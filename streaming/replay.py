@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from activity.errors import InfrastructureError, UsageError
+from activity.errors import UsageError
 from activity.settings import KafkaSettings
-from streaming.broker import admin_client, no_broker
+from streaming.broker import admin_client, kafka_errors
 from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter
 from streaming.settings import WorkerSettings
 
@@ -62,7 +62,7 @@ def _replay(kafka: KafkaSettings, letters: list[DeadLetter]) -> None:
         for start in range(0, len(letters), _CHUNK):
             chunk = letters[start : start + _CHUNK]
             produced = [
-                producer.send(kafka.topic, key=letter.key, value=letter.value, headers=_header(letter))
+                producer.send(kafka.topic, key=_key(letter), value=letter.value, headers=_header(letter))
                 for letter in chunk
             ]
             _acknowledged(produced, kafka)
@@ -70,6 +70,11 @@ def _replay(kafka: KafkaSettings, letters: list[DeadLetter]) -> None:
                 producer.send(kafka.dead_letter_topic, key=letter.origin.encode(), value=None) for letter in chunk
             ]
             _acknowledged(closed, kafka)
+
+
+def _key(letter: DeadLetter) -> bytes | None:
+    """The original key. The client refuses records with neither key nor value: those get an empty key."""
+    return b"" if letter.key is None and letter.value is None else letter.key
 
 
 def _header(letter: DeadLetter) -> list[tuple[str, bytes]]:
@@ -91,7 +96,7 @@ def _records(kafka: KafkaSettings) -> Iterator[Any]:
                 f"no topic `{kafka.dead_letter_topic}` at {kafka.address}",
                 hint="`spoor stream` creates it; check kafka.dead_letter_topic",
             )
-    with _kafka_errors(kafka):
+    with kafka_errors(kafka):
         options: Any = kafka.client_options() | {"auto_offset_reset": "earliest", "enable_auto_commit": False}
         consumer = KafkaConsumer(**options)
         try:
@@ -118,24 +123,10 @@ def _until(consumer: Any, ends: Mapping[Any, int], *, timeout_seconds: float) ->
 def _producer(kafka: KafkaSettings) -> Iterator[Any]:
     from kafka import KafkaProducer
 
-    with _kafka_errors(kafka):
+    with kafka_errors(kafka):
         options: Any = kafka.client_options() | {"max_request_size": 64 * 1024 * 1024}
         producer = KafkaProducer(**options)
         try:
             yield producer
         finally:
             producer.close()
-
-
-@contextmanager
-def _kafka_errors(kafka: KafkaSettings) -> Iterator[None]:
-    from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
-
-    try:
-        yield
-    except (KafkaTimeoutError, KafkaConnectionError, OSError) as error:  # TimeoutError is an OSError
-        raise no_broker(kafka, error) from error
-    except KafkaError as error:
-        raise InfrastructureError(
-            f"Kafka at {kafka.address} refused: {error}", hint="check the rights of this user on the topics"
-        ) from error

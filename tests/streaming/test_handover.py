@@ -1,0 +1,113 @@
+"""Where a group begins that takes over from a backfill, on the genuine broker."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import closing
+
+import pyarrow as pa
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer
+
+from activity.errors import InfrastructureError, UsageError
+from activity.lake import LAKE_SCHEMA, Lake
+from activity.settings import KafkaSettings
+from spoor.config import Settings
+from spoor.kafka_admin import ensure_topics
+from streaming.handover import start_where_lake_ends
+from tests.conftest import free_port
+from tests.streaming.conftest import wait_until
+
+GROUP = "taking-over"
+
+
+@pytest.fixture
+def settings(kafka_settings: Settings) -> Settings:
+    """A topic of its own; the group's name is its own too, because the broker is shared."""
+    ensure_topics(kafka_settings.kafka, releases=[])
+    group = f"{GROUP}-{kafka_settings.kafka.topic}"
+    return dataclasses.replace(kafka_settings, stream=dataclasses.replace(kafka_settings.stream, group=group))
+
+
+@pytest.fixture
+def lake(settings: Settings) -> Lake:
+    return Lake(settings.lake.folder, buckets=settings.lake.buckets)
+
+
+def land(lake: Lake, settings: Settings, partition: int, start: int, end: int, *, bad: int = 0) -> None:
+    """What `spoor archive` notes of a range; its rows are of no interest here."""
+    record = {"topic": settings.kafka.topic, "partition": partition, "start": start, "end": end}
+    record["bad"] = {"not-json": bad} if bad else {}
+    lake.write(f"p{partition}-{start}", pa.table([[]] * len(LAKE_SCHEMA), schema=LAKE_SCHEMA), record)
+
+
+def committed(settings: Settings) -> dict[int, int]:
+    group = settings.stream.group
+    with closing(KafkaAdminClient(**settings.kafka.client_options())) as admin:
+        return {tp.partition: meta.offset for tp, meta in admin.list_group_offsets(group)[group].items()}
+
+
+@pytest.fixture
+def member(settings: Settings) -> Iterator[KafkaConsumer]:
+    """A worker of the group that has committed nothing."""
+    options = settings.kafka.client_options() | {"enable_auto_commit": False}
+    with closing(KafkaConsumer(settings.kafka.topic, group_id=settings.stream.group, **options)) as consumer:
+        wait_until(lambda: consumer.poll(timeout_ms=200) == {} and len(consumer.assignment()) > 0, "it has joined")
+        yield consumer
+
+
+def test_a_new_group_begins_where_the_lake_s_first_unbroken_range_ends(settings: Settings, lake: Lake):
+    land(lake, settings, 0, 0, 40)
+    land(lake, settings, 0, 40, 70)
+    land(lake, settings, 0, 90, 100)  # 70 to 90 were not archived yet
+    land(lake, settings, 2, 5, 5)
+    assert start_where_lake_ends(settings, lake) == {0: 70, 2: 5}
+    assert committed(settings) == {0: 70, 2: 5}
+
+
+def test_a_group_that_has_committed_is_left_alone(settings: Settings, lake: Lake):
+    land(lake, settings, 0, 0, 40)
+    start_where_lake_ends(settings, lake)
+    land(lake, settings, 0, 40, 80)
+    land(lake, settings, 1, 0, 7)
+    assert start_where_lake_ends(settings, lake) == {1: 7}
+    assert committed(settings) == {0: 40, 1: 7}
+
+
+def test_bad_records_in_the_lake_s_ranges_are_read_again_so_that_they_become_dead_letters(settings, lake):
+    land(lake, settings, 0, 0, 40)
+    land(lake, settings, 0, 40, 70, bad=2)
+    land(lake, settings, 0, 70, 90)
+    land(lake, settings, 0, 90, 95, bad=1)
+    land(lake, settings, 1, 0, 7)
+    assert start_where_lake_ends(settings, lake) == {0: 40, 1: 7}
+
+
+def test_an_empty_lake_is_a_usage_error_that_says_what_fills_it(settings: Settings, lake: Lake):
+    with pytest.raises(UsageError, match="is empty") as raised:
+        start_where_lake_ends(settings, lake)
+    assert "spoor archive" in raised.value.hint
+    assert committed(settings) == {}
+
+
+def test_the_lake_of_another_topic_says_nothing_about_this_one(settings: Settings, lake: Lake):
+    other = dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, topic="yesterday"))
+    land(lake, other, 0, 0, 40)
+    with pytest.raises(UsageError, match="holds topic `yesterday`"):
+        start_where_lake_ends(settings, lake)
+    assert committed(settings) == {}
+
+
+def test_a_group_at_work_is_not_moved_under_its_workers(settings: Settings, lake: Lake, member: KafkaConsumer):
+    land(lake, settings, 0, 0, 40)
+    with pytest.raises(UsageError, match="has workers already") as raised:
+        start_where_lake_ends(settings, lake)
+    assert "--from-lake" in raised.value.hint
+    assert committed(settings) == {}
+
+
+def test_a_broker_that_is_down_is_one_clear_error(settings: Settings, lake: Lake):
+    land(lake, settings, 0, 0, 40)
+    kafka = KafkaSettings(port=free_port(), topic=settings.kafka.topic, request_timeout_seconds=1.0)
+    with pytest.raises(InfrastructureError, match="no Kafka broker answers") as raised:
+        start_where_lake_ends(dataclasses.replace(settings, kafka=kafka), lake)
+    assert "spoor services up" in raised.value.hint

@@ -1,0 +1,68 @@
+"""Dead letters on the genuine broker, put there without a worker: what is listed, and what a replay produces."""
+
+import dataclasses
+from contextlib import closing
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from activity.errors import DataError, UsageError
+from spoor.config import Settings
+from spoor.kafka_admin import ensure_topics
+from streaming.dead_letters import REPLAY_HEADER, DeadLetter, encode_dead_letter
+from streaming.replay import list_dead_letters, replay_dead_letters
+
+
+@pytest.fixture
+def settings(kafka_settings: Settings) -> Settings:
+    ensure_topics(kafka_settings.kafka, releases=[])
+    return kafka_settings
+
+
+def letter(offset: int, key: bytes | None, value: bytes | None) -> DeadLetter:
+    return DeadLetter("activity", 0, offset, 10 - offset, "not-json", "value", "x", "JSON", "EventError", key, value)
+
+
+def put(settings: Settings, *letters: tuple[bytes, bytes]) -> None:
+    with KafkaProducer(**settings.kafka.client_options()) as producer:
+        for key, value in letters:
+            producer.send(settings.kafka.dead_letter_topic, key=key, value=value)
+        producer.flush()
+
+
+def replayed(settings: Settings) -> list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]:
+    topic = settings.kafka.topic
+    with closing(KafkaConsumer(auto_offset_reset="earliest", **settings.kafka.client_options())) as consumer:
+        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        consumer.assign(partitions)
+        ends = consumer.end_offsets(partitions)
+        found = []
+        while any(consumer.position(tp) < end for tp, end in ends.items()):
+            for records in consumer.poll(timeout_ms=200).values():
+                found += [(record.key, record.value, list(record.headers)) for record in records]
+        return found
+
+
+def test_a_replay_keeps_key_and_value_and_a_record_with_neither_does_not_stop_it(settings: Settings):
+    contents = [(b"k", b"v"), (None, b"v"), (b"k", None), (b"", b""), (None, None)]
+    put(settings, *(encode_dead_letter(letter(n, *content)) for n, content in enumerate(contents)))
+    assert [found.offset for found in list_dead_letters(settings)] == [4, 3, 2, 1, 0]  # by time of the origin
+    assert replay_dead_letters(settings).replayed == 5
+    expected = [(*content, f"activity/0/{n}") for n, content in enumerate(contents[:4])] + [(b"", None, "activity/0/4")]
+    found = [(key, value, dict(headers)[REPLAY_HEADER].decode()) for key, value, headers in replayed(settings)]
+    assert sorted(found, key=lambda row: row[2]) == expected
+    assert list_dead_letters(settings) == []
+
+
+def test_a_record_of_somebody_else_among_the_dead_letters_is_named(settings: Settings):
+    put(settings, (b"key", b"their value"))
+    with pytest.raises(DataError, match="is not a dead letter") as raised:
+        replay_dead_letters(settings)
+    assert raised.value.hint
+    assert replayed(settings) == []
+
+
+def test_a_missing_topic_is_named(settings: Settings):
+    kafka = dataclasses.replace(settings.kafka, dead_letter_topic="not-there")
+    with pytest.raises(UsageError, match="`not-there`"):
+        list_dead_letters(dataclasses.replace(settings, kafka=kafka))
