@@ -16,7 +16,7 @@ import numpy.typing as npt
 from activity.events import Event, decode_event, events_table, unknown_names
 from activity.history import Histories, group_events, history_values
 from activity.settings import EventSettings
-from streaming.dead_letters import REPLAY_HEADER, DeadLetter, refusal
+from streaming.dead_letters import ORIGIN_CHARACTERS, REPLAY_HEADER, DeadLetter, refusal
 
 Int64s = npt.NDArray[np.int64]
 
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     append_time_ms: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def lost_range(*, committed: int | None, earliest: int) -> tuple[int, int] | Non
 
 
 def _dead_letter(record: Record, error: Exception) -> DeadLetter:
-    replay_of = next((value.decode() for name, value in record.headers if name == REPLAY_HEADER), None)
+    header = next((value for name, value in record.headers if name == REPLAY_HEADER and value is not None), None)
+    replay_of = None if header is None else header.decode(errors="replace")[:ORIGIN_CHARACTERS]
     return DeadLetter(
         topic=record.topic,
         partition=record.partition,

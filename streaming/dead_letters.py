@@ -15,6 +15,7 @@ from typing import Any
 from activity.errors import DataError, EventError
 
 REPLAY_HEADER = "spoor-replay-of"  # on a replayed record: the origin key of the first dead letter
+ORIGIN_CHARACTERS = 300  # of `topic/partition/offset`: a topic's name has at most 249
 ENVELOPE_BYTES = 4096  # of JSON around the original bytes, at most
 
 

@@ -11,7 +11,7 @@ from activity.events import Event, encode_event
 from activity.hashing import hash_item
 from activity.settings import EventSettings
 from streaming.core import DecodedBatch, Record, decode_batch, group_batch, lost_range
-from streaming.dead_letters import REPLAY_HEADER
+from streaming.dead_letters import ENVELOPE_BYTES, REPLAY_HEADER, encode_dead_letter
 
 NOW = 1_750_000_000_000
 SETTINGS = EventSettings(actions=("view", "like"), surfaces=("home",))
@@ -114,6 +114,12 @@ def test_a_replayed_record_that_fails_again_names_the_first_dead_letter():
     headers = [("trace", b"x"), (REPLAY_HEADER, b"activity/0/7")]
     (letter,) = decode_batch([record(b"bad", offset=99, headers=headers)], SETTINGS).dead_letters
     assert (letter.origin, letter.replay_of) == ("activity/0/99", "activity/0/7")
+
+
+@pytest.mark.parametrize("header", [None, b"\xff\xfe", b"x" * 100_000])
+def test_no_header_stops_the_worker_or_makes_the_letter_too_large(header):
+    (letter,) = decode_batch([record(b"bad", headers=[(REPLAY_HEADER, header)])], SETTINGS).dead_letters
+    assert len(encode_dead_letter(letter)[1]) < ENVELOPE_BYTES
 
 
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=60), st.just(changed()))))
