@@ -143,11 +143,12 @@ class GuardedWriter:
         )
         pending = np.arange(count)
         for attempt in range(_MAX_ROUNDS):
-            if len(pending) == 0:
-                return self._result(batch)
             if attempt > _QUIET_ROUNDS:
                 time.sleep(random.uniform(0, min(_LONGEST_WAIT_SECONDS, 0.001 * 2**attempt)))
-            pending = self._round(batch, pending, cached=attempt == 0)
+            if len(pending):
+                pending = self._round(batch, pending, cached=attempt == 0)
+            if not len(pending):
+                return self._result(batch)
         raise InfrastructureError(
             f"user {batch.users[int(pending[0])]!r} was changed by others {_MAX_ROUNDS} times while it was written",
             hint="run fewer writers on the same users",

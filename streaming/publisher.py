@@ -9,15 +9,13 @@ whose record comes last in the topic also reads last, and sees the other's write
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from activity.errors import InfrastructureError
 from store.rows import EmbeddingRow, StoredUser, embedding_row_to_json
 
-log = logging.getLogger(__name__)
-
-_MAX_ROUNDS = 5
+_MAX_ROUNDS = 100
 
 Rows = Mapping[str, Sequence[EmbeddingRow]]  # release → rows
 Send = Callable[[str, bytes, bytes], Awaitable[Awaitable[object]]]  # (topic, key, value) → acknowledgement
@@ -47,7 +45,8 @@ class Publisher:
         self._in_thread = in_thread
 
     async def publish(self, rows: Rows) -> int:
-        """Returns how many rows had to be published again. Raises what the producer or the store raises."""
+        """Returns how many rows had to be published again. Raises what the producer or the store raises, and
+        InfrastructureError for users that never rest: the last record could be older than another writer's."""
         republished = 0
         for _ in range(_MAX_ROUNDS):
             await self._send_all(rows)
@@ -55,10 +54,11 @@ class Publisher:
             if not rows:
                 return republished
             republished += sum(map(len, rows.values()))
-        # Every round somebody else wrote these users, and that writer publishes after its write too.
-        users = {row.user_id for of_release in rows.values() for row in of_release}
-        log.warning("rows of %d users keep moving; their other writer publishes them", len(users))
-        return republished
+        user = next(row.user_id for of_release in rows.values() for row in of_release)
+        raise InfrastructureError(
+            f"user {user!r} was changed by others {_MAX_ROUNDS} times while it was published",
+            hint="run fewer writers on the same users",
+        )
 
     async def _send_all(self, rows: Rows) -> None:
         records = (

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from activity.errors import DataError
+from activity.errors import DataError, InfrastructureError
 from activity.history import Histories, equal_rows, merge
 from activity.settings import HistorySettings
 from feature_repo.settings import FeatureSettings
@@ -114,6 +114,22 @@ def test_eight_concurrent_processes_end_at_the_merge_of_all_events(online, featu
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0] * 8
     _assert_merged(online, batches)
+
+
+def test_a_write_that_is_let_through_in_the_last_round_counts_and_one_that_never_is_raises(online, monkeypatch):
+    monkeypatch.setattr("store.writer._MAX_ROUNDS", 3)
+    write, refusals = online.write, iter([True, True])
+    monkeypatch.setattr(
+        online, "write", lambda writes: np.zeros(len(writes), bool) if next(refusals, False) else write(writes)
+    )
+    users, events = events_of(("ann", "i1", 0))
+    result = writer_of(online).update(users, events, as_of_ms=as_of(users))
+    assert (result.refused, result.revisions.tolist()) == (2, [1])
+    monkeypatch.setattr(online, "write", lambda writes: np.zeros(len(writes), bool))
+    with pytest.raises(InfrastructureError, match="user 'ann' was changed by others 3 times") as caught:
+        writer_of(online).update(users, events_of(("ann", "i2", 1))[1], as_of_ms=as_of(users))
+    assert caught.value.hint
+    assert online.read(users, [])[0].revision == 1
 
 
 def test_a_user_without_events_gets_no_row(online):

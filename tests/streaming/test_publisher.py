@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from activity.errors import InfrastructureError
 from store.rows import EmbeddingRow, StoredUser, embedding_row_from_json
 from streaming.publisher import Publisher, moved_on
 
@@ -106,11 +107,11 @@ def test_publication_goes_on_until_nobody_moves():
     assert topic.last == {("out.base-1", "a"): 4}
 
 
-def test_a_user_that_never_rests_does_not_hold_the_batch_for_ever():
+def test_a_user_that_never_rests_is_an_error_and_not_an_older_row_at_the_end_of_the_topic():
     topic = Topic()
     store = Store(row("a", 1), between=lambda s: s.put(row("a", s.rows["base-1", "a"].revision + 1)))
-    assert publish({"base-1": [row("a", 1)]}, store, topic) > 0
-    assert len(topic.sent) < 10
+    with pytest.raises(InfrastructureError, match="user 'a' was changed by others 100 times"):
+        publish({"base-1": [row("a", 1)]}, store, topic)
 
 
 def test_a_failed_acknowledgement_is_raised_after_all_were_answered():
