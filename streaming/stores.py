@@ -41,12 +41,14 @@ def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
 
 
 def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: Callable[[str], None]) -> Stores:
-    """Raises UsageError, DataError or InfrastructureError of the rooms below."""
+    """Asks store and definitions whether they are as the settings say: keys of another type would be rows that nobody
+    reads. Raises UsageError, DataError or InfrastructureError of the rooms below."""
     from encoder.inference import load_encoders
     from store.online import open_online
     from store.writer import GuardedWriter, HistoryCache
 
     online = open_online(settings.features)
+    online.check(releases)
     encoders = load_encoders(settings.features.releases_folder, list(releases))
     cache = HistoryCache(settings.stream.cache_users)
     writer = GuardedWriter(online, encoders, history=settings.history, cache=cache, observe=observe)

@@ -1,13 +1,14 @@
-"""Which releases a worker keeps fresh, and that Feast is whole after its quick import."""
+"""Which releases a worker keeps fresh, and what it asks its store before it joins the group."""
 
 import dataclasses
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from activity.errors import UsageError
-from streaming.stores import releases_to_keep_fresh
+from spoor.config import Settings
+from store.repo import apply, create_repo
+from streaming.stores import open_stores, releases_to_keep_fresh
 
 
 def with_releases(settings, folder, *releases):
@@ -27,14 +28,16 @@ def test_no_release_is_a_usage_error_that_says_how_to_get_one(settings, tmp_path
     assert "spoor pretrain" in raised.value.hint
 
 
-def test_the_quick_import_leaves_typeguard_as_it_was():
-    script = """
-import typeguard
-from streaming.stores import _quick_feast_import
-before = typeguard.typechecked
-with _quick_feast_import():
-    from feast import FeatureView
-assert typeguard.typechecked is before
-assert FeatureView.__name__ == "FeatureView"
-"""
-    assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
+def test_definitions_that_were_applied_with_other_keys_are_refused_before_anything_is_written(
+    settings: Settings, untrained_release: Path
+):
+    applied = with_releases(settings, untrained_release)
+    features = dataclasses.replace(applied.features, feature_repo=settings.state_folder / "feature_repo")
+    create_repo(features.feature_repo, online_store={"type": "sqlite"}, state_folder=settings.state_folder)
+    apply(features)
+    changed = dataclasses.replace(applied, features=dataclasses.replace(features, user_id_type="int64"))
+    with pytest.raises(UsageError, match="not applied: view `user_history` has keys") as raised:
+        open_stores(changed, ["base-1"], observe=lambda step: None)
+    assert "apply" in raised.value.hint
+    same = dataclasses.replace(applied, features=features)
+    assert open_stores(same, ["base-1"], observe=lambda step: None).online.dimension("base-1") > 0
