@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from activity.errors import UsageError
-from activity.hashing import check_names
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 
@@ -112,8 +111,11 @@ class EventSettings:
     def __post_init__(self) -> None:
         """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
         require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
-        check_names(self.actions, kind="action")
-        check_names(self.surfaces, kind="surface")
+        if self.actions or self.surfaces:
+            from activity.hashing import check_names  # brings NumPy, which `--help` does without
+
+            check_names(self.actions, kind="action")
+            check_names(self.surfaces, kind="surface")
         try:
             parse_time_ms(self.earliest)
         except UsageError as error:
