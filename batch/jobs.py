@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ _FAILURE_FILE = "failure.json"
 _ERRORS: dict[str, type[SpoorError]] = {
     cls.__name__: cls for cls in (DataError, InfrastructureError, SpoorError, UsageError)
 }
+_UNWRITTEN: dict[Path, SpoorError] = {}  # by job folder: what could not be recorded, for lack of space say
 _LOG = logging.getLogger(__name__)
 
 
@@ -57,12 +58,17 @@ def exclusive(path: Path, *, job: str) -> Iterator[None]:
                 f"`{job}` already runs: {holder} holds `{path}`",
                 hint="wait for it to end, or stop that process",
             ) from None
-        os.ftruncate(descriptor, 0)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
+        _tell_holder(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _tell_holder(descriptor: int) -> None:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with suppress(OSError):  # on a full disk the lock holds all the same; the first file of the job tells
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,29 @@ class Failures:
         try:
             yield
         except SpoorError as error:
-            kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS)
-            content = {"kind": kind, "message": error.message, "hint": error.hint}
-            atomic_write(self.folder / _FAILURE_FILE, json.dumps(content).encode())
+            content = {"kind": _kind(error), "message": error.message, "hint": error.hint}
+            try:
+                atomic_write(self.folder / _FAILURE_FILE, json.dumps(content).encode())
+            except InfrastructureError:
+                _UNWRITTEN[self.folder] = error  # reaches the driver where the runner works in its process
             raise
 
     def clear(self) -> None:
+        _UNWRITTEN.pop(self.folder, None)
         (self.folder / _FAILURE_FILE).unlink(missing_ok=True)
 
     def raise_recorded(self) -> None:
+        if (unwritten := _UNWRITTEN.pop(self.folder, None)) is not None:
+            raise _ERRORS[_kind(unwritten)](unwritten.message, hint=unwritten.hint) from None
         try:
             content = json.loads((self.folder / _FAILURE_FILE).read_bytes())
         except FileNotFoundError:
             return
         raise _ERRORS[content["kind"]](content["message"], hint=content["hint"]) from None
+
+
+def _kind(error: SpoorError) -> str:
+    return next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS)
 
 
 def run_pipeline(

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from activity.errors import DataError, UsageError
-from activity.files import atomic_path
+from activity.files import atomic_write
 from encoder.model import UserEncoder
 from encoder.settings import PretrainSettings
 
@@ -64,8 +64,8 @@ def save_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
     for index, values in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
     header = {"identity": identity, "place": {name: getattr(state, name) for name in _PLACE}}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"spoor": json.dumps(header)})
+    # Bytes first: safetensors tells of a full disk by an error of its own.
+    atomic_write(path, save(tensors, metadata={"spoor": json.dumps(header)}))
 
 
 def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from activity.errors import DataError, UsageError
+from activity.errors import DataError, InfrastructureError, UsageError
 from activity.events import Event, events_table
-from encoder.checkpoint import TrainState, load_checkpoint
+from encoder.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from encoder.inference import FrozenEncoder, new_model
 from encoder.pretrain import Plan, make_plan, run_pretrain, train
 from encoder.release import load_release
@@ -134,9 +136,42 @@ def test_equal_runs_give_equal_releases(tmp_path: Path) -> None:
 
 
 def test_events_after_until_have_no_part(tmp_path: Path) -> None:
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS, until_ms=12_000)
+    events = circle()
+    before = events.filter(pc.less(events["timestamp"], 12_000))
+    assert 0 < len(before) < len(events)
+    result = run_pretrain(events, out=tmp_path / "base-1", settings=SETTINGS, until_ms=12_000)
     assert result.release is not None
-    assert result.release.trained_through_ms < 12_000
+    assert result.release.trained_through_ms == pc.max(before["timestamp"]).as_py()
+    run_pretrain(before, out=tmp_path / "base-2", settings=SETTINGS)
+    one, other = (load_release(tmp_path / name) for name in ("base-1", "base-2"))
+    assert one.info.data_fingerprint == other.info.data_fingerprint
+    assert one.vocabulary.item_ids == other.vocabulary.item_ids
+    assert all(np.array_equal(one.weights[name], other.weights[name]) for name in other.weights)
+
+
+def test_the_first_stage_sees_nothing_of_what_it_is_measured_on(tmp_path: Path) -> None:
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    times = plan.activity.histories.values["timestamp"]
+    fit, held_out = plan.stages[0], plan.held_out
+    assert fit.tokens == len(fit.events.items) == (times < plan.held_out_from_ms).sum()
+    assert (fit.events.targets > 0).sum() + len(held_out.predictions) == (held_out.events.targets > 0).sum()
+    assert (times[held_out.predictions + 1] >= plan.held_out_from_ms).all()
+    assert held_out.popularity.sum() == fit.tokens
+
+
+def test_a_full_disk_stops_with_one_message_and_leaves_no_half_of_a_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the kernel then refuses the write alike."""
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    state = fresh(plan)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(InfrastructureError, match=r"cannot write .*checkpoint") as caught:
+            save_checkpoint(plan.checkpoint, state, plan.identity)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "free space" in caught.value.hint
+    assert list(plan.checkpoint.parent.iterdir()) == []
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
