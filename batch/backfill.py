@@ -2,8 +2,8 @@
 
 Work items are user buckets, small ones together. They are read once and travel as slices (Arrow tables of up to
 SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest. The id derives
-from what the job computes (the lake's contents, the releases, the times, the options), so a run that resumes can only
-find its own work: the same inputs give the same files, and what is noted is skipped.
+from what the job computes (the lake's contents, the releases, the times, the options) and for which stores, so a run
+that resumes can only find its own work: the same inputs give the same files, and what is noted is skipped.
 
 Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
 the lake's alone, because the store's may hold events from after the as-of time.
@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import apache_beam as beam
@@ -154,12 +155,15 @@ def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions,
     """Which work items are to be done; with `resume`, without those that the manifest holds."""
     described = [asdict(read_info(settings.features.releases_folder / name)) for name in _written(settings, options)]
     groups = bucket_groups(lake)
+    stores = settings.features.feature_repo / "feature_store.yaml"
     identity = (
         groups,
         lake.manifest.records(),
         described,
         asdict(options),
         asdict(settings.history),
+        asdict(settings.features),
+        stores.read_text() if stores.is_file() else "",
         settings.stream.as_of,
     )
     job = f"backfill-{fingerprint(*identity)}"
@@ -210,17 +214,27 @@ def _options(
     publish: bool,
 ) -> BackfillOptions:
     if not (online or offline):
-        raise UsageError("a backfill of neither store", hint="leave out one of --no-online and --no-offline")
+        raise UsageError(
+            "snapshots go to the offline log, and only the online store is to be written"
+            if snapshots is not None
+            else "a backfill of neither store",
+            hint="leave out --into, or the snapshots",
+        )
     times: list[int] = []
     if snapshots is not None:
         if online or as_of_ms is not None:
             raise UsageError(
                 "snapshots go to the offline log alone, each with its own as-of time",
-                hint="use --no-online and leave --as-of out",
+                hint="use `--into offline` and leave --as-of out",
             )
+        if snapshots[2] <= 0:
+            raise UsageError(f"snapshots {snapshots[2]} ms apart", hint="set --snapshot-hours to an hour or more")
         times = snapshot_times(*snapshots)
-        if not times or snapshots[2] <= 0:
-            raise UsageError(f"no snapshot time lies between {snapshots[0]} and {snapshots[1]}")
+        if not times:
+            raise UsageError(
+                f"snapshots from {_moment(snapshots[0])} to {_moment(snapshots[1])}: the end lies before the start",
+                hint="exchange --snapshots-from and --snapshots-to",
+            )
     chosen = tuple(chosen_releases(settings, releases))
     return BackfillOptions(chosen, as_of_ms, tuple(times), online, offline, publish and online)
 
@@ -228,6 +242,10 @@ def _options(
 def _written(settings: BatchSettings, options: BackfillOptions) -> list[str]:
     """The releases whose encoders the job loads: online, a history changes together with every live embedding."""
     return sorted({*options.releases, *(live_names(settings) if options.online else ())})
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _todo(plan: BackfillPlan) -> int:

@@ -160,7 +160,7 @@ class EncodeAndWrite(beam.DoFn):
             batch = UserBatch.from_arrow(element.table)
             counts = {ROWS: len(batch.user_ids)}
             result = self._write_online(batch, counts) if self._options.online else None
-            if self._options.offline:
+            if self._options.offline and not counts.get(ENCODE_FAILURES):
                 counts[OFFLINE_ROWS] = self._write_offline(element.key, batch, result)
             if not counts.get(ENCODE_FAILURES):
                 self._manifest.add(element.key, counts)

@@ -36,11 +36,19 @@ def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> li
 def encoders(settings: BatchSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:
     """By release. Raises UsageError or DataError for a missing or damaged release."""
     folder = settings.features.releases_folder
-    return {name: _encoder(folder / name, (folder / name / "checksums.json").stat().st_mtime_ns) for name in names}
+    return {name: _encoder(folder / name, _changed_ns(folder / name)) for name in names}
+
+
+def _changed_ns(folder: Path) -> int | None:
+    """When the release was written; None where its checksums are missing, which loading it reports."""
+    try:
+        return (folder / "checksums.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 @lru_cache(maxsize=8)
-def _encoder(folder: Path, changed_ns: int) -> FrozenEncoder:
+def _encoder(folder: Path, changed_ns: int | None) -> FrozenEncoder:
     from encoder.inference import load_encoders
 
     del changed_ns  # part of the cache's key only

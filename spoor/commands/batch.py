@@ -70,9 +70,9 @@ def archive(invocation: Invocation, resume: bool, accept_loss: bool, dry_run: bo
 @click.option("--resume", is_flag=True, help="Go on with what a killed run left.")
 @dry_run_option
 @json_option
-@pass_invocation
+@click.pass_context
 def backfill(
-    invocation: Invocation,
+    ctx: click.Context,
     releases: tuple[str, ...],
     as_of_ms: int | None,
     from_ms: int | None,
@@ -85,27 +85,29 @@ def backfill(
 ) -> None:
     """Compute and write everybody's embedding.
 
-    Histories come from the lake and go, with their embeddings, to Feast's online store and the offline log.
+    Histories come from the lake and go, with their embeddings, to Feast's online store and the offline log. Exit code
+    1 if an embedding could not be computed.
     """
     if (from_ms is None) != (to_ms is None):
         raise UsageError(
             "--snapshots-from and --snapshots-to belong together: one is missing", hint="give both, or neither"
         )
     from batch.backfill import run_backfill
-    from feature_repo.releases import live_releases
+    from batch.releases import chosen_releases, live_names
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
 
     snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, round(snapshot_hours * _HOUR_MS))
     online = into != "offline" and snapshots is None
+    invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
+    chosen = chosen_releases(settings, releases)
     if publish and online and not dry_run:
-        live = [release.name for release in live_releases(settings.features.releases_folder)]
-        for topic in ensure_topics(settings.kafka, releases=list(releases) or live):
+        for topic in ensure_topics(settings.kafka, releases=live_names(settings)):
             say(topic.describe())
     result = run_backfill(
         settings,
-        releases=list(releases) or None,
+        releases=chosen,
         as_of_ms=as_of_ms,
         snapshots=snapshots,
         online=online,
@@ -120,7 +122,10 @@ def backfill(
         else f"{', '.join(result.releases)}: {result.rows:,} rows, {result.changed:,} users changed online, "
         f"{result.offline_rows:,} offline rows, {result.item_vectors:,} item vectors in {result.seconds:.1f} s"
     )
+    if result.encode_failures:
+        text += f"; {result.encode_failures:,} embeddings could not be computed: mend the release, then --resume"
     invocation.emit(result, text)
+    ctx.exit(1 if result.encode_failures else 0)
 
 
 @click.command()

@@ -48,18 +48,17 @@ def stream(
     One worker of the consumer group: events from Kafka, rows to Feast and to the embedding topics.
     """
     from activity.lake import Lake
-    from feature_repo.releases import live_releases
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
     from streaming.handover import start_where_lake_ends
+    from streaming.stores import releases_to_keep_fresh
     from streaming.worker import run_worker
 
     settings = invocation.settings()
     if releases:
         settings = replace(settings, stream=replace(settings.stream, releases=releases))
-    live = [release.name for release in live_releases(settings.features.releases_folder)]
-    names = list(settings.stream.releases) or live
-    say(f"group `{settings.stream.group}` at {settings.kafka.address}, releases: {', '.join(names) or 'none'}")
+    names = releases_to_keep_fresh(settings)
+    say(f"group `{settings.stream.group}` at {settings.kafka.address}, releases: {', '.join(names)}")
     if dry_run:
         invocation.emit({"releases": names, "topic": settings.kafka.topic, "dry_run": True}, "nothing was done")
         return

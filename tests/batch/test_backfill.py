@@ -20,7 +20,7 @@ from activity.history import Histories
 from activity.packing import unpack
 from batch.archive import run_archive
 from batch.backfill import BackfillResult, group_finished, run_backfill
-from encoder.inference import load_encoders
+from encoder.inference import FrozenEncoder, load_encoders
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
 from store.offline import open_offline
@@ -307,6 +307,38 @@ def test_a_dry_run_writes_nothing(world: Any) -> None:
     assert not (world.settings.state_folder / "jobs" / result.job).exists()
 
 
+def test_embeddings_that_fail_are_counted_and_computed_by_a_resumed_run(
+    world: Any, monkeypatch: pytest.MonkeyPatch, sql_histories: Sql
+) -> None:
+    events = world.events(19, 100)
+    world.produce(events, 0)
+    run_archive(world.settings)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the model fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenEncoder, "encode", broken)
+        failed = run_backfill(world.settings)
+    assert (failed.encode_failures, failed.offline_rows) == (20, 0)
+    assert _online_histories(world.settings) == sql_histories(events, 8)  # histories advance all the same
+    resumed = run_backfill(world.settings, resume=True)
+    assert (resumed.encode_failures, resumed.offline_rows, resumed.published) == (0, 20, 20)
+    users = sorted(sql_histories(events, 8))
+    assert None not in open_online(world.settings.features).read_embeddings("base-1", users)
+
+
+def test_what_was_finished_for_another_store_is_not_taken_for_done(world: Any, tmp_path: Path) -> None:
+    world.produce(world.events(20, 200), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings, online=False)
+    features = dataclasses.replace(world.settings.features, offline_folder=tmp_path / "other")
+    other = dataclasses.replace(world.settings, features=features)
+    assert run_backfill(other, online=False, resume=True).skipped == 0
+    assert len(_offline(other, user_embedding_view("base-1"))) == 20
+    assert run_backfill(other, online=False, resume=True).skipped == 2
+
+
 def test_an_unknown_release_is_named_with_the_known_ones(world: Any) -> None:
     with pytest.raises(UsageError, match=r"release `nope` is not in .*: found base-1"):
         run_backfill(world.settings, releases=["nope"])
@@ -315,6 +347,29 @@ def test_an_unknown_release_is_named_with_the_known_ones(world: Any) -> None:
 def test_snapshots_and_online_do_not_go_together(world: Any) -> None:
     with pytest.raises(UsageError, match="offline log alone"):
         run_backfill(world.settings, snapshots=(1, 2, 1), online=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snapshots": (10, 5, 1), "online": False}, "end lies before the start"),
+        ({"snapshots": (5, 10, 0), "online": False}, "0 ms apart"),
+        ({"snapshots": (5, 10, 1), "online": False, "offline": False}, "snapshots go to the offline log"),
+        ({"online": False, "offline": False}, "neither store"),
+    ],
+)
+def test_options_that_contradict_each_other_are_told_with_a_hint(world: Any, options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        run_backfill(world.settings, **options)
+    assert caught.value.hint
+
+
+def test_a_release_without_checksums_is_a_data_error(world: Any) -> None:
+    world.produce(world.events(21, 20), 0)
+    run_archive(world.settings)
+    (world.settings.features.releases_folder / "base-1" / "checksums.json").unlink()
+    with pytest.raises(DataError, match=r"checksums\.json` is missing"):
+        run_backfill(world.settings, publish=False)
 
 
 def test_a_damaged_release_stops_the_job_with_one_message(world: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from activity.hashing import hash_items
+from batch.backfill import BackfillResult
 from encoder.config import MODEL_CONFIGS
 from encoder.release import save_release
 from encoder.vocabulary import Vocabulary
@@ -150,6 +151,26 @@ def test_a_broker_that_is_down_exits_with_3(spoor: Spoor, arguments: list[str]):
         "hint": told.splitlines()[1].removeprefix("hint: "),
         "exit_code": 3,
     }
+
+
+@pytest.mark.parametrize("command", ["backfill", "stream"])
+def test_an_unknown_release_is_told_before_anything_is_done(spoor: Spoor, command: str):
+    """Before a topic is made for it, say: that no broker answers must not matter."""
+    release(Path("releases/base-1").absolute())
+    for arguments in (["--release", "nope"], ["--release", "nope", "--dry-run"]):
+        told = spoor(command, *arguments).failed_with(2)
+        assert "release `nope` is not in" in told and "found base-1" in told
+
+
+def test_embeddings_that_could_not_be_computed_exit_with_1(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
+    release(Path("releases/base-1").absolute())
+    failed = BackfillResult(
+        "backfill-1", ("base-1",), None, snapshots=0, items=2, skipped=0, dry_run=False, encode_failures=3
+    )
+    monkeypatch.setattr("batch.backfill.run_backfill", lambda *_, **__: failed)
+    done = spoor("backfill", "--no-publish", "--json")
+    assert (done.code, done.json["encode_failures"]) == (1, 3)
+    assert "3 embeddings could not be computed" in spoor("backfill", "--no-publish").out
 
 
 def test_a_state_folder_that_cannot_be_written_exits_with_3(spoor: Spoor, settings: Settings):
