@@ -150,6 +150,11 @@ def plan_archive(
             f"the lake `{lake.folder}` holds topic `{others.pop()}`, not `{topic}`",
             hint="set kafka.topic back, or archive into another lake.folder",
         )
+    if gone := sorted({entry["partition"] for entry in entries.values()} - watermarks.keys()):
+        raise DataError(
+            f"the lake holds partition {gone[0]} of topic `{topic}`, which has {len(watermarks)} partitions now",
+            hint="was the topic deleted and made again? then archive it into another lake.folder",
+        )
     begins: dict[int, int] = {}
     missing: dict[int, list[Span]] = {}
     lost: list[KafkaRange] = []

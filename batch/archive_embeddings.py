@@ -32,7 +32,8 @@ from feature_repo.settings import FeatureSettings
 NAMESPACE = "spoor.archive_embeddings"
 EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
 BAD_ROWS = "bad_rows"  # records that are no embedding row
-_ITEM = re.compile(r"published-p(\d+)-(\d+)-(\d+)")
+_PREFIX = "published-"
+_ITEM = re.compile(_PREFIX + r"p(\d+)-(\d+)-(\d+)")
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,6 +55,15 @@ def plan_embeddings(settings: ArchiveSettings, reader: RangeReader) -> list[Topi
         except UsageError:
             continue  # nothing was ever published
         landed = landed_spans(settings.features, release.name)
+        for partition, spans in landed.items():
+            _, high = watermarks.get(partition, (0, 0))
+            if spans[-1][1] > high:
+                raise DataError(
+                    f"the offline log holds partition {partition} of topic `{topic}` up to offset {spans[-1][1]}, but "
+                    f"the partition ends at {high}",
+                    hint="was the topic deleted and made again? then remove "
+                    f"{_manifest(settings.features, release.name).folder}/{_PREFIX}*.json",
+                )
         missing = {
             partition: gaps(landed.get(partition, []), begin=low, high=high)
             for partition, (low, high) in watermarks.items()
@@ -66,12 +76,16 @@ def plan_embeddings(settings: ArchiveSettings, reader: RangeReader) -> list[Topi
 def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span]]:
     """By partition, ascending: the offsets of the release's topic that the offline log holds."""
     found: dict[int, list[Span]] = {}
-    # OfflineLog.manifest, without importing Feast for it
-    for key in Manifest(features.offline_folder / "_manifest" / user_embedding_view(release)).records():
+    for key in _manifest(features, release).records():
         if match := _ITEM.fullmatch(key):
             partition, start, end = map(int, match.groups())
             found.setdefault(partition, []).append((start, end))
     return {partition: sorted(spans) for partition, spans in found.items()}
+
+
+def _manifest(features: FeatureSettings, release: str) -> Manifest:
+    """OfflineLog.manifest, without importing Feast for it."""
+    return Manifest(features.offline_folder / "_manifest" / user_embedding_view(release))
 
 
 def build(
@@ -137,7 +151,7 @@ class LandEmbeddings(beam.DoFn):
                             "%s, partition %d, offset %d: %s", item.topic, item.partition, record.offset, error
                         )
             counts[EMBEDDING_ROWS] = len(rows)
-            self._offline.write_embeddings(element.release, f"published-{item.key}", rows)
+            self._offline.write_embeddings(element.release, f"{_PREFIX}{item.key}", rows)
         for name, count in counts.items():
             Metrics.counter(NAMESPACE, name).inc(count)
         yield item.key

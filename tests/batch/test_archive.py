@@ -202,6 +202,18 @@ def test_another_topic_is_not_mixed_into_a_lake(kafka_settings: Settings, produc
         run_archive(kafka_settings)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_topic_with_fewer_partitions_than_the_lake_is_told(
+    kafka_settings: Settings, produce: Callable[..., None], resume: bool
+) -> None:
+    produce(_events(2), 0)
+    lake = open_lake(kafka_settings.lake)
+    record = {"topic": kafka_settings.kafka.topic, "partition": 5, "start": 0, "end": 3}
+    lake.write("p00005-begin", LAKE_SCHEMA.empty_table(), record)
+    with pytest.raises(DataError, match=r"holds partition 5 of topic .*, which has 2 partitions now"):
+        run_archive(kafka_settings, resume=resume)
+
+
 def test_a_state_folder_that_cannot_be_written_is_an_infrastructure_error(
     kafka_settings: Settings, produce: Callable[..., None], tmp_path: Path
 ) -> None:

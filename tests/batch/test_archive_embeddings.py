@@ -4,8 +4,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from kafka import KafkaProducer
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewTopic
 
+from activity.errors import DataError
 from batch.archive import run_archive
 from batch.backfill import run_backfill
 from feature_repo.names import user_embedding_view
@@ -63,3 +66,14 @@ def test_a_dry_run_lands_no_embeddings(world: Any) -> None:
     _published(world)
     assert run_archive(world.settings, dry_run=True).embedding_rows == 0
     assert _landed(world) == []
+
+
+def test_a_topic_that_was_made_again_is_told_and_not_taken_for_landed(world: Any, admin: KafkaAdminClient) -> None:
+    _published(world)
+    run_archive(world.settings)
+    topic = world.settings.kafka.embedding_topic("base-1")
+    admin.delete_topics([topic], timeout_ms=30_000)
+    run_archive(world.settings)  # no topic, nothing to land
+    admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1)], timeout_ms=30_000)
+    with pytest.raises(DataError, match=rf"holds partition \d of topic `{topic}` up to offset \d+, but .* ends at 0"):
+        run_archive(world.settings)
