@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from activity.errors import InfrastructureError
+from activity.errors import DataError, InfrastructureError
 
 
 @contextmanager
@@ -52,15 +52,16 @@ class Manifest:
         atomic_write(self._path(key), json.dumps(record, sort_keys=True).encode())
 
     def get(self, key: str) -> dict[str, Any] | None:
+        """None for an item that is not finished. Raises DataError for a damaged entry."""
         try:
-            return json.loads(self._path(key).read_bytes())
+            return _entry(self._path(key))
         except FileNotFoundError:
             return None
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Every finished item, by key."""
+        """Every finished item, by key. Raises DataError for a damaged entry."""
         paths = sorted(self.folder.glob("[!.]*.json"))
-        return {path.stem: json.loads(path.read_bytes()) for path in paths}
+        return {path.stem: _entry(path) for path in paths}
 
     def remove(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -69,6 +70,16 @@ class Manifest:
         if not key or key.startswith(".") or "/" in key:
             raise ValueError(f"not a manifest key: {key!r}")
         return self.folder / f"{key}.json"
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"manifest entry `{path}` is damaged: {error}",
+            hint="remove it and run the command that wrote it again: its work item is then done anew",
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -104,7 +104,7 @@ def _frozen_model(release: Release) -> UserEncoder:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(
-            f"release `{release.info.name}`: the weights do not fit its configuration: {error}",
+            f"release `{release.info.name}`: the weights do not fit its configuration: {' '.join(str(error).split())}",
             hint="train the release again",
         ) from None
     return model.eval().requires_grad_(False)

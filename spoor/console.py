@@ -59,8 +59,10 @@ def set_up_logging(*, verbose: bool) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.ERROR)
-    # Each failed connection is an error to kafka-python; what it means for the command is in the command's error.
-    logging.getLogger("kafka").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    # Each failed connection is an error to kafka-python, each failed work item one to Beam; what it means for the
+    # command is in the command's error.
+    for library in ("kafka", "apache_beam"):
+        logging.getLogger(library).setLevel(logging.INFO if verbose else logging.CRITICAL)
     for room in _ROOMS:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from activity.errors import InfrastructureError
+from activity.errors import DataError, InfrastructureError
 from activity.files import Manifest, atomic_path, atomic_write
 
 
@@ -33,6 +33,16 @@ def test_a_manifest_remembers_items_across_instances(tmp_path):
     assert list(manifest.records()) == ["item-0", "item-1"]
     manifest.remove("item-1")
     assert list(manifest.records()) == ["item-0"]
+
+
+def test_a_damaged_entry_is_a_data_error_that_says_what_to_do(tmp_path):
+    manifest = Manifest(tmp_path)
+    manifest.add("item-1", {"rows": 3})
+    (tmp_path / "item-1.json").write_text('{"rows"')
+    for read in (lambda: manifest.get("item-1"), manifest.records):
+        with pytest.raises(DataError, match=r"item-1\.json` is damaged") as error:
+            read()
+        assert "remove it" in error.value.hint
 
 
 @pytest.mark.parametrize("key", ["", "a/b", ".hidden"])

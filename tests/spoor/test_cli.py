@@ -240,6 +240,13 @@ def test_a_damaged_release_exits_with_1(spoor: Spoor):
     assert "does not match its checksum" in spoor("release", "show", "base-1").failed_with(1)
 
 
+def test_what_fails_inside_beam_is_told_once_and_without_beam_s_own_words(spoor: Spoor):
+    release(Path("releases/base-1").absolute())  # its weights are no model's
+    done = spoor("backfill", "--into", "offline")
+    assert "the weights do not fit its configuration" in done.failed_with(1)
+    assert "apache_beam" not in done.err and done.err.count("do not fit") == 1
+
+
 def test_a_defect_gives_one_line_and_keeps_the_traceback(
     spoor: Spoor, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
