@@ -4,11 +4,13 @@
     FOLDER/<view>/schema.parquet                   no rows: so that Feast can read a view before its first row
     FOLDER/_manifest/<view>/<item>.json            one per finished work item: its files and rows
 
-Files are whole or absent and named after their work item, so repeating an item replaces its files.
+Files are whole or absent and named after their work item, so repeating an item replaces its files, those of an attempt
+that was interrupted too.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -85,17 +87,16 @@ class OfflineLog:
         event_timestamp and created_timestamp (UTC)."""
         table = self._with_entity(table)
         self._prepare(view, table.schema)
-        manifest = self.manifest(view)
-        earlier = (manifest.get(item_key) or {}).get("files", [])
+        folder = source_folder(self.features, view)
         files = []
         for day, part in _by_day(table):
             name = f"day={day}/{item_key}.parquet"
-            with atomic_path(source_folder(self.features, view) / name) as temporary:
+            with atomic_path(folder / name) as temporary:
                 pq.write_table(part, temporary, compression="zstd")
             files.append(name)
-        manifest.add(item_key, {"files": files, "rows": len(table)})
-        for name in set(earlier) - set(files):
-            (source_folder(self.features, view) / name).unlink(missing_ok=True)
+        self.manifest(view).add(item_key, {"files": files, "rows": len(table)})
+        for path in set(folder.glob(f"day=*/{glob.escape(item_key)}.parquet")) - {folder / name for name in files}:
+            path.unlink(missing_ok=True)
 
     def manifest(self, view: str) -> Manifest:
         return Manifest(self.folder / "_manifest" / view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import duckdb
 import numpy as np
@@ -75,6 +76,19 @@ def test_repeating_a_work_item_replaces_its_rows(features, log):
     assert log.read(VIEW)["user_id"].to_pylist() == ["cy"]
     files = [p.relative_to(source_folder(features, VIEW)) for p in source_folder(features, VIEW).rglob("slice-*")]
     assert files == [Path("day=2023-11-14/slice-1.parquet")]
+
+
+def test_repeating_an_interrupted_work_item_leaves_nothing_of_the_first_attempt_for_feast_to_read(
+    features, log, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr("store.offline.Manifest.add", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            log.write_embeddings("base-1", "slice-1", [row("ann", START_MS, START_MS, 1)])
+    log.write_embeddings("base-1", "slice-10", [row("bob", START_MS, START_MS, 2)])
+    log.write_embeddings("base-1", "slice-1", [row("ann", START_MS, START_MS + 3 * DAY_MS, 3)])
+    found = ask(features, [("ann", START_MS + DAY_MS), ("ann", START_MS + 4 * DAY_MS), ("bob", START_MS + DAY_MS)])
+    assert found["events_used"].notna().tolist() == [False, True, True]
 
 
 def test_an_empty_work_item_is_done_and_has_no_rows(log):
