@@ -10,6 +10,8 @@ import os
 import random
 import socket
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +24,18 @@ from spoor import services
 from spoor.config import Settings, load_settings
 
 _EXIT_STATUS = pytest.StashKey[int]()
+
+
+DEADLINE_SECONDS = 120.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Polls until the condition holds; fails after DEADLINE_SECONDS."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
+        pause.wait(0.1)
 
 
 def free_port() -> int:

@@ -14,6 +14,17 @@ from encoder.release import ReleaseInfo, save_release
 from encoder.vocabulary import Vocabulary
 
 
+def vocabulary_of(items: Sequence[str], actions: Sequence[str], surfaces: Sequence[str]) -> Vocabulary:
+    hashes = hash_items(items)
+    order = np.argsort(hashes)
+    return Vocabulary(
+        items=hashes[order],
+        actions=np.sort(hash_names(actions)),
+        surfaces=np.sort(hash_names(surfaces)),
+        item_ids=tuple(items[place] for place in order),
+    )
+
+
 def save_untrained_release(
     folder: Path,
     *,
@@ -24,14 +35,7 @@ def save_untrained_release(
     trained_through_ms: int = 1_700_000_000_000,
 ) -> ReleaseInfo:
     """A release of the `tiny` configuration that knows these names, with random weights."""
-    hashes = hash_items(items)
-    order = np.argsort(hashes)
-    vocabulary = Vocabulary(
-        items=hashes[order],
-        actions=np.sort(hash_names(actions)),
-        surfaces=np.sort(hash_names(surfaces)),
-        item_ids=tuple(items[place] for place in order),
-    )
+    vocabulary = vocabulary_of(items, actions, surfaces)
     model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
     model.initialise(seed)
     return save_release(

@@ -28,9 +28,9 @@ def test_a_value_that_nothing_can_work_with_is_refused_with_its_name(section, va
 
 def test_configured_names_that_share_a_hash_are_refused():
     colliding = ("name-243", "name-290")
-    with pytest.raises(UsageError, match="action names .* share the 16-bit hash"):
+    with pytest.raises(UsageError, match=r"action names .* share the 16-bit hash"):
         EventSettings(actions=colliding)
-    with pytest.raises(UsageError, match="surface names .* share the 16-bit hash"):
+    with pytest.raises(UsageError, match=r"surface names .* share the 16-bit hash"):
         EventSettings(surfaces=colliding)
 
 

@@ -9,18 +9,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
 from activity.events import Event, encode_event
-from activity.hashing import hash_item, hash_items, hash_name, hash_names
-from encoder.config import MODEL_CONFIGS
-from encoder.inference import new_model
-from encoder.release import save_release
-from encoder.vocabulary import Vocabulary
+from activity.hashing import hash_item, hash_name
 from spoor.config import Settings
 from store import repo
 from store.rows import EmbeddingRow, embedding_row_from_json
+from tests.releases import save_untrained_release
+from tests.topics import topic_records
 
 Produce = Callable[[Sequence[Event | bytes | None], int], None]
 
@@ -72,27 +70,13 @@ class World:
 
     def add_release(self, name: str, *, seed: int = 0, trained_through_ms: int = TRAINED_THROUGH_MS) -> None:
         """A tiny release (untrained: its vectors are as good as any here) and its views."""
-        hashes = hash_items(ITEM_IDS)
-        order = np.argsort(hashes)
-        vocabulary = Vocabulary(
-            items=hashes[order],
-            actions=np.sort(hash_names(["view", "buy"])),
-            surfaces=np.sort(hash_names(["web"])),
-            item_ids=tuple(ITEM_IDS[place] for place in order),
-        )
-        config = MODEL_CONFIGS["tiny"]
-        model = new_model(config, vocabulary)
-        model.initialise(seed)
-        save_release(
+        save_untrained_release(
             self.settings.features.releases_folder / name,
-            model=config,
-            weights={key: value.numpy() for key, value in model.state_dict().items()},
-            vocabulary=vocabulary,
+            items=ITEM_IDS,
+            actions=["view", "buy"],
+            surfaces=["web"],
+            seed=seed,
             trained_through_ms=trained_through_ms,
-            data_fingerprint="0" * 64,
-            metrics={},
-            training={},
-            curve_png=b"\x89PNG",
         )
         repo.apply(self.settings.features)
 
@@ -147,17 +131,8 @@ def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | Non
 
 def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:
     """The last record of every user on the release's topic."""
-    topic = settings.kafka.embedding_topic(release)
-    consumer = KafkaConsumer(**settings.kafka.client_options(), auto_offset_reset="earliest", enable_auto_commit=False)
-    parts = [TopicPartition(topic, part) for part in sorted(consumer.partitions_for_topic(topic) or ())]
-    consumer.assign(parts)
-    ends = consumer.end_offsets(parts)
-    found: dict[str, EmbeddingRow] = {}
-    while any(consumer.position(part) < ends[part] for part in parts):
-        for records in consumer.poll(timeout_ms=500).values():
-            found |= {record.key.decode(): embedding_row_from_json(record.value) for record in records}
-    consumer.close()
-    return found
+    records = topic_records(settings.kafka, settings.kafka.embedding_topic(release))
+    return {record.key.decode(): embedding_row_from_json(record.value) for record in records}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from encoder.config import MODEL_CONFIGS, ModelConfig
 from encoder.inference import new_model
 from encoder.release import ReleaseInfo, save_release
 from encoder.vocabulary import Vocabulary
+from tests.releases import vocabulary_of
 
 ITEM_IDS = [f"item-{n}" for n in range(50)]
 ACTIONS = ["view", "save", "hide"]
@@ -55,15 +56,7 @@ class ReleaseParts:
 
 @pytest.fixture
 def parts() -> ReleaseParts:
-    hashes = hash_items(ITEM_IDS)
-    order = np.argsort(hashes)
-    vocabulary = Vocabulary(
-        items=hashes[order],
-        actions=np.sort(hash_names(ACTIONS)),
-        surfaces=np.sort(hash_names(SURFACES)),
-        item_ids=tuple(ITEM_IDS[place] for place in order),
-    )
-    return ReleaseParts(vocabulary, MODEL_CONFIGS["tiny"])
+    return ReleaseParts(vocabulary_of(ITEM_IDS, ACTIONS, SURFACES), MODEL_CONFIGS["tiny"])
 
 
 @pytest.fixture

@@ -7,36 +7,25 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics, group_lag, group_members
 from store.repo import apply, create_repo
+from tests.conftest import DEADLINE_SECONDS
 from tests.releases import save_untrained_release
 
 RELEASES = ("base-1", "base-2")
 ITEMS = [f"item-{n}" for n in range(50)]
 ACTIONS, SURFACES = ("view", "like", "save"), ("home", "search")
-DEADLINE_SECONDS = 120.0
 SPOOR = str(Path(sys.executable).parent / "spoor")
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Polls until the condition holds; fails after DEADLINE_SECONDS."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
-        pause.wait(0.1)
 
 
 @dataclass
@@ -79,31 +68,12 @@ class World:
             found = None
         assert found == code, f"exit {found}, expected {code}:\n{self.log(process)[-3000:]}"
 
-    def ends(self, topic: str) -> dict[TopicPartition, int]:
-        with closing(KafkaConsumer(**self.settings.kafka.client_options())) as consumer:
-            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            return consumer.end_offsets(partitions)
-
     def caught_up(self) -> bool:
         """Every record has been handled and committed."""
         return not any(group_lag(self.settings.kafka, self.settings.stream.group).values())
 
     def members(self) -> int:
         return group_members(self.settings.kafka, self.settings.stream.group)
-
-    def records(self, topic: str) -> list[Any]:
-        """Every record of a topic, partition by partition in offset order."""
-        options = self.settings.kafka.client_options()
-        with closing(KafkaConsumer(auto_offset_reset="earliest", **options)) as consumer:
-            ends = {tp: end for tp, end in self.ends(topic).items() if end}
-            consumer.assign(list(ends))
-            found: list[Any] = []
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while any(consumer.position(tp) < end for tp, end in ends.items()):
-                assert time.monotonic() < deadline
-                for records in consumer.poll(timeout_ms=500).values():
-                    found += records
-            return found
 
     def producer(self) -> KafkaProducer:
         return KafkaProducer(**self.settings.kafka.client_options())

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from activity.simulator import SimulatorSettings, simulate
-from tests.conftest import free_port
-from tests.end_to_end.conftest import SPOOR, wait_until
+from tests.conftest import free_port, wait_until
+from tests.end_to_end.conftest import SPOOR
 
 ROOT = Path(__file__).parents[2]
 DAY_MS = 86_400_000

@@ -17,7 +17,9 @@ from activity.events import Event, encode_event, events_table
 from activity.hashing import hash_items, hash_names
 from activity.packing import unpack
 from store.online import open_online
-from tests.end_to_end.conftest import ACTIONS, ITEMS, RELEASES, SURFACES, World, wait_until
+from tests.conftest import wait_until
+from tests.end_to_end.conftest import ACTIONS, ITEMS, RELEASES, SURFACES, World
+from tests.topics import topic_records
 
 START_MS = 1_750_000_000_000
 USERS = 80
@@ -115,7 +117,7 @@ def assert_topics_equal_store(world: World) -> None:
     online = open_online(world.settings.features)
     for release in RELEASES:
         topic = world.settings.kafka.embedding_topic(release)
-        last = {record.key.decode(): json.loads(record.value) for record in world.records(topic)}
+        last = {record.key.decode(): json.loads(record.value) for record in topic_records(world.settings.kafka, topic)}
         assert last, topic
         for (user, row), stored in zip(last.items(), online.read_embeddings(release, list(last)), strict=True):
             assert stored is not None, user
@@ -125,7 +127,9 @@ def assert_topics_equal_store(world: World) -> None:
 
 def assert_dead_letters_are(world: World, bad: Counter[str]) -> None:
     """Each bad record once by origin, with its bytes' place in the topic."""
-    letters = {record.key.decode() for record in world.records(world.settings.kafka.dead_letter_topic)}
+    letters = {
+        record.key.decode() for record in topic_records(world.settings.kafka, world.settings.kafka.dead_letter_topic)
+    }
     assert letters == set(bad)
 
 

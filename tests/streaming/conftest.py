@@ -7,11 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,38 +17,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 from activity.events import Event, encode_event
-from activity.hashing import hash_item, hash_items, hash_name, hash_names
+from activity.hashing import hash_item, hash_name
 from activity.packing import unpack
 from activity.settings import KafkaSettings
-from encoder.config import MODEL_CONFIGS
-from encoder.inference import new_model
-from encoder.release import save_release
-from encoder.vocabulary import Vocabulary
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics
 from store.online import OnlineStore, open_online
 from store.repo import apply, create_repo
 from store.rows import EmbeddingRow, embedding_row_from_json
+from tests.conftest import DEADLINE_SECONDS, wait_until
+from tests.releases import save_untrained_release
+from tests.topics import topic_ends, topic_records
 
-DEADLINE_SECONDS = 120.0
 RELEASE = "base-1"
 MAX_EVENTS = 8
 ITEMS = [f"item-{n}" for n in range(30)]
 START_MS = 1_750_000_000_000
 WORKER = Path(__file__).with_name("worker_process.py")
 ROOT = Path(__file__).parents[2]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Polls until the condition holds; fails after DEADLINE_SECONDS."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
-        pause.wait(0.1)
 
 
 def some_events(count: int, *, users: int = 20, seed: int = 0) -> list[Event]:
@@ -136,11 +123,6 @@ class World:
             places = [future.get(timeout=30) for future in sent]
         return [f"{topic}/{place.partition}/{place.offset}" for place in places]
 
-    def ends(self, topic: str) -> dict[TopicPartition, int]:
-        with closing(KafkaConsumer(**self.settings.kafka.client_options())) as consumer:
-            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            return consumer.end_offsets(partitions)
-
     def committed(self) -> dict[TopicPartition, int]:
         group = self.settings.stream.group
         with closing(KafkaAdminClient(**self.settings.kafka.client_options())) as admin:
@@ -148,27 +130,17 @@ class World:
 
     def caught_up(self) -> bool:
         committed = self.committed()
-        return all(committed.get(tp, 0) >= end for tp, end in self.ends(self.settings.kafka.topic).items())
-
-    def records(self, topic: str) -> list[Any]:
-        """Every record of the topic, in order within each partition."""
-        with closing(KafkaConsumer(auto_offset_reset="earliest", **self.settings.kafka.client_options())) as consumer:
-            ends = self.ends(topic)
-            consumer.assign(list(ends))
-            found: list[Any] = []
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while any(consumer.position(tp) < end for tp, end in ends.items()):
-                assert time.monotonic() < deadline
-                for records in consumer.poll(timeout_ms=200).values():
-                    found += records
-            return found
+        return all(
+            committed.get(tp, 0) >= end
+            for tp, end in topic_ends(self.settings.kafka, self.settings.kafka.topic).items()
+        )
 
     def online(self) -> OnlineStore:
         return open_online(self.settings.features)
 
     def published(self) -> dict[str, EmbeddingRow]:
         """The last record per user of the release's topic."""
-        records = self.records(self.settings.kafka.embedding_topic(RELEASE))
+        records = topic_records(self.settings.kafka, self.settings.kafka.embedding_topic(RELEASE))
         return {record.key.decode(): embedding_row_from_json(record.value) for record in records}
 
     def assert_holds(self, events: Sequence[Event]) -> None:
@@ -195,27 +167,8 @@ class World:
 def untrained_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of releases with the release `base-1` in it."""
     folder = tmp_path_factory.mktemp("releases")
-    hashes = hash_items(ITEMS)
-    order = np.argsort(hashes)
-    vocabulary = Vocabulary(
-        items=hashes[order],
-        actions=np.sort(hash_names(["view", "like"])),
-        surfaces=np.sort(hash_names(["home"])),
-        item_ids=tuple(ITEMS[place] for place in order),
-    )
-    config = MODEL_CONFIGS["tiny"]
-    model = new_model(config, vocabulary)
-    model.initialise(0)
-    save_release(
-        folder / RELEASE,
-        model=config,
-        weights={name: value.numpy() for name, value in model.state_dict().items()},
-        vocabulary=vocabulary,
-        trained_through_ms=START_MS,
-        data_fingerprint="0" * 64,
-        metrics={},
-        training={},
-        curve_png=b"\x89PNG",
+    save_untrained_release(
+        folder / RELEASE, items=ITEMS, actions=["view", "like"], surfaces=["home"], trained_through_ms=START_MS
     )
     return folder
 

@@ -14,8 +14,7 @@ from activity.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from streaming.handover import start_where_lake_ends
-from tests.conftest import free_port
-from tests.streaming.conftest import wait_until
+from tests.conftest import free_port, wait_until
 
 GROUP = "taking-over"
 

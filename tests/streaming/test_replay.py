@@ -1,16 +1,16 @@
 """Dead letters on the genuine broker, put there without a worker: what is listed, and what a replay produces."""
 
 import dataclasses
-from contextlib import closing
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 
 from activity.errors import DataError, UsageError
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from streaming.dead_letters import REPLAY_HEADER, DeadLetter, encode_dead_letter
 from streaming.replay import list_dead_letters, replay_dead_letters
+from tests.topics import topic_records
 
 
 @pytest.fixture
@@ -31,16 +31,8 @@ def put(settings: Settings, *letters: tuple[bytes, bytes]) -> None:
 
 
 def replayed(settings: Settings) -> list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]:
-    topic = settings.kafka.topic
-    with closing(KafkaConsumer(auto_offset_reset="earliest", **settings.kafka.client_options())) as consumer:
-        partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        consumer.assign(partitions)
-        ends = consumer.end_offsets(partitions)
-        found = []
-        while any(consumer.position(tp) < end for tp, end in ends.items()):
-            for records in consumer.poll(timeout_ms=200).values():
-                found += [(record.key, record.value, list(record.headers)) for record in records]
-        return found
+    records = topic_records(settings.kafka, settings.kafka.topic)
+    return [(record.key, record.value, list(record.headers)) for record in records]
 
 
 def test_a_replay_keeps_key_and_value_and_a_record_with_neither_does_not_stop_it(settings: Settings):

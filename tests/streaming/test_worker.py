@@ -20,8 +20,9 @@ from spoor.kafka_admin import ensure_topics
 from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
-from tests.conftest import free_port, settings_in
-from tests.streaming.conftest import RELEASE, World, some_events, wait_until
+from tests.conftest import free_port, settings_in, wait_until
+from tests.streaming.conftest import RELEASE, World, some_events
+from tests.topics import topic_ends
 
 BAD = [b"not json", b"", None, b"[]", b'{"user_id": 1}', b"\xff", b"{" * 20_000]
 
@@ -194,7 +195,7 @@ def test_events_that_retention_deleted_unread_are_counted_and_told(world: World,
     world.produce(events[:40])
     run_worker(world.settings, count=40, timeout_seconds=120)
     world.produce(events[40:])
-    committed, ends = world.committed(), world.ends(world.settings.kafka.topic)
+    committed, ends = world.committed(), topic_ends(world.settings.kafka, world.settings.kafka.topic)
     partition = max(ends, key=lambda tp: ends[tp] - committed[tp])
     unread = ends[partition] - committed[partition]
     left = sum(ends[tp] - committed[tp] for tp in ends) - unread
