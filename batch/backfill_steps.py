@@ -102,7 +102,12 @@ class ReadBuckets(beam.DoFn):
         max_events = self._settings.history.max_events
         if options.snapshots:
             yield from snapshot_batches(
-                lake, buckets, times_ms=options.snapshots, max_events=max_events, slice_users=self._slice_users
+                lake,
+                buckets,
+                times_ms=options.snapshots,
+                max_events=max_events,
+                as_of=self._settings.stream.as_of,
+                slice_users=self._slice_users,
             )
             return
         batch = newest_histories(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from activity.events import EVENT_SCHEMA
-from activity.history import EVENT_DTYPE, Histories, concat, group_events, history_values, merge
+from activity.history import EVENT_DTYPE, Histories, Values, concat, group_events, history_values, merge
 from activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
@@ -100,8 +100,8 @@ def newest_histories(
 ) -> UserBatch:
     """Every user of the buckets with an event before `to_ms`, by user id, and its newest `max_events` of these.
 
-    as_of_ms is `to_ms` where given; else, as in the stream, the latest append time of the user's events, or with
-    `as_of="event"` the latest event time.
+    as_of_ms says from when on all of them were known: as in the stream, the latest append time of the user's events, or
+    with `as_of="event"` the latest event time; and never before `to_ms`.
     """
     state = UserBatch([], Histories.empty(0), np.empty(0, np.int64))
     columns = [*EVENT_SCHEMA.names, "append_time"]
@@ -117,7 +117,7 @@ def newest_histories(
     batch = state.take(np.argsort(np.array(state.user_ids, object), kind="stable"))
     if to_ms is None:
         return batch
-    return UserBatch(batch.user_ids, batch.histories, np.full(len(batch.user_ids), to_ms, np.int64))
+    return UserBatch(batch.user_ids, batch.histories, np.maximum(batch.as_of_ms, to_ms))
 
 
 def snapshot_times(from_ms: int, to_ms: int, every_ms: int) -> list[int]:
@@ -126,17 +126,30 @@ def snapshot_times(from_ms: int, to_ms: int, every_ms: int) -> list[int]:
 
 
 def snapshot_batches(
-    lake: Lake, buckets: Sequence[int], *, times_ms: Sequence[int], max_events: int, slice_users: int = SLICE_USERS
+    lake: Lake,
+    buckets: Sequence[int],
+    *,
+    times_ms: Sequence[int],
+    max_events: int,
+    as_of: Literal["append", "event"] = "append",
+    slice_users: int = SLICE_USERS,
 ) -> Iterator[UserBatch]:
     """The buckets' histories as they were at each of the ascending times, in slices of at most `slice_users` rows.
 
-    A row is one user at one time T: the newest `max_events` events before T; as_of_ms is T. Only users with an event
-    since the previous time have a row (at the first time: every user with an event before it).
+    A row is one user at one time T: the newest `max_events` events before T. Only users with an event since the
+    previous time have a row (at the first time: every user with an event before it). as_of_ms is T, or later where an
+    event from before T was appended after it: a point-in-time read must not see that one at T.
     """
-    columns = EVENT_SCHEMA.names
+    columns = [*EVENT_SCHEMA.names, "append_time"]
     table = pa.concat_tables([lake.read(bucket=bucket, to_ms=times_ms[-1], columns=columns) for bucket in buckets])
-    user_ids, histories = group_events(table["user_id"].to_pylist(), history_values(table), max_events=_UNBOUNDED)
+    names, values = table["user_id"].to_pylist(), history_values(table)
+    user_ids, histories = group_events(names, values, max_events=_UNBOUNDED)
     rows = snapshot_rows(histories, times_ms)
+    as_of_ms = np.asarray(times_ms, np.int64)[rows.times]
+    if as_of == "append":
+        index = {user: number for number, user in enumerate(user_ids)}
+        users = np.fromiter((index[name] for name in names), np.int64, count=len(names))
+        as_of_ms = np.maximum(as_of_ms, _known_from(users, values, table["append_time"].to_numpy(), times_ms))
     by_time_and_user = sorted(range(len(rows.ends)), key=lambda row: (rows.times[row], user_ids[rows.users[row]]))
     order = np.array(by_time_and_user, np.int64)
     for at in range(0, len(order), slice_users):
@@ -146,7 +159,7 @@ def snapshot_batches(
         yield UserBatch(
             [user_ids[user] for user in rows.users[part]],
             _spans(histories, starts, ends),
-            np.array(times_ms, np.int64)[rows.times[part]],
+            as_of_ms[part],
         )
 
 
@@ -162,12 +175,32 @@ class SnapshotRows:
 def snapshot_rows(histories: Histories, times_ms: Sequence[int]) -> SnapshotRows:
     """Which users changed between which times. `histories` are whole, not cut to the newest L."""
     users = np.repeat(np.arange(histories.count), histories.lengths)
-    # an event is seen from the first time that lies after it
-    seen_from = np.searchsorted(np.asarray(times_ms, np.int64), histories.values["timestamp"], side="right")
-    last_of_group = np.ones(len(users), bool)
-    last_of_group[:-1] = (users[1:] != users[:-1]) | (seen_from[1:] != seen_from[:-1])
-    at = np.flatnonzero(last_of_group & (seen_from < len(times_ms)))
+    seen_from = _seen_from(histories.values, times_ms)
+    at = np.flatnonzero(_last_of_groups(users, seen_from) & (seen_from < len(times_ms)))
     return SnapshotRows(users[at], seen_from[at], at + 1)
+
+
+def _known_from(users: Int64s, values: Values, append_times: Int64s, times_ms: Sequence[int]) -> Int64s:
+    """Per row of `snapshot_rows`, in its order: the latest append time of the user's records seen by then. `users`,
+    `values` and `append_times` are of records in any order, repeated ones included."""
+    seen_from = _seen_from(values, times_ms)
+    order = np.lexsort((seen_from, users))
+    users, seen_from, latest = users[order], seen_from[order], append_times[order]
+    for of_user in np.split(latest, np.flatnonzero(np.diff(users)) + 1):
+        np.maximum.accumulate(of_user, out=of_user)
+    return latest[_last_of_groups(users, seen_from) & (seen_from < len(times_ms))]
+
+
+def _seen_from(values: Values, times_ms: Sequence[int]) -> Int64s:
+    """Index of the first time that lies after each event."""
+    return np.searchsorted(np.asarray(times_ms, np.int64), values["timestamp"], side="right")
+
+
+def _last_of_groups(users: Int64s, seen_from: Int64s) -> npt.NDArray[np.bool_]:
+    """Whether each row is the last of its user that is seen from the same time; rows are sorted by both."""
+    last = np.ones(len(users), bool)
+    last[:-1] = (users[1:] != users[:-1]) | (seen_from[1:] != seen_from[:-1])
+    return last
 
 
 def _spans(histories: Histories, starts: Int64s, ends: Int64s) -> Histories:

@@ -70,7 +70,8 @@ def test_as_of_is_the_latest_append_or_event_time_of_the_user(tmp_path: Path) ->
     (bucket,) = lake.buckets_with_data()
     assert newest_histories(lake, [bucket], max_events=L).as_of_ms.tolist() == [5_000_001]
     assert newest_histories(lake, [bucket], max_events=L, as_of="event").as_of_ms.tolist() == [50]
-    assert newest_histories(lake, [bucket], max_events=L, to_ms=70).as_of_ms.tolist() == [70]
+    assert newest_histories(lake, [bucket], max_events=L, to_ms=70, as_of="event").as_of_ms.tolist() == [70]
+    assert newest_histories(lake, [bucket], max_events=L, to_ms=70).as_of_ms.tolist() == [5_000_001]
 
 
 def test_users_come_in_order_of_their_ids(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed
     assert times[0] == 1_000_060 and times[-1] == 1_000_300
     found: dict[int, dict[str, Rows]] = {time: {} for time in times}
     for bucket in range(lake.buckets):
-        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L, slice_users=7):
+        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L, as_of="event", slice_users=7):
             assert 0 < len(batch.user_ids) <= 7
             for row, (user, time) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True)):
                 assert user not in found[time]
@@ -108,8 +109,33 @@ def test_no_snapshot_holds_an_event_at_or_after_its_time(tmp_path: Path) -> None
     times = snapshot_times(1_000_100, 1_000_400, 100)  # events lie exactly on these times
     lake = _lake(tmp_path, [_events(4, 500)])
     for bucket in range(lake.buckets):
-        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L):
+        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L, as_of="event"):
             assert (batch.histories.last_times() < batch.as_of_ms).all()
+
+
+def test_a_snapshot_with_an_event_that_came_late_is_known_from_when_it_came(tmp_path: Path) -> None:
+    """Else a point-in-time read at the snapshot's time would see what nobody knew then."""
+    times = [100, 200, 300]
+    rows = [("a", 10, 50), ("a", 20, 250), ("a", 110, 120), ("a", 210, 215), ("b", 30, 40), ("b", 130, 135)]
+    table = pa.table(
+        {
+            "user_id": [user for user, _, _ in rows],
+            "item_id": [f"item-{n}" for n in range(len(rows))],
+            "action": ["view"] * len(rows),
+            "surface": ["web"] * len(rows),
+            "timestamp": pa.array([time for _, time, _ in rows], pa.int64()),
+            "partition": pa.array([0] * len(rows), pa.int32()),
+            "offset": pa.array(range(len(rows)), pa.int64()),
+            "append_time": pa.array([append for _, _, append in rows], pa.int64()),
+        }
+    )
+    lake = Lake(tmp_path / "late", buckets=1)
+    lake.write("item", table, {"partition": 0, "start": 0, "end": len(rows)})
+    found: dict[str, list[int]] = {"a": [], "b": []}
+    for batch in snapshot_batches(lake, [0], times_ms=times, max_events=L):
+        for user, known in zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True):
+            found[user].append(known)
+    assert found == {"a": [250, 250, 300], "b": [100, 200]}
 
 
 def test_several_buckets_are_read_like_one(tmp_path: Path, sql_histories: Sql) -> None:
