@@ -2,12 +2,14 @@
 
     FOLDER/day=2026-01-31/bucket=03/<item>.parquet    day = the broker's append day, so old days never change
     FOLDER/_manifest/<item>.json                      one per finished work item: the truth about what is in the lake
+    FOLDER/_backfilled.json                           up to which offsets a backfill has written the online store
 
 A file that no manifest entry names is left over from a crash: readers never look at it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -80,6 +82,20 @@ class Lake:
                 ranges.append((start, end))
         return ranges
 
+    def ends(self) -> dict[int, int]:
+        """By Kafka partition: where the first unbroken range of offsets in the lake ends."""
+        return {partition: self.covered(partition)[0][1] for partition in self.partitions()}
+
+    def note_backfilled(self, ends: dict[int, int]) -> None:
+        """Remembers that the online store holds everything before these offsets (`ends`, when the backfill began)."""
+        atomic_write(self._backfilled, json.dumps(ends).encode())
+
+    def backfilled(self) -> dict[int, int]:
+        """What `note_backfilled` was last told; empty before the first backfill."""
+        if not self._backfilled.exists():
+            return {}
+        return {int(partition): end for partition, end in json.loads(self._backfilled.read_bytes()).items()}
+
     def files(self, bucket: int | None = None) -> list[Path]:
         """The data files that count, of one user bucket or of all."""
         entries = self.manifest.records().values()
@@ -135,6 +151,10 @@ class Lake:
         for path in found:
             path.unlink()
         return len(found)
+
+    @property
+    def _backfilled(self) -> Path:
+        return self.folder / "_backfilled.json"
 
     @property
     def _marker(self) -> Path:

@@ -118,6 +118,7 @@ def run_backfill(
     options = _options(settings, releases, as_of_ms, snapshots, online, offline, publish)
     lake = open_lake(settings.lake)
     with exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"):
+        ends = lake.ends()
         plan = plan_backfill(settings, lake, options, resume=resume)
         _LOG.info("%s: %d work items, %d finished before", plan.job, _todo(plan), plan.finished)
         counts: dict[str, int] = {}
@@ -125,6 +126,8 @@ def run_backfill(
             if not resume:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             counts = _run(settings, lake, plan, runner=runner)
+            if options.online and as_of_ms is None:
+                lake.note_backfilled(ends)
     seconds = time.monotonic() - started
     records = [] if dry_run else list(plan.manifest.records().values())
 

@@ -28,7 +28,7 @@ from store.online import OnlineStore
 from store.rows import EmbeddingRow, embedding_row_to_json
 
 Rows = Mapping[str, Sequence[EmbeddingRow]]  # by release
-_ROUNDS = 5
+_MAX_ROUNDS = 100
 _READ_USERS = 1_000
 _LOG = logging.getLogger(__name__)
 
@@ -69,14 +69,16 @@ class Publisher:
         """Sends the rows and waits for the broker; repeats with the present rows of users that somebody else has
         written meanwhile. Returns the number of users. Raises InfrastructureError."""
         users = {row.user_id for of_release in rows.values() for row in of_release}
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             self._send(rows)
             rows = {release: self._moved(release, of_release) for release, of_release in rows.items()}
             if not any(rows.values()):
                 return len(users)
-        # Every round somebody else wrote these users, and that writer publishes after its write too.
-        _LOG.warning("rows of %d users keep moving; their other writer publishes them", len(users))
-        return len(users)
+        user = next(row.user_id for of_release in rows.values() for row in of_release)
+        raise InfrastructureError(
+            f"user {user!r} was changed by others {_MAX_ROUNDS} times while it was published",
+            hint="run fewer writers on the same users",
+        )
 
     def publish_users(self, user_ids: Sequence[str]) -> int:
         """Publishes what the store holds of these users."""

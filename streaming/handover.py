@@ -1,8 +1,8 @@
-"""Batch bootstraps the stream: a group's first start at the offsets where the lake ends.
+"""Batch bootstraps the stream: a group's first start at the offsets up to which a backfill has read the lake.
 
-A backfill has written everything that the lake holds. A group that has committed nothing yet may then begin behind it
-instead of reading the whole topic again; reading it again would end the same, only later. The lake keeps no bad
-records, so a partition begins at the first range that had any: the stream makes dead letters of them.
+A group that has committed nothing yet may begin there instead of reading the whole topic again; reading it again would
+end the same, only later. The lake keeps no bad records, so a partition begins at the first range that had any: the
+stream makes dead letters of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from streaming.broker import kafka_errors
 from streaming.settings import WorkerSettings
 
 
-def start_where_lake_ends(settings: WorkerSettings, lake: Lake) -> dict[int, int]:
-    """Commits, for partitions without a committed offset, where the lake's first unbroken range ends, or where its
+def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]:
+    """Commits, for partitions without a committed offset, up to where the last backfill read the lake, or where the
     first range with bad records begins. Returns these offsets by partition.
 
-    Raises UsageError where the lake has nothing or another topic, or the group is at work, InfrastructureError without
-    a broker."""
+    Raises UsageError where there was no backfill, the lake has another topic or the group is at work,
+    InfrastructureError without a broker."""
     from kafka import KafkaConsumer, TopicPartition
     from kafka.errors import CommitFailedError
     from kafka.structs import OffsetAndMetadata
@@ -50,15 +50,17 @@ def start_where_lake_ends(settings: WorkerSettings, lake: Lake) -> dict[int, int
 def _begins(lake: Lake, topic: str) -> dict[int, int]:
     """The first offset by partition that the stream has to read."""
     entries = list(lake.manifest.records().values())
-    begins = {partition: lake.covered(partition)[0][1] for partition in lake.partitions()}
+    begins = lake.backfilled()
     if not begins:
-        raise UsageError(f"the lake `{lake.folder}` is empty", hint="run `spoor archive` and `spoor backfill` first")
+        raise UsageError(
+            f"no backfill has read the lake `{lake.folder}`", hint="run `spoor archive` and `spoor backfill` first"
+        )
     if others := {entry["topic"] for entry in entries} - {topic}:
         raise UsageError(
             f"the lake `{lake.folder}` holds topic `{others.pop()}`, not `{topic}`",
             hint="set kafka.topic back, or lake.folder to the lake of this topic",
         )
     for entry in entries:
-        if entry.get("bad"):
+        if entry.get("bad") and entry["partition"] in begins:
             begins[entry["partition"]] = min(begins[entry["partition"]], entry["start"])
     return begins

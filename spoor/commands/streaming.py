@@ -27,7 +27,7 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 @release_option
 @click.option("--count", type=int, help="Stop after so many records.")
 @click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
-@click.option("--from-lake", is_flag=True, help="A group's first start: begin where the lake, and a backfill, end.")
+@click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
 @click.option(
     "--summary", type=click.Path(path_type=Path), metavar="FILE", help="Write the run's figures there as JSON."
 )
@@ -50,7 +50,7 @@ def stream(
     from activity.lake import Lake
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
-    from streaming.handover import start_where_lake_ends
+    from streaming.handover import start_after_backfill
     from streaming.stores import releases_to_keep_fresh
     from streaming.worker import run_worker
 
@@ -66,7 +66,7 @@ def stream(
         say(topic.describe())
     if from_lake:
         lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)
-        for partition, offset in start_where_lake_ends(settings, lake).items():
+        for partition, offset in start_after_backfill(settings, lake).items():
             say(f"partition {partition}: begins at offset {offset:,}")
     result = run_worker(settings, count=count, timeout_seconds=timeout_seconds, summary_file=summary)
     invocation.emit(

@@ -73,6 +73,16 @@ def test_covered_ranges_join_and_show_gaps(tmp_path):
     assert lake.covered(1) == []
 
 
+def test_it_remembers_up_to_where_a_backfill_has_read(tmp_path):
+    lake = Lake(tmp_path, buckets=1)
+    assert lake.backfilled() == lake.ends() == {}
+    lake.write("p0-0-10", rows(0, 10), record(0, 10))
+    lake.note_backfilled(lake.ends())
+    lake.write("p0-10-20", rows(10, 20), record(10, 20))
+    assert Lake(tmp_path, buckets=1).backfilled() == {0: 10}
+    assert lake.ends() == {0: 20}
+
+
 def test_an_empty_range_is_remembered_too(tmp_path):
     lake = Lake(tmp_path, buckets=2)
     lake.write("p0-0-3", rows(0, 0), record(0, 3))

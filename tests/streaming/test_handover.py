@@ -13,7 +13,7 @@ from activity.lake import LAKE_SCHEMA, Lake
 from activity.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
-from streaming.handover import start_where_lake_ends
+from streaming.handover import start_after_backfill
 from tests.conftest import free_port, wait_until
 
 GROUP = "taking-over"
@@ -37,6 +37,7 @@ def land(lake: Lake, settings: Settings, partition: int, start: int, end: int, *
     record = {"topic": settings.kafka.topic, "partition": partition, "start": start, "end": end}
     record["bad"] = {"not-json": bad} if bad else {}
     lake.write(f"p{partition}-{start}", pa.table([[]] * len(LAKE_SCHEMA), schema=LAKE_SCHEMA), record)
+    lake.note_backfilled(lake.ends())
 
 
 def committed(settings: Settings) -> dict[int, int]:
@@ -54,21 +55,30 @@ def member(settings: Settings) -> Iterator[KafkaConsumer]:
         yield consumer
 
 
-def test_a_new_group_begins_where_the_lake_s_first_unbroken_range_ends(settings: Settings, lake: Lake):
+def test_a_new_group_begins_where_the_backfilled_range_ends(settings: Settings, lake: Lake):
     land(lake, settings, 0, 0, 40)
     land(lake, settings, 0, 40, 70)
     land(lake, settings, 0, 90, 100)  # 70 to 90 were not archived yet
     land(lake, settings, 2, 5, 5)
-    assert start_where_lake_ends(settings, lake) == {0: 70, 2: 5}
+    assert start_after_backfill(settings, lake) == {0: 70, 2: 5}
     assert committed(settings) == {0: 70, 2: 5}
+
+
+def test_what_was_archived_after_the_backfill_is_read_by_the_stream(settings: Settings, lake: Lake):
+    land(lake, settings, 0, 0, 40)
+    backfilled = lake.backfilled()
+    land(lake, settings, 0, 40, 70)
+    land(lake, settings, 1, 0, 7)
+    lake.note_backfilled(backfilled)
+    assert start_after_backfill(settings, lake) == {0: 40}
 
 
 def test_a_group_that_has_committed_is_left_alone(settings: Settings, lake: Lake):
     land(lake, settings, 0, 0, 40)
-    start_where_lake_ends(settings, lake)
+    start_after_backfill(settings, lake)
     land(lake, settings, 0, 40, 80)
     land(lake, settings, 1, 0, 7)
-    assert start_where_lake_ends(settings, lake) == {1: 7}
+    assert start_after_backfill(settings, lake) == {1: 7}
     assert committed(settings) == {0: 40, 1: 7}
 
 
@@ -78,12 +88,12 @@ def test_bad_records_in_the_lake_s_ranges_are_read_again_so_that_they_become_dea
     land(lake, settings, 0, 70, 90)
     land(lake, settings, 0, 90, 95, bad=1)
     land(lake, settings, 1, 0, 7)
-    assert start_where_lake_ends(settings, lake) == {0: 40, 1: 7}
+    assert start_after_backfill(settings, lake) == {0: 40, 1: 7}
 
 
-def test_an_empty_lake_is_a_usage_error_that_says_what_fills_it(settings: Settings, lake: Lake):
-    with pytest.raises(UsageError, match="is empty") as raised:
-        start_where_lake_ends(settings, lake)
+def test_without_a_backfill_there_is_nothing_to_begin_after(settings: Settings, lake: Lake):
+    with pytest.raises(UsageError, match="no backfill has read") as raised:
+        start_after_backfill(settings, lake)
     assert "spoor archive" in raised.value.hint
     assert committed(settings) == {}
 
@@ -92,14 +102,14 @@ def test_the_lake_of_another_topic_says_nothing_about_this_one(settings: Setting
     other = dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, topic="yesterday"))
     land(lake, other, 0, 0, 40)
     with pytest.raises(UsageError, match="holds topic `yesterday`"):
-        start_where_lake_ends(settings, lake)
+        start_after_backfill(settings, lake)
     assert committed(settings) == {}
 
 
 def test_a_group_at_work_is_not_moved_under_its_workers(settings: Settings, lake: Lake, member: KafkaConsumer):
     land(lake, settings, 0, 0, 40)
     with pytest.raises(UsageError, match="has workers already") as raised:
-        start_where_lake_ends(settings, lake)
+        start_after_backfill(settings, lake)
     assert "--from-lake" in raised.value.hint
     assert committed(settings) == {}
 
@@ -108,5 +118,5 @@ def test_a_broker_that_is_down_is_one_clear_error(settings: Settings, lake: Lake
     land(lake, settings, 0, 0, 40)
     kafka = KafkaSettings(port=free_port(), topic=settings.kafka.topic, request_timeout_seconds=1.0)
     with pytest.raises(InfrastructureError, match="no Kafka broker answers") as raised:
-        start_where_lake_ends(dataclasses.replace(settings, kafka=kafka), lake)
+        start_after_backfill(dataclasses.replace(settings, kafka=kafka), lake)
     assert "spoor services up" in raised.value.hint
