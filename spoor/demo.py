@@ -204,7 +204,9 @@ def run_command(demo: Demo, *command: str) -> str:
 class Worker:
     """`spoor stream` as a process of its own, as an operator would run it."""
 
-    def __init__(self, demo: Demo) -> None:
+    def __init__(self, demo: Demo, *, seconds: float) -> None:
+        """`seconds`: after which it stops by itself, so that a killed demo leaves no worker behind for ever."""
+        self._seconds = seconds
         self._summary = demo.folder / "state" / "stream-summary.json"
         self._log = demo.folder / "stream.log"
         self._demo = demo
@@ -212,6 +214,7 @@ class Worker:
     def __enter__(self) -> Worker:
         command = [sys.executable, "-m", "spoor", "--config", str(self._demo.config)]
         command += ["stream", "--from-lake", "--summary", str(self._summary)]
+        command += ["--timeout-seconds", str(self._seconds)]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         return self

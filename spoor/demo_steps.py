@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from activity.files import atomic_path
 from activity.lake import Lake
-from spoor.demo import DAY_MS, RELEASE, Demo, Worker, run_command, time_text
+from spoor.demo import DAY_MS, RELEASE, WORKER_SECONDS, Demo, Worker, run_command, time_text
 
 Record = dict[str, Any]
 TODAY_EVENTS_PER_SECOND = 1000.0
@@ -91,8 +91,9 @@ def stream(demo: Demo) -> Any:
     from spoor.simulate import run_simulate
 
     kafka, group = demo.settings.kafka, demo.settings.stream.group
+    today = pc.sum(pc.greater_equal(demo.data.events["timestamp"], demo.t90)).as_py()
     _keep_features(demo, "before", demo.t90)
-    with Worker(demo) as worker:
+    with Worker(demo, seconds=2 * WORKER_SECONDS + 3 * today / TODAY_EVENTS_PER_SECOND) as worker:
         worker.wait_for(lambda: group_members(kafka, group) > 0, "joined the group")
         produced = run_simulate(demo.settings, data=demo.events_file, from_ms=demo.t90, rate=TODAY_EVENTS_PER_SECOND)
         worker.wait_for(lambda: sum(group_lag(kafka, group).values()) == 0, "caught up")
