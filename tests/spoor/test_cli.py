@@ -143,6 +143,7 @@ def test_wrong_usage_and_settings_exit_with_2(spoor: Spoor, arguments: list[str]
     ids=" ".join,
 )
 def test_a_broker_that_is_down_exits_with_3(spoor: Spoor, arguments: list[str]):
+    release(Path("releases/base-1").absolute())
     done = spoor(*arguments, "--json")
     told = done.failed_with(3)
     assert "no Kafka broker answers" in told and "spoor services up" in told

@@ -17,8 +17,7 @@ from activity.settings import KafkaSettings
 from spoor import services
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
-
-NOBODY = 65534
+from tests.permissions import bound_by_permissions
 
 
 def process_file(settings: Settings) -> Path:
@@ -159,21 +158,14 @@ def test_a_crash_while_starting_shows_kafka_s_last_words_and_leaves_nothing_behi
 
 
 def test_a_read_only_state_folder_is_refused_before_anything_starts(settings: Settings):
-    """Root may write anywhere, so as root the test goes on as nobody."""
     folder = settings.state_folder.parent
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
     folder.chmod(0o555)
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.seteuid(NOBODY)
     try:
-        with pytest.raises(InfrastructureError, match="cannot write") as caught:
-            services.up(settings)
-        assert services.down(settings) is False
+        with bound_by_permissions():
+            with pytest.raises(InfrastructureError, match="cannot write") as caught:
+                services.up(settings)
+            assert services.down(settings) is False
     finally:
-        if was_root:
-            os.seteuid(0)
         folder.chmod(0o755)
     assert "state_folder" in caught.value.hint
     assert not settings.state_folder.exists()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sqlite3
-import tempfile
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from store.online import OnlineStore, open_online
 from store.repo import apply
 from store.rows import EmbeddingRow, UserWrite, embedding_log_table
 from store.writer import GuardedWriter
+from tests.permissions import bound_by_permissions
 from tests.store.conftest import add_release, make_repo, open_unguarded
 from tests.store.toys import DIMENSION, START_MS, ToyEncoder, as_of, events_of
 
@@ -387,36 +385,24 @@ def test_a_store_without_guard_merges_too_and_says_once_that_it_is_not_atomic(fe
         list(online.user_ids())
 
 
-@pytest.fixture
-def read_only_folder() -> Iterator[Path]:
-    """A folder that this process may read and not write, whoever runs it."""
-    was = os.geteuid()
-    folder = Path(tempfile.mkdtemp())
-    (folder / "state").mkdir()
-    yield folder
-    if was == 0:
-        os.seteuid(0)
-    (folder / "state").chmod(0o755)
-
-
-def test_a_sqlite_file_in_a_read_only_folder_is_an_infrastructure_error(read_only_folder):
-    features = make_repo(read_only_folder, {"type": "sqlite"})
-    for path in [read_only_folder, *read_only_folder.rglob("*")]:
+def make_read_only(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    with pytest.raises(InfrastructureError, match=r"sqlite.*readonly") as caught:
+
+
+def test_a_sqlite_file_in_a_read_only_folder_is_an_infrastructure_error(tmp_path):
+    features = make_repo(tmp_path, {"type": "sqlite"})
+    make_read_only(tmp_path)
+    with bound_by_permissions(), pytest.raises(InfrastructureError, match=r"sqlite.*readonly") as caught:
         open_online(features).write([write_of("ann", 0)])
     assert "can be written" in caught.value.hint
 
 
-def test_applying_into_a_read_only_folder_is_an_infrastructure_error(read_only_folder):
-    features = make_repo(read_only_folder, {"type": "sqlite"}, applied=False)
-    for path in [read_only_folder, *read_only_folder.rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-    with pytest.raises(InfrastructureError) as caught:
+def test_applying_into_a_read_only_folder_is_an_infrastructure_error(tmp_path):
+    features = make_repo(tmp_path, {"type": "sqlite"}, applied=False)
+    (tmp_path / "state").mkdir(exist_ok=True)
+    make_read_only(tmp_path)
+    with bound_by_permissions(), pytest.raises(InfrastructureError) as caught:
         apply(features)
     assert "permissions" in caught.value.hint
 

@@ -49,7 +49,7 @@ def committed(settings: Settings) -> dict[int, int]:
 @pytest.fixture
 def member(settings: Settings) -> Iterator[KafkaConsumer]:
     """A worker of the group that has committed nothing."""
-    options = settings.kafka.client_options() | {"enable_auto_commit": False}
+    options = settings.kafka.client_options() | {"enable_auto_commit": False, "metadata_max_age_ms": 1000}
     with closing(KafkaConsumer(settings.kafka.topic, group_id=settings.stream.group, **options)) as consumer:
         wait_until(lambda: consumer.poll(timeout_ms=200) == {} and len(consumer.assignment()) > 0, "it has joined")
         yield consumer
