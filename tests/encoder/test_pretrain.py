@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from encoder.inference import FrozenEncoder, new_model
 from encoder.pretrain import Plan, make_plan, run_pretrain, train
 from encoder.release import load_release
 from encoder.settings import PretrainSettings
+from tests.conftest import wait_until
 
 SETTINGS = PretrainSettings(model="tiny", epochs=4, token_budget=128, uniform_negatives=16, checkpoint_steps=5)
 REPOSITORY = Path(__file__).parents[2]
@@ -79,12 +79,9 @@ def test_a_killed_run_resumes_to_the_same_release(tmp_path: Path) -> None:
     )
     plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=10_000))
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
     try:
-        while not plan.checkpoint.exists():
-            assert process.poll() is None, "the run ended before its first checkpoint"
-            assert time.monotonic() < deadline, "no checkpoint within two minutes"
-            time.sleep(0.01)
+        wait_until(lambda: plan.checkpoint.exists() or process.poll() is not None, "the first checkpoint")
+        assert process.poll() is None, "the run ended before its first checkpoint"
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

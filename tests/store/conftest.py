@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from store.fallback import UnguardedStore
 from store.feast_store import open_feature_store
 from store.online import OnlineStore, open_online
 from store.repo import apply, create_repo
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_until
 from tests.store.toys import DIMENSION
 
 REDIS_MISSING = "redis-server is not installed: `apt-get install redis-server` (or brew, dnf, …), then run again"
@@ -53,7 +52,7 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         with (folder / "log").open("wb") as log:
             server = RedisServer(port, subprocess.Popen(command, stdout=log, stderr=log))
         servers.append(server)
-        _wait_until_up(server)
+        wait_until(lambda: _answers(server), "redis-server answers")
         return server
 
     yield start
@@ -124,13 +123,9 @@ def open_unguarded(features: FeatureSettings) -> OnlineStore:
     return OnlineStore(features, store, UnguardedStore(provider.online_store))
 
 
-def _wait_until_up(server: RedisServer) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        assert server.process.poll() is None, "redis-server ended at once"
-        try:
-            server.client().ping()
-            return
-        except redis.exceptions.RedisError:
-            time.sleep(0.02)  # between attempts, not instead of one
-    raise AssertionError("redis-server did not answer within 20 s")
+def _answers(server: RedisServer) -> bool:
+    assert server.process.poll() is None, "redis-server ended at once"
+    try:
+        return bool(server.client().ping())
+    except redis.exceptions.RedisError:
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from store.online import OnlineStore, open_online
 from store.repo import apply
 from store.rows import EmbeddingRow, UserWrite, embedding_log_table
 from store.writer import GuardedWriter
+from tests.conftest import wait_until
 from tests.permissions import bound_by_permissions
 from tests.store.conftest import add_release, make_repo, open_unguarded
 from tests.store.toys import DIMENSION, START_MS, ToyEncoder, as_of, events_of
@@ -451,9 +451,4 @@ def _company_value(store: FeatureStore, user: str) -> int:
 
 
 def _wait_for_cluster(server) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if "cluster_state:ok" in str(server.client().execute_command("CLUSTER", "INFO")):
-            return
-        time.sleep(0.02)  # between attempts, not instead of one
-    raise AssertionError("the cluster did not form within 20 s")
+    wait_until(lambda: "cluster_state:ok" in str(server.client().execute_command("CLUSTER", "INFO")), "a cluster")
