@@ -26,6 +26,10 @@ class ConsumerThread(AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
+    def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
+        """One line in the log; mode would print the traceback past it. The worker's watch ends the worker."""
+        _log.error(msg.format(*fmt), exc_info=True)
+
 
 class FreshConsumer(Consumer):
     logger = _log
