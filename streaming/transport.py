@@ -7,6 +7,7 @@ between an event and its embedding. Faust has no setting for it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -25,6 +26,19 @@ class ConsumerThread(AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
+
+    async def on_thread_stop(self) -> None:
+        """Stop the consumer; when the broker is gone, aiokafka's fetcher lets its own cancellation escape.
+
+        Uncaught, it would end this thread before it reports its end, and the worker would wait a minute for it.
+        """
+        try:
+            await super().on_thread_stop()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._consumer is None or (task is not None and task.cancelling()):
+                raise  # this thread itself is being cancelled
+            await self._consumer._client.close()  # what the consumer's own stop had left to do
 
     def on_crash(self, msg: str, *fmt: Any, **kwargs: Any) -> None:
         """One line in the log; mode would print the traceback past it. The worker's watch ends the worker."""
