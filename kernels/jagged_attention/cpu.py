@@ -6,15 +6,12 @@ some twenty calls. Padding sits after the real events: under the causal mask no 
 Legend: N events, H heads, D dimensions per head, B sequences of one bucket, L the longest of them.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SHORTEST_SHARE = 0.75  # of the bucket's longest sequence: below it a new bucket starts
-_BUCKET_SLACK = 4  # events of difference always tolerated, so that very short sequences share a bucket
+from kernels.buckets import buckets
 
 
 def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
@@ -22,7 +19,7 @@ def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causa
     bounds = offsets.cpu().numpy()
     outputs: list[Tensor] = []
     rows: list[np.ndarray] = []
-    for members in _buckets(np.diff(bounds)):
+    for members in buckets(np.diff(bounds)):
         starts, lengths = bounds[members], np.diff(bounds)[members]
         outputs.append(_attend_padded(q, k, v, starts, lengths, causal=causal))
         rows.append(np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]))
@@ -33,18 +30,6 @@ def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causa
     place = np.empty(q.shape[0], dtype=np.int64)
     place[np.concatenate(rows)] = np.arange(q.shape[0])
     return torch.cat(outputs).index_select(0, torch.from_numpy(place).to(q.device))
-
-
-def _buckets(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Indexes of the non-empty sequences, longest first, cut where the length falls too far below the first."""
-    order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    while order.size:
-        longest = int(lengths[order[0]])
-        shortest = min(int(longest * _SHORTEST_SHARE), longest - _BUCKET_SLACK)
-        size = int(np.searchsorted(-lengths[order], -shortest, side="right"))
-        yield order[:size]
-        order = order[size:]
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, starts: np.ndarray, lengths: np.ndarray, *, causal: bool) -> Tensor:

@@ -1,0 +1,91 @@
+"""Crossing attention of DCAT (PinFM, arXiv 2507.12704): each candidate attends to its user's context and to itself.
+
+    out[c] = sum_j softmax_j(q[c] . K_j / sqrt(D)) V_j     over j in [the context of candidate_user[c] ; c itself]
+
+Every context is kept once, however many candidates read it: `candidate_user` is the paper's inverse index. Candidates
+do not see one another, so the result is that of a causal transformer over history + candidate.
+
+Legend: C candidates, N context events of all users together, U users, H heads, D floats per head. User u's context is
+the rows context_offsets[u] to context_offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it
+fast without a GPU, `dense.py` in a form that torch.export can trace.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.dcat_attention.cpu import attend_in_tiles
+from kernels.dcat_attention.dense import attend_densely
+
+__all__ = ["dcat_attention"]
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def dcat_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_context: Tensor,
+    v_context: Tensor,
+    context_offsets: Tensor,
+    candidate_user: Tensor,
+    *,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """Attention of each candidate over its user's context and itself; differentiable in the five first arguments.
+
+    Shapes: q, k, v float [C, H, D] of the candidates, in any order of users; k_context, v_context [N, H, D];
+    context_offsets int64 [U + 1] from 0 to N without a decrease; candidate_user int64 [C] in [0, U); hidden int64 [U]:
+    how many of the oldest context rows its candidates do not see (rotate replace), none by default. Returns
+    [C, H, D]; the candidate of an empty context attends to itself alone. Softmax is taken in float32 at least.
+    Raises ValueError when shapes, types or offsets do not fit.
+    """
+    if torch.compiler.is_exporting():
+        return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
+    _check_tensors(q, {"k": k, "v": v}, {"k_context": k_context, "v_context": v_context})
+    _check_offsets(context_offsets, events=k_context.shape[0])
+    users = context_offsets.shape[0] - 1
+    _check_users(candidate_user, candidates=q.shape[0], users=users)
+    if hidden is not None and (hidden.shape != (users,) or hidden.dtype != torch.int64 or bool((hidden < 0).any())):
+        raise ValueError(
+            f"hidden must be int64 [{users}] and not below 0; found {hidden.dtype} {list(hidden.shape)}"
+            + (f" from {int(hidden.min())}" if hidden.numel() else "")
+        )
+    return attend_in_tiles(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
+
+
+def _check_tensors(q: Tensor, candidates: dict[str, Tensor], contexts: dict[str, Tensor]) -> None:
+    if q.dim() != 3:
+        raise ValueError(f"q must have the shape [candidates, heads, dimensions]; found {list(q.shape)}")
+    if q.dtype not in _DTYPES:
+        raise ValueError(f"q must be of a floating type ({', '.join(map(str, _DTYPES))}); found {q.dtype}")
+    for name, other in (candidates | contexts).items():
+        rows = q.shape[0] if name in candidates else contexts["k_context"].shape[0]
+        if other.shape != (rows, *q.shape[1:]):
+            raise ValueError(f"{name} must have the shape {[rows, *q.shape[1:]]}; found {list(other.shape)}")
+        if other.dtype != q.dtype or other.device != q.device:
+            raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
+
+
+def _check_offsets(offsets: Tensor, *, events: int) -> None:
+    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
+        raise ValueError(
+            f"context_offsets must be int64 of the shape [users + 1]; found {offsets.dtype} {list(offsets.shape)}"
+        )
+    if int(offsets[0]) != 0 or int(offsets[-1]) != events:
+        raise ValueError(
+            f"context_offsets must run from 0 to {events} events; found {int(offsets[0])} to {int(offsets[-1])}"
+        )
+    if bool((offsets.diff() < 0).any()):
+        raise ValueError("context_offsets must not decrease")
+
+
+def _check_users(candidate_user: Tensor, *, candidates: int, users: int) -> None:
+    if candidate_user.shape != (candidates,) or candidate_user.dtype != torch.int64:
+        raise ValueError(
+            f"candidate_user must be int64 [{candidates}]; found {candidate_user.dtype} {list(candidate_user.shape)}"
+        )
+    if candidates and (int(candidate_user.min()) < 0 or int(candidate_user.max()) >= users):
+        raise ValueError(
+            f"candidate_user must lie in [0, {users}); found {int(candidate_user.min())} to {int(candidate_user.max())}"
+        )
