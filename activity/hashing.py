@@ -54,5 +54,10 @@ def check_names(names: Iterable[str], *, kind: str) -> None:
 
 def buckets_of(user_ids: Sequence[str], buckets: int) -> npt.NDArray[np.int32]:
     """int32[n] in [0, buckets): where each user's events lie in the lake and the offline log."""
-    hashes = (xxhash.xxh3_64_intdigest(user.encode(), seed=_BUCKET_SEED) % buckets for user in user_ids)
-    return np.fromiter(hashes, np.int32, count=len(user_ids))
+    return (user_hashes(user_ids) % np.uint64(buckets)).astype(np.int32)
+
+
+def user_hashes(user_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """uint64[n]: the hash of each user's id, from which `buckets_of` takes its bucket."""
+    hashes = (xxhash.xxh3_64_intdigest(user.encode(), seed=_BUCKET_SEED) for user in user_ids)
+    return np.fromiter(hashes, np.uint64, count=len(user_ids))

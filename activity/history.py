@@ -97,7 +97,7 @@ def merge(a: Histories, b: Histories, *, max_events: int) -> Histories:
     if a.count != b.count:
         raise ValueError(f"merge of {a.count} with {b.count} users")
     users = np.concatenate([_users(a), _users(b)])
-    return _canonical(users, np.concatenate([a.values, b.values]), a.count).newest(max_events)
+    return canonical(users, np.concatenate([a.values, b.values]), a.count).newest(max_events)
 
 
 def equal_rows(a: Histories, b: Histories) -> npt.NDArray[np.bool_]:
@@ -116,7 +116,18 @@ def group_events(user_ids: Sequence[str], values: Values, *, max_events: int) ->
     """Events in any order, one user id each → the distinct users (in order of first appearance) and their histories."""
     index: dict[str, int] = {}
     users = np.fromiter((index.setdefault(user, len(index)) for user in user_ids), np.int64, count=len(user_ids))
-    return list(index), _canonical(users, values, len(index)).newest(max_events)
+    return list(index), canonical(users, values, len(index)).newest(max_events)
+
+
+def canonical(users: Int64s, values: Values, count: int) -> Histories:
+    """Events in any order, each with its user's index below `count` → the users' histories; equal events once."""
+    order = np.lexsort((values["surface"], values["action"], values["item"], values["timestamp"], users))
+    users, values = users[order], values[order]
+    if len(values):
+        repeated = (values[1:] == values[:-1]) & (users[1:] == users[:-1])
+        first = np.concatenate([[True], ~repeated])
+        users, values = users[first], values[first]
+    return Histories(values, _offsets(np.bincount(users, minlength=count)))
 
 
 def history_values(events: pa.Table) -> Values:
@@ -132,17 +143,6 @@ def history_values(events: pa.Table) -> Values:
         codes = pc.index_in(events[column], value_set=distinct).to_numpy()
         values[name] = hashes(distinct.to_pylist())[codes]
     return values
-
-
-def _canonical(users: Int64s, values: Values, count: int) -> Histories:
-    """Sorted by user, then the total order; equal events once."""
-    order = np.lexsort((values["surface"], values["action"], values["item"], values["timestamp"], users))
-    users, values = users[order], values[order]
-    if len(values):
-        repeated = (values[1:] == values[:-1]) & (users[1:] == users[:-1])
-        first = np.concatenate([[True], ~repeated])
-        users, values = users[first], values[first]
-    return Histories(values, _offsets(np.bincount(users, minlength=count)))
 
 
 def _users(histories: Histories) -> Int64s:

@@ -1,0 +1,71 @@
+"""Events of one user at one time: their order, and times that keep it.
+
+Files often know the second or the day of an event but not more. What is kept is the published order (a `pos` column,
+else the order of rows) or an order drawn from a seed; the events then get distinct milliseconds in that order, because
+a history orders its events by time. All functions work on arrays of one length, a user index per event.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from activity.history import Values
+
+Int64s = npt.NDArray[np.int64]
+_DAY_MS, _MINUTE_MS, _SECOND_MS = 86_400_000, 60_000, 1_000
+
+
+def resolution_ms(times_ms: Int64s) -> int:
+    """The coarsest of a day, a minute, a second and a millisecond that all times are multiples of; a day for none."""
+    return next(unit for unit in (_DAY_MS, _MINUTE_MS, _SECOND_MS, 1) if not np.any(times_ms % unit))
+
+
+def raise_times(users: Int64s, times_ms: Int64s, places: Int64s) -> Int64s:
+    """int64[N]: times that never fall along a user's `places`. An event dated before its predecessor gets the
+    predecessor's time; where the times agree with the places nothing changes."""
+    order = np.lexsort((times_ms, places, users))
+    sorted_users, sorted_times = users[order], times_ms[order]
+    falls = (np.diff(sorted_times) < 0) & (np.diff(sorted_users) == 0)
+    for user in np.unique(sorted_users[1:][falls]):
+        start, end = np.searchsorted(sorted_users, [user, user + 1])
+        sorted_times[start:end] = np.maximum.accumulate(sorted_times[start:end])
+    raised = np.empty_like(times_ms)
+    raised[order] = sorted_times
+    return raised
+
+
+def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
+    """Events sorted by (user, time) → strictly increasing times of each user: the k-th of m equal ones gets
+    k · resolution / m ms more, and what still is not later than its predecessor comes 1 ms after it."""
+    count = len(times_ms)
+    if count == 0:
+        return times_ms.copy()
+    new_user = np.append(True, np.diff(users) != 0)
+    groups = np.flatnonzero(new_user | np.append(True, np.diff(times_ms) != 0))
+    sizes = np.diff(np.append(groups, count))
+    rank = np.arange(count) - np.repeat(groups, sizes)
+    spread = times_ms + rank * resolution // np.repeat(sizes, sizes)
+    late = np.flatnonzero((np.diff(spread) <= 0) & ~new_user[1:])
+    for user in np.unique(users[late]):
+        start, end = np.searchsorted(users, [user, user + 1])
+        steps = np.arange(end - start)
+        spread[start:end] = np.maximum.accumulate(spread[start:end] - steps) + steps
+    return spread
+
+
+def shuffle_keys(user_hashes: npt.NDArray[np.integer], values: Values, *, seed: int) -> npt.NDArray[np.uint64]:
+    """uint64[N]: what to sort a user's equal times by for an order drawn from `seed`. A key depends on its own event
+    and on the seed alone, so neither the order of rows nor other events move it."""
+    key = _mix(np.full(len(values), seed, np.uint64))
+    for part in (user_hashes, values["timestamp"], values["item"], values["action"], values["surface"]):
+        key = _mix(key ^ part.astype(np.uint64))
+    return key
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """One round of splitmix64: every bit of the input moves every bit of the output."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
