@@ -3,13 +3,15 @@
     out[i] = sum_j softmax_j(q[i] . k[j] / sqrt(D)) v[j]     over j in the sequence of i (and j <= i when causal)
 
 Legend: N events of all sequences together, H heads, D dimensions per head, U sequences. Sequence u holds the rows
-offsets[u] to offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it fast without a GPU.
+offsets[u] to offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it fast without a GPU,
+`dense.py` in a form that torch.export can trace.
 """
 
 import torch
 from torch import Tensor
 
 from kernels.jagged_attention.cpu import attend_in_buckets
+from kernels.jagged_attention.dense import attend_densely
 
 __all__ = ["jagged_attention"]
 
@@ -22,6 +24,8 @@ def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal
     Shapes: q, k, v float [N, H, D], offsets int64 [U + 1] from 0 to N without a decrease. Returns [N, H, D].
     Raises ValueError when shapes, types or offsets do not fit.
     """
+    if torch.compiler.is_exporting():
+        return attend_densely(q, k, v, offsets, causal=causal)
     _check_tensors(q, k, v)
     _check_offsets(offsets, events=q.shape[0])
     return attend_in_buckets(q, k, v, offsets, causal=causal)

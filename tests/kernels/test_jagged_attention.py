@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels.jagged_attention import jagged_attention
+from kernels.jagged_attention.dense import attend_densely
 from kernels.jagged_attention.reference import reference_jagged_attention
 
 LENGTHS = {
@@ -27,13 +28,14 @@ def inputs(lengths: list[int], *, heads: int = 3, dimensions: int = 5, seed: int
     return qkv, offsets
 
 
+@pytest.mark.parametrize("implementation", [jagged_attention, attend_densely], ids=["buckets", "dense"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-def test_outputs_and_gradients_equal_the_reference(lengths: list[int], causal: bool) -> None:
+def test_outputs_and_gradients_equal_the_reference(lengths: list[int], causal: bool, implementation) -> None:
     ours, offsets = inputs(lengths)
     q, k, v = ours
     q_ref, k_ref, v_ref = reference = [x.detach().clone().requires_grad_() for x in ours]
-    out = jagged_attention(q, k, v, offsets, causal=causal)
+    out = implementation(q, k, v, offsets, causal=causal)
     expected = reference_jagged_attention(q_ref, k_ref, v_ref, offsets, causal=causal)
     assert out.shape == expected.shape
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
