@@ -88,13 +88,18 @@ def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int =
 
 def new_model(config: ModelConfig, vocabulary: Vocabulary) -> UserEncoder:
     """The network for this vocabulary, its parameters not yet set."""
-    rows = vocabulary_rows(vocabulary.items, functions=config.hash_functions, rows=config.table_rows)
     return UserEncoder(
         config,
-        item_rows=torch.from_numpy(rows),
+        item_rows=torch.from_numpy(_item_rows(config, vocabulary)),
         actions=len(vocabulary.actions),
         surfaces=len(vocabulary.surfaces),
     )
+
+
+def _item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
+    if config.items == "direct":
+        return np.arange(1 + len(vocabulary.items))[:, None]
+    return vocabulary_rows(vocabulary.items, functions=config.hash_functions, rows=config.table_rows)
 
 
 def _frozen_model(release: Release) -> UserEncoder:

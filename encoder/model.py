@@ -1,12 +1,17 @@
 """The user encoder, after PinFM (arXiv 2507.12704, sections 1.2 to 1.5 of our notes).
 
-- An item is n rows of n hashed tables, concatenated; unknown items share row 0 of every table.
-- An event is the sum of its item, action and surface embeddings. No content, no time: order alone.
+- An item is n rows of n hashed tables, concatenated, or one row of its own; unknown items share row 0.
+- An event is the sum of its item, action and surface embeddings and, as an option, of the time since the one before.
 - phi_in (MLP, L2 norm), a pre-LN causal transformer with rotary positions, phi_out (MLP, L2 norm).
-- Targets have a head of their own, psi (MLP, L2 norm): a user vector times an item vector is the next-item score.
+- Targets have a head of their own, psi (MLP, L2 norm), over the same tables: a user vector times an item vector is the
+  score of the next item.
+- `residual` projections start as the identity, so that a user vector starts as a mixture of item vectors; phi_in then
+  has no norm of its own, the items it reads have norm 1.
+- The `dot` score leaves out the norms of user and item vectors, and the temperature.
 - Rotary positions, not learned ones: a score depends on how far apart two events are, not on where a history starts.
+  A position is the event's index within its segment or window.
 - The learned temperature has a floor, so that the loss cannot sharpen without end.
-- Left out: other losses than next token, content vectors, an output bias per item.
+- Left out: content vectors in the history, an output bias per item.
 
 Legend: N events of all users together (jagged), U users, T tables, R rows, W floats in a row, H heads, D floats per
 head, M items, C = config.width, E = config.dimension.
@@ -19,43 +24,76 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from encoder.config import ModelConfig
 from kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
+_GAP_WIDTH = 32  # hidden floats between a time gap and its embedding
+Turn = tuple[Tensor, Tensor]
 
 
 class ItemTables(nn.Module):
-    """Hashed item embeddings. `rows` int64 [vocabulary + 1, T]: the rows of each known item, index 0 the unknown."""
+    """Item embeddings. `rows` int64 [vocabulary + 1, T]: the rows of each known item, index 0 the unknown."""
 
     def __init__(self, config: ModelConfig, rows: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.hash_functions * config.table_rows, config.table_width))
-        first_rows = torch.arange(config.hash_functions) * config.table_rows
+        table_rows = config.rows_for(len(rows) - 1)
+        self.direct = config.items == "direct"
+        self.unit = config.projections == "residual" and config.score == "cosine"
+        self.sparse = False  # whether only the rows that were read get a gradient
+        self.weight = nn.Parameter(torch.empty(config.hash_functions * table_rows, config.table_width))
+        first_rows = torch.arange(config.hash_functions, device=rows.device) * table_rows
         self.register_buffer("flat_rows", rows + first_rows, persistent=False)
         self.flat_rows: Tensor
 
     def forward(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to [M, T * W]."""
-        return F.embedding(self.flat_rows[items], self.weight).flatten(1)
+        embedded = F.embedding(self.flat_rows[items], self.weight, sparse=self.sparse).flatten(1)
+        return F.normalize(embedded, dim=-1) if self.unit else embedded
+
+    def every_known(self) -> Tensor:
+        """As `forward` for all known items in order, [vocabulary, T * W]."""
+        if not self.direct:
+            return self(torch.arange(1, len(self.flat_rows), device=self.weight.device))
+        embedded = self.weight[1:]  # spares a copy and the scattering of its gradient
+        return F.normalize(embedded, dim=-1) if self.unit else embedded
 
 
-class Head(nn.Module):
-    """A pointwise two-layer MLP whose output has L2 norm 1."""
+class Projection(nn.Module):
+    """A pointwise two-layer MLP, with `residual` added to its input; `unit`: each row of its output has L2 norm 1."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, residual: bool, unit: bool) -> None:
         super().__init__()
-        self.hidden = nn.Linear(inputs, hidden)
-        self.out = nn.Linear(hidden, outputs)
+        self.residual = residual
+        self.unit = unit
+        self.hidden = nn.Linear(inputs, hidden) if hidden else None
+        self.out = nn.Linear(hidden, outputs) if hidden else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs] to [N, outputs], each row of norm 1."""
-        return F.normalize(self.out(F.gelu(self.hidden(x))), dim=-1)
+        """[N, inputs] to [N, outputs]."""
+        if self.hidden is not None and self.out is not None:
+            projected = self.out(F.gelu(self.hidden(x)))
+            x = x + projected if self.residual else projected
+        return F.normalize(x, dim=-1) if self.unit else x
+
+
+class TimeGap(nn.Module):
+    """The time since the previous event, as an embedding."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(1, _GAP_WIDTH)
+        self.out = nn.Linear(_GAP_WIDTH, width)
+
+    def forward(self, log_gaps: Tensor) -> Tensor:
+        """float32 [N], log(1 + seconds), to [N, width]."""
+        return self.out(F.gelu(self.hidden(log_gaps[:, None])))
 
 
 class Block(nn.Module):
-    """One pre-LN transformer block."""
+    """One pre-LN transformer block, in two halves so that DCAT can put another attention between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -68,13 +106,20 @@ class Block(nn.Module):
         self.feed_forward_out = nn.Linear(config.feed_forward_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_NC: Tensor, offsets: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """[N, C] to [N, C]; `turn`: cosines and sines of the positions, [N, 1, D / 2] each."""
-        qkv_N3HD = self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv_N3HD.unbind(1)
-        attended = jagged_attention(_rotate(q, turn), _rotate(k, turn), v, offsets)
-        x_NC = x_NC + self.dropout(self.attention_out(attended.flatten(1)))
-        hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(x_NC)))
+    def forward(self, x_NC: Tensor, offsets: Tensor, turn: Turn) -> Tensor:
+        """[N, C] to [N, C]; `turn`: of the events' positions, see `rotary`."""
+        q, k, v = self.queries_keys_values(x_NC, turn)
+        return self.after_attention(x_NC, jagged_attention(q, k, v, offsets))
+
+    def queries_keys_values(self, x_NC: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
+        q, k, v = self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        return _rotate(q, turn), _rotate(k, turn), v
+
+    def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
+        """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""
+        x_NC = x_NC + self.dropout(self.attention_out(attended_NHD.flatten(1)))
+        hidden = self.dropout(F.gelu(self.feed_forward_in(self.feed_forward_norm(x_NC))))
         return x_NC + self.dropout(self.feed_forward_out(hidden))
 
 
@@ -84,75 +129,130 @@ class UserEncoder(nn.Module):
     def __init__(self, config: ModelConfig, *, item_rows: Tensor, actions: int, surfaces: int) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # whether training keeps only the blocks' inputs, and computes the rest a second time
         self.items = ItemTables(config, item_rows)
         self.actions = nn.Embedding(1 + actions, config.item_width)
         self.surfaces = nn.Embedding(1 + surfaces, config.item_width)
-        self.phi_in = Head(config.item_width, config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.time_gap = TimeGap(config.item_width) if config.time_gaps else None
+        self.phi_in = _projection(config, config.item_width, config.width, unit=config.projections == "mlp")
+        self.dropout = nn.Dropout(config.input_dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.final_norm = nn.LayerNorm(config.width)
-        self.phi_out = Head(config.width, config.feed_forward_width, config.dimension)
-        self.psi = Head(config.item_width, config.feed_forward_width, config.dimension)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        self.phi_out = _projection(config, config.width, config.dimension, unit=config.score == "cosine")
+        self.psi = _projection(config, config.item_width, config.dimension, unit=config.score == "cosine")
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(config.temperature))) if config.score == "cosine" else None
+        )
 
-    def forward(self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor) -> Tensor:
-        """int64 [N] vocabulary indexes and offsets [U + 1] to [N, E]: a vector of norm 1 after each event."""
-        return self.phi_out(self.final_norm(self._transform(items, actions, surfaces, offsets)))
+    def forward(
+        self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None = None
+    ) -> Tensor:
+        """int64 [N] vocabulary indexes and offsets [U + 1] to [N, E]: a user vector after each event, of norm 1 where
+        the score is the cosine. `log_gaps` float32 [N], log(1 + seconds since the event before), is needed where the
+        configuration has time_gaps; that of a user's first event counts as 0."""
+        return self.user_vectors(self._transform(items, actions, surfaces, offsets, log_gaps))
 
-    def last(self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor) -> Tensor:
+    def last(
+        self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None = None
+    ) -> Tensor:
         """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty."""
-        x_NC = self._transform(items, actions, surfaces, offsets)
-        return self.phi_out(self.final_norm(x_NC[offsets[1:] - 1]))
+        x_NC = self._transform(items, actions, surfaces, offsets, log_gaps)
+        return self.user_vectors(x_NC[offsets[1:] - 1])
 
     def targets(self, items: Tensor) -> Tensor:
-        """int64 [M] vocabulary indexes to item vectors [M, E] of norm 1, in the space of the user vectors."""
+        """int64 [M] vocabulary indexes to item vectors [M, E], in the space of the user vectors."""
         return self.psi(self.items(items))
+
+    def every_target(self) -> Tensor:
+        """As `targets` for all known items in order, [vocabulary, E]."""
+        return self.psi(self.items.every_known())
+
+    def embed(
+        self,
+        items: Tensor,
+        actions: Tensor | None,
+        surfaces: Tensor,
+        positions: Tensor,
+        log_gaps: Tensor | None = None,
+    ) -> Tensor:
+        """What enters the first block, [N, C]. `actions` None: of candidates, whose action is not known yet."""
+        summed = self.items(items) + self.surfaces(surfaces)
+        if actions is not None:
+            summed = summed + self.actions(actions)
+        if self.time_gap is not None:
+            if log_gaps is None:
+                raise ValueError("this model's configuration has time_gaps, so it needs log_gaps")
+            # A window may begin anywhere in a history: the gap before its first event must not matter.
+            summed = summed + self.time_gap(log_gaps.masked_fill(positions == 0, 0.0))
+        # Times sqrt(C): a unit vector has elements far below 1, where the residual stream wants about 1.
+        return self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
+
+    def rotary(self, positions: Tensor) -> Turn:
+        """int64 [N] indexes of events within their windows to cosines and sines, [N, 1, D / 2] each."""
+        half = self.config.width // self.config.heads // 2
+        speeds = _ROTARY_BASE ** (-torch.arange(half, device=positions.device) / half)
+        angles = (positions[:, None] * speeds)[:, None, :]
+        return angles.cos(), angles.sin()
+
+    def user_vectors(self, x_NC: Tensor) -> Tensor:
+        """The last block's output [N, C] to [N, E]."""
+        return self.phi_out(self.final_norm(x_NC))
 
     @property
     def temperature(self) -> Tensor:
-        """By which scores are divided in the loss: a positive scalar, never below the floor."""
+        """By which scores are divided in the loss: a positive scalar, never below the floor; 1 for the dot score."""
+        if self.log_temperature is None:
+            return self.items.weight.new_ones(())
         return self.log_temperature.exp().clamp_min(self.config.temperature_floor)
 
     def initialise(self, seed: int) -> None:
         """Draws every parameter anew, independent of the process's own random state.
 
-        | layer                               | distribution                              |
-        |-------------------------------------|-------------------------------------------|
-        | item tables, actions, surfaces      | normal, deviation 0.02                    |
-        | linear weights                      | normal, deviation 1 / sqrt(inputs)        |
-        | last linear of a residual branch    | the same, divided by sqrt(2 x layers)     |
-        | biases; gains of norms              | 0; 1                                      |
+        | layer                                      | distribution                                          |
+        |--------------------------------------------|-------------------------------------------------------|
+        | item tables                                | normal, deviation 0.02; read as unit vectors: norm 1  |
+        | actions, surfaces                          | normal, deviation 0.02; residual: 0                   |
+        | linear weights                             | normal, deviation 1 / sqrt(inputs)                    |
+        | last linear of a block's residual branch   | the same, divided by sqrt(2 x layers)                 |
+        | last linear of residual projections, gaps  | 0                                                     |
+        | biases; gains of norms                     | 0; 1                                                  |
         """
-        generator = torch.Generator().manual_seed(seed)
-        for table in (self.items.weight, self.actions.weight, self.surfaces.weight):
-            nn.init.normal_(table, std=0.02, generator=generator)
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        residual = config.projections == "residual"
+        deviation = 1 / math.sqrt(config.item_width) if self.items.unit else 0.02
+        nn.init.normal_(self.items.weight, std=deviation, generator=generator)
+        for table in (self.actions.weight, self.surfaces.weight):
+            nn.init.normal_(table, std=0.0 if residual else 0.02, generator=generator)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 deviation = 1 / math.sqrt(module.in_features)
                 if name.endswith(("attention_out", "feed_forward_out")):
-                    deviation /= math.sqrt(2 * self.config.layers)
+                    deviation /= math.sqrt(2 * config.layers)
+                elif residual and name.endswith(".out"):
+                    deviation = 0.0
                 nn.init.normal_(module.weight, std=deviation, generator=generator)
                 nn.init.zeros_(module.bias)
 
-    def _transform(self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor) -> Tensor:
-        summed = self.items(items) + self.actions(actions) + self.surfaces(surfaces)
-        # Times sqrt(C): a unit vector has elements far below 1, where the residual stream wants about 1.
-        x_NC = self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
-        turn = self._turn(offsets)
+    def _transform(
+        self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None
+    ) -> Tensor:
+        starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(items))
+        positions = torch.arange(len(items), device=items.device) - starts
+        x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
+        turn = self.rotary(positions)
         for block in self.blocks:
-            x_NC = block(x_NC, offsets, turn)
+            if self.recompute and torch.is_grad_enabled():
+                x_NC = checkpoint(block, x_NC, offsets, turn, use_reentrant=False)
+            else:
+                x_NC = block(x_NC, offsets, turn)
         return x_NC
 
-    def _turn(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        half = self.config.width // self.config.heads // 2
-        positions = torch.arange(int(offsets[-1]), device=offsets.device)
-        positions = positions - offsets[:-1].repeat_interleave(offsets.diff())
-        speeds = _ROTARY_BASE ** (-torch.arange(half, device=offsets.device) / half)
-        angles = (positions[:, None] * speeds)[:, None, :]
-        return angles.cos(), angles.sin()
+
+def _projection(config: ModelConfig, inputs: int, outputs: int, *, unit: bool) -> Projection:
+    return Projection(inputs, config.projection_width, outputs, residual=config.projections == "residual", unit=unit)
 
 
-def _rotate(x_NHD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def _rotate(x_NHD: Tensor, turn: Turn) -> Tensor:
     """Rotary positions: turns the pair (x[d], x[d + D / 2]) by its position times the pair's speed."""
     cos, sin = turn
     first, second = x_NHD.chunk(2, dim=-1)

@@ -1,12 +1,16 @@
 """The user encoder: shapes, norms, causality, positions, gradients, the temperature's floor."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from encoder.config import MODEL_CONFIGS
+from encoder.hashing import vocabulary_rows
 from encoder.inference import new_model
 from encoder.model import UserEncoder
 
@@ -93,3 +97,90 @@ def test_the_seed_alone_decides_the_parameters(model: UserEncoder, parts) -> Non
     again.initialise(0)
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def build(parts, seed: int = 0, **changes: Any) -> UserEncoder:
+    model = new_model(replace(MODEL_CONFIGS["tiny"], **changes), parts.vocabulary)
+    model.initialise(seed)
+    return model.eval()
+
+
+DIRECT = {"items": "direct", "hash_functions": 1, "table_rows": 0, "table_width": 16}
+RESIDUAL = DIRECT | {"projections": "residual", "projection_width": 0}
+
+
+def test_direct_items_have_a_row_each(parts) -> None:
+    model = build(parts, **DIRECT)
+    assert model.items.weight.shape == (51, 16)
+    assert torch.equal(model.items(torch.tensor([0, 7, 50])), model.items.weight[[0, 7, 50]])
+
+
+def test_hashed_items_are_the_rows_of_their_tables_side_by_side(parts) -> None:
+    """Against a dictionary of vectors, by item."""
+    model = build(parts)
+    rows = vocabulary_rows(parts.vocabulary.items, functions=2, rows=256)
+    tables = model.items.weight.view(2, 256, 8)
+    expected = {item: torch.cat([tables[0, first], tables[1, second]]) for item, (first, second) in enumerate(rows)}
+    found = model.items(torch.arange(51))
+    assert all(torch.equal(found[item], vector) for item, vector in expected.items())
+
+
+@pytest.mark.parametrize("changes", [{}, DIRECT, RESIDUAL, RESIDUAL | {"score": "dot"}], ids=str)
+def test_every_target_holds_the_targets_of_all_known_items(parts, changes: dict[str, Any]) -> None:
+    model = build(parts, **changes)
+    assert torch.equal(model.every_target(), model.targets(torch.arange(1, 51)))
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_residual_projections_start_as_the_identity(parts, hidden: int) -> None:
+    model = build(parts, **RESIDUAL | {"projection_width": hidden})
+    items, actions, surfaces, _ = batch([9])
+    unit = F.normalize(model.items.weight, dim=1)
+    torch.testing.assert_close(model.targets(items), unit[items])
+    entered = model.embed(items, actions, surfaces, torch.arange(9))
+    torch.testing.assert_close(entered, unit[items] * math.sqrt(16))
+
+
+def test_the_dot_score_has_neither_norms_nor_a_temperature(parts) -> None:
+    model = build(parts, **RESIDUAL | {"score": "dot"})
+    items, actions, surfaces, offsets = batch([9])
+    assert torch.equal(model.targets(items), model.items.weight[items])
+    entered = model.embed(items, actions, surfaces, torch.arange(9))
+    torch.testing.assert_close(entered, model.items.weight[items] * math.sqrt(16))
+    assert model(items, actions, surfaces, offsets).norm(dim=1).min() > 2
+    assert model.temperature == 1
+    assert "log_temperature" not in model.state_dict()
+
+
+def test_a_time_gap_matters_except_before_the_first_event(parts) -> None:
+    model = build(parts, time_gaps=True)
+    inputs, gaps = batch([9, 3]), torch.arange(12.0)
+    found = model.last(*inputs, gaps)
+    assert torch.equal(found, model.last(*inputs, gaps.index_fill(0, torch.tensor([0, 9]), 99.0)))
+    later = model.last(*inputs, gaps.index_fill(0, torch.tensor([10]), 99.0))
+    assert torch.equal(found[0], later[0])
+    assert not torch.allclose(found[1], later[1], atol=1e-4)
+    with pytest.raises(ValueError, match="needs log_gaps"):
+        model.last(*inputs)
+
+
+def test_recomputed_activations_give_the_same_gradients(parts) -> None:
+    kept, recomputed = build(parts).train(), build(parts).train()
+    recomputed.recompute = True
+    for model in (kept, recomputed):
+        torch.manual_seed(0)  # dropout is drawn again, alike
+        model(*batch([9, 1, 17])).square().cos().sum().backward()
+    for (name, one), other in zip(kept.named_parameters(), recomputed.parameters(), strict=True):
+        if one.grad is not None:
+            assert other.grad is not None
+            torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+def test_sparse_gradients_touch_only_the_rows_that_were_read(parts) -> None:
+    dense, sparse = build(parts), build(parts)
+    sparse.items.sparse = True
+    for model in (dense, sparse):
+        model.last(*batch([5])).sum().backward()
+    assert sparse.items.weight.grad is not None and sparse.items.weight.grad.is_sparse
+    assert dense.items.weight.grad is not None
+    torch.testing.assert_close(sparse.items.weight.grad.to_dense(), dense.items.weight.grad)
