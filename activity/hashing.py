@@ -61,3 +61,10 @@ def user_hashes(user_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
     """uint64[n]: the hash of each user's id, from which `buckets_of` takes its bucket."""
     hashes = (xxhash.xxh3_64_intdigest(user.encode(), seed=_BUCKET_SEED) for user in user_ids)
     return np.fromiter(hashes, np.uint64, count=len(user_ids))
+
+
+def mix_bits(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64: a bijection of 64 bits in which every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from activity.hashing import mix_bits
 from activity.history import Values
 
 Int64s = npt.NDArray[np.int64]
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's: without it 0 would stay 0
 _DAY_MS, _MINUTE_MS, _SECOND_MS = 86_400_000, 60_000, 1_000
 
 
@@ -57,15 +59,7 @@ def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
 def shuffle_keys(user_hashes: npt.NDArray[np.integer], values: Values, *, seed: int) -> npt.NDArray[np.uint64]:
     """uint64[N]: what to sort a user's equal times by for an order drawn from `seed`. A key depends on its own event
     and on the seed alone, so neither the order of rows nor other events move it."""
-    key = _mix(np.full(len(values), seed, np.uint64))
+    key = np.full(len(values), seed, np.uint64)
     for part in (user_hashes, values["timestamp"], values["item"], values["action"], values["surface"]):
-        key = _mix(key ^ part.astype(np.uint64))
+        key = mix_bits((key ^ part.astype(np.uint64)) + _STEP)
     return key
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One round of splitmix64: every bit of the input moves every bit of the output."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

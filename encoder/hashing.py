@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from activity.hashing import mix_bits
+
 ROW_HASH_VERSION = 1
 UNKNOWN = 0  # the reserved row, and the reserved vocabulary index, of whatever a release does not know
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_FIRST_MIX = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND_MIX = np.uint64(0x94D049BB133111EB)
 
 
 def table_rows(item_hashes: npt.NDArray[np.uint64], *, functions: int, rows: int) -> npt.NDArray[np.int64]:
@@ -22,7 +22,7 @@ def table_rows(item_hashes: npt.NDArray[np.uint64], *, functions: int, rows: int
     result = np.empty((len(item_hashes), functions), np.int64)
     for function in range(functions):
         offset = np.uint64((function + 1) * _GOLDEN_GAMMA % 2**64)
-        result[:, function] = 1 + (_mix(item_hashes + offset) % np.uint64(rows - 1)).astype(np.int64)
+        result[:, function] = 1 + (mix_bits(item_hashes + offset) % np.uint64(rows - 1)).astype(np.int64)
     return result
 
 
@@ -40,10 +40,3 @@ def vocabulary_index(
         return np.zeros(len(hashes), np.int64)
     place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
     return np.where(known[place] == hashes, place + 1, UNKNOWN).astype(np.int64)
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64: a bijection of 64 bits in which every input bit moves every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * _FIRST_MIX
-    x = (x ^ (x >> np.uint64(27))) * _SECOND_MIX
-    return x ^ (x >> np.uint64(31))
