@@ -1,12 +1,13 @@
-"""InfoNCE over the next item (PinFM, L_ntl), with negatives from the batch, from all items, or both.
+"""InfoNCE between user vectors and items (PinFM), over every item or over drawn ones.
 
-    loss = -log( e^{s(t)} / ( e^{s(t)} + sum_{j != t} w_j e^{s(j)} ) ),     s = user vector . item vector / temperature
+    loss = sum over pairs of weight * -log( e^{s(t)} / ( e^{s(t)} + sum_{j != t} w_j e^{s(j)} ) )
+    s = user vector . item vector / temperature
 
-Candidates are the distinct items of the batch's targets and of the uniform draw. w_j = (times drawn) / (times expected)
-is the logQ correction: without it popular items, which are drawn often, are pushed away for being popular. The weight
-makes the sum an unbiased estimate of the sum over all items, which is what `full` computes.
+Drawn candidates are the distinct items of the batch's answers and of a uniform draw. w_j = (times drawn) / (times
+expected) is the logQ correction: without it popular items, which are drawn often, are pushed away for being popular.
+The weight makes the sum an unbiased estimate of the sum over all items, which is what `full_softmax_loss` computes.
 
-Legend: P positions that have a target, M candidates, S segments, E = config.dimension.
+Legend: R events asked, P pairs, M candidates, V known items, S segments, E = config.dimension.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from encoder.vocabulary import Indexes
 
+_ROWS_AT_ONCE = 512  # of the full softmax: V x 512 scores fit the processor's last cache for some thousand items
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -31,36 +34,111 @@ class Candidates:
     log_weights: Tensor
 
 
-def all_items(vocabulary_size: int) -> Candidates:
-    """Every known item with weight 1: the full softmax."""
-    return Candidates(torch.arange(1, vocabulary_size + 1), torch.zeros(vocabulary_size))
-
-
 def draw_candidates(
-    targets: Tensor, *, target_shares: npt.NDArray[np.float64], uniform: int, rng: np.random.Generator
+    answers: Indexes, *, answer_shares: npt.NDArray[np.float64], uniform: int, rng: np.random.Generator
 ) -> Candidates:
     """In-batch negatives and `uniform` more from all items.
 
-    `targets` int64 [P] (vocabulary indexes, at least 1); `target_shares` float64 [V + 1]: the share of each item among
-    all targets of the training data, by which its number in a batch is expected.
+    `answers` int64[n]: the items asked for in the batch, once per event; `answer_shares` float64[V + 1]: the share of
+    each item among all answers of the training data, by which its number in a batch is expected.
     """
-    vocabulary_size = len(target_shares) - 1
+    vocabulary_size = len(answer_shares) - 1
     drawn = rng.integers(1, vocabulary_size + 1, uniform)
-    items, times = np.unique(np.concatenate([targets.numpy(), drawn]), return_counts=True)
-    expected = len(targets) * target_shares[items] + uniform / vocabulary_size
+    items, times = np.unique(np.concatenate([answers, drawn]), return_counts=True)
+    expected = len(answers) * answer_shares[items] + uniform / vocabulary_size
     return Candidates(torch.from_numpy(items), torch.from_numpy(np.log(times / expected)).float())
 
 
-def own_positives(candidates: Candidates, positives: Sequence[Indexes], users: Indexes) -> Tensor:
-    """bool [S, M]: which candidates are positive items of the segment's user, and so no negatives of theirs."""
+def own_positives(candidates: Candidates, positives: Sequence[Indexes]) -> Tensor:
+    """bool [S, M]: which candidates are among the positive items of each segment's user (sorted and distinct), and so
+    no negatives of theirs."""
     items = candidates.items.numpy()
-    mask = np.zeros((len(users), len(items)), bool)
-    for row, user in enumerate(users):
-        place = np.searchsorted(items, positives[user])
+    mask = np.zeros((len(positives), len(items)), bool)
+    for row, own in enumerate(positives):
+        place = np.searchsorted(items, own)
         inside = place < len(items)
         place = place[inside]
-        mask[row, place[items[place] == positives[user][inside]]] = True
+        mask[row, place[items[place] == own[inside]]] = True
     return torch.from_numpy(mask)
+
+
+def sampled_softmax_loss(
+    user_vectors: Tensor,
+    candidate_vectors: Tensor,
+    candidates: Candidates,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    temperature: Tensor,
+    left_out: Tensor | None = None,
+) -> Tensor:
+    """The weighted sum over pairs, a scalar.
+
+    Shapes: user_vectors [P, E], candidate_vectors [M, E], targets int64 [P] (vocabulary indexes, each among the
+    candidates), weights [P], left_out bool [P, M] (candidates that are no negatives of a pair; its target always
+    counts).
+    """
+    scores_PM = (user_vectors / temperature) @ candidate_vectors.T
+    place_P1 = torch.searchsorted(candidates.items, targets).unsqueeze(1)
+    # The target is certain to be among the candidates, whatever was drawn: its weight is 1.
+    weighted_PM = (scores_PM + candidates.log_weights).scatter(1, place_P1, scores_PM.gather(1, place_P1))
+    if left_out is not None:
+        weighted_PM = weighted_PM.masked_fill(left_out.scatter(1, place_P1, False), float("-inf"))
+    return (F.cross_entropy(weighted_PM, place_P1.squeeze(1), reduction="none") * weights).sum()
+
+
+def full_softmax_loss(
+    user_vectors: Tensor,
+    item_vectors: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    temperature: Tensor,
+) -> Tensor:
+    """The weighted sum over pairs, every item a candidate; memory for a few hundred rows of scores at once.
+
+    Shapes: user_vectors [R, E], item_vectors [V, E], rows int64 [P] not decreasing (the user vector of each pair),
+    targets int64 [P] (0 is the first item), weights [P]. Its gradient is computed on the way forward.
+    """
+    return _FullSoftmax.apply(user_vectors / temperature, item_vectors, rows, targets, weights)  # type: ignore[no-any-return]
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Gradients are taken while the scores are at hand: keeping or computing them again would cost another product."""
+
+    @staticmethod
+    def forward(ctx, x_RE: Tensor, w_VE: Tensor, rows: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        asked, known = x_RE.shape[0], w_VE.shape[0]
+        row_weights = x_RE.new_zeros(asked).index_add(0, rows, weights)
+        grad_x, grad_w = torch.empty_like(x_RE), torch.zeros_like(w_VE)
+        buffer = x_RE.new_empty(min(_ROWS_AT_ONCE, asked), known)
+        loss = x_RE.new_zeros(())
+        bounds = torch.searchsorted(rows, torch.arange(0, asked + _ROWS_AT_ONCE, _ROWS_AT_ONCE, device=rows.device))
+        for number, start in enumerate(range(0, asked, _ROWS_AT_ONCE)):
+            part, pairs = slice(start, start + _ROWS_AT_ONCE), slice(int(bounds[number]), int(bounds[number + 1]))
+            x, of_row = x_RE[part], row_weights[part, None]
+            place = (rows[pairs] - start) * known + targets[pairs]
+            scores = torch.mm(x, w_VE.T, out=buffer[: len(x)])
+            loss -= weights[pairs] @ scores.view(-1)[place]
+            highest = scores.amax(1, keepdim=True)
+            total = scores.sub_(highest).exp_().sum(1, keepdim=True)
+            loss += (of_row * (total.log() + highest)).sum()
+            scores.mul_(of_row / total).view(-1).scatter_add_(0, place, -weights[pairs])
+            torch.mm(scores, w_VE, out=grad_x[part])
+            grad_w.addmm_(scores.T, x)
+        ctx.save_for_backward(grad_x, grad_w)
+        return loss
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grads[0], grad_w * grads[0], None, None, None
+
+
+def all_items(vocabulary_size: int) -> Candidates:
+    """Every known item with weight 1: the full softmax."""
+    return Candidates(torch.arange(1, vocabulary_size + 1), torch.zeros(vocabulary_size))
 
 
 def next_item_loss(

@@ -253,9 +253,9 @@ def _step(state: TrainState, plan: Plan, stage: Stage, batch: Batch, share_done:
         candidates, left_out = all_items(len(plan.vocabulary.items)), None
     else:
         uniform = settings.uniform_negatives if settings.negatives == "mixed" else 0
-        candidates = draw_candidates(targets, target_shares=stage.target_shares, uniform=uniform, rng=rng)
+        candidates = draw_candidates(targets.numpy(), answer_shares=stage.target_shares, uniform=uniform, rng=rng)
         segment = torch.arange(len(batch.users)).repeat_interleave(batch.offsets.diff())[positions]
-        left_out = own_positives(candidates, stage.positives, batch.users)[segment]
+        left_out = own_positives(candidates, [stage.positives[user] for user in batch.users])[segment]
     hidden = torch.from_numpy(rng.random(batch.tokens) < settings.unknown_item_share)
     vectors = state.model(batch.items.masked_fill(hidden, 0), batch.actions, batch.surfaces, batch.offsets)
     loss = next_item_loss(

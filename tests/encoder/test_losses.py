@@ -1,12 +1,13 @@
-"""InfoNCE: equal to a plain loop, own positives left out, logQ weights unbiased."""
+"""InfoNCE: equal to plain loops in values and gradients, own positives left out, logQ weights unbiased."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from encoder.losses import Candidates, all_items, draw_candidates, next_item_loss, own_positives
+from encoder.losses import Candidates, draw_candidates, full_softmax_loss, own_positives, sampled_softmax_loss
 
 
 def unit(rows: int, *, seed: int) -> torch.Tensor:
@@ -14,15 +15,17 @@ def unit(rows: int, *, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def test_the_loss_equals_a_plain_loop() -> None:
-    users, items = unit(4, seed=0), unit(5, seed=1)
+def test_the_sampled_loss_equals_a_plain_loop() -> None:
+    users, items, weights = unit(4, seed=0), unit(5, seed=1), torch.tensor([0.5, 1.0, 0.0, 2.0])
     candidates = Candidates(torch.tensor([2, 3, 5, 8, 9]), torch.tensor([0.1, -0.4, 0.0, 1.0, 0.3]))
     targets = torch.tensor([3, 9, 3, 2])
     left_out = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
-    found = next_item_loss(users, items, candidates, targets, temperature=torch.tensor(0.2), left_out=left_out)
+    found = sampled_softmax_loss(
+        users, items, candidates, targets, weights, temperature=torch.tensor(0.2), left_out=left_out
+    )
 
     places = {2: 0, 3: 1, 5: 2, 8: 3, 9: 4}
-    losses = []
+    loss = 0.0
     for row, target in enumerate(targets.tolist()):
         own = math.exp(float(users[row] @ items[places[target]]) / 0.2)
         others = sum(
@@ -30,35 +33,57 @@ def test_the_loss_equals_a_plain_loop() -> None:
             for item, place in places.items()
             if item != target and not left_out[row, place]
         )
-        losses.append(-math.log(own / (own + others)))
-    assert found.item() == pytest.approx(sum(losses) / 4, rel=1e-5)
+        loss -= float(weights[row]) * math.log(own / (own + others))
+    assert found.item() == pytest.approx(loss, rel=1e-5)
 
 
-def test_own_positives_are_those_of_the_segments_user() -> None:
+def plain_full_softmax(users, items, rows, targets, weights, temperature) -> torch.Tensor:
+    losses = F.cross_entropy(users[rows] @ items.T / temperature, targets, reduction="none")
+    return (losses * weights).sum()
+
+
+@pytest.mark.parametrize("asked", [0, 1, 511, 512, 1030])
+def test_the_full_softmax_equals_cross_entropy_in_value_and_gradients(asked: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = asked * 2
+    rows = torch.randint(0, max(asked, 1), (pairs,), generator=generator).sort().values  # some rows have no pair
+    targets, weights = torch.randint(0, 7, (pairs,), generator=generator), torch.rand(pairs, generator=generator)
+    found, expected = [], []
+    for loss_of, results in ((full_softmax_loss, found), (plain_full_softmax, expected)):
+        users, items = unit(asked, seed=0).requires_grad_(), unit(7, seed=1).requires_grad_()
+        temperature = torch.tensor(0.2, requires_grad=True)
+        loss = loss_of(users, items, rows, targets, weights, temperature=temperature)
+        loss.backward()
+        results.extend([loss, users.grad, items.grad, temperature.grad])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-4)
+
+
+def test_the_full_softmax_survives_scores_beyond_the_exponential() -> None:
+    users, items = unit(3, seed=0) * 1e4, unit(5, seed=1)
+    rows, targets = torch.arange(3), torch.tensor([0, 4, 2])
+    loss = full_softmax_loss(users, items, rows, targets, torch.ones(3), temperature=torch.tensor(1.0))
+    torch.testing.assert_close(loss, F.cross_entropy(users @ items.T, targets, reduction="sum"))
+
+
+def test_own_positives_are_those_of_each_segments_user() -> None:
     candidates = Candidates(torch.tensor([2, 3, 5, 8]), torch.zeros(4))
-    positives = [np.array([1, 3, 9]), np.array([], np.int64), np.array([2, 8])]
-    mask = own_positives(candidates, positives, np.array([2, 0, 1, 2]))
-    assert mask.int().tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]
+    mask = own_positives(candidates, [np.array([2, 8]), np.array([1, 3, 9]), np.array([], np.int64)])
+    assert mask.int().tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
 def test_a_target_counts_although_it_is_an_own_positive() -> None:
     candidates = Candidates(torch.tensor([1, 2]), torch.zeros(2))
-    all_left_out = torch.ones(1, 2, dtype=torch.bool)
-    loss = next_item_loss(
+    loss = sampled_softmax_loss(
         unit(1, seed=0),
         unit(2, seed=1),
         candidates,
         torch.tensor([2]),
+        torch.ones(1),
         temperature=torch.tensor(0.1),
-        left_out=all_left_out,
+        left_out=torch.ones(1, 2, dtype=torch.bool),
     )
     assert loss.item() == 0.0
-
-
-def test_full_softmax_has_every_item_once_with_weight_1() -> None:
-    candidates = all_items(3)
-    assert candidates.items.tolist() == [1, 2, 3]
-    assert candidates.log_weights.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("uniform", [0, 64], ids=["in-batch", "mixed"])
@@ -69,15 +94,13 @@ def test_weights_make_the_sum_over_negatives_unbiased(uniform: int) -> None:
     rng = np.random.default_rng(0)
     sums = []
     for _ in range(4000):
-        targets = torch.from_numpy(rng.choice(5, 50, p=shares))
-        drawn = draw_candidates(targets, target_shares=shares, uniform=uniform, rng=rng)
+        drawn = draw_candidates(rng.choice(5, 50, p=shares), answer_shares=shares, uniform=uniform, rng=rng)
         sums.append(float((drawn.log_weights.double().exp() * values[drawn.items.numpy()]).sum()))
     assert np.mean(sums) == pytest.approx(values.sum(), rel=0.02)
 
 
 def test_targets_are_always_among_the_candidates() -> None:
     shares = np.full(101, 0.01)
-    targets = torch.tensor([100, 1, 50, 50])
-    drawn = draw_candidates(targets, target_shares=shares, uniform=3, rng=np.random.default_rng(0))
-    assert set(targets.tolist()) <= set(drawn.items.tolist())
+    drawn = draw_candidates(np.array([100, 1, 50, 50]), answer_shares=shares, uniform=3, rng=np.random.default_rng(0))
+    assert {1, 50, 100} <= set(drawn.items.tolist())
     assert torch.equal(drawn.items, drawn.items.unique())

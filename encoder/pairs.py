@@ -1,0 +1,112 @@
+"""Which events of a batch are asked for which later event: the pairs of PinFM's three losses.
+
+    next token    event i is asked for event i + 1
+    multi token   event i is asked for events up to i + L', of which some are drawn
+    future token  the event at the served length is asked for the L' events after it; in a shorter segment a drawn one
+
+Only positive events are asked for. A pair's weight is its loss's weight divided by the number of its loss's pairs in
+the batch, so the loss of a batch is the weighted sum over its pairs, however they are divided among processes.
+
+Legend: N events of the batch, S segments, P pairs, L' = window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Indexes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """`rows` int64[P]: events whose user vector is asked, `answers` int64[P]: events whose item is the answer,
+    `weights` float32[P]."""
+
+    rows: Indexes
+    answers: Indexes
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: Indexes, answers: Indexes, *, weight: float = 1.0) -> Pairs:
+        """All with the same weight, which sums to `weight`."""
+        return cls(rows, answers, np.full(len(rows), weight / max(len(rows), 1), np.float32))
+
+    @classmethod
+    def join(cls, several: list[Pairs]) -> Pairs:
+        return cls(
+            np.concatenate([np.empty(0, np.int64), *(pairs.rows for pairs in several)]),
+            np.concatenate([np.empty(0, np.int64), *(pairs.answers for pairs in several)]),
+            np.concatenate([np.empty(0, np.float32), *(pairs.weights for pairs in several)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Pairs:
+        """The pairs at the true places of bool[P]."""
+        return Pairs(self.rows[kept], self.answers[kept], self.weights[kept])
+
+
+def next_token_pairs(positive: npt.NDArray[np.bool_], offsets: Indexes, *, weight: float) -> Pairs:
+    """`positive` bool[N]: which events may be an answer; `offsets` int64[S + 1]: of the segments."""
+    asked = positive.copy()
+    asked[offsets[:-1][np.diff(offsets) > 0]] = False  # a segment's first event follows nothing
+    answers = np.flatnonzero(asked)
+    return Pairs.of(answers - 1, answers, weight=weight)
+
+
+def multi_token_pairs(
+    positive: npt.NDArray[np.bool_],
+    offsets: Indexes,
+    *,
+    window: int,
+    most: int,
+    rng: np.random.Generator,
+    weight: float,
+) -> Pairs:
+    """At most `most` of all pairs, each as likely as any other."""
+    every = np.arange(len(positive))
+    ends = np.repeat(offsets[1:], np.diff(offsets))
+    rows, answers = _within(positive, every, np.minimum(every + window + 1, ends), most=most, rng=rng)
+    return Pairs.of(rows, answers, weight=weight)
+
+
+def future_token_pairs(
+    positive: npt.NDArray[np.bool_],
+    offsets: Indexes,
+    *,
+    served_length: int,
+    window: int,
+    rng: np.random.Generator,
+    weight: float,
+) -> Pairs:
+    """From the event at index served_length - 1 of its segment. A segment that ends there or earlier is asked at an
+    event drawn from all that have a successor."""
+    lengths = np.diff(offsets)
+    with_successor = np.maximum(lengths - 1, 1)
+    cuts = np.where(lengths > served_length, served_length - 1, rng.integers(0, with_successor))
+    some = lengths > 1
+    rows, ends = (offsets[:-1] + cuts)[some], offsets[1:][some]
+    rows, answers = _within(positive, rows, np.minimum(rows + window + 1, ends), most=None, rng=rng)
+    return Pairs.of(rows, answers, weight=weight)
+
+
+def _within(
+    positive: npt.NDArray[np.bool_], rows: Indexes, ends: Indexes, *, most: int | None, rng: np.random.Generator
+) -> tuple[Indexes, Indexes]:
+    """(row, answer) for the positive answers between each row and its end (both exclusive), or `most` of them."""
+    answers = np.flatnonzero(positive)
+    before = np.concatenate([[0], np.cumsum(positive)])
+    counts = np.maximum(before[ends] - before[rows + 1], 0)
+    bounds = np.cumsum(counts)
+    total = int(bounds[-1]) if len(bounds) else 0
+    if most is None or total <= most:
+        chosen = np.arange(total)
+    else:
+        chosen = np.sort(rng.choice(total, most, replace=False, shuffle=False))
+    place = np.searchsorted(bounds, chosen, side="right")
+    nth = chosen - (bounds[place] - counts[place])
+    return rows[place], answers[before[rows[place] + 1] + nth]
