@@ -30,7 +30,7 @@ from activity.settings import EventSettings
 from activity.sources import scan_events
 from activity.ties import raise_times, resolution_ms, shuffle_keys, spread_times
 
-_PARTITION_EVENTS = 1_000_000
+_PARTITION_EVENTS = 250_000
 _MOST_PARTITIONS = 500  # files open at once
 _PIECE_ROWS = 131_072  # rows of a table taken at once
 _CSV_ROW_BYTES = 40  # a guess on the small side, for kinds of files that do not know their rows

@@ -6,7 +6,7 @@ import pytest
 from activity.errors import UsageError
 from activity.events import EVENT_SCHEMA, Event, events_table
 from activity.settings import EventSettings
-from activity.sources import read_events, spread_ties
+from activity.sources import read_events, scan_events, spread_ties, time_resolution_ms
 
 NOW = 1_800_000_000_000
 SETTINGS = EventSettings()
@@ -38,6 +38,62 @@ def test_pos_breaks_ties_and_else_the_order_of_rows(tmp_path):
     assert items(tmp_path / "rows.parquet") == ["b", "a", "c"]
     pq.write_table(table.append_column("pos", pa.array([2, 1, 0])), tmp_path / "pos.parquet")
     assert items(tmp_path / "pos.parquet") == ["c", "a", "b"]
+
+
+def test_times_that_fall_along_pos_are_raised(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS[:2]).append_column("pos", pa.array([0, 1])), tmp_path / "e.parquet")
+    events = read_events(tmp_path / "e.parquet", SETTINGS, now_ms=NOW)
+    assert events["item_id"].to_pylist() == ["b", "a"]
+    assert events["timestamp"].to_pylist() == [1_700_000_002_000] * 2
+
+
+def test_shuffled_ties_follow_the_seed_and_neither_rows_nor_pos(tmp_path):
+    rows = [ROWS[0] | {"item_id": f"i{n}"} for n in range(20)] + [ROWS[1]]
+    table = pa.Table.from_pylist(rows).append_column("pos", pa.array([*range(1, 21), 0]))
+
+    def shuffled(table: pa.Table, seed: int) -> list[str]:
+        pq.write_table(table, tmp_path / "e.parquet")
+        events = read_events(tmp_path / "e.parquet", SETTINGS, now_ms=NOW, shuffle_ties=seed)
+        assert events["timestamp"].to_pylist() == sorted(events["timestamp"].to_pylist())
+        return events["item_id"].to_pylist()
+
+    order = shuffled(table, 1)
+    assert order[0] == "a"
+    assert sorted(order) == sorted(row["item_id"] for row in rows)
+    assert order[1:] not in ([f"i{n}" for n in range(20)], sorted(order[1:]))
+    assert shuffled(table.take(list(range(20, -1, -1))), 1) == order
+    assert shuffled(table.drop_columns("pos"), 1) == order
+    assert shuffled(table, 2) != order
+
+
+@pytest.mark.parametrize("places", [[0, None, 2], [0.5, 1.0, 2.0], ["0", "1", "2"]])
+def test_a_pos_that_is_no_integer_in_every_row_is_refused(tmp_path, places):
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("pos", pa.array(places)), tmp_path / "e.parquet")
+    with pytest.raises(UsageError, match="pos"):
+        items(tmp_path / "e.parquet")
+
+
+def test_a_scan_gives_the_rows_of_a_file_in_their_order_piece_by_piece(tmp_path):
+    table = pa.Table.from_pylist(ROWS * 50_000).append_column("other", pa.array(range(150_000)))
+    pq.write_table(table, tmp_path / "e.parquet", row_group_size=70_000)
+    pieces = list(scan_events(tmp_path / "e.parquet", SETTINGS, now_ms=NOW))
+    assert len(pieces) > 1 and max(map(len, pieces)) < 150_000
+    assert pa.concat_tables(pieces) == table.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA)
+
+
+def test_files_without_rows_have_no_events_but_need_the_columns(tmp_path):
+    empty = pa.Table.from_pylist(ROWS).slice(0, 0)
+    pq.write_table(empty, tmp_path / "e.parquet")
+    assert read_events(tmp_path / "e.parquet", SETTINGS, now_ms=NOW) == EVENT_SCHEMA.empty_table()
+    pq.write_table(empty.drop_columns("surface"), tmp_path / "e.parquet")
+    with pytest.raises(UsageError, match="surface"):
+        items(tmp_path / "e.parquet")
+
+
+def test_the_resolution_of_events_is_that_of_their_times():
+    assert (
+        time_resolution_ms(events_table([Event("1", "x", "a", "s", 5000), Event("2", "x", "a", "s", 61_000)])) == 1000
+    )
 
 
 @pytest.mark.parametrize("text", ["2023-11-14T22:13:20Z", "2023-11-14T23:13:20+0100"])
