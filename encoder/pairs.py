@@ -4,8 +4,8 @@
     multi token   event i is asked for events up to i + L', of which some are drawn
     future token  the event at the served length is asked for the L' events after it; in a shorter segment a drawn one
 
-Only positive events are asked for. A pair's weight is its loss's weight divided by the number of its loss's pairs in
-the batch, so the loss of a batch is the weighted sum over its pairs, however they are divided among processes.
+Only items of positive events are asked for. A pair's weight is its loss's weight divided by the number of its loss's
+pairs in the batch, so the loss of a batch is the weighted sum over its pairs, however processes divide them.
 
 Legend: N events of the batch, S segments, P pairs, L' = window.
 """
@@ -22,43 +22,39 @@ Indexes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """`rows` int64[P]: events whose user vector is asked, `answers` int64[P]: events whose item is the answer,
+    """`rows` int64[P]: events whose user vector is asked, `items` int64[P]: vocabulary indexes of the answers,
     `weights` float32[P]."""
 
     rows: Indexes
-    answers: Indexes
+    items: Indexes
     weights: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, rows: Indexes, answers: Indexes, *, weight: float = 1.0) -> Pairs:
+    def of(cls, rows: Indexes, items: Indexes, *, weight: float = 1.0) -> Pairs:
         """All with the same weight, which sums to `weight`."""
-        return cls(rows, answers, np.full(len(rows), weight / max(len(rows), 1), np.float32))
+        return cls(rows, items, np.full(len(rows), weight / max(len(rows), 1), np.float32))
 
     @classmethod
     def join(cls, several: list[Pairs]) -> Pairs:
-        return cls(
-            np.concatenate([np.empty(0, np.int64), *(pairs.rows for pairs in several)]),
-            np.concatenate([np.empty(0, np.int64), *(pairs.answers for pairs in several)]),
-            np.concatenate([np.empty(0, np.float32), *(pairs.weights for pairs in several)]),
-        )
+        """All of them in the order of their rows."""
+        rows = np.concatenate([np.empty(0, np.int64), *(pairs.rows for pairs in several)])
+        items = np.concatenate([np.empty(0, np.int64), *(pairs.items for pairs in several)])
+        weights = np.concatenate([np.empty(0, np.float32), *(pairs.weights for pairs in several)])
+        order = np.argsort(rows, kind="stable")
+        return cls(rows[order], items[order], weights[order])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def where(self, kept: npt.NDArray[np.bool_]) -> Pairs:
-        """The pairs at the true places of bool[P]."""
-        return Pairs(self.rows[kept], self.answers[kept], self.weights[kept])
 
-
-def next_token_pairs(positive: npt.NDArray[np.bool_], offsets: Indexes, *, weight: float) -> Pairs:
-    """`positive` bool[N]: which events may be an answer; `offsets` int64[S + 1]: of the segments."""
-    asked = positive.copy()
-    asked[offsets[:-1][np.diff(offsets) > 0]] = False  # a segment's first event follows nothing
-    answers = np.flatnonzero(asked)
-    return Pairs.of(answers - 1, answers, weight=weight)
+def next_token_pairs(targets: Indexes, *, weight: float) -> Pairs:
+    """`targets` int64[N]: the item of the user's next event, 0 where that is no answer."""
+    rows = np.flatnonzero(targets)
+    return Pairs.of(rows, targets[rows], weight=weight)
 
 
 def multi_token_pairs(
+    items: Indexes,
     positive: npt.NDArray[np.bool_],
     offsets: Indexes,
     *,
@@ -67,14 +63,16 @@ def multi_token_pairs(
     rng: np.random.Generator,
     weight: float,
 ) -> Pairs:
-    """At most `most` of all pairs, each as likely as any other."""
+    """`items` int64[N], `positive` bool[N]: which events may be an answer, `offsets` int64[S + 1]: of the segments.
+    At most `most` of all pairs, each as likely as any other."""
     every = np.arange(len(positive))
     ends = np.repeat(offsets[1:], np.diff(offsets))
     rows, answers = _within(positive, every, np.minimum(every + window + 1, ends), most=most, rng=rng)
-    return Pairs.of(rows, answers, weight=weight)
+    return Pairs.of(rows, items[answers], weight=weight)
 
 
 def future_token_pairs(
+    items: Indexes,
     positive: npt.NDArray[np.bool_],
     offsets: Indexes,
     *,
@@ -83,15 +81,15 @@ def future_token_pairs(
     rng: np.random.Generator,
     weight: float,
 ) -> Pairs:
-    """From the event at index served_length - 1 of its segment. A segment that ends there or earlier is asked at an
-    event drawn from all that have a successor."""
+    """As `multi_token_pairs`, from the event at index served_length - 1 of its segment alone. A segment that ends
+    there or earlier is asked at an event drawn from all that have a successor."""
     lengths = np.diff(offsets)
     with_successor = np.maximum(lengths - 1, 1)
     cuts = np.where(lengths > served_length, served_length - 1, rng.integers(0, with_successor))
     some = lengths > 1
     rows, ends = (offsets[:-1] + cuts)[some], offsets[1:][some]
     rows, answers = _within(positive, rows, np.minimum(rows + window + 1, ends), most=None, rng=rng)
-    return Pairs.of(rows, answers, weight=weight)
+    return Pairs.of(rows, items[answers], weight=weight)
 
 
 def _within(
