@@ -1,0 +1,279 @@
+"""Histories on disk: the same events give the same corpus, whatever they come from; memory stays flat."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from activity.errors import DataError, UsageError
+from activity.events import Event, events_table
+from activity.hashing import hash_items, hash_name
+from activity.history import group_events, history_values
+from activity.lake import Lake
+from activity.settings import EventSettings
+from activity.simulator import SimulatorSettings, simulate
+from encoder import corpus_build
+from encoder.corpus import Corpus
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+SETTINGS = EventSettings()
+HOUR_MS = 3_600_000
+START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
+
+
+def simulated(events: int = 3_000, *, users: int = 70) -> pa.Table:
+    settings = SimulatorSettings(events=events, from_ms=START_MS, to_ms=START_MS + 10**9, users=users, items=90)
+    return pa.concat_tables(simulate(settings))
+
+
+def lake_of(folder: Path, events: pa.Table) -> Lake:
+    """The events as two work items that overlap, as a repeated archive would leave them."""
+    lake = Lake(folder, buckets=4)
+    rows = len(events)
+    stored = events.append_column("partition", pa.array(np.zeros(rows, np.int32)))
+    stored = stored.append_column("offset", pa.array(np.arange(rows)))
+    stored = stored.append_column("append_time", events["timestamp"])
+    lake.write("0-first", stored.slice(0, rows * 2 // 3), {"partition": 0, "start": 0, "end": rows * 2 // 3})
+    lake.write("0-second", stored.slice(rows // 2), {"partition": 0, "start": rows // 2, "end": rows})
+    return lake
+
+
+def file_of(path: Path, rows: list[dict[str, object]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def event_file(path: Path, items: str, times: list[int], pos: list[int] | None = None, user: str = "ann") -> Path:
+    """One user's events, one item each, at `times` seconds after START_MS."""
+    rows: list[dict[str, object]] = [
+        {"user_id": user, "item_id": i, "action": "v", "surface": "s", "timestamp": START_MS + t * 1000}
+        for i, t in zip(items, times, strict=True)
+    ]
+    for row, place in zip(rows, pos or [], strict=False):
+        row["pos"] = place
+    return file_of(path, rows)
+
+
+def events_of(corpus: Corpus) -> dict[str, list[tuple[int, ...]]]:
+    histories = corpus.read(0, corpus.users)
+    users = corpus.user_ids(0, corpus.users)
+    return {user: [tuple(row) for row in histories[number].tolist()] for number, user in enumerate(users)}
+
+
+def items_of(corpus: Corpus, user: str = "ann") -> str:
+    names = dict(zip(corpus.item_hashes.tolist(), corpus.item_ids, strict=True))
+    return "".join(names[row[1]] for row in events_of(corpus)[user])
+
+
+@pytest.fixture
+def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_build, "_PARTITION_EVENTS", 400)
+    monkeypatch.setattr(corpus_build, "_PIECE_ROWS", 700)
+
+
+@pytest.mark.usefixtures("small_partitions")
+def test_a_corpus_holds_the_histories_that_grouping_in_memory_gives(tmp_path: Path) -> None:
+    events = simulated()
+    corpus = Corpus.build(events, tmp_path / "corpus", events=SETTINGS)
+    users, histories = group_events(events["user_id"].to_pylist(), history_values(events), max_events=10**6)
+    assert events_of(corpus) == {user: [tuple(row) for row in histories[n].tolist()] for n, user in enumerate(users)}
+    assert corpus.item_ids == tuple(sorted(set(events["item_id"].to_pylist())))
+    assert np.array_equal(corpus.item_hashes, hash_items(corpus.item_ids))
+    assert corpus.action_names == tuple(sorted(set(events["action"].to_pylist())))
+    assert corpus.surface_names == tuple(sorted(set(events["surface"].to_pylist())))
+    assert (corpus.oldest_ms, corpus.newest_ms) == (
+        histories.values["timestamp"].min(),
+        histories.values["timestamp"].max(),
+    )
+    assert not (tmp_path / "corpus" / "partitions").exists()
+
+
+@pytest.mark.usefixtures("small_partitions")
+def test_lake_table_and_order_of_rows_give_the_same_corpus(tmp_path: Path) -> None:
+    events = simulated()
+    shuffled = events.take(np.random.default_rng(0).permutation(len(events)))
+    built = [
+        Corpus.build(source, tmp_path / str(number), events=SETTINGS)
+        for number, source in enumerate((events, lake_of(tmp_path / "lake", events), shuffled))
+    ]
+    assert len({corpus.fingerprint for corpus in built}) == 1
+    assert built[0].statistics() == built[1].statistics() == built[2].statistics()
+    assert built[0].user_ids(0, built[0].users) == built[2].user_ids(0, built[2].users)
+
+
+def test_the_fingerprint_knows_neither_partitions_nor_the_order_of_users_but_every_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = simulated()
+    one = Corpus.build(events, tmp_path / "one", events=SETTINGS)
+    monkeypatch.setattr(corpus_build, "_PARTITION_EVENTS", 100)
+    other = Corpus.build(events, tmp_path / "other", events=SETTINGS)
+    assert one.user_ids(0, one.users) != other.user_ids(0, other.users)
+    assert one.fingerprint == other.fingerprint
+    for changed in (
+        events.slice(1),
+        events.set_column(0, events.schema.field(0), pa.array([*events["user_id"].to_pylist()[:-1], "new"])),
+        events.set_column(4, events.schema.field(4), pa.array(events["timestamp"].to_numpy() + 1)),
+    ):
+        assert Corpus.build(changed, tmp_path / "changed", events=SETTINGS).fingerprint != one.fingerprint
+
+
+@pytest.mark.usefixtures("small_partitions")
+def test_blocks_and_user_ids_cover_every_user_once(tmp_path: Path) -> None:
+    corpus = Corpus.build(simulated(), tmp_path / "corpus", events=SETTINGS)
+    everything = corpus.read(0, corpus.users)
+    for max_events in (1, 150, 10**9):
+        blocks = corpus.blocks(max_events)
+        assert [user for block in blocks for user in range(*block)] == list(range(corpus.users))
+        for first, last in blocks:
+            part = corpus.read(first, last)
+            assert len(part.values) <= max_events or last == first + 1
+            assert np.array_equal(part.values, everything.take(np.arange(first, last)).values)
+            assert np.array_equal(corpus.times(first, last), part.values["timestamp"])
+    ids = corpus.user_ids(0, corpus.users)
+    assert len(set(ids)) == corpus.users
+    assert corpus.user_ids(20, 51) == ids[20:51]
+    assert corpus.user_ids(3, 3) == []
+
+
+def test_until_is_exclusive_for_every_source(tmp_path: Path) -> None:
+    events = simulated()
+    until_ms = events["timestamp"][1_500].as_py()
+    pq.write_table(events, tmp_path / "e.parquet")
+    for number, source in enumerate((events, lake_of(tmp_path / "lake", events), tmp_path / "e.parquet")):
+        corpus = Corpus.build(source, tmp_path / str(number), events=SETTINGS, until_ms=until_ms)
+        assert corpus.newest_ms < until_ms
+        assert corpus.events == (events["timestamp"].to_numpy() < until_ms).sum()
+
+
+def test_no_events_are_a_data_error_and_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no events"):
+        Corpus.build(simulated(10), tmp_path / "corpus", events=SETTINGS, until_ms=5)
+    with pytest.raises(DataError, match="no events"):
+        Corpus.build(Lake(tmp_path / "lake", buckets=4), tmp_path / "corpus", events=SETTINGS)
+    assert [path.name for path in tmp_path.iterdir() if "corpus" in path.name] == []
+
+
+def test_ties_of_a_file_keep_the_order_of_pos_else_of_rows(tmp_path: Path) -> None:
+    path = event_file(tmp_path / "pos.parquet", "zyxab", [5, 5, 5, 5, 9], pos=[3, 1, 0, 2, 4])
+    corpus = Corpus.build(path, tmp_path / "pos", events=SETTINGS)
+    assert items_of(corpus) == "xyazb"
+    assert [(row[0] - START_MS) for row in events_of(corpus)["ann"]] == [5000, 5250, 5500, 5750, 9000]
+    path = event_file(tmp_path / "rows.parquet", "zyxab", [5, 5, 5, 5, 3])
+    assert items_of(Corpus.build(path, tmp_path / "rows", events=SETTINGS)) == "bzyxa"
+
+
+def test_pos_wins_over_times_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = event_file(tmp_path / "e.parquet", "abc", [7, 3, 9], pos=[0, 1, 2])
+    corpus = Corpus.build(path, tmp_path / "corpus", events=SETTINGS)
+    assert items_of(corpus) == "abc"
+    assert [(row[0] - START_MS) for row in events_of(corpus)["ann"]] == [7000, 7500, 9000]
+    assert [record.getMessage()[:21] for record in caplog.records] == ["1 events were dated b"]
+
+
+def test_equal_rows_of_a_file_are_separate_events_and_equal_rows_of_a_table_one(tmp_path: Path) -> None:
+    path = event_file(tmp_path / "e.parquet", "aaab", [1, 1, 1, 2])
+    assert items_of(Corpus.build(path, tmp_path / "file", events=SETTINGS)) == "aaab"
+    table = pq.read_table(path)
+    assert items_of(Corpus.build(table, tmp_path / "table", events=SETTINGS)) == "ab"
+
+
+def test_ties_may_be_shuffled_by_a_seed_in_files_only(tmp_path: Path) -> None:
+    items = "abcdefghijklmnop"
+    path = event_file(tmp_path / "e.parquet", items + "z", [*[5] * len(items), 6])
+    orders = {
+        seed: items_of(Corpus.build(path, tmp_path / str(seed), events=SETTINGS, shuffle_ties=seed))
+        for seed in (None, 0, 1)
+    }
+    assert orders[None] == items + "z"
+    assert len(set(orders.values())) == 3
+    assert all(order[-1] == "z" and sorted(order[:-1]) == list(items) for order in orders.values())
+    backwards = pq.read_table(path).take(list(range(len(items), -1, -1)))
+    pq.write_table(backwards, tmp_path / "backwards.parquet")
+    again = Corpus.build(tmp_path / "backwards.parquet", tmp_path / "again", events=SETTINGS, shuffle_ties=1)
+    assert items_of(again) == orders[1]
+    with pytest.raises(UsageError, match="event file"):
+        Corpus.build(backwards, tmp_path / "table", events=SETTINGS, shuffle_ties=1)
+
+
+@pytest.mark.usefixtures("small_partitions")
+def test_statistics_count_ties_and_repeats(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"user_id": str(u), "item_id": str(i), "action": "v", "surface": "s", "timestamp": START_MS + int(t) * 60_000}
+        for u, i, t in zip(rng.integers(0, 9, 900), rng.integers(0, 300, 900), rng.integers(0, 200, 900), strict=True)
+    ]
+    statistics = Corpus.build(file_of(tmp_path / "e.parquet", rows), tmp_path / "c", events=SETTINGS).statistics()
+    at_one_time = Counter((row["user_id"], row["timestamp"]) for row in rows)
+    pairs = {(row["user_id"], row["item_id"]) for row in rows}
+    assert (statistics.users, statistics.items, statistics.events) == (9, len({r["item_id"] for r in rows}), 900)
+    assert statistics.mean_length == 100
+    assert statistics.tie_share == sum(count - 1 for count in at_one_time.values()) / (900 - 9)
+    assert statistics.repeat_share == (900 - len(pairs)) / 900
+
+
+def test_a_corpus_is_kept_while_its_source_stays_the_same(tmp_path: Path) -> None:
+    def built(**options: int) -> int:
+        Corpus.build(path, tmp_path / "corpus", events=SETTINGS, **options)
+        return (tmp_path / "corpus" / "corpus.json").stat().st_ino
+
+    path = event_file(tmp_path / "e.parquet", "abc", [1, 2, 3])
+    first = built()
+    assert built() == first
+    assert built(until_ms=START_MS + 2500) != first
+    assert Corpus.open(tmp_path / "corpus").events == 2
+    event_file(path, "abcd", [1, 2, 3, 4])
+    built()
+    assert Corpus.open(tmp_path / "corpus").events == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "e.parquet"]
+
+
+@pytest.mark.parametrize("name", ["corpus.json", "item.bin", "offsets.npy"])
+def test_a_damaged_corpus_is_refused(tmp_path: Path, name: str) -> None:
+    corpus = Corpus.build(simulated(100), tmp_path / "corpus", events=SETTINGS)
+    path = corpus.folder / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="corpus"):
+        Corpus.open(corpus.folder)
+
+
+def test_names_that_share_a_hash_are_refused(tmp_path: Path) -> None:
+    seen: dict[int, str] = {}
+    names = (f"action-{number}" for number in range(100_000))
+    one, other = next((seen[hash_name(n)], n) for n in names if seen.setdefault(hash_name(n), n) != n)
+    table = events_table([Event("u", "i", action, "s", START_MS + k) for k, action in enumerate((one, other))])
+    with pytest.raises(UsageError, match="hash"):
+        Corpus.build(table, tmp_path / "corpus", events=SETTINGS)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the public data sets in {DATA}")
+@pytest.mark.parametrize("name", ["amazon_beauty", "tmall2014"])
+def test_published_sequences_come_out_in_the_order_of_pos(tmp_path: Path, name: str) -> None:
+    path = DATA / name / "events.parquet"
+    corpus = Corpus.build(path, tmp_path / "corpus", events=SETTINGS)
+    table = pq.read_table(path).sort_by([("user_id", "ascending"), ("pos", "ascending")])
+    order = np.argsort(np.array(corpus.user_ids(0, corpus.users), object), kind="stable")
+    histories = corpus.read(0, corpus.users).take(order)
+    assert np.array_equal(histories.values["item"], history_values(table)["item"])
+    assert corpus.events == len(table)
+    assert np.array_equal(
+        histories.values["timestamp"] // corpus.resolution_ms * corpus.resolution_ms, table["timestamp"]
+    )
+
+
+def test_memory_does_not_grow_with_the_events(tmp_path: Path) -> None:
+    """Twenty times as many events: what is read at once grows to its bound (about 100 MB) and stays there."""
+    command = [sys.executable, "-m", "benchmarks.corpus", "--json", "--folder", str(tmp_path), "--events"]
+    done = subprocess.run([*command, "100000", "2000000"], cwd=ROOT, check=True, capture_output=True, text=True)
+    sizes = json.loads(done.stdout)["sizes"]
+    assert sizes["2000000"]["build"]["events"] == 2_000_000
+    assert sizes["2000000"]["read"]["tokens"] > 1_500_000
+    for step, bound_mb in (("build", 110), ("read", 140)):
+        assert sizes["2000000"][step]["peak_mb"] - sizes["100000"][step]["peak_mb"] < bound_mb
