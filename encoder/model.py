@@ -174,9 +174,14 @@ class UserEncoder(nn.Module):
         surfaces: Tensor,
         positions: Tensor,
         log_gaps: Tensor | None = None,
+        *,
+        content: Tensor | None = None,
     ) -> Tensor:
-        """What enters the first block, [N, C]. `actions` None: of candidates, whose action is not known yet."""
+        """What enters the first block, [N, C]. `actions` None: of candidates, whose action is not known yet.
+        `content` [N, T * W]: what else is known of the items, added to their embeddings."""
         summed = self.items(items) + self.surfaces(surfaces)
+        if content is not None:
+            summed = summed + content
         if actions is not None:
             summed = summed + self.actions(actions)
         if self.time_gap is not None:
