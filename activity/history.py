@@ -69,6 +69,11 @@ class Histories:
         from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
         return self._keep(from_end <= max_events)
 
+    def oldest(self, lengths: Int64s) -> Histories:
+        """The first lengths[u] events of each user."""
+        from_start = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+        return self._keep(from_start < np.repeat(lengths, self.lengths))
+
     def up_to(self, time_ms: int) -> Histories:
         """Only events before `time_ms` (exclusive): what was known then."""
         return self._keep(self.values["timestamp"] < time_ms)
@@ -79,6 +84,12 @@ class Histories:
         some = self.lengths > 0
         times[some] = self.values["timestamp"][self.offsets[1:][some] - 1]
         return times
+
+    def repeats(self) -> int:
+        """How many events have an item that their user had before."""
+        users, items = _users(self), self.values["item"]
+        order = np.lexsort((items, users))
+        return int(((np.diff(items[order]) == 0) & (np.diff(users[order]) == 0)).sum())
 
     def _keep(self, mask: npt.NDArray[np.bool_]) -> Histories:
         kept_before = np.concatenate([[0], np.cumsum(mask)])

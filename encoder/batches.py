@@ -171,7 +171,7 @@ class _Window:
     def read(cls, reader: BatchReader, blocks: list[tuple[int, int]]) -> _Window:
         parts = [
             _Part.of(
-                _oldest(reader.corpus.read(first, last), reader.lengths[first:last]),
+                reader.corpus.read(first, last).oldest(reader.lengths[first:last]),
                 reader.vocabulary,
                 reader.positive_actions,
             )
@@ -226,7 +226,7 @@ def build_vocabulary(corpus: Corpus, split: Split, *, roles_upto: int = VALIDATI
     """The items, actions and surfaces of the events whose role is at most `roles_upto`: what only tests stays
     unknown."""
     found = {name: np.empty(0, dtype) for name, dtype in (("item", "<u8"), ("action", "<u2"), ("surface", "<u2"))}
-    for _, histories in _allowed_histories(corpus, split, roles_upto):
+    for histories in split.allowed_histories(corpus, upto=roles_upto):
         found = {name: np.union1d(known, histories.values[name]) for name, known in found.items()}
     hashes, first = np.unique(corpus.item_hashes, return_index=True)
     ids = corpus.item_ids
@@ -244,7 +244,7 @@ def target_counts(
 ) -> Indexes:
     """int64[V + 1]: how often each item is the target of an event before it; 0 for the unknown item."""
     counts = np.zeros(len(vocabulary.items) + 1, np.int64)
-    for _, histories in _allowed_histories(corpus, split, roles_upto):
+    for histories in split.allowed_histories(corpus, upto=roles_upto):
         wanted = _positive(histories, positive_actions)
         wanted[histories.offsets[:-1][histories.lengths > 0]] = False  # nothing comes before a first event
         counts += np.bincount(vocabulary.item_indexes(histories.values["item"][wanted]), minlength=len(counts))
@@ -258,19 +258,6 @@ def log_gaps(times_ms: Indexes, offsets: Indexes) -> npt.NDArray[np.float32]:
     gaps = np.diff(times_ms, prepend=times_ms[:1]) / 1000.0
     gaps[offsets[:-1][np.diff(offsets) > 0]] = 0.0
     return np.log1p(np.maximum(gaps, 0.0)).astype(np.float32)
-
-
-def _allowed_histories(corpus: Corpus, split: Split, roles_upto: int) -> Iterator[tuple[int, Histories]]:
-    """The first user of each block, and what its users' histories hold up to a role."""
-    lengths = split.allowed_lengths(corpus, upto=roles_upto)
-    for first, last in corpus.blocks(BLOCK_EVENTS):
-        yield first, _oldest(corpus.read(first, last), lengths[first:last])
-
-
-def _oldest(histories: Histories, lengths: Indexes) -> Histories:
-    """The first lengths[u] events of each user."""
-    rows, offsets = _rows(histories.offsets[:-1], lengths)
-    return Histories(histories.values[rows], offsets)
 
 
 def _positive(histories: Histories, positive_actions: Sequence[str]) -> npt.NDArray[np.bool_]:

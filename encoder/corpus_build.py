@@ -205,10 +205,7 @@ class CorpusWriter:
 
     def _count(self, user_ids: pa.Array, histories: Histories) -> None:
         self.events += len(histories.values)
-        users = np.repeat(np.arange(histories.count), histories.lengths)
-        items = histories.values["item"]
-        order = np.lexsort((items, users))
-        self.repeats += int(((np.diff(items[order]) == 0) & (np.diff(users[order]) == 0)).sum())
+        self.repeats += histories.repeats()
         self.oldest_ms = min(self.oldest_ms, int(histories.values["timestamp"].min()))
         self.newest_ms = max(self.newest_ms, int(histories.values["timestamp"].max()))
         self.digest.add(user_ids.to_pylist(), histories)

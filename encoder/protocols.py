@@ -10,7 +10,7 @@ Along a history the role never goes back, so what a role may see is always a pre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from activity.errors import DataError, UsageError
 from activity.history import Histories
-from encoder.corpus import Corpus
+from encoder.corpus import Corpus, CorpusStatistics
 
 Protocol = Literal["leave-one-out", "global-time", "newest"]
 Roles = npt.NDArray[np.uint8]
@@ -27,8 +27,9 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 _VERSION = 1  # of the rules above: other rules are other splits
 _LEAST_EVENTS = 3  # of a user of whom something is held out by leave-one-out
-_BINS = 65_536
-_READ_EVENTS = 4_000_000
+_BINS = 65_536  # of the histogram that finds a quantile in a few passes
+_READ_EVENTS = 4_000_000  # times read at once
+_BLOCK_EVENTS = 500_000  # events read at once
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,12 @@ class Split:
             allowed[first:last] = np.diff(early[corpus.offsets[first : last + 1] - corpus.offsets[first]])
         return allowed
 
+    def allowed_histories(self, corpus: Corpus, *, upto: int) -> Iterator[Histories]:
+        """All users in turn, block by block: the events whose role is at most `upto`."""
+        lengths = self.allowed_lengths(corpus, upto=upto)
+        for first, last in corpus.blocks(_BLOCK_EVENTS):
+            yield corpus.read(first, last).oldest(lengths[first:last])
+
     def record(self, *, shuffle_ties: int | None) -> dict[str, Any]:
         """What a release keeps of it, for `check_split`."""
         return {"protocol": self.protocol, "digest": self.digest, "shuffle_ties": shuffle_ties}
@@ -98,6 +105,26 @@ def make_split(corpus: Corpus, protocol: Protocol) -> Split:
         )
     parts = (_VERSION, protocol, validation_from, test_from, corpus.fingerprint)
     return Split(protocol, validation_from, test_from, hashlib.sha256(repr(parts).encode()).hexdigest())
+
+
+def training_statistics(corpus: Corpus, split: Split, *, upto: int = VALIDATION) -> CorpusStatistics:
+    """The counts of the corpus without the events that have a later role, and without users of whom nothing is left.
+    `tie_share` stays that of the corpus: it tells how fine the source's clock is."""
+    users = events = repeats = 0
+    items = np.empty(0, np.uint64)
+    for histories in split.allowed_histories(corpus, upto=upto):
+        users += int((histories.lengths > 0).sum())
+        events += len(histories.values)
+        repeats += histories.repeats()
+        items = np.union1d(items, histories.values["item"])
+    return CorpusStatistics(
+        users=users,
+        items=len(items),
+        events=events,
+        mean_length=events / max(users, 1),
+        tie_share=corpus.statistics().tie_share,
+        repeat_share=repeats / max(events, 1),
+    )
 
 
 def check_split(recorded: Mapping[str, Any], split: Split, *, release: str) -> None:

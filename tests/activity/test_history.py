@@ -99,3 +99,15 @@ def test_values_carry_the_hashes_of_the_names():
     assert values["surface"].tolist() == [hash_name("home"), hash_name("shop")]
     assert values["timestamp"].tolist() == [7, 8]
     assert len(history_values(events_table([]))) == 0
+
+
+def test_oldest_takes_the_first_events_of_each_user_and_repeats_counts_items_met_again() -> None:
+    user_ids, rows = list("aaabbc"), np.zeros(6, EVENT_DTYPE)
+    rows["timestamp"] = range(6)
+    rows["item"] = [7, 8, 7, 7, 9, 9]
+    _, histories = group_events(user_ids, rows, max_events=9)
+    oldest = histories.oldest(np.array([2, 5, 0]))
+    assert oldest.values["timestamp"].tolist() == [0, 1, 3, 4]
+    assert oldest.offsets.tolist() == [0, 2, 4, 4]
+    assert histories.repeats() == 1
+    assert Histories.empty(2).repeats() == 0

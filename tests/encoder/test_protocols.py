@@ -13,7 +13,7 @@ from activity.settings import EventSettings
 from activity.simulator import SimulatorSettings, simulate
 from encoder import protocols
 from encoder.corpus import Corpus
-from encoder.protocols import TEST, TRAIN, VALIDATION, Protocol, Split, check_split, make_split
+from encoder.protocols import TEST, TRAIN, VALIDATION, Protocol, Split, check_split, make_split, training_statistics
 
 START_MS = 1_700_006_400_000  # a whole minute
 PROTOCOLS: list[Protocol] = ["leave-one-out", "global-time", "newest"]
@@ -149,3 +149,21 @@ def test_a_release_is_held_to_its_protocol_and_its_events(tmp_path: Path) -> Non
     other = split_of(simulated().slice(1))
     with pytest.raises(DataError, match=f"{own.digest}.*{other.digest}"):
         check_split(recorded, other, release="base-1")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_training_statistics_count_what_is_not_held_out(build: Build, protocol: Protocol) -> None:
+    corpus = build(simulated())
+    split = make_split(corpus, protocol)
+    histories = corpus.read(0, corpus.users)
+    owners = np.repeat(np.arange(corpus.users), histories.lengths)
+    assert training_statistics(corpus, split, upto=TEST) == corpus.statistics()
+    for upto in (TRAIN, VALIDATION):
+        kept = split.roles(histories) <= upto
+        items = histories.values["item"][kept]
+        pairs = set(zip(owners[kept].tolist(), items.tolist(), strict=True))
+        statistics = training_statistics(corpus, split, upto=upto)
+        assert (statistics.users, statistics.items) == (len(set(owners[kept])), len(set(items.tolist())))
+        assert statistics.events == kept.sum()
+        assert statistics.repeat_share == (kept.sum() - len(pairs)) / kept.sum()
+        assert statistics.tie_share == corpus.statistics().tie_share
