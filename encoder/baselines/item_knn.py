@@ -1,0 +1,180 @@
+"""ItemKNN: items that meet the user's items in other histories.
+
+    score(u, j) = sum over the user's events i, k steps back, of  decay^k · n(i, j) / sqrt(n(i) · n(j))
+
+What n(i, j) counts is a choice: `users` who have both (the textbook's cosine), or pairs at most `REACH` events apart
+in one history, each as 1 / distance: `near` in both directions, `after` only i before j. That choice, the decay (1 is
+the textbook's flat history) and, where seen items stay candidates, whether an item is its own neighbour, are picked by
+NDCG@10 on the validation events: a floor should be the best that plain counting can do. Each item keeps its
+`NEIGHBOURS` nearest, each user counts with the newest `NEWEST` events: what bounds memory and time on large data.
+
+Legend: P questions, V known items, U users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
+from encoder.evaluation.questions import Inputs
+from encoder.evaluation.scoring import Scores, Training
+from encoder.vocabulary import Indexes
+
+Pairs = Literal["users", "near", "after"]
+REACH = 10
+NEIGHBOURS = 1_000
+NEWEST = 500
+DECAYS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+_CHOICE_QUESTIONS = 3_000
+_NEGLIGIBLE = 1e-4  # weight of an event below which it is left out
+_ROWS_AT_ONCE = 2_000
+_QUESTIONS_AT_ONCE = 256
+_WORDS = {
+    "users": "users in common",
+    "near": f"1 / distance up to {REACH} events",
+    "after": f"1 / distance up to {REACH} events, forwards",
+}
+
+
+@dataclass(frozen=True)
+class KnnSetting:
+    pairs: Pairs
+    decay: float  # of an event's weight for each step back
+    own: bool  # an item may be its own neighbour
+
+
+class ItemKnn:
+    """`setting`: None picks one on the validation events."""
+
+    def __init__(self, setting: KnnSetting | None = None) -> None:
+        self._setting = setting
+
+    def prepare(self, training: Training) -> None:
+        setting = self._setting or _choose(training)
+        self._setting = setting
+        self._similarity = _similarity(training, setting)
+
+    def scores(self, inputs: Inputs) -> Scores:
+        assert self._setting is not None, "prepare comes first"
+        return _scores(inputs.items, inputs.offsets, self._similarity, self._setting.decay)
+
+    def describe(self) -> str:
+        if self._setting is None:
+            return "cosine of items, picked on validation"
+        own = ", an item its own neighbour" if self._setting.own else ""
+        return f"cosine of items by {_WORDS[self._setting.pairs]}, weight {self._setting.decay:g} per step back{own}"
+
+
+def _choose(training: Training) -> KnnSetting:
+    """First the pairs at a middling decay, then the decay: the two hardly depend on one another."""
+    rows = training.validation_rows(at_most=_CHOICE_QUESTIONS)
+    before = training.before_validation()
+    middling = DECAYS[len(DECAYS) // 2]
+    owns = (False, True) if training.seen == "kept" else (False,)
+    settings = [KnnSetting(pairs, middling, own) for pairs in ("users", "near", "after") for own in owns]
+    kept: list[tuple[float, KnnSetting, sparse.csr_array]] = []
+    for setting in settings:
+        similarity = _similarity(before, setting)
+        found = _ndcg(training, rows, similarity, middling)
+        if not kept or found > kept[0][0]:
+            kept = [(found, setting, similarity)]  # one matrix at a time: they are large
+    [(_, best, similarity)] = kept
+    found = [_ndcg(training, rows, similarity, decay) for decay in DECAYS]
+    return replace(best, decay=DECAYS[int(np.argmax(found))])
+
+
+def _ndcg(training: Training, rows: Indexes, similarity: sparse.csr_array, decay: float) -> float:
+    """NDCG@10 of the events at these rows of the training data."""
+    total = 0.0
+    for start in range(0, len(rows), _QUESTIONS_AT_ONCE):
+        part = rows[start : start + _QUESTIONS_AT_ONCE]
+        items, offsets = training.inputs_before(part)
+        scores = torch.from_numpy(_scores(items, offsets, similarity, decay))
+        if training.seen == "filtered":
+            leave_out_seen(scores, items, offsets)
+        places = target_places(scores, training.items[part].astype(np.int64))
+        total += float(per_question(places)[:, METRICS.index("ndcg@10")].sum())
+    return total
+
+
+def _scores(items: Indexes, offsets: Indexes, similarity: sparse.csr_array, decay: float) -> Scores:
+    """float32[P, V] for P inputs."""
+    steps_back = np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(items))
+    weights = (decay**steps_back).astype(np.float32)
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    kept = (items > 0) & (weights >= _NEGLIGIBLE)
+    shape = (len(offsets) - 1, similarity.shape[0])
+    history = sparse.csr_array((weights[kept], (rows[kept], items[kept] - 1)), shape=shape)
+    return (history @ similarity).toarray()
+
+
+def _similarity(training: Training, setting: KnnSetting) -> sparse.csr_array:
+    """[V, V], row i: the neighbours of item i."""
+    size = training.vocabulary_size
+    if setting.pairs == "users":
+        users = _user_items(training)
+        events = np.asarray(users.sum(0))
+        item_users = users.T.tocsr()
+    else:
+        events = training.popularity()
+        forwards = _forward_pairs(training)
+        both = forwards if setting.pairs == "after" else (forwards + forwards.T).tocsr()
+    scale = (1 / np.sqrt(np.maximum(events, 1))).astype(np.float32)
+    blocks = [sparse.csr_array((0, size), dtype=np.float32)]
+    for start in range(0, size, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        counts = (item_users[rows] @ users if setting.pairs == "users" else both[rows]).tocoo()
+        own = counts.row + start
+        kept = setting.own | (own != counts.col)
+        values = (counts.data * scale[own] * scale[counts.col])[kept]
+        blocks.append(_nearest(sparse.csr_array((values, (counts.row[kept], counts.col[kept])), shape=counts.shape)))
+    return sparse.vstack(blocks, format="csr")
+
+
+def _user_items(training: Training) -> sparse.csr_array:
+    """[U, V] of ones: which known items each user has."""
+    kept = _countable(training)
+    rows = np.repeat(np.arange(len(training.offsets) - 1), np.diff(training.offsets))[kept]
+    shape = (len(training.offsets) - 1, training.vocabulary_size)
+    matrix = sparse.csr_array((np.ones(len(rows), np.float32), (rows, training.items[kept] - 1)), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix
+
+
+def _forward_pairs(training: Training) -> sparse.csr_array:
+    """[V, V]: how often, and how near, the column's item came after the row's."""
+    users = np.repeat(np.arange(len(training.offsets) - 1), np.diff(training.offsets))
+    items, kept = training.items - 1, _countable(training)
+    shape = (training.vocabulary_size, training.vocabulary_size)
+    pairs = sparse.csr_array(shape, dtype=np.float32)
+    for distance in range(1, REACH + 1):
+        earlier, later = slice(None, -distance), slice(distance, None)
+        together = (users[earlier] == users[later]) & kept[earlier] & kept[later]
+        places = (items[earlier][together], items[later][together])
+        values = np.full(len(places[0]), 1 / distance, np.float32)
+        pairs = pairs + sparse.csr_array((values, places), shape=shape)
+    return pairs.tocsr()
+
+
+def _countable(training: Training) -> np.ndarray:
+    """bool[N]: events of known items among the newest `NEWEST` of their user."""
+    from_end = np.repeat(training.offsets[1:], np.diff(training.offsets)) - np.arange(len(training.items))
+    return (training.items > 0) & (from_end <= NEWEST)
+
+
+def _nearest(similarity: sparse.csr_array) -> sparse.csr_array:
+    similarity.sum_duplicates()
+    kept = np.ones(similarity.nnz, bool)
+    for row in np.flatnonzero(np.diff(similarity.indptr) > NEIGHBOURS):
+        start, end = similarity.indptr[row], similarity.indptr[row + 1]
+        far = np.argpartition(similarity.data[start:end], -NEIGHBOURS)[:-NEIGHBOURS]
+        kept[start + far] = False
+    rows = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))[kept]
+    return sparse.csr_array((similarity.data[kept], (rows, similarity.indices[kept])), shape=similarity.shape)

@@ -1,0 +1,29 @@
+"""The user's own items, the most recent first; everything else by popularity.
+
+With seen items filtered nothing but popularity is left of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from encoder.baselines.popularity import below_one
+from encoder.evaluation.questions import Inputs
+from encoder.evaluation.scoring import Scores, Training
+
+
+class Recent:
+    def prepare(self, training: Training) -> None:
+        self._popularity_V = below_one(training.popularity())
+
+    def scores(self, inputs: Inputs) -> Scores:
+        scores = np.tile(self._popularity_V, (inputs.count, 1))
+        rows = np.repeat(np.arange(inputs.count), inputs.histories.lengths)
+        place = np.arange(len(inputs.items)) - inputs.offsets[rows]
+        known = inputs.items > 0
+        # Oldest first: of a repeated item the newest place is what stays.
+        scores[rows[known], inputs.items[known] - 1] = 1 + place[known]
+        return scores
+
+    def describe(self) -> str:
+        return "the user's items, most recent first, then popularity"

@@ -1,0 +1,46 @@
+"""95 % intervals by bootstrap over users: what other users of the same kind would have given.
+
+Users are drawn with replacement, each with all of their questions, since one user's questions are not independent. All
+columns share the draws, so the difference of two columns is a paired comparison.
+
+Legend: U users, P questions, K columns (metrics of scorers), B draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+DRAWS = 1_000
+_BOUNDS = (2.5, 97.5)
+
+
+def user_sums(values: Values, users: npt.NDArray[np.int64]) -> tuple[Values, Values]:
+    """float64[P, K] and the user of each question → float64[U, K] sums and float64[U] counts of users who were asked."""
+    _, place, counts = np.unique(users, return_inverse=True, return_counts=True)
+    sums = np.empty((len(counts), values.shape[1]))
+    for column in range(values.shape[1]):
+        sums[:, column] = np.bincount(place, weights=values[:, column], minlength=len(counts))
+    return sums, counts.astype(np.float64)
+
+
+def bootstrap_means(sums: Values, counts: Values, *, seed: int, draws: int = DRAWS) -> Values:
+    """float64[B, K]: the mean per question in each draw of U users. [0, K] without users."""
+    users = len(counts)
+    if not users:
+        return np.empty((0, sums.shape[1]))
+    rng = np.random.default_rng(seed)
+    means = np.empty((draws, sums.shape[1]))
+    for draw in range(draws):
+        times = np.bincount(rng.integers(0, users, users), minlength=users).astype(np.float64)
+        means[draw] = (times @ sums) / (times @ counts)
+    return means
+
+
+def interval(means: Values) -> tuple[float, float]:
+    """The middle 95 % of float64[B]; (0, 0) of nothing."""
+    if not len(means):
+        return 0.0, 0.0
+    low, high = np.percentile(means, _BOUNDS)
+    return float(low), float(high)

@@ -1,0 +1,82 @@
+"""The one thing that a recommender has to be able to do here: give a number to every known item.
+
+Legend: P questions, V known items, U users, N events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from encoder.evaluation.questions import Inputs, Roles, Seen, asked_rows
+from encoder.vocabulary import Indexes
+
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What scorers are fitted on: the items of every event before the asked role, and nothing of what is asked.
+
+    `items` int32[N] vocabulary indexes, users one after the other, oldest first; `offsets` int64[U + 1]; `roles`
+    uint8[N], never falling along a user; `vocabulary_size` V; `validation_role`: the role that choices are made on.
+    """
+
+    items: npt.NDArray[np.int32]
+    offsets: Indexes
+    roles: Roles
+    vocabulary_size: int
+    seen: Seen
+    validation_role: int
+
+    def before_validation(self) -> Training:
+        """Without the events that choices are made on: a candidate setting is fitted on this."""
+        return self._keep(self.roles < self.validation_role)
+
+    def validation_rows(self, *, at_most: int, seed: int = 0) -> Indexes:
+        """Events to choose on, ascending; a random choice where there are more than `at_most`."""
+        rows = asked_rows(self.offsets, self.roles, role=self.validation_role)
+        if len(rows) > at_most:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, at_most, replace=False))
+        return rows
+
+    def inputs_before(self, rows: Indexes) -> tuple[Indexes, Indexes]:
+        """The items of every event of the same user before each of these P events: int64[N], offsets int64[P + 1]."""
+        starts = self.offsets[np.searchsorted(self.offsets, rows, side="right") - 1]
+        offsets = np.concatenate([[0], np.cumsum(rows - starts)])
+        before = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], rows - starts)
+        return self.items[before].astype(np.int64), offsets
+
+    def popularity(self) -> npt.NDArray[np.int64]:
+        """int64[V]: events of each known item."""
+        return np.bincount(self.items, minlength=self.vocabulary_size + 1)[1:]
+
+    def _keep(self, kept: npt.NDArray[np.bool_]) -> Training:
+        before = np.concatenate([[0], np.cumsum(kept)])
+        return Training(
+            self.items[kept],
+            before[self.offsets],
+            self.roles[kept],
+            self.vocabulary_size,
+            self.seen,
+            self.validation_role,
+        )
+
+
+class Scorer(Protocol):
+    """A rule or model that ranks every known item."""
+
+    def prepare(self, training: Training) -> None:
+        """Fits whatever is fitted; called once, before any `scores`."""
+        ...
+
+    def scores(self, inputs: Inputs) -> Scores:
+        """float32[P, V]: higher is better, column v - 1 for vocabulary index v. No NaN."""
+        ...
+
+    def describe(self) -> str:
+        """Its settings in a few words, chosen ones included; for the report."""
+        ...
