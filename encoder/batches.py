@@ -138,6 +138,7 @@ class BatchReader:
             blocks = [self._blocks[block] for block in order[first : first + _WINDOW_BLOCKS]]
             users = np.concatenate([np.arange(*block) for block in blocks])
             segments = cut(self.lengths[users], self._shifts(users, epoch), segment_length=self.segment_length)
+            # Not sorted by length: attention gathers equal lengths itself, and sorting saved 3 of its 20 µs an event.
             shuffled = np.random.default_rng([self.seed, epoch, 1 + window]).permutation(len(segments.users))
             segments = segments.take(shuffled)
             yield blocks, segments, _cut_batches(segments.lengths, self.token_budget)

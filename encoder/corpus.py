@@ -105,7 +105,8 @@ class Corpus:
             shutil.rmtree(temporary / "partitions")
             record |= {"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, "source": identity}
             (temporary / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-            _replace(folder, temporary)
+            if _recorded_identity(folder) != identity:  # else another process was faster, and may be reading
+                _replace(folder, temporary)
         except OSError as error:
             raise InfrastructureError(
                 f"cannot write the corpus `{folder}`: {error.strerror or error}",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -141,6 +142,18 @@ def test_blocks_and_user_ids_cover_every_user_once(tmp_path: Path) -> None:
     assert len(set(ids)) == corpus.users
     assert corpus.user_ids(20, 51) == ids[20:51]
     assert corpus.user_ids(3, 3) == []
+
+
+def test_a_file_with_a_clock_fine_enough_gives_the_corpus_of_the_table(tmp_path: Path) -> None:
+    events = simulated(500)
+    table = Corpus.build(events, tmp_path / "table", events=SETTINGS)
+    assert table.statistics().tie_share == 0
+    pq.write_table(events, tmp_path / "e.parquet")
+    csv.write_csv(events, tmp_path / "e.csv")
+    for name in ("e.parquet", "e.csv"):
+        corpus = Corpus.build(tmp_path / name, tmp_path / f"of-{name}", events=SETTINGS)
+        assert corpus.fingerprint == table.fingerprint
+        assert corpus.statistics() == table.statistics()
 
 
 def test_until_is_exclusive_for_every_source(tmp_path: Path) -> None:
