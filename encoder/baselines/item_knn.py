@@ -13,9 +13,8 @@ Legend: P questions, V known items, U users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,10 +26,12 @@ from encoder.evaluation.scoring import Scores, Training
 from encoder.vocabulary import Indexes
 
 Pairs = Literal["users", "near", "after"]
+Matrix = Any  # scipy.sparse.csr_array of float32, whose types say nothing
 REACH = 10
 NEIGHBOURS = 1_000
 NEWEST = 500
 DECAYS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+_MIDDLING = 0.7
 _CHOICE_QUESTIONS = 3_000
 _NEGLIGIBLE = 1e-4  # weight of an event below which it is left out
 _ROWS_AT_ONCE = 2_000
@@ -74,14 +75,15 @@ class ItemKnn:
 def _choose(training: Training) -> KnnSetting:
     """First the pairs at a middling decay, then the decay: the two hardly depend on one another."""
     rows = training.validation_rows(at_most=_CHOICE_QUESTIONS)
+    if not len(rows):  # the validation events are what is asked
+        return KnnSetting("after", _MIDDLING, own=training.seen == "kept")
     before = training.before_validation()
-    middling = DECAYS[len(DECAYS) // 2]
     owns = (False, True) if training.seen == "kept" else (False,)
-    settings = [KnnSetting(pairs, middling, own) for pairs in ("users", "near", "after") for own in owns]
-    kept: list[tuple[float, KnnSetting, sparse.csr_array]] = []
+    settings = [KnnSetting(pairs, _MIDDLING, own) for pairs in ("users", "near", "after") for own in owns]
+    kept: list[tuple[float, KnnSetting, Matrix]] = []
     for setting in settings:
         similarity = _similarity(before, setting)
-        found = _ndcg(training, rows, similarity, middling)
+        found = _ndcg(training, rows, similarity, _MIDDLING)
         if not kept or found > kept[0][0]:
             kept = [(found, setting, similarity)]  # one matrix at a time: they are large
     [(_, best, similarity)] = kept
@@ -89,7 +91,7 @@ def _choose(training: Training) -> KnnSetting:
     return replace(best, decay=DECAYS[int(np.argmax(found))])
 
 
-def _ndcg(training: Training, rows: Indexes, similarity: sparse.csr_array, decay: float) -> float:
+def _ndcg(training: Training, rows: Indexes, similarity: Matrix, decay: float) -> float:
     """NDCG@10 of the events at these rows of the training data."""
     total = 0.0
     for start in range(0, len(rows), _QUESTIONS_AT_ONCE):
@@ -103,7 +105,7 @@ def _ndcg(training: Training, rows: Indexes, similarity: sparse.csr_array, decay
     return total
 
 
-def _scores(items: Indexes, offsets: Indexes, similarity: sparse.csr_array, decay: float) -> Scores:
+def _scores(items: Indexes, offsets: Indexes, similarity: Matrix, decay: float) -> Scores:
     """float32[P, V] for P inputs."""
     steps_back = np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(items))
     weights = (decay**steps_back).astype(np.float32)
@@ -114,22 +116,18 @@ def _scores(items: Indexes, offsets: Indexes, similarity: sparse.csr_array, deca
     return (history @ similarity).toarray()
 
 
-def _similarity(training: Training, setting: KnnSetting) -> sparse.csr_array:
+def _similarity(training: Training, setting: KnnSetting) -> Matrix:
     """[V, V], row i: the neighbours of item i."""
-    size = training.vocabulary_size
     if setting.pairs == "users":
-        users = _user_items(training)
-        events = np.asarray(users.sum(0))
-        item_users = users.T.tocsr()
+        left, right, events = _users_in_common(training)
     else:
-        events = training.popularity()
-        forwards = _forward_pairs(training)
-        both = forwards if setting.pairs == "after" else (forwards + forwards.T).tocsr()
+        pairs, events = _forward_pairs(training), training.popularity()
+        left = pairs if setting.pairs == "after" else (pairs + pairs.T).tocsr()
+        right = sparse.eye_array(training.vocabulary_size, dtype=np.float32, format="csr")
     scale = (1 / np.sqrt(np.maximum(events, 1))).astype(np.float32)
-    blocks = [sparse.csr_array((0, size), dtype=np.float32)]
-    for start in range(0, size, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        counts = (item_users[rows] @ users if setting.pairs == "users" else both[rows]).tocoo()
+    blocks: list[Matrix] = [sparse.csr_array((0, training.vocabulary_size), dtype=np.float32)]
+    for start in range(0, training.vocabulary_size, _ROWS_AT_ONCE):
+        counts = (left[start : start + _ROWS_AT_ONCE] @ right).tocoo()
         own = counts.row + start
         kept = setting.own | (own != counts.col)
         values = (counts.data * scale[own] * scale[counts.col])[kept]
@@ -137,23 +135,23 @@ def _similarity(training: Training, setting: KnnSetting) -> sparse.csr_array:
     return sparse.vstack(blocks, format="csr")
 
 
-def _user_items(training: Training) -> sparse.csr_array:
-    """[U, V] of ones: which known items each user has."""
+def _users_in_common(training: Training) -> tuple[Matrix, Matrix, np.ndarray]:
+    """[V, U] and [U, V] of ones, whose product counts the users who have both items; and how many have each."""
     kept = _countable(training)
     rows = np.repeat(np.arange(len(training.offsets) - 1), np.diff(training.offsets))[kept]
     shape = (len(training.offsets) - 1, training.vocabulary_size)
-    matrix = sparse.csr_array((np.ones(len(rows), np.float32), (rows, training.items[kept] - 1)), shape=shape)
-    matrix.sum_duplicates()
-    matrix.data[:] = 1
-    return matrix
+    users: Matrix = sparse.csr_array((np.ones(len(rows), np.float32), (rows, training.items[kept] - 1)), shape=shape)
+    users.sum_duplicates()
+    users.data[:] = 1
+    return users.T.tocsr(), users, np.asarray(users.sum(0))
 
 
-def _forward_pairs(training: Training) -> sparse.csr_array:
+def _forward_pairs(training: Training) -> Matrix:
     """[V, V]: how often, and how near, the column's item came after the row's."""
     users = np.repeat(np.arange(len(training.offsets) - 1), np.diff(training.offsets))
     items, kept = training.items - 1, _countable(training)
     shape = (training.vocabulary_size, training.vocabulary_size)
-    pairs = sparse.csr_array(shape, dtype=np.float32)
+    pairs: Matrix = sparse.csr_array(shape, dtype=np.float32)
     for distance in range(1, REACH + 1):
         earlier, later = slice(None, -distance), slice(distance, None)
         together = (users[earlier] == users[later]) & kept[earlier] & kept[later]
@@ -169,7 +167,7 @@ def _countable(training: Training) -> np.ndarray:
     return (training.items > 0) & (from_end <= NEWEST)
 
 
-def _nearest(similarity: sparse.csr_array) -> sparse.csr_array:
+def _nearest(similarity: Matrix) -> Matrix:
     similarity.sum_duplicates()
     kept = np.ones(similarity.nnz, bool)
     for row in np.flatnonzero(np.diff(similarity.indptr) > NEIGHBOURS):

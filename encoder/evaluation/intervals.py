@@ -17,7 +17,7 @@ _BOUNDS = (2.5, 97.5)
 
 
 def user_sums(values: Values, users: npt.NDArray[np.int64]) -> tuple[Values, Values]:
-    """float64[P, K] and the user of each question → float64[U, K] sums and float64[U] counts of users who were asked."""
+    """float64[P, K] and users int64[P] → per user who was asked, sums float64[U, K] and counts float64[U]."""
     _, place, counts = np.unique(users, return_inverse=True, return_counts=True)
     sums = np.empty((len(counts), values.shape[1]))
     for column in range(values.shape[1]):

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from activity.history import Histories
+from encoder.protocols import Roles
 from encoder.vocabulary import Indexes, Vocabulary
 
-Roles = npt.NDArray[np.uint8]
 Seen = Literal["filtered", "kept"]  # whether the user's earlier items are candidates
 
 _MOST_SCORES = 4_000_000  # of one chunk: 16 MB of float32 for each array of that shape

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from encoder.evaluation.questions import Inputs, Roles, Seen, asked_rows
+from encoder.evaluation.questions import Inputs, Seen, asked_rows
+from encoder.protocols import VALIDATION, Roles
 from encoder.vocabulary import Indexes
 
 Scores = npt.NDArray[np.float32]
@@ -22,7 +23,7 @@ class Training:
     """What scorers are fitted on: the items of every event before the asked role, and nothing of what is asked.
 
     `items` int32[N] vocabulary indexes, users one after the other, oldest first; `offsets` int64[U + 1]; `roles`
-    uint8[N], never falling along a user; `vocabulary_size` V; `validation_role`: the role that choices are made on.
+    uint8[N], never falling along a user; `vocabulary_size` V. Choices are made on the events that validate.
     """
 
     items: npt.NDArray[np.int32]
@@ -30,15 +31,14 @@ class Training:
     roles: Roles
     vocabulary_size: int
     seen: Seen
-    validation_role: int
 
     def before_validation(self) -> Training:
         """Without the events that choices are made on: a candidate setting is fitted on this."""
-        return self._keep(self.roles < self.validation_role)
+        return self._keep(self.roles < VALIDATION)
 
     def validation_rows(self, *, at_most: int, seed: int = 0) -> Indexes:
         """Events to choose on, ascending; a random choice where there are more than `at_most`."""
-        rows = asked_rows(self.offsets, self.roles, role=self.validation_role)
+        rows = asked_rows(self.offsets, self.roles, role=VALIDATION)
         if len(rows) > at_most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, at_most, replace=False))
         return rows
@@ -56,14 +56,7 @@ class Training:
 
     def _keep(self, kept: npt.NDArray[np.bool_]) -> Training:
         before = np.concatenate([[0], np.cumsum(kept)])
-        return Training(
-            self.items[kept],
-            before[self.offsets],
-            self.roles[kept],
-            self.vocabulary_size,
-            self.seen,
-            self.validation_role,
-        )
+        return Training(self.items[kept], before[self.offsets], self.roles[kept], self.vocabulary_size, self.seen)
 
 
 class Scorer(Protocol):
