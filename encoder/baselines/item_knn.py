@@ -123,11 +123,12 @@ def _similarity(training: Training, setting: KnnSetting) -> Matrix:
     else:
         pairs, events = _forward_pairs(training), training.popularity()
         left = pairs if setting.pairs == "after" else (pairs + pairs.T).tocsr()
-        right = sparse.eye_array(training.vocabulary_size, dtype=np.float32, format="csr")
+        right = None
     scale = (1 / np.sqrt(np.maximum(events, 1))).astype(np.float32)
     blocks: list[Matrix] = [sparse.csr_array((0, training.vocabulary_size), dtype=np.float32)]
     for start in range(0, training.vocabulary_size, _ROWS_AT_ONCE):
-        counts = (left[start : start + _ROWS_AT_ONCE] @ right).tocoo()
+        block = left[start : start + _ROWS_AT_ONCE]
+        counts = (block if right is None else block @ right).tocoo()
         own = counts.row + start
         kept = setting.own | (own != counts.col)
         values = (counts.data * scale[own] * scale[counts.col])[kept]

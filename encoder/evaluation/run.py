@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from activity.errors import DataError
 from encoder.corpus import Corpus
 from encoder.evaluation import metrics, slices
-from encoder.evaluation.intervals import bootstrap_means, interval, user_sums
+from encoder.evaluation.intervals import Values, bootstrap_means, interval, user_sums
 from encoder.evaluation.questions import Questions, Seen, question_chunks
 from encoder.evaluation.report import Difference, EvaluationReport, Row
 from encoder.evaluation.scoring import Scorer, Training
@@ -170,7 +170,7 @@ def _answer(name: str, scorer: Scorer, questions: Questions, answers: _Answers, 
 def _compare(
     scorers: Mapping[str, Scorer],
     answers: Mapping[str, _Answers],
-    values: Mapping[str, npt.NDArray[np.float64]],
+    values: Mapping[str, Values],
     users: Indexes,
     training: Training,
     *,
@@ -182,7 +182,7 @@ def _compare(
     means = (sums.sum(0) / counts.sum()).reshape(len(values), -1)
     popularity = training.popularity()
 
-    def named(mean: Indexes, draws: Indexes) -> dict[str, dict[str, Any]]:
+    def named(mean: Values, draws: Values) -> dict[str, dict[str, Any]]:
         return {
             "metrics": dict(zip(metrics.METRICS, mean.tolist(), strict=True)),
             "intervals": {key: interval(draws[:, k]) for k, key in enumerate(metrics.METRICS)},

@@ -1,0 +1,74 @@
+"""A release as a scorer: the transformer alone, and with what the release adds to it.
+
+The transformer's score is the user vector times the item vector: what a consumer of the vectors in Feast can compute.
+What a release may add (encoder/mixture.py) ranks with sparse item links and the user's own history besides.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from activity.errors import InfrastructureError
+from encoder.evaluation.questions import Inputs
+from encoder.evaluation.scoring import Scorer, Scores, Training
+from encoder.inference import FrozenEncoder
+from encoder.mixture import FILE, Mixture
+from encoder.release import Release
+
+RELEASE, TRANSFORMER = "release", "transformer"
+
+
+def release_scorers(release: Release) -> dict[str, Scorer]:
+    """RELEASE: the best that the release can do; TRANSFORMER: its user vector alone, where that is not the same.
+
+    Raises DataError for weights or added parts that do not fit, InfrastructureError where a file cannot be read.
+    """
+    vectors = _VectorScores(FrozenEncoder(release))
+    path = release.info.folder / FILE
+    if not path.exists():
+        return {RELEASE: ReleaseScorer(vectors)}
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InfrastructureError(f"cannot read `{path}`: {error.strerror}", hint="check the permissions") from None
+    mixture = Mixture.from_bytes(data, vocabulary_size=len(release.vocabulary.items))
+    return {RELEASE: ReleaseScorer(vectors, mixture), TRANSFORMER: ReleaseScorer(vectors)}
+
+
+class ReleaseScorer:
+    """Knows the items of the release's own vocabulary, so that must be what is ranked."""
+
+    def __init__(self, vectors: _VectorScores, mixture: Mixture | None = None) -> None:
+        self._vectors = vectors
+        self._mixture = mixture
+
+    def prepare(self, training: Training) -> None:
+        """Nothing: a release is frozen. Raises ValueError when another vocabulary is ranked."""
+        known = len(self._vectors.encoder.item_hashes)
+        if training.vocabulary_size != known:
+            raise ValueError(f"the release knows {known} items, {training.vocabulary_size} are ranked")
+
+    def scores(self, inputs: Inputs) -> Scores:
+        scores = self._vectors.scores(inputs)
+        return scores.copy() if self._mixture is None else self._mixture.scores(scores, inputs.items, inputs.offsets)
+
+    def describe(self) -> str:
+        encoder = self._vectors.encoder
+        added = "" if self._mixture is None else ", item links and the user's own history added"
+        return f"{encoder.release}: {encoder.dimension} dimensions, newest {encoder.max_events} events{added}"
+
+
+class _VectorScores:
+    """User vectors times item vectors over the temperature; the last answer is kept, since two scorers ask for it."""
+
+    def __init__(self, encoder: FrozenEncoder) -> None:
+        self.encoder = encoder
+        self._items_VE = encoder.item_vectors(encoder.item_hashes)
+        self._temperature = float(encoder.model.temperature)
+        self._last: tuple[Inputs, Scores] | None = None
+
+    def scores(self, inputs: Inputs) -> Scores:
+        if self._last is None or self._last[0] is not inputs:
+            vectors, _ = self.encoder.encode(inputs.histories)
+            self._last = inputs, (vectors @ self._items_VE.T / self._temperature).astype(np.float32)
+        return self._last[1]
