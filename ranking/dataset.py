@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +148,18 @@ def has_user_vector(features: pa.Table) -> npt.NDArray[np.bool_]:
     """Per row: did the user have an embedding at that time? bool[n]."""
     vectors = _vectors(features[USER_VECTOR])
     return np.isfinite(vectors[:, 0]) if vectors.shape[1] else np.zeros(len(features), bool)
+
+
+def vectors_of(features: pa.Table, which: Literal["user", "item"], *, dimension: int) -> Floats:
+    """float32[n, dimension] of Feast's user or item vectors, zeros where there is none. Raises DataError for vectors of
+    another length."""
+    vectors = _vectors(features[USER_VECTOR if which == "user" else ITEM_VECTOR])
+    if vectors.shape[1] not in (0, dimension):
+        raise DataError(
+            f"{which} vectors have {vectors.shape[1]} dimensions, the release {dimension}",
+            hint="read them from the service of the same release",
+        )
+    return np.nan_to_num(vectors) if vectors.shape[1] else np.zeros((len(features), dimension), np.float32)
 
 
 def _rows(requests: Sequence[Request], chosen: list[tuple[int, str, float]]) -> pd.DataFrame:

@@ -47,7 +47,7 @@ class Ranker:
                 hint="train it again: the feature service or its release changed",
             )
         with torch.inference_mode():
-            rows = torch.from_numpy(_standardised(inputs, self._mean, self._deviation))
+            rows = torch.from_numpy(standardised(inputs, self._mean, self._deviation))
             return self._model(rows).squeeze(1).numpy()
 
 
@@ -59,8 +59,8 @@ def train_ranker(inputs: Inputs, labels: npt.NDArray[np.float32], config: Ranker
             f"{len(labels)} training rows with {int(labels.sum())} relevant ones cannot train a ranker",
             hint="widen the training window, or check which actions count as positive",
         )
-    mean, deviation = _moments(inputs.values)
-    rows = torch.from_numpy(_standardised(inputs, mean, deviation))
+    mean, deviation = moments(inputs.values)
+    rows = torch.from_numpy(standardised(inputs, mean, deviation))
     targets = torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -78,7 +78,7 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, rows: Tensor, targ
     optimiser.step()
 
 
-def _moments(values: Floats) -> tuple[Floats, Floats]:
+def moments(values: Floats) -> tuple[Floats, Floats]:
     """Mean and deviation per column over what is not null; 0 and 1 for a column without any value or any change."""
     known = ~np.isnan(values)
     count = np.maximum(known.sum(0), 1)
@@ -89,7 +89,7 @@ def _moments(values: Floats) -> tuple[Floats, Floats]:
     return mean.astype(np.float32), deviation.astype(np.float32)
 
 
-def _standardised(inputs: Inputs, mean: Floats, deviation: Floats) -> Floats:
+def standardised(inputs: Inputs, mean: Floats, deviation: Floats) -> Floats:
     """float32[n, f + groups]: standardised values, then one indicator per group."""
     missing = np.isnan(inputs.values)
     values = np.clip((inputs.values - mean) / deviation, -_CLIP, _CLIP)

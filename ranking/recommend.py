@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from feature_repo.settings import FeatureSettings
 from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, USER_COLUMNS, USER_VECTOR, Reader, embedding_inputs
 from ranking.ranker import Ranker
 from store.feast_store import open_feature_store
-from store.reads import historical_features
+from store.reads import historical_features, historical_histories
 
 _FEATURES = (*USER_COLUMNS, *ITEM_COLUMNS, USER_VECTOR, ITEM_VECTOR)
 _CHUNK_ITEMS = 500  # entity rows per online read
@@ -109,6 +109,27 @@ def feast_reader(features: FeatureSettings, release: str) -> Reader:
         extra = [name for name in rows.columns if name not in ("user_id", "item_id", "event_timestamp")]
         columns = {name: _typed(name, list(found[name])) for name in _FEATURES}
         return pa.table(columns | {name: pa.array(list(found[name])) for name in extra})
+
+    return read
+
+
+def history_reader(features: FeatureSettings) -> Callable[[pd.DataFrame], pa.Table]:
+    """Reads packed histories and their revisions at each row's time through Feast: a `rows.HistoryReader`."""
+
+    def read(rows: pd.DataFrame) -> pa.Table:
+        entities = rows.rename(columns={"user_id": features.user_join_key})
+        entities[features.user_join_key] = [_entity_id(v, features.user_id_type) for v in rows["user_id"]]
+        found = historical_histories(features, entities)
+        extra = {
+            name: pa.array(list(found[name])) for name in rows.columns if name not in ("user_id", "event_timestamp")
+        }
+        return pa.table(
+            {
+                "history": pa.array(list(found["history"]), pa.binary(), from_pandas=True),
+                "revision": pa.array(list(found["revision"]), pa.float64(), from_pandas=True).cast(pa.int64()),
+            }
+            | extra
+        )
 
     return read
 

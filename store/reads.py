@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from activity.errors import DataError
-from feature_repo.names import ranker_service
+from feature_repo.names import USER_HISTORY, ranker_service
 from feature_repo.settings import FeatureSettings
 from store.feast_store import open_feature_store
 from store.offline import open_offline
@@ -43,6 +43,22 @@ def historical_features(features: FeatureSettings, entities: pd.DataFrame, relea
     open_offline(features).prepare()  # where `feast apply` ran without Spoor, a view without rows has no file yet
     service = store.get_feature_service(ranker_service(release))
     job = store.get_historical_features(entity_df=entities, features=service, filter_by_created_timestamp=True)
+    found = job.to_df()
+    if len(found) != len(entities):
+        raise DataError(f"Feast answered {len(entities)} rows with {len(found)}", hint="use Feast's DuckDB store")
+    return found
+
+
+def historical_histories(features: FeatureSettings, entities: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `entities` (user join key, event_timestamp, any other columns) with the packed `history` and its
+    `revision` as they could be known at each row's time; null where the user had none.
+
+    Raises DataError if Feast does not answer with exactly one row per given row.
+    """
+    store, _ = open_feature_store(features)
+    open_offline(features).prepare()
+    wanted = [f"{USER_HISTORY}:history", f"{USER_HISTORY}:revision"]
+    job = store.get_historical_features(entity_df=entities, features=wanted, filter_by_created_timestamp=True)
     found = job.to_df()
     if len(found) != len(entities):
         raise DataError(f"Feast answered {len(entities)} rows with {len(found)}", hint="use Feast's DuckDB store")

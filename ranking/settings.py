@@ -1,0 +1,81 @@
+"""The settings of `spoor finetune`: section [finetune]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from activity.errors import UsageError
+from ranking.fusion import ColdStart, FusionConfig, Kind
+from ranking.impressions import ImpressionSettings
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Raises UsageError when a value is out of range."""
+
+    fusion: Kind = "early"  # how the ranker uses the encoder
+    module: Literal["tuned", "frozen"] = "tuned"  # whether the encoder is trained along
+    learnable_token: Literal["none", "before candidate"] = "none"  # LT, early fusion only
+    content: Literal["none", "added"] = "none"  # item attributes in the candidate's token, early fusion only
+    cold_start: ColdStart = "none"  # repairs for new items: random ids, and dropout by age
+    window: int = 0  # slots of a history with its candidate; 0 = the release's served length
+    positive_actions: tuple[str, ...] = ()  # what the ranker predicts; each is a task
+    shown_actions: tuple[str, ...] = ()  # actions that show an item; empty = every action
+    max_candidates: int = 20  # impressions of one request
+    gap_minutes: float = 30.0  # a pause of this length ends a visit, and a request with it
+    attribution_hours: float = 24.0  # between an impression and an action that counts for it
+    epochs: int = 6  # passes over the training rows at most; the best one on the newest rows is kept
+    batch_rows: int = 256  # impressions of one optimiser step
+    learning_rate: float = 1e-3  # of the ranker, AdamW
+    module_rate_share: float = 0.1  # of the learning rate, for the encoder and its tables
+    weight_decay: float = 0.01  # of AdamW
+    sequence_weight: float = 0.1  # of L_ntl over the histories
+    module_weight: float = 0.5  # of the ranking losses on the module's own predictions
+    agreement_weight: float = 0.5  # of the squared distance between the module's predictions and the ranker's
+    alignment_weight: float = 0.1  # of the distance between content and id
+    uniform_negatives: int = 256  # items drawn evenly for each step of L_ntl
+    max_pairs: int = 1024  # of L_ntl in a step, drawn from all
+    validation_share: float = 0.1  # newest share of training requests, by which the epoch is chosen
+    threads: int = 1  # of the processor
+    seed: int = 0  # of new weights, row order, dropout and negatives
+
+    def __post_init__(self) -> None:
+        _ = self.fusion_config
+        for name in ("epochs", "batch_rows", "max_candidates", "uniform_negatives", "max_pairs", "threads"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("learning_rate", "gap_minutes", "attribution_hours"):
+            self._require(getattr(self, name) > 0, name, "above 0")
+        weights = ("sequence_weight", "module_weight", "agreement_weight", "alignment_weight")
+        for name in ("module_rate_share", "weight_decay", "seed", *weights):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        self._require(0 < self.validation_share < 1, "validation_share", "in (0, 1)")
+
+    @property
+    def fusion_config(self) -> FusionConfig:
+        return FusionConfig(
+            kind=self.fusion,
+            module=self.module,
+            learnable_token=self.learnable_token,
+            content=self.content,
+            cold_start=self.cold_start,
+            window=self.window,
+        )
+
+    @property
+    def impressions(self) -> ImpressionSettings:
+        """Raises UsageError without positive_actions."""
+        return ImpressionSettings(
+            positive=self.positive_actions,
+            shown=self.shown_actions,
+            max_candidates=self.max_candidates,
+            gap_minutes=self.gap_minutes,
+            attribution_hours=self.attribution_hours,
+        )
+
+    def _require(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise UsageError(
+                f"finetune.{name} must be {expected}; found {getattr(self, name)}",
+                hint="`spoor config show` lists every setting and where it comes from",
+            )

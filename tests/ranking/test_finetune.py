@@ -1,0 +1,186 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from activity.errors import DataError, UsageError
+from ranking.finetune import fine_tune
+from ranking.host import HostConfig
+from ranking.measure import auc
+from ranking.settings import FinetuneSettings
+from ranking.tuned import load_ranker, save_ranker
+from tests.ranking.shop import DAY, END, START, T1, Shop, before, make_shop
+
+QUICK = FinetuneSettings(
+    positive_actions=("like", "save"), shown_actions=("view",), epochs=2, batch_rows=64, uniform_negatives=16
+)
+VARIANTS = {
+    "none": replace(QUICK, fusion="none"),
+    "frozen late": replace(QUICK, fusion="late-last", module="frozen"),
+    "late-mean": replace(QUICK, fusion="late-mean"),
+    "late-last": replace(QUICK, fusion="late-last"),
+    "early": QUICK,
+    "early frozen": replace(QUICK, module="frozen"),
+    "early + GSLT": replace(
+        QUICK, learnable_token="before candidate", content="added", cold_start="cir+idd", window=12
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return make_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def train(shop: Shop):
+    return shop.data()
+
+
+@pytest.fixture(scope="module")
+def test(shop: Shop):
+    return shop.data(T1, END)
+
+
+def tune(shop: Shop, train, settings: FinetuneSettings, events=None):
+    return fine_tune(
+        shop.release,
+        train,
+        before(shop.events, T1) if events is None else events,
+        settings=settings,
+        progress=lambda _: None,
+    )
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_variant_trains_and_is_the_same_from_its_file(shop, train, test, settings, tmp_path):
+    tuned = tune(shop, train, settings)
+    assert len(tuned.losses) == 2 and np.isfinite(tuned.losses).all() and tuned.epoch in (1, 2)
+    scores = tuned.ranker.score(test)
+    assert scores.shape == (len(test.impressions.item_ids), 3) and np.isfinite(scores).all()
+    path = tmp_path / "ranker.safetensors"
+    save_ranker(path, tuned.ranker, host=HostConfig())
+    loaded = load_ranker(path)
+    np.testing.assert_array_equal(loaded.score(test), scores)
+    assert loaded.tasks == ("engaged", "like", "save")
+    assert loaded.about["release"] == "shop-1"
+
+
+def test_the_module_learns_what_no_feature_tells(shop, test):
+    """Users like their own kind of item: only their histories tell which."""
+    long = shop.data(START + 8 * DAY, T1)
+    eager = replace(QUICK, epochs=24, learning_rate=1e-2, module_rate_share=0.5)
+    labels = test.impressions.labels[:, 0]
+    without, early = (
+        auc(tune(shop, long, replace(eager, fusion=fusion)).ranker.score(test)[:, 0], labels)
+        for fusion in ("none", "early")
+    )
+    assert without < 0.6 and early > 0.9
+
+
+def test_the_same_seed_gives_the_same_ranker_and_leaves_the_random_state_alone(shop, train, test):
+    settings = VARIANTS["early + GSLT"]
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first = tune(shop, train, settings)
+    assert torch.equal(torch.rand(1), expected)
+    second = tune(shop, train, settings)
+    assert first.losses == second.losses
+    np.testing.assert_array_equal(first.ranker.score(test), second.ranker.score(test))
+    assert tune(shop, train, replace(settings, seed=1)).losses != first.losses
+
+
+def test_the_module_learns_at_a_tenth_of_the_rate(shop, train):
+    from ranking.finetune import _optimiser
+    from ranking.tuned import build_model
+
+    encoder = tune(shop, train, replace(QUICK, epochs=1)).ranker.model.fusion.encoder
+    model = build_model(encoder, QUICK.fusion_config, HostConfig(), features=11, attributes=7, tasks=3)
+    fast, slow = _optimiser(model, QUICK).param_groups
+    assert slow["lr"] == pytest.approx(fast["lr"] / 10)
+    assert {id(p) for p in slow["params"]} == {id(p) for p in encoder.parameters()}
+    assert len(fast["params"]) + len(slow["params"]) == len(list(model.parameters()))
+
+
+def test_a_frozen_module_keeps_the_releases_weights(shop, train):
+    tuned = tune(shop, train, VARIANTS["early frozen"])
+    for name, value in tuned.ranker.model.fusion.encoder.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), shop.release.weights[name])
+    moved = tune(shop, train, QUICK).ranker.model.fusion.encoder.state_dict()
+    assert any(not np.array_equal(value.numpy(), shop.release.weights[name]) for name, value in moved.items())
+
+
+def test_own_positives_are_no_negatives_and_only_training_events_count(shop, train, monkeypatch):
+    from ranking import finetune
+
+    seen = []
+    real = finetune.own_positives
+
+    def watched(candidates, own_items, own_offsets):
+        mask = real(candidates, own_items, own_offsets)
+        seen.append((candidates.items.numpy(), own_items, own_offsets, mask.numpy()))
+        return mask
+
+    monkeypatch.setattr(finetune, "own_positives", watched)
+    tune(shop, train, replace(QUICK, epochs=1))
+    assert seen
+    for items, own_items, own_offsets, mask in seen:
+        for segment, row in enumerate(mask):
+            own = set(own_items[own_offsets[segment] : own_offsets[segment + 1]].tolist())
+            assert set(items[row].tolist()) == own & set(items.tolist())
+    # Every item that any user ever acted on before T1, and none that appeared later.
+    _, vocabulary = finetune.trainable(shop.release, new_items=before(shop.events, T1)["item_id"].to_pylist())
+    positives = finetune._positives(before(shop.events, T1), vocabulary)
+    frame = before(shop.events, T1).to_pandas()
+    for user, own in positives.by_user.items():
+        mine = set(frame.loc[frame["user_id"] == user, "item_id"])
+        assert {vocabulary.item_ids[k - 1] for k in own} == mine
+
+
+def test_labels_of_one_kind_and_a_loss_that_is_not_finite_are_errors(shop, train):
+    impressions = replace(train.impressions, labels=np.zeros_like(train.impressions.labels))
+    with pytest.raises(DataError, match="cannot train"):
+        tune(shop, replace(train, impressions=impressions), QUICK)
+    with pytest.raises(DataError, match="loss of epoch 1"):
+        tune(shop, replace(train, attributes=np.full_like(train.attributes, np.nan)), QUICK)
+
+
+def test_data_of_another_layout_is_refused(shop, train, test):
+    ranker = tune(shop, train, VARIANTS["none"]).ranker
+    with pytest.raises(DataError, match="and 7 attributes, found 9 and 3"):
+        ranker.score(replace(test, attributes=test.attributes[:, :3]))
+
+
+def test_a_damaged_or_foreign_file_is_refused(shop, train, tmp_path):
+    path = tmp_path / "ranker.safetensors"
+    with pytest.raises(UsageError, match="cannot read"):
+        load_ranker(path)
+    ranker = tune(shop, train, VARIANTS["none"]).ranker
+    save_ranker(path, ranker, host=HostConfig())
+    with pytest.raises(UsageError, match="exists already"):
+        save_ranker(path, ranker, host=HostConfig())
+    whole = bytearray(path.read_bytes())
+    whole[-20] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="checksum"):
+        load_ranker(path)
+    path.write_bytes(whole[:100])
+    with pytest.raises(DataError, match="not a ranker"):
+        load_ranker(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"validation_share": 1.0}, "validation_share"),
+        ({"sequence_weight": -1.0}, "sequence_weight"),
+        ({"fusion": "late-last", "content": "added"}, "no candidate token"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(UsageError, match=message):
+        replace(QUICK, **change)
