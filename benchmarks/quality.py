@@ -1,0 +1,107 @@
+"""How well does the default recipe rank the next item, beside the best published figures?
+
+    python -m benchmarks.quality --set amazon_beauty [--shuffle-ties SEED] [--seeds 0 1 2] [--sasrec-minutes M] --json
+
+For each seed it runs the two commands that a user would type, `spoor pretrain` and `spoor evaluate` (leave one out,
+full ranking, seen items filtered; kept where more than 5 % of events repeat), and appends one row to
+benchmarks/results/quality.jsonl. `ratio` is the mean Recall@10 over the goal's (published figures, see GOALS), or over
+the best floor of the same run where nothing is published. Data are read from ../shared/data and never committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+GOALS = {  # Recall@10, NDCG@10: what the best published models reach, and a little more
+    ("amazon_beauty", False): (0.0950, 0.0560),
+    ("amazon_beauty", True): (0.0880, 0.0515),
+    ("amazon_toys", False): (0.1000, 0.0600),
+    ("ml1m_order", False): (0.3294, 0.1893),
+}
+REPEATING = ("deskdrop", "online_retail_0910", "tmall2014")
+
+
+def measure(name: str, *, seed: int, shuffle_ties: int | None, sasrec_minutes: float) -> dict[str, Any]:
+    """One seed: train, evaluate, and the row that is kept."""
+    data = DATA / name / "events.parquet"
+    ties = [] if shuffle_ties is None else ["--shuffle-ties", str(shuffle_ties)]
+    with tempfile.TemporaryDirectory() as folder:
+        release = str(Path(folder) / "releases" / "quality-1")
+        shared = ["--data", str(data), "--protocol", "leave-one-out", *ties, "--json"]
+        trained = _spoor("pretrain", *shared, "--out", release, "--seed", str(seed))
+        floors = "popularity,recent,markov,item-knn" + ",sasrec" * (sasrec_minutes > 0)
+        asked = ["--baselines", floors, *(["--keep-seen"] if name in REPEATING else [])]
+        if sasrec_minutes:
+            asked += ["--max-minutes", str(sasrec_minutes)]
+        evaluated = _spoor("evaluate", *shared, "--release", release, *asked)
+    return {
+        "set": name,
+        "seed": seed,
+        "shuffle_ties": shuffle_ties,
+        "command": " ".join(["python -m benchmarks.quality --set", name, "--seeds", str(seed), *ties]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        "training": trained["metrics"],
+        "evaluation": evaluated,
+    }
+
+
+def _spoor(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "spoor.cli", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", required=True, dest="name")
+    parser.add_argument("--shuffle-ties", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sasrec-minutes", type=float, default=0.0, help="train our own SASRec for so long, too")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if not (DATA / arguments.name / "events.parquet").exists():
+        sys.exit(f"skipped: {DATA / arguments.name / 'events.parquet'} is not there")
+    rows = []
+    for seed in arguments.seeds:
+        row = measure(
+            arguments.name, seed=seed, shuffle_ties=arguments.shuffle_ties, sasrec_minutes=arguments.sasrec_minutes
+        )
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+        rows.append(row)
+    recall, ndcg = (float(np.mean([row["evaluation"][key] for row in rows])) for key in ("recall@10", "ndcg@10"))
+    goal = GOALS.get((arguments.name, arguments.shuffle_ties is not None))
+    floors = [row["evaluation"]["rows"] for row in rows]
+    peer = goal[0] if goal else max(rank["recall@10"] for name, rank in floors[0].items() if name != "release")
+    result = {
+        "benchmark": "quality",
+        "set": arguments.name,
+        "seeds": arguments.seeds,
+        "recall@10": recall,
+        "ndcg@10": ndcg,
+        "goal_recall@10": peer,
+        "goal_ndcg@10": goal[1] if goal else None,
+        "ratio": recall / peer,
+        "goal": 1.0,
+    }
+    print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()
