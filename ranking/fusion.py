@@ -17,43 +17,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activity.errors import UsageError
 from encoder.dcat import Context, context, cross
 from encoder.model import UserEncoder
+from ranking.settings import FusionConfig
 
-Kind = Literal["none", "late-mean", "late-last", "early"]
-ColdStart = Literal["none", "cir", "cir+idd"]
 RANDOM_ID_SHARE = 0.1
 _DROPOUT_BY_AGE = ((7.0, 0.7), (28.0, 0.5))  # younger than so many days: this share of the outputs
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """Raises UsageError for parts that do not go together."""
-
-    kind: Kind = "early"
-    module: Literal["tuned", "frozen"] = "tuned"  # whether the encoder is trained along
-    learnable_token: Literal["none", "before candidate"] = "none"
-    content: Literal["none", "added"] = "none"  # attributes in the candidate's token
-    cold_start: ColdStart = "none"
-    window: int = 0  # slots of a context with its candidate; 0 = the release's served length
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("kind", get_args(Kind)), ("cold_start", get_args(ColdStart))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}; found {getattr(self, name)!r}")
-        if self.kind != "early" and (self.learnable_token != "none" or self.content != "none"):
-            raise UsageError(
-                f"{self.kind} fusion has no candidate token", hint="learnable_token and content need early fusion"
-            )
-        if self.window < 0:
-            raise UsageError(f"window must be at least 1, or 0 for the served length; found {self.window}")
 
 
 @dataclass(frozen=True, eq=False)

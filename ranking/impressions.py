@@ -18,33 +18,12 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from activity.errors import DataError, UsageError
+from activity.errors import DataError
+from ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
-ENGAGED = "engaged"  # the first task: any of the others
 
 Int64s = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ImpressionSettings:
-    """`shown`: actions that show an item, empty = every action. `positive`: each is a task beside ENGAGED."""
-
-    positive: tuple[str, ...]
-    shown: tuple[str, ...] = ()
-    max_candidates: int = 20  # impressions of one request
-    gap_minutes: float = 30.0  # a pause of this length ends a visit
-    attribution_hours: float = 24.0  # between an impression and an action that counts for it
-
-    def __post_init__(self) -> None:
-        if not self.positive:
-            raise UsageError("no action is named as positive", hint="name those that a ranker should predict")
-        if self.max_candidates < 1:
-            raise UsageError(f"max_candidates must be at least 1; found {self.max_candidates}")
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return (ENGAGED, *self.positive)
 
 
 @dataclass(frozen=True, eq=False)

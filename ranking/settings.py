@@ -1,13 +1,59 @@
-"""The settings of `spoor finetune`: section [finetune]."""
+"""The settings of `spoor finetune`, section [finetune], and the parts that the room's functions take of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from activity.errors import UsageError
-from ranking.fusion import ColdStart, FusionConfig, Kind
-from ranking.impressions import ImpressionSettings
+
+Kind = Literal["none", "late-mean", "late-last", "early"]
+ColdStart = Literal["none", "cir", "cir+idd"]
+ENGAGED = "engaged"  # the first task: any of the others
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Raises UsageError for parts that do not go together."""
+
+    kind: Kind = "early"
+    module: Literal["tuned", "frozen"] = "tuned"  # whether the encoder is trained along
+    learnable_token: Literal["none", "before candidate"] = "none"
+    content: Literal["none", "added"] = "none"  # attributes in the candidate's token
+    cold_start: ColdStart = "none"
+    window: int = 0  # slots of a context with its candidate; 0 = the release's served length
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("kind", get_args(Kind)), ("cold_start", get_args(ColdStart))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} must be one of {', '.join(allowed)}; found {getattr(self, name)!r}")
+        if self.kind != "early" and (self.learnable_token != "none" or self.content != "none"):
+            raise UsageError(
+                f"{self.kind} fusion has no candidate token", hint="learnable_token and content need early fusion"
+            )
+        if self.window < 0:
+            raise UsageError(f"window must be at least 1, or 0 for the served length; found {self.window}")
+
+
+@dataclass(frozen=True)
+class ImpressionSettings:
+    """`shown`: actions that show an item, empty = every action. `positive`: each is a task beside ENGAGED."""
+
+    positive: tuple[str, ...]
+    shown: tuple[str, ...] = ()
+    max_candidates: int = 20  # impressions of one request
+    gap_minutes: float = 30.0  # a pause of this length ends a visit
+    attribution_hours: float = 24.0  # between an impression and an action that counts for it
+
+    def __post_init__(self) -> None:
+        if not self.positive:
+            raise UsageError("no action is named as positive", hint="name those that a ranker should predict")
+        if self.max_candidates < 1:
+            raise UsageError(f"max_candidates must be at least 1; found {self.max_candidates}")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (ENGAGED, *self.positive)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from encoder.inference import new_model
 from encoder.model import UserEncoder
 from encoder.vocabulary import Vocabulary
 from ranking.dataset import Floats
-from ranking.fusion import Fusion, FusionConfig, RankingBatch
+from ranking.fusion import Fusion, RankingBatch
 from ranking.host import Host, HostConfig
 from ranking.rows import BatchMaker, RankingData, Scale
+from ranking.settings import FusionConfig
 
 FORMAT = {"format": "spoor-ranker", "format_version": 1}
 _SCORED_ROWS = 2_048

@@ -14,8 +14,9 @@ from activity.history import group_events, history_values
 from activity.packing import pack
 from encoder.release import Release, load_release
 from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
-from ranking.impressions import Impressions, ImpressionSettings, find_impressions
+from ranking.impressions import Impressions, find_impressions
 from ranking.rows import RankingData, read_rows
+from ranking.settings import ImpressionSettings
 from tests.releases import save_untrained_release
 
 DAY = 86_400_000

@@ -7,8 +7,9 @@ import torch
 from activity.errors import UsageError
 from encoder.dcat import context, cross
 from encoder.tuning import trainable
-from ranking.fusion import Fusion, FusionConfig, RankingBatch
+from ranking.fusion import Fusion, RankingBatch
 from ranking.rows import BatchMaker, Scale
+from ranking.settings import FusionConfig
 from tests.ranking.shop import DIMENSION, Shop, make_shop
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from activity.errors import DataError, UsageError
 from activity.events import Event, events_table
-from ranking.impressions import DAY_MS, ImpressionSettings, find_impressions, window_times
+from ranking.impressions import DAY_MS, find_impressions, window_times
+from ranking.settings import ImpressionSettings
 
 MINUTE, HOUR = 60_000, 3_600_000
 SETTINGS = ImpressionSettings(positive=("like", "save"), shown=("view",), max_candidates=2)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from activity.errors import DataError, UsageError
-from ranking.finetune import fine_tune
 from ranking.host import HostConfig
 from ranking.measure import auc
 from ranking.settings import FinetuneSettings
+from ranking.train import fine_tune
 from ranking.tuned import load_ranker, save_ranker
 from tests.ranking.shop import DAY, END, START, T1, Shop, before, make_shop
 
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_ranker_and_leaves_the_random_state_alone(s
 
 
 def test_the_module_learns_at_a_tenth_of_the_rate(shop, train):
-    from ranking.finetune import _optimiser
+    from ranking.train import _optimiser
     from ranking.tuned import build_model
 
     encoder = tune(shop, train, replace(QUICK, epochs=1)).ranker.model.fusion.encoder
@@ -113,17 +113,17 @@ def test_a_frozen_module_keeps_the_releases_weights(shop, train):
 
 
 def test_own_positives_are_no_negatives_and_only_training_events_count(shop, train, monkeypatch):
-    from ranking import finetune
+    from ranking import train as train_module
 
     seen = []
-    real = finetune.own_positives
+    real = train_module.own_positives
 
     def watched(candidates, own_items, own_offsets):
         mask = real(candidates, own_items, own_offsets)
         seen.append((candidates.items.numpy(), own_items, own_offsets, mask.numpy()))
         return mask
 
-    monkeypatch.setattr(finetune, "own_positives", watched)
+    monkeypatch.setattr(train_module, "own_positives", watched)
     tune(shop, train, replace(QUICK, epochs=1))
     assert seen
     for items, own_items, own_offsets, mask in seen:
@@ -131,8 +131,8 @@ def test_own_positives_are_no_negatives_and_only_training_events_count(shop, tra
             own = set(own_items[own_offsets[segment] : own_offsets[segment + 1]].tolist())
             assert set(items[row].tolist()) == own & set(items.tolist())
     # Every item that any user ever acted on before T1, and none that appeared later.
-    _, vocabulary = finetune.trainable(shop.release, new_items=before(shop.events, T1)["item_id"].to_pylist())
-    positives = finetune._positives(before(shop.events, T1), vocabulary)
+    _, vocabulary = train_module.trainable(shop.release, new_items=before(shop.events, T1)["item_id"].to_pylist())
+    positives = train_module._positives(before(shop.events, T1), vocabulary)
     frame = before(shop.events, T1).to_pandas()
     for user, own in positives.by_user.items():
         mine = set(frame.loc[frame["user_id"] == user, "item_id"])
