@@ -1,7 +1,8 @@
 """Where a training run stands, in one safetensors file that is replaced by one rename.
 
-Tensors: model, averaged model, optimiser. Its JSON header holds the place in the loader, the losses so far, and the
-identity of the run: settings, model and data. There is no random state to keep: each step seeds its own draws.
+Tensors: model, averaged model, optimiser, best weights so far. Its JSON header holds the place in the loader, the
+losses so far, and the identity of the run: settings, model and data. There is no random state to keep: each step seeds
+its own draws.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from activity.errors import DataError, UsageError
 from activity.files import atomic_write
 from encoder.model import UserEncoder
+from encoder.optimiser import Optimiser
 from encoder.settings import PretrainSettings
 
 
@@ -28,41 +30,53 @@ class TrainState:
     """Everything that changes while training. (stage, epoch, batch) is the next batch to take."""
 
     model: UserEncoder
-    average: AveragedModel  # exponential average of the weights: what is evaluated and released
-    optimiser: torch.optim.AdamW
+    optimiser: Optimiser  # holds the average too: what is evaluated and released
     stage: int = 0
     epoch: int = 0
     batch: int = 0
     step: int = 0  # optimiser steps taken
-    seconds: float = 0.0  # spent in steps, over all resumptions
+    tokens: int = 0  # events trained on
+    seconds: float = 0.0  # of the run, over all resumptions
+    stage_began: float = 0.0  # seconds of the run at the start of the stage
+    future_pairs: int = 0  # that the future-token loss has seen
     losses: list[float] = field(default_factory=list)  # one a step
     evaluations: list[dict[str, float]] = field(default_factory=list)  # one an epoch of the first stage
+    best_epoch: int = -1  # index among the evaluations; -1 before the first
+    best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights of that epoch
 
     @classmethod
-    def fresh(cls, model: UserEncoder, settings: PretrainSettings) -> TrainState:
-        model.initialise(settings.seed)
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    def of(cls, model: UserEncoder, settings: PretrainSettings) -> TrainState:
+        """At the start, with the model's weights as they are."""
+        return cls(
+            model,
+            Optimiser(model, weight_decay=settings.weight_decay, average_decay=settings.average_decay),
         )
-        return cls(model, average, optimiser)
 
     @property
-    def averaged_model(self) -> UserEncoder:
-        module = self.average.module
-        assert isinstance(module, UserEncoder)
-        return module
+    def average(self) -> UserEncoder:
+        return self.optimiser.average
+
+    def keep_best(self) -> None:
+        """The newest evaluation is the best so far: its weights are kept."""
+        self.best_epoch = len(self.evaluations) - 1
+        self.best = {name: value.clone() for name, value in self.average.state_dict().items()}
 
 
-_PLACE = ("stage", "epoch", "batch", "step", "seconds", "losses", "evaluations")
+_PLACE = (
+    *("stage", "epoch", "batch", "step", "tokens", "seconds", "stage_began", "future_pairs"),
+    *("losses", "evaluations", "best_epoch"),
+)
 
 
 def save_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) -> None:
     """Raises InfrastructureError if the folder cannot be written."""
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
-    for index, values in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": value for name, value in values.items()}
+    parts = {
+        "model": state.model.state_dict(),
+        "average": state.average.state_dict(),
+        "optimiser": state.optimiser.tensors(),
+        "best": state.best,
+    }
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     header = {"identity": identity, "place": {name: getattr(state, name) for name in _PLACE}}
     # Bytes first: safetensors tells of a full disk by an error of its own.
     atomic_write(path, save(tensors, metadata={"spoor": json.dumps(header)}))
@@ -84,17 +98,13 @@ def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
             f"checkpoint `{path}` belongs to another run: {', '.join(changed)} differ",
             hint="train without --resume to start anew, or restore the settings and the events of that run",
         )
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimiser": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimiser": {}, "best": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
     state.model.load_state_dict(parts["model"])
     state.average.load_state_dict(parts["average"])
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in parts["optimiser"].items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = tensor
-    groups = state.optimiser.state_dict()["param_groups"]
-    state.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+    state.optimiser.load(parts["optimiser"])
+    state.best = parts["best"]
     for name in _PLACE:
         setattr(state, name, header["place"][name])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from activity.errors import DataError
 from activity.history import Histories
+from encoder.batches import log_gaps
 from encoder.config import ModelConfig
 from encoder.hashing import vocabulary_rows
 from encoder.model import UserEncoder
@@ -36,7 +37,7 @@ class FrozenEncoder:
         self.trained_through_ms = release.info.trained_through_ms
         self.vocabulary = release.vocabulary
         self._token_budget = token_budget
-        self._model = _frozen_model(release)
+        self.model = frozen_model(release)
 
     @property
     def item_ids(self) -> tuple[str, ...]:
@@ -48,7 +49,8 @@ class FrozenEncoder:
         return self.vocabulary.items
 
     def encode(self, histories: Histories) -> tuple[Vectors, Indexes]:
-        """User vectors float32[U, d] of norm 1, and events used int64[U] (at most max_events).
+        """User vectors float32[U, d], of norm 1 where the score is the cosine, and events used int64[U] (at most
+        max_events).
 
         A user without events gets zeros and 0. A vector depends on the user's own newest events alone, to 1e-5,
         whatever else is in the batch.
@@ -61,17 +63,19 @@ class FrozenEncoder:
             for users in _by_length(lengths, self._token_budget):
                 rows, offsets = _rows(recent.offsets, users)
                 items, actions, surfaces = (column[rows] for column in events)
-                vectors[users] = self._model.last(items, actions, surfaces, offsets).numpy()
+                gaps = torch.from_numpy(log_gaps(recent.values["timestamp"][rows.numpy()], offsets.numpy()))
+                vectors[users] = self.model.last(items, actions, surfaces, offsets, gaps).numpy()
         return vectors, lengths
 
     def item_vectors(self, item_hashes: npt.NDArray[np.uint64]) -> Vectors:
-        """uint64[n] to float32[n, d] of norm 1. Every unknown item has the same vector, that of row 0."""
+        """uint64[n] to float32[n, d], of norm 1 where the score is the cosine. Every unknown item has the vector of
+        row 0."""
         items = torch.from_numpy(self.vocabulary.item_indexes(np.asarray(item_hashes, np.uint64)))
         vectors = np.empty((len(items), self.dimension), np.float32)
         with torch.inference_mode():
             for start in range(0, len(items), self._token_budget):
                 part = slice(start, start + self._token_budget)
-                vectors[part] = self._model.targets(items[part]).numpy()
+                vectors[part] = self.model.targets(items[part]).numpy()
         return vectors
 
 
@@ -102,7 +106,8 @@ def _item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
     return vocabulary_rows(vocabulary.items, functions=config.hash_functions, rows=config.table_rows)
 
 
-def _frozen_model(release: Release) -> UserEncoder:
+def frozen_model(release: Release) -> UserEncoder:
+    """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration."""
     model = new_model(release.info.model, release.vocabulary)
     weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
     try:

@@ -12,7 +12,6 @@ Legend: R events asked, P pairs, M candidates, V known items, S segments, E = co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +32,9 @@ class Candidates:
     items: Tensor
     log_weights: Tensor
 
+    def to(self, device: torch.device) -> Candidates:
+        return Candidates(self.items.to(device), self.log_weights.to(device))
+
 
 def draw_candidates(
     answers: Indexes, *, answer_shares: npt.NDArray[np.float64], uniform: int, rng: np.random.Generator
@@ -49,16 +51,16 @@ def draw_candidates(
     return Candidates(torch.from_numpy(items), torch.from_numpy(np.log(times / expected)).float())
 
 
-def own_positives(candidates: Candidates, positives: Sequence[Indexes]) -> Tensor:
-    """bool [S, M]: which candidates are among the positive items of each segment's user (sorted and distinct), and so
-    no negatives of theirs."""
+def own_positives(candidates: Candidates, own_items: Indexes, own_offsets: Indexes) -> Tensor:
+    """bool [S, M]: which candidates are among the positive items of each segment's user, and so no negatives of
+    theirs. `own_items` int64[K]: these items, one segment after the other; `own_offsets` int64[S + 1]."""
     items = candidates.items.numpy()
-    mask = np.zeros((len(positives), len(items)), bool)
-    for row, own in enumerate(positives):
-        place = np.searchsorted(items, own)
-        inside = place < len(items)
-        place = place[inside]
-        mask[row, place[items[place] == own[inside]]] = True
+    mask = np.zeros((len(own_offsets) - 1, len(items)), bool)
+    if len(items):
+        segments = np.repeat(np.arange(len(mask)), np.diff(own_offsets))
+        place = np.minimum(np.searchsorted(items, own_items), len(items) - 1)
+        found = items[place] == own_items
+        mask[segments[found], place[found]] = True
     return torch.from_numpy(mask)
 
 
@@ -134,31 +136,3 @@ class _FullSoftmax(torch.autograd.Function):
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x, grad_w = ctx.saved_tensors
         return grad_x * grads[0], grad_w * grads[0], None, None, None
-
-
-def all_items(vocabulary_size: int) -> Candidates:
-    """Every known item with weight 1: the full softmax."""
-    return Candidates(torch.arange(1, vocabulary_size + 1), torch.zeros(vocabulary_size))
-
-
-def next_item_loss(
-    user_vectors: Tensor,
-    candidate_vectors: Tensor,
-    candidates: Candidates,
-    targets: Tensor,
-    *,
-    temperature: Tensor,
-    left_out: Tensor | None = None,
-) -> Tensor:
-    """The mean loss over positions, a scalar.
-
-    Shapes: user_vectors [P, E], candidate_vectors [M, E], targets int64 [P] (each among the candidates), left_out
-    bool [P, M] (candidates that are no negatives of a position; its target always counts).
-    """
-    scores_PM = user_vectors @ candidate_vectors.T / temperature
-    place_P1 = torch.searchsorted(candidates.items, targets).unsqueeze(1)
-    # The target is certain to be among the candidates, whatever was drawn: its weight is 1.
-    weighted_PM = (scores_PM + candidates.log_weights).scatter(1, place_P1, scores_PM.gather(1, place_P1))
-    if left_out is not None:
-        weighted_PM = weighted_PM.masked_fill(left_out.scatter(1, place_P1, False), float("-inf"))
-    return F.cross_entropy(weighted_PM, place_P1.squeeze(1))

@@ -14,20 +14,21 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
         [
             f"# Release {record['name']}",
             "",
-            f"Turns a user's newest {record['max_events']} events into a vector of {record['dimension']} floats "
-            "(L2 norm 1). The product of a user vector and an item vector ranks what the user does next.",
+            f"Turns a user's newest {record['max_events']} events into a vector of {record['dimension']} floats"
+            f"{' (L2 norm 1)' if record['model']['score'] == 'cosine' else ''}. The product of a user vector and an item vector ranks what the user does next.",
             "",
             f"- Trained through {through} (the newest event that had any part in it).",
             f"- Made at {record['created_at']}; item hash version {record['hash_version']}, "
             f"row hash version {record['row_hash_version']}.",
             f"- Training data fingerprint: `{record['data_fingerprint']}`.",
+            *_split(record["split"]),
             "",
             "## Quality",
             "",
             *_table(metrics, "metric"),
             "",
-            "Each held-out event is predicted from all events before it, among all known items. `unseen`: items that "
-            "the user has already met are left out of the ranking. Popularity ranks by the number of training events.",
+            "Each validation event is predicted from the events before it, among all known items, before the weights "
+            "were trained on it in the refit. Popularity ranks by the number of training events.",
             "",
             "## Training",
             "",
@@ -45,6 +46,13 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
             "",
         ]
     )
+
+
+def _split(split: Mapping[str, Any] | None) -> list[str]:
+    if split is None:
+        return []
+    ties = "" if split["shuffle_ties"] is None else f", ties shuffled by the seed {split['shuffle_ties']}"
+    return [f"- Protocol {split['protocol']}{ties}; digest of the split `{split['digest']}`."]
 
 
 def _table(values: Mapping[str, Any], heading: str) -> list[str]:

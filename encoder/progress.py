@@ -1,23 +1,29 @@
-"""What a person sees of a training run: a bar on the terminal, and the curve at its end."""
+"""What a person sees of a training run: a bar on the terminal, scalars in TensorBoard (and MLflow, if one is named),
+and the curve at its end."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from activity.errors import UsageError
+
 _SMOOTHING = 0.98  # of the shown loss
 
 
 class TrainingProgress:
-    """A bar on stderr with tokens a second, loss and time left; silent when stderr is not a terminal."""
+    """A bar on stderr with tokens a second, loss and time left; silent when `quiet` or stderr is not a terminal."""
 
-    def __init__(self, tokens: int, *, done: int) -> None:
+    def __init__(self, tokens: int, *, done: int, quiet: bool = False) -> None:
         self._progress = Progress(
             TextColumn("pretraining"),
             BarColumn(),
@@ -26,7 +32,7 @@ class TrainingProgress:
             TextColumn("loss {task.fields[loss]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
         )
         self._task: TaskID = self._progress.add_task("", total=tokens, completed=done, rate="-", loss="-")
         self._loss: float | None = None
@@ -47,6 +53,54 @@ class TrainingProgress:
         self._progress.update(self._task, advance=tokens, rate=rate, loss=f"{self._loss:.3f}")
 
 
+class TrainingLog:
+    """Scalars by step. `tensorboard --logdir` shows the folder while the run goes on."""
+
+    def __init__(self, writer: Any, tracker: Any) -> None:
+        self._writer = writer
+        self._tracker = tracker
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, mlflow_uri: str, *, run_name: str, quiet: bool = False) -> Iterator[TrainingLog]:
+        """Writes into `folder` and, if `mlflow_uri` is not empty, to a run of that tracking server. `quiet`: nowhere.
+        Raises UsageError when MLflow is asked for and not installed."""
+        if quiet:
+            yield cls(None, None)
+            return
+        from torch.utils.tensorboard.writer import SummaryWriter  # a second to import, needed once a run
+
+        tracker = _mlflow(mlflow_uri) if mlflow_uri else None
+        if tracker is not None:
+            tracker.start_run(run_name=run_name)
+        writer = SummaryWriter(str(folder))
+        try:
+            yield cls(writer, tracker)
+        finally:
+            writer.close()
+            if tracker is not None:
+                tracker.end_run()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if self._writer is not None:
+                self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+
+
+def _mlflow(uri: str) -> Any:
+    try:
+        import mlflow  # type: ignore[import-not-found]  # not one of Spoor's own dependencies
+    except ImportError:
+        raise UsageError(
+            "pretrain.mlflow_uri is set, but MLflow is not installed",
+            hint="pip install mlflow-skinny, or leave pretrain.mlflow_uri empty",
+        ) from None
+    mlflow.set_tracking_uri(uri)
+    return mlflow
+
+
 def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]], *, title: str) -> bytes:
     """A PNG: loss by step, and Recall@10 on the held-out events beside popularity's."""
     from matplotlib.figure import Figure  # half a second to import, needed once a run
@@ -59,7 +113,7 @@ def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]],
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     axes.plot(np.arange(len(smooth)) + window - 1, smooth, color="tab:blue", label="loss")
     right = axes.twinx()
-    right.set(ylabel="Recall@10, held-out events")
+    right.set(ylabel="Recall@10, validation events")
     steps = [found["step"] for found in evaluations]
     right.plot(steps, [found["recall_at_10"] for found in evaluations], "o-", color="tab:orange", label="Recall@10")
     popular = [found["popularity_recall_at_10"] for found in evaluations]

@@ -39,7 +39,7 @@ from encoder.model_card import model_card
 from encoder.vocabulary import Vocabulary
 
 FORMAT = "spoor-release"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
 _TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"
 
@@ -51,12 +51,13 @@ class ReleaseInfo:
     name: str
     folder: Path
     dimension: int  # floats of a user or item vector
-    max_events: int  # newest events that the model reads
+    max_events: int  # newest events that the model reads: its served_length
     trained_through_ms: int  # time of the newest event that had any part in training
     hash_version: int  # of activity/hashing.py
     created_at: str  # ISO 8601, UTC
     data_fingerprint: str  # SHA-256 of the training events
     model: ModelConfig
+    split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +90,16 @@ def save_release(
     metrics: Mapping[str, Any],
     training: Mapping[str, Any],
     curve_png: bytes,
+    split: Mapping[str, Any] | None = None,
+    more_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> ReleaseInfo:
     """Writes the release whose name is the folder's: whole, or not at all.
 
-    `training` (settings and circumstances) goes into release.json and the model card. Raises UsageError for a bad name
-    or a release that exists (unless `overwrite`), InfrastructureError if the folder cannot be written.
+    `training` (settings and circumstances) goes into release.json and the model card; `split`: what `check_split` of
+    encoder/protocols.py will ask for; `more_files`: further files by name, kept and checked with the others. Raises
+    UsageError for a bad name or a release that exists (unless `overwrite`), InfrastructureError if the folder cannot be
+    written.
     """
     check_release_name(folder.name)
     check_free(folder, overwrite=overwrite)
@@ -108,8 +113,9 @@ def save_release(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         data_fingerprint=data_fingerprint,
         model=model,
+        split=None if split is None else dict(split),
     )
-    files = {
+    files = dict(more_files or {}) | {
         "model.safetensors": safetensors_numpy.save({k: np.asarray(v, order="C") for k, v in weights.items()}),
         "vocabulary.safetensors": safetensors_numpy.save(
             {"items": vocabulary.items, "actions": vocabulary.actions, "surfaces": vocabulary.surfaces}
@@ -180,6 +186,7 @@ def read_info(folder: Path) -> ReleaseInfo:
             hash_version=record["hash_version"],
             created_at=record["created_at"],
             data_fingerprint=record["data_fingerprint"],
+            split=record["split"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
@@ -213,6 +220,7 @@ def _record(info: ReleaseInfo) -> dict[str, Any]:
         "created_at": info.created_at,
         "data_fingerprint": info.data_fingerprint,
         "model": info.model.to_json(),
+        "split": info.split,
     }
 
 

@@ -44,6 +44,15 @@ class Settings:
     pretrain: PretrainSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 
+    def given(self, section: str) -> frozenset[str]:
+        """The names of the section's settings that come from a file, the environment or a flag."""
+        start = f"{section}."
+        return frozenset(
+            key.removeprefix(start)
+            for key, origin in self.origins.items()
+            if key.startswith(start) and origin != "default"
+        )
+
     def shown(self) -> list[tuple[str, Any, str]]:
         """(key, value, origin) of every setting in the order of the reference; secrets that are set are hidden."""
         rows: list[tuple[str, Any, str]] = [

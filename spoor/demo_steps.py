@@ -54,6 +54,8 @@ def pretrain(demo: Demo) -> Any:
         _lake(demo),
         out=demo.settings.features.releases_folder / RELEASE,
         settings=demo.settings.pretrain,
+        events=demo.settings.events,
+        fixed=demo.settings.given("pretrain"),
         until_ms=demo.t70,
         resume=True,
         overwrite=True,

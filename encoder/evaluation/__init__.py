@@ -2,7 +2,3 @@
 
 questions (what is asked) -> scorers (a number for every known item) -> places (where the target landed) -> report.
 """
-
-from encoder.evaluation.held_out import HeldOut, evaluate, hold_out
-
-__all__ = ["HeldOut", "evaluate", "hold_out"]

@@ -2,52 +2,100 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from activity.errors import UsageError
 from spoor.commands.invocation import Invocation, Time, dry_run_option, json_option, pass_invocation, time_text
 
 if TYPE_CHECKING:
     from encoder.release import ReleaseInfo
 
+_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
 
 @click.command()
-@click.option("--release", required=True, metavar="NAME", help="Name of the new release, e.g. base-1.")
-@click.option("--until", "until_ms", type=Time(), help="Train on events before this only. Default: all of the lake.")
+@click.option("--data", type=_EXISTING, metavar="FILE", help="Train on this event file. Default: the lake.")
+@click.option("--out", type=_FOLDER, metavar="FOLDER", help="Folder of the new release; its last part is the name.")
+@click.option("--release", metavar="NAME", help="Name of the new release, e.g. base-1, in features.releases_folder.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["leave-one-out", "global-time", "newest"]),
+    default="newest",
+    show_default=True,
+    help="What is held out; newest holds out nothing for tests.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="In place of pretrain.seed.")
+@click.option("--shuffle-ties", type=int, metavar="SEED", help="Order a user's equal times anew, from this seed.")
+@click.option("--max-minutes", type=click.FloatRange(min=0), help="In place of pretrain.max_minutes.")
+@click.option("--from", "warm_start", metavar="RELEASE", help="Begin with the weights of an earlier release.")
+@click.option("--until", "until_ms", type=Time(), help="Train on events before this only. Default: on all.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")
 @click.option("--overwrite", is_flag=True, help="Replace a release of the same name.")
 @dry_run_option
 @json_option
 @pass_invocation
 def pretrain(
-    invocation: Invocation, release: str, until_ms: int | None, resume: bool, overwrite: bool, dry_run: bool
+    invocation: Invocation,
+    data: Path | None,
+    out: Path | None,
+    release: str | None,
+    protocol: Any,
+    seed: int | None,
+    shuffle_ties: int | None,
+    max_minutes: float | None,
+    warm_start: str | None,
+    until_ms: int | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
 ) -> None:
     """Train an encoder and write a release.
 
-    It reads the lake's events; the result is a folder under features.releases_folder.
+    It reads the lake's events, or a file of events; the result is a folder. Several processes share the work when
+    torchrun starts them.
     """
+    if (out is None) == (release is None):
+        raise UsageError("give either --out or --release", hint="--out FOLDER, or --release NAME for the usual folder")
+    if shuffle_ties is not None and data is None:
+        raise UsageError("--shuffle-ties needs --data", hint="the order of the lake's events stands")
     from activity.lake import Lake
     from encoder.pretrain import run_pretrain
 
     settings = invocation.settings()
+    flags = {"seed": seed, "max_minutes": max_minutes}
+    given = {name: value for name, value in flags.items() if value is not None}
+    releases = settings.features.releases_folder
     result = run_pretrain(
-        Lake(settings.lake.folder, buckets=settings.lake.buckets),
-        out=settings.features.releases_folder / release,
-        settings=settings.pretrain,
+        data or Lake(settings.lake.folder, buckets=settings.lake.buckets),
+        out=out or releases / str(release),
+        settings=dataclasses.replace(settings.pretrain, **given),
+        events=settings.events,
+        protocol=protocol,
+        shuffle_ties=shuffle_ties,
         until_ms=until_ms,
+        warm_start=_release_folder(warm_start, releases) if warm_start else None,
+        fixed=settings.given("pretrain"),
         resume=resume,
         dry_run=dry_run,
         overwrite=overwrite,
     )
     if result.release is None:
-        invocation.emit({"plan": result.plan, "dry_run": True}, "nothing was done")
+        invocation.emit({"plan": result.plan, "dry_run": dry_run}, "nothing was done")
         return
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     shown = {"release": _json(result.release), "metrics": result.metrics}
     invocation.emit(shown, f"{result.release.folder}: {metrics}")
+
+
+def _release_folder(text: str, releases: Path) -> Path:
+    """A path, or the name of a release in `releases`."""
+    return Path(text) if "/" in text else releases / text
 
 
 @click.group()
@@ -103,4 +151,4 @@ def show(invocation: Invocation, name: str) -> None:
 
 def _json(info: ReleaseInfo) -> dict[str, Any]:
     trained_through = datetime.fromtimestamp(info.trained_through_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return asdict(info) | {"folder": str(info.folder), "trained_through": trained_through}
+    return dataclasses.asdict(info) | {"folder": str(info.folder), "trained_through": trained_through}

@@ -68,7 +68,7 @@ def test_the_full_softmax_survives_scores_beyond_the_exponential() -> None:
 
 def test_own_positives_are_those_of_each_segments_user() -> None:
     candidates = Candidates(torch.tensor([2, 3, 5, 8]), torch.zeros(4))
-    mask = own_positives(candidates, [np.array([2, 8]), np.array([1, 3, 9]), np.array([], np.int64)])
+    mask = own_positives(candidates, np.array([2, 8, 1, 3, 9]), np.array([0, 2, 5, 5]))
     assert mask.int().tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 

@@ -110,7 +110,7 @@ def test_damaged_json_is_a_data_error(parts, tmp_path: Path, name: str) -> None:
     ("change", "message"),
     [
         ({"format": "onnx"}, "is of format onnx"),
-        ({"format_version": 2}, "is of format spoor-release 2"),
+        ({"format_version": 1}, "is of format spoor-release 1"),
         ({"hash_version": 99}, "has hash_version 99"),
         ({"row_hash_version": 99}, "has row_hash_version 99"),
         ({"name": "other"}, "holds the release `other`"),
