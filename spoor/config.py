@@ -16,6 +16,7 @@ from activity.configuration import TopSettings, find_file, load
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
 from encoder.settings import PretrainSettings
 from feature_repo.settings import FeatureSettings, follow_events
+from ranking.settings import FinetuneSettings
 from streaming.settings import StreamSettings
 
 SECTIONS: dict[str, type] = {
@@ -26,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "lake": LakeSettings,
     "stream": StreamSettings,
     "pretrain": PretrainSettings,
+    "finetune": FinetuneSettings,
 }
 HIDDEN = "(hidden)"
 
@@ -42,6 +44,7 @@ class Settings:
     lake: LakeSettings
     stream: StreamSettings
     pretrain: PretrainSettings
+    finetune: FinetuneSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 
     def given(self, section: str) -> frozenset[str]:
