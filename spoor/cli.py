@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from activity.errors import SpoorError, UsageError
-from spoor.commands import batch, demo, encoder, services, settings, show, simulate, streaming
+from spoor.commands import batch, demo, encoder, evaluate, services, settings, show, simulate, streaming
 from spoor.commands.invocation import Invocation
 from spoor.console import ReaderGone, set_up_logging
 
@@ -50,6 +50,7 @@ def app(ctx: click.Context, config: Path | None, assignments: Sequence[str], ver
 for _command in (
     demo.demo,
     encoder.pretrain,
+    evaluate.evaluate,
     batch.backfill,
     batch.archive,
     batch.verify,
