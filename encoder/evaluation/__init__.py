@@ -1,4 +1,4 @@
 """How well a release, or a plain rule, ranks what comes next: full ranking, never sampled.
 
-questions (what is asked) -> scorers (a number for every known item) -> places (where the target landed) -> report.
+questions (what is asked) -> scoring (a number for every known item) -> metrics (where the target landed) -> report
 """
