@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from activity.errors import SpoorError, UsageError
-from spoor.commands import batch, demo, encoder, evaluate, services, settings, show, simulate, streaming
+from spoor.commands import batch, demo, encoder, evaluate, finetune, services, settings, show, simulate, streaming
 from spoor.commands.invocation import Invocation
 from spoor.console import ReaderGone, set_up_logging
 
@@ -51,6 +51,7 @@ for _command in (
     demo.demo,
     encoder.pretrain,
     evaluate.evaluate,
+    finetune.finetune,
     batch.backfill,
     batch.archive,
     batch.verify,

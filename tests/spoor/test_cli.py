@@ -21,6 +21,7 @@ COMMANDS = [
     "demo",
     "pretrain",
     "evaluate",
+    "finetune",
     "backfill",
     "archive",
     "verify",

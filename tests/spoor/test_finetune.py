@@ -1,0 +1,132 @@
+"""`spoor finetune` as a modelling engineer runs it: a genuine Feast repo, histories and vectors in it, a ranker out."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.finetune import RELEASE, LogSet, prepare, report, table
+from ranking.finetune import Source, Windows
+from ranking.settings import FinetuneSettings
+from ranking.tuned import load_ranker
+from tests.ranking.shop import SETTINGS, Shop, make_shop
+from tests.releases import save_untrained_release
+
+TUNING = [
+    "finetune.positive_actions=like,save",
+    "finetune.shown_actions=view",
+    "finetune.epochs=2",
+    "finetune.uniform_negatives=16",
+]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return make_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def world(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source, Windows]:
+    folder = tmp_path_factory.mktemp("world")
+    source, windows, _ = prepare(folder, shop.events, shop.items, SETTINGS, make_release=_untrained)
+    pq.write_table(shop.events, folder / "events.parquet")
+    pq.write_table(shop.items, folder / "items.parquet")
+    return folder, source, windows
+
+
+def _untrained(events: pa.Table, out: Path) -> None:
+    save_untrained_release(
+        out,
+        items=pc.unique(events["item_id"]).to_pylist(),
+        actions=["view", "like", "save"],
+        surfaces=["app"],
+        trained_through_ms=pc.max(events["timestamp"]).as_py(),
+    )
+
+
+def arguments(folder: Path, *more: str, settings: list[str] = TUNING) -> list[str]:
+    features = {
+        "feature_repo": folder / "feature_repo",
+        "releases_folder": folder / "releases",
+        "offline_folder": folder / "state" / "offline",
+    }
+    chosen = [*(f"features.{key}={path}" for key, path in features.items()), *settings]
+    data = ["--data", str(folder / "events.parquet"), "--items", str(folder / "items.parquet")]
+    return [*(word for text in chosen for word in ("--set", text)), "finetune", "--release", RELEASE, *data, *more]
+
+
+def iso(time_ms: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat()
+
+
+def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp_path):
+    folder, source, windows = world
+    out = tmp_path / "ranker.safetensors"
+    done = spoor(*arguments(folder, "--out", str(out), "--until", iso(windows.test_from), "--seed", "3", "--json"))
+    assert done.code == 0, done.err
+    metrics = done.json["metrics"]
+    assert metrics["training_rows"] > 300 and metrics["candidates_per_history"] == pytest.approx(4, abs=0.5)
+    assert {(row["slice"], row["metric"]) for row in metrics["test"]} >= {("all items", "AUC"), ("all items", "HIT@3")}
+    ranker = load_ranker(out)
+    assert ranker.about["release"] == RELEASE and ranker.about["settings"]["seed"] == 3
+    test = source.rows(SETTINGS, from_ms=windows.test_from, to_ms=windows.test_to, known_before_ms=windows.test_from)
+    assert len(ranker.score(test)) == len(test.impressions.item_ids)
+    again = spoor(*arguments(folder, "--out", str(out)))
+    assert "exists already" in again.failed_with(2)
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(spoor, world, tmp_path):
+    folder = world[0]
+    done = spoor(*arguments(folder, "--out", str(tmp_path / "r"), "--dry-run", "--json"))
+    assert done.code == 0 and done.json["dry_run"] is True
+    assert any("early fusion" in line for line in done.json["plan"])
+    assert list(tmp_path.glob("r*")) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "chosen", "message"),
+    [
+        (["--from", "2000-01-01T00:00:00Z"], TUNING, "was trained on events up to"),
+        (["--from", "2030-01-01T00:00:00Z"], TUNING, "ends before it begins"),
+        ([], [], "no action is named as positive"),
+        ([], [*TUNING, "finetune.fusion=late-last", "finetune.content=added"], "no candidate token"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(spoor, world, tmp_path, more, chosen, message):
+    done = spoor(*arguments(world[0], "--out", str(tmp_path / "r"), *more, settings=chosen))
+    assert message in done.failed_with(2)
+
+
+def test_the_table_has_every_row_slice_and_direction(world):
+    """The benchmark's own parts, on Feast's answers."""
+    _, source, windows = world
+    settings = FinetuneSettings(positive_actions=("like", "save"), shown_actions=("view",), epochs=1, window=16)
+    rows = {"no module": {"fusion": "none"}, "frozen late": {"fusion": "late-last", "module": "frozen"}, "early": {}}
+    measured, about = table(
+        source, windows, LogSet(SETTINGS, "user-week"), settings, seeds=2, rows=rows, progress=lambda _: None
+    )
+    found = report(measured, about, rows=rows)
+    assert {row["ranker"] for row in found["table"]} == set(rows)
+    assert len(found["table"]) == len(rows) * 3 * 2
+    pairs = {(row["first"], row["second"]) for row in found["directions"]}
+    assert pairs == {("no module", "frozen late"), ("no module", "early")}
+    assert found["about"]["test"]["candidates_per_context"] > 1
+    assert found["ratio"] > 0
+
+
+def test_point_in_time_reads_give_frozen_late_fusion_what_the_release_knew(world):
+    """Feast's vector at a request equals the release's own over the history that Feast gives for it."""
+    import numpy as np
+
+    from encoder.inference import FrozenEncoder
+
+    _, source, windows = world
+    data = source.rows(SETTINGS, from_ms=windows.tune_from, to_ms=windows.test_from, known_before_ms=windows.test_from)
+    vectors, _ = FrozenEncoder(source.release).encode(data.contexts)
+    of_row = data.request_contexts[data.impressions.row_requests]
+    np.testing.assert_allclose(data.user_vectors, vectors[of_row], atol=1e-5)
+    assert data.user_vectors.any(1).all()
