@@ -92,6 +92,8 @@ def train(
     settings = schedule.settings
     allowed = settings.max_minutes * 60 * (1 - _KEPT_BACK) or math.inf
     clock = Clock(done=max(state.seconds, seconds_before), allowed=allowed)
+    if state.step == 0:
+        state.stage_began = clock.seconds
     with ExitStack() as stack:
         stack.enter_context(_threads(settings.threads))
         stack.enter_context(torch.random.fork_rng())
@@ -198,7 +200,7 @@ def _share_of_time(state: TrainState, schedule: Schedule, clock: Clock) -> float
     if math.isinf(clock.allowed):
         return 0.0
     later = sum(stage.tokens * stage.epochs for stage in schedule.stages[state.stage + 1 :])
-    needed = later * clock.seconds / state.tokens if state.tokens else 0.0
+    needed = later * (clock.seconds - state.stage_began) / state.tokens if state.tokens else 0.0
     end = clock.allowed - min(needed, clock.allowed / 2)
     return (clock.seconds - state.stage_began) / max(end - state.stage_began, 1e-9)
 

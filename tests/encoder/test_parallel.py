@@ -1,0 +1,71 @@
+"""Two processes end where one does."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from encoder.config import MODEL_CONFIGS
+from encoder.pretrain import run_pretrain
+from encoder.release import load_release
+from encoder.settings import PretrainSettings
+from tests.encoder.test_pretrain import circle
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = """
+import sys
+import pyarrow.parquet as pq
+import torch
+from pathlib import Path
+from encoder.pretrain import run_pretrain
+from tests.encoder.test_parallel import settings, without_dropout
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+without_dropout()
+run_pretrain(pq.read_table(folder / "events.parquet"), out=folder / "two", settings=settings(sys.argv[2]))
+"""
+
+
+def settings(table_updates) -> PretrainSettings:
+    return PretrainSettings(
+        model="tiny",
+        epochs=2,
+        token_budget=200,
+        uniform_negatives=16,
+        multi_token_weight=0.5,
+        table_updates=table_updates,
+    )
+
+
+def without_dropout() -> None:
+    """Each process draws its own dropout, so only a model without any can be compared."""
+    MODEL_CONFIGS["tiny"] = replace(MODEL_CONFIGS["tiny"], dropout=0.0, input_dropout=0.0)
+
+
+@pytest.mark.parametrize("table_updates", ["dense", "sparse"])
+def test_two_processes_end_at_the_weights_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_updates: str
+) -> None:
+    monkeypatch.setitem(MODEL_CONFIGS, "tiny", MODEL_CONFIGS["tiny"])  # undone after the test
+    without_dropout()
+    pq.write_table(circle(), tmp_path / "events.parquet")
+    (tmp_path / "run.py").write_text(RUN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "run.py"), str(tmp_path), table_updates],
+        cwd=REPOSITORY,
+        env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run_pretrain(circle(), out=tmp_path / "one", settings=settings(table_updates))
+    one, two = (load_release(tmp_path / name) for name in ("one", "two"))
+    assert two.metrics["steps"] == one.metrics["steps"] > 10
+    for name, value in one.weights.items():
+        np.testing.assert_allclose(two.weights[name], value, atol=2e-5, err_msg=name)
