@@ -15,7 +15,8 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
             f"# Release {record['name']}",
             "",
             f"Turns a user's newest {record['max_events']} events into a vector of {record['dimension']} floats"
-            f"{' (L2 norm 1)' if record['model']['score'] == 'cosine' else ''}. The product of a user vector and an item vector ranks what the user does next.",
+            f"{' (L2 norm 1)' if record['model']['score'] == 'cosine' else ''}. The product of a user vector and an "
+            "item vector ranks what the user does next.",
             "",
             f"- Trained through {through} (the newest event that had any part in it).",
             f"- Made at {record['created_at']}; item hash version {record['hash_version']}, "
