@@ -22,7 +22,9 @@ import scipy.sparse as sp
 import torch
 
 from activity.errors import DataError
-from encoder.vocabulary import Indexes
+from encoder.corpus import Corpus
+from encoder.protocols import Split
+from encoder.vocabulary import Indexes, Vocabulary
 
 LONGEST_GAP = 8  # events
 GAP_DECAY = 0.85
@@ -92,6 +94,13 @@ class ItemLinks:
         except (KeyError, ValueError) as error:
             raise DataError(f"these are no links of {vocabulary_size} items: {error}") from None
         return cls(matrix)
+
+
+def count_links(corpus: Corpus, split: Split, vocabulary: Vocabulary, *, upto: int) -> ItemLinks:
+    """Of the events whose role is at most `upto`."""
+    seen = split.allowed_histories(corpus, upto=upto)
+    blocks = ((vocabulary.item_indexes(block.values["item"]), block.offsets) for block in seen)
+    return ItemLinks.count(blocks, vocabulary_size=len(vocabulary.items))
 
 
 def _pairs(items: Indexes, offsets: Indexes, shape: tuple[int, int]) -> Any:

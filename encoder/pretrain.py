@@ -31,6 +31,10 @@ from encoder.checkpoint import TrainState, load_checkpoint
 from encoder.config import MODEL_CONFIGS, ModelConfig
 from encoder.corpus import Corpus
 from encoder.inference import new_model
+from encoder.item_links import count_links
+from encoder.mixture import FILE as MIXTURE_FILE
+from encoder.mixture import Mixture
+from encoder.model import UserEncoder
 from encoder.parallel import ALONE, Processes, processes_of_torchrun
 from encoder.progress import draw_curve
 from encoder.protocols import TRAIN, VALIDATION, Protocol, Split, make_split, training_statistics
@@ -156,7 +160,11 @@ def run_pretrain(
         if not processes.first:
             return PretrainResult(plan.lines(), None, {}, state.losses)
         metrics = _final_metrics(state, plan)
-        info = _release(state, plan, metrics, overwrite=overwrite)
+        mixture = _mixture(state, plan) if plan.settings.mixture == "fitted" else None
+        if mixture is not None:
+            metrics |= plan.schedule.validator.measure_mixture(_best_model(state, plan), mixture)
+            mixture = Mixture(count_links(plan.corpus, plan.split, plan.vocabulary, upto=VALIDATION), mixture.weights)
+        info = _release(state, plan, metrics, mixture, overwrite=overwrite)
     shutil.rmtree(plan.schedule.folder, ignore_errors=True)
     return PretrainResult(plan.lines(), info, metrics, state.losses)
 
@@ -315,7 +323,23 @@ def _newest_ms(corpus: Corpus, split: Split) -> int:
     return max(int(histories.values["timestamp"].max(initial=corpus.oldest_ms)) for histories in allowed)
 
 
-def _release(state: TrainState, plan: Plan, metrics: dict[str, float], *, overwrite: bool) -> ReleaseInfo:
+def _best_model(state: TrainState, plan: Plan) -> UserEncoder:
+    """The averaged weights of the best epoch, which have seen no validation event."""
+    model = new_model(plan.model, plan.vocabulary)
+    model.load_state_dict({name: value.cpu() for name, value in state.best.items()})
+    return model.eval()
+
+
+def _mixture(state: TrainState, plan: Plan) -> Mixture:
+    """What is added to the best epoch's vectors, weighted on the validation events."""
+    validator = plan.schedule.validator
+    links = count_links(plan.corpus, plan.split, plan.vocabulary, upto=TRAIN)
+    return Mixture.fit(links, validator.asked(_best_model(state, plan)), seen=validator.seen)
+
+
+def _release(
+    state: TrainState, plan: Plan, metrics: dict[str, float], mixture: Mixture | None, *, overwrite: bool
+) -> ReleaseInfo:
     training = asdict(plan.settings) | {
         "torch": torch.__version__,
         "processor": platform.machine(),
@@ -333,9 +357,8 @@ def _release(state: TrainState, plan: Plan, metrics: dict[str, float], *, overwr
         training=training,
         curve_png=draw_curve(state.losses, state.evaluations, title=f"{plan.out.name}: pretraining"),
         split=plan.split.record(shuffle_ties=plan.shuffle_ties),
-        more_files={
-            path.name: path.read_bytes() for path in sorted(plan.schedule.folder.glob("events.out.tfevents.*"))
-        },
+        more_files={path.name: path.read_bytes() for path in sorted(plan.schedule.folder.glob("events.out.tfevents.*"))}
+        | ({MIXTURE_FILE: mixture.to_bytes()} if mixture else {}),
         overwrite=overwrite,
     )
 

@@ -86,5 +86,6 @@ def choose(counts: CorpusStatistics) -> Recipe:
         "uniform_negatives": 2048,
         "own_positives": "kept" if repeats else "masked",
         "item_start": "links" if direct else "random",
+        "mixture": "fitted" if direct else "none",
     }
     return Recipe(model, settings, repeats, tuple(reasons))

@@ -38,6 +38,7 @@ class PretrainSettings:
     own_positives: Literal["masked", "kept"] = "masked"  # a user's own targets among drawn negatives
     unknown_item_share: float = 0.01  # events whose item is hidden in training, so that row 0 learns something
     table_updates: Literal["auto", "dense", "sparse"] = "auto"  # sparse: only rows that a step read; auto: by size
+    mixture: Literal["none", "fitted"] = "none"  # item links and own history beside the vector, for Spoor's ranking
     validation_users: int = 20_000  # at most so many are asked after each epoch
     checkpoint_steps: int = 200  # optimiser steps between checkpoints
     threads: int = 1  # of the processor; 0 = all; more than 1 pays off for models larger than `base`

@@ -23,6 +23,7 @@ from encoder.batches import log_gaps
 from encoder.corpus import Corpus
 from encoder.evaluation import metrics
 from encoder.evaluation.questions import Seen, asked_rows
+from encoder.mixture import Asked, Mixture
 from encoder.model import UserEncoder
 from encoder.protocols import VALIDATION, Split
 from encoder.vocabulary import Indexes, Vocabulary
@@ -60,7 +61,7 @@ class Validator:
         seed: int = 0,
     ) -> None:
         """`seen`: whether the user's earlier items are candidates; `seed`: of the choice of users and questions."""
-        self.seen = seen
+        self.seen: Seen = seen
         self._vocabulary_size = len(vocabulary.items)
         rng = np.random.default_rng([seed, role])
         chosen = np.sort(rng.permutation(_askable(corpus, split, role))[:max_users])
@@ -109,6 +110,30 @@ class Validator:
                 "validation_events": self.questions,
             }
 
+    def asked(self, model: UserEncoder) -> Iterator[Asked]:
+        """The questions in chunks, with the model's scores (in evaluation mode): what a mixture is fitted on."""
+        with torch.inference_mode():
+            vectors = self._user_vectors(model).float() / model.temperature.cpu()
+            items = model.every_target().float().cpu().T
+            for first in range(0, self.questions, _ROWS_AT_ONCE):
+                part = slice(first, first + _ROWS_AT_ONCE)
+                targets = self._events.items[self._rows[part]]
+                yield Asked((vectors[part] @ items).numpy(), *self._inputs(part), targets)
+
+    def measure_mixture(self, model: UserEncoder, mixture: Mixture) -> dict[str, float]:
+        """Recall@10 and NDCG@10 of the model with what the mixture adds to it."""
+        chunks = self.asked(model)
+        mixed = (torch.from_numpy(mixture.scores(part.vector_scores, part.items, part.offsets)) for part in chunks)
+        return _quality("mixture_", self._ranked(lambda _: next(mixed))[0])
+
+    def _inputs(self, part: slice) -> tuple[Indexes, Indexes]:
+        """The items of all events before each of these questions, and their offsets."""
+        starts = self._events.offsets[self._owners[part]]
+        lengths = self._rows[part] - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        earlier = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return self._events.items[earlier], offsets
+
     def _popular_scores(self, part: slice) -> Tensor:
         scores = torch.from_numpy(self._popularity.astype(np.float32))
         return scores.expand(len(self._rows[part]), -1).clone()
@@ -120,11 +145,7 @@ class Validator:
             part = slice(first, first + _ROWS_AT_ONCE)
             scores = scores_of(part)
             if self.seen == "filtered":
-                starts = self._events.offsets[self._owners[part]]
-                lengths = self._rows[part] - starts
-                offsets = np.concatenate([[0], np.cumsum(lengths)])
-                earlier = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-                metrics.leave_out_seen(scores, self._events.items[earlier], offsets)
+                metrics.leave_out_seen(scores, *self._inputs(part))
             places.append(metrics.target_places(scores, self._events.items[self._rows[part]]))
             found = metrics.top_items(scores).ravel()
             recommended += np.bincount(found, minlength=len(recommended))

@@ -9,7 +9,7 @@ from torch import Tensor
 from activity.errors import UsageError
 from encoder.corpus import Corpus
 from encoder.hashing import vocabulary_index
-from encoder.item_links import ItemLinks
+from encoder.item_links import count_links
 from encoder.model import UserEncoder
 from encoder.protocols import TRAIN, Split
 from encoder.release import Release
@@ -26,9 +26,7 @@ def start_from_links(
             "pretrain.item_start is links, which needs a model whose items have rows of their own",
             hint='set pretrain.item_start to "random", or take a model with direct items',
         )
-    seen = split.allowed_histories(corpus, upto=role)
-    blocks = ((vocabulary.item_indexes(block.values["item"]), block.offsets) for block in seen)
-    links = ItemLinks.count(blocks, vocabulary_size=len(vocabulary.items))
+    links = count_links(corpus, split, vocabulary, upto=role)
     table = model.items.weight
     factors = torch.from_numpy(links.factors(table.shape[1], seed=seed))
     with torch.no_grad():
