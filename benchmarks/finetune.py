@@ -146,9 +146,9 @@ def table(
     progress: Callable[[str], None],
 ) -> tuple[Measurements, dict[str, Any]]:
     """Every row for every seed, measured on the test window; and what is to be said of the data."""
-    span = {"known_before_ms": windows.test_from}
-    train = source.rows(chosen.impressions, from_ms=windows.tune_from, to_ms=windows.test_from, **span)
-    test = source.rows(chosen.impressions, from_ms=windows.test_from, to_ms=windows.test_to, **span)
+    layout = source.layout(before_ms=windows.test_from)
+    train = source.rows(chosen.impressions, layout, from_ms=windows.tune_from, to_ms=windows.test_from)
+    test = source.rows(chosen.impressions, layout, from_ms=windows.test_from, to_ms=windows.test_to)
     before_test = source.events.filter(pc.less(source.events["timestamp"], windows.test_from))
     scores: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {"training": _counts(train), "test": _counts(test), "rows": {}}

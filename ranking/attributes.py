@@ -1,13 +1,16 @@
 """Item attributes as numbers: what a new item has before anybody has acted on it.
 
 A list of texts becomes one column per value, a text column with few distinct values likewise, a number its standard
-score, and a time (a column ending in `_at` or `_seen`, ms) its day of week, hour and standard score. Ids, free text
-and single-valued columns are left out. Which columns there are is decided on the items of the training window.
+score, and a time (a column ending in `_at` or `_seen`, ms) its standard score, day of week and hour. Ids, free text and
+single-valued columns are left out. A layout says which columns there are; the items of the training window decide it,
+and a ranker keeps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,66 +24,88 @@ _CLIP = 4.0  # standard deviations
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 
 
-def attribute_matrix(items: pa.Table, item_ids: Sequence[str], *, known: Sequence[str]) -> Floats:
-    """float32 [n, A] of the items, zeros for those that the table lacks. `known`: items whose values decide the
-    columns and the scales. A is 0 where the table has nothing usable."""
-    place = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
-    rows = np.array([place.get(item, -1) for item in item_ids], np.int64)
-    seen = np.array(sorted({place[item] for item in known if item in place}), np.int64)
-    parts = [np.zeros((len(items), 0), np.float32)]
-    for name in items.column_names:
-        if name != "item_id" and len(seen):
-            parts.append(_column(name, items[name], seen))
-    table = np.concatenate(parts, 1)
-    return np.where(rows[:, None] >= 0, table[rows], 0).astype(np.float32) if len(table) else table[rows]
+@dataclass(frozen=True)
+class Attribute:
+    """One column of the table: its known `values` if it holds texts, else the scale of its numbers."""
+
+    name: str
+    kind: Literal["texts", "number", "time"]
+    values: tuple[str, ...] = ()
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @property
+    def width(self) -> int:
+        return len(self.values) if self.kind == "texts" else {"number": 1, "time": 5}[self.kind]
 
 
-def _column(name: str, column: pa.ChunkedArray, seen: npt.NDArray[np.int64]) -> Floats:
+@dataclass(frozen=True)
+class AttributeLayout:
+    attributes: tuple[Attribute, ...] = ()
+
+    @classmethod
+    def of(cls, items: pa.Table, *, known: Sequence[str]) -> AttributeLayout:
+        """From a table with `item_id` and any other columns; only the rows of `known` items count."""
+        seen = items.filter(pc.is_in(items["item_id"], value_set=pa.array(known, items["item_id"].type)))
+        found = [_attribute(name, seen[name]) for name in items.column_names if name != "item_id"]
+        return cls(tuple(attribute for attribute in found if attribute is not None))
+
+    @property
+    def width(self) -> int:
+        """A, floats of an item."""
+        return sum(attribute.width for attribute in self.attributes)
+
+    def matrix(self, items: pa.Table, item_ids: Sequence[str]) -> Floats:
+        """float32 [n, A] of the items, zeros for those that the table lacks."""
+        place = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
+        rows = np.array([place.get(item, len(items)) for item in item_ids], np.int64)
+        columns = [_numbers(attribute, items[attribute.name]) for attribute in self.attributes]
+        known = np.concatenate([np.zeros((len(items), 0), np.float32), *columns], 1)
+        return np.concatenate([known, np.zeros((1, self.width), np.float32)])[rows]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [asdict(attribute) for attribute in self.attributes]
+
+    @classmethod
+    def from_json(cls, record: list[dict[str, Any]]) -> AttributeLayout:
+        return cls(tuple(replace(Attribute(**entry), values=tuple(entry["values"])) for entry in record))
+
+
+def _attribute(name: str, column: pa.ChunkedArray) -> Attribute | None:
+    """None for a column that tells nothing."""
     kind = column.type
-    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
-        return _indicators([values or [] for values in column.to_pylist()], seen)
-    if pa.types.is_string(kind):
-        return _indicators([[value] if value is not None else [] for value in column.to_pylist()], seen)
+    if pa.types.is_string(kind) or (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+        values = sorted({value for texts in _texts(column) for value in texts})
+        return Attribute(name, "texts", tuple(values)) if 2 <= len(values) <= _MAX_VALUES else None
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = pc.cast(column, pa.float64()).to_numpy()
-        if name.endswith(("_at", "_seen")):
-            return np.concatenate(
-                [_scores(values, seen), _cycle(values, _day_of_week, 7), _cycle(values, _hour, 24)], 1
-            )
-        return _scores(values, seen)
-    return np.zeros((len(column), 0), np.float32)
+        numbers = pc.cast(column, pa.float64()).to_numpy()
+        numbers = numbers[np.isfinite(numbers)]
+        if not len(numbers) or numbers.std() == 0:
+            return None
+        time = name.endswith(("_at", "_seen"))
+        return Attribute(name, "time" if time else "number", (), float(numbers.mean()), float(numbers.std()))
+    return None
 
 
-def _indicators(values: list[list[str]], seen: npt.NDArray[np.int64]) -> Floats:
-    names = sorted({value for row in seen for value in values[row]})
-    if not 2 <= len(names) <= _MAX_VALUES:
-        return np.zeros((len(values), 0), np.float32)
-    index = {name: column for column, name in enumerate(names)}
-    found = np.zeros((len(values), len(names)), np.float32)
-    for row, mine in enumerate(values):
-        for value in mine:
-            if value in index:
-                found[row, index[value]] = 1.0
-    return found
+def _numbers(attribute: Attribute, column: pa.ChunkedArray) -> Floats:
+    """float32 [items, attribute.width]"""
+    if attribute.kind == "texts":
+        index = {value: place for place, value in enumerate(attribute.values)}
+        found = np.zeros((len(column), attribute.width), np.float32)
+        for row, texts in enumerate(_texts(column)):
+            for text in texts:
+                if text in index:
+                    found[row, index[text]] = 1.0
+        return found
+    values = pc.cast(column, pa.float64()).to_numpy()
+    missing = ~np.isfinite(values)
+    scores = np.clip((values - attribute.mean) / attribute.deviation, -_CLIP, _CLIP)[:, None]
+    if attribute.kind == "time":
+        times = np.nan_to_num(values)
+        turns = np.stack([times // _DAY_MS % 7 / 7, times / _HOUR_MS % 24 / 24], 1) * 2 * np.pi
+        scores = np.concatenate([scores, np.sin(turns), np.cos(turns)], 1)
+    return np.where(missing[:, None], 0.0, scores).astype(np.float32)
 
 
-def _scores(values: npt.NDArray[np.float64], seen: npt.NDArray[np.int64]) -> Floats:
-    known = values[seen][np.isfinite(values[seen])]
-    if not len(known) or known.std() == 0:
-        return np.zeros((len(values), 0), np.float32)
-    scores = np.clip((values - known.mean()) / known.std(), -_CLIP, _CLIP)
-    return np.nan_to_num(scores, nan=0.0)[:, None].astype(np.float32)
-
-
-def _cycle(values: npt.NDArray[np.float64], part: Callable[[npt.NDArray[np.float64]], Floats], length: int) -> Floats:
-    """A time's place in a cycle as a point on the circle."""
-    angles = 2 * np.pi * part(np.nan_to_num(values)) / length
-    return np.stack([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
-
-
-def _day_of_week(times_ms: npt.NDArray[np.float64]) -> Floats:
-    return (times_ms // _DAY_MS % 7).astype(np.float32)
-
-
-def _hour(times_ms: npt.NDArray[np.float64]) -> Floats:
-    return (times_ms / _HOUR_MS % 24).astype(np.float32)
+def _texts(column: pa.ChunkedArray) -> list[list[str]]:
+    return [[] if value is None else [value] if isinstance(value, str) else value for value in column.to_pylist()]

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from activity.errors import DataError, UsageError
 from encoder.release import Release
+from ranking.attributes import AttributeLayout
 from ranking.dataset import Reader
 from ranking.host import HostConfig
 from ranking.impressions import find_impressions
@@ -60,18 +61,24 @@ class Source:
     read: Reader
     read_histories: HistoryReader
 
-    def rows(self, impressions: ImpressionSettings, *, from_ms: int, to_ms: int, known_before_ms: int) -> RankingData:
-        """The window [from_ms, to_ms), told by events before its end alone. Items of events before `known_before_ms`
-        decide the columns of the attributes. Raises DataError."""
+    def rows(
+        self, impressions: ImpressionSettings, layout: AttributeLayout, *, from_ms: int, to_ms: int
+    ) -> RankingData:
+        """The window [from_ms, to_ms), told by events before its end alone. Raises DataError."""
         events = _before(self.events, to_ms)
         return read_rows(
             find_impressions(events, impressions, from_ms=from_ms, to_ms=to_ms),
             self.read,
             self.read_histories,
             items=self.items,
-            known_items=sorted(pc.unique(_before(events, known_before_ms)["item_id"]).to_pylist()),
+            layout=layout,
             dimension=self.release.info.dimension,
         )
+
+    def layout(self, *, before_ms: int) -> AttributeLayout:
+        """Of the attributes, decided by the items that occurred before this time."""
+        known = pc.unique(_before(self.events, before_ms)["item_id"]).to_pylist()
+        return AttributeLayout.of(self.items, known=known)
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,8 @@ def run_finetune(
         progress(line)
     if dry_run:
         return FinetuneResult(plan, None, {})
-    train = source.rows(
-        settings.impressions,
-        from_ms=windows.tune_from,
-        to_ms=windows.test_from,
-        known_before_ms=windows.test_from,
-    )
+    layout = source.layout(before_ms=windows.test_from)
+    train = source.rows(settings.impressions, layout, from_ms=windows.tune_from, to_ms=windows.test_from)
     tuned = fine_tune(
         source.release, train, _before(source.events, windows.test_from), settings=settings, progress=progress
     )
@@ -136,7 +139,7 @@ def run_finetune(
         "epoch": tuned.epoch,
         "validation_auc": _number(tuned.validation_auc[tuned.epoch - 1]),
     }
-    test = _test_rows(source, windows, settings)
+    test = _test_rows(source, layout, windows, settings)
     if test is not None:
         scores = {settings.fusion: tuned.ranker.score(test)[None, :, 0]}
         metrics["test"] = [
@@ -158,17 +161,14 @@ def check_windows(release: Release, windows: Windows) -> None:
         )
 
 
-def _test_rows(source: Source, windows: Windows, settings: FinetuneSettings) -> RankingData | None:
+def _test_rows(
+    source: Source, layout: AttributeLayout, windows: Windows, settings: FinetuneSettings
+) -> RankingData | None:
     """None where nothing was shown after the training window."""
     if windows.test_to == windows.test_from:
         return None
     try:
-        return source.rows(
-            settings.impressions,
-            from_ms=windows.test_from,
-            to_ms=windows.test_to,
-            known_before_ms=windows.test_from,
-        )
+        return source.rows(settings.impressions, layout, from_ms=windows.test_from, to_ms=windows.test_to)
     except DataError as error:
         print(f"no test: {error.message}", file=sys.stderr)
         return None

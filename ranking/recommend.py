@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from feature_repo.names import ranker_service
+from feature_repo.names import USER_HISTORY, ranker_service
 from feature_repo.settings import FeatureSettings
 from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, USER_COLUMNS, USER_VECTOR, Reader, embedding_inputs
 from ranking.ranker import Ranker
@@ -68,6 +68,14 @@ class OnlineFeatures:
             answer = self._store.get_online_features(features=self._service, entity_rows=rows).to_dict()
             parts.append(pa.table({name: _typed(name, answer[name]) for name in _FEATURES}))
         return pa.concat_tables(parts)
+
+    def read_history(self, user_id: str) -> tuple[bytes | None, int | None]:
+        """The user's packed history and its revision; None where there is none."""
+        answer = self._store.get_online_features(
+            features=[f"{USER_HISTORY}:history", f"{USER_HISTORY}:revision"],
+            entity_rows=[{self._features.user_join_key: _entity_id(user_id, self._features.user_id_type)}],
+        ).to_dict()
+        return answer["history"][0], answer["revision"][0]
 
 
 class Recommender:

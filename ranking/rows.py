@@ -23,7 +23,7 @@ from activity.packing import unpack
 from encoder.batches import log_gaps
 from encoder.hashing import vocabulary_index
 from encoder.vocabulary import Vocabulary
-from ranking.attributes import attribute_matrix
+from ranking.attributes import AttributeLayout
 from ranking.dataset import ROW, Floats, Inputs, Reader, existing_inputs, read_features, vectors_of
 from ranking.fusion import RankingBatch
 from ranking.impressions import Impressions
@@ -37,7 +37,8 @@ Int64s = npt.NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class RankingData:
     """`contexts`: H histories, `context_users` the user of each; `request_contexts` int64 [R]; `features` [n, F] with
-    NaN for null; `attributes` float32 [n, A]; `user_vectors`, `item_vectors` float32 [n, E], zeros where unknown."""
+    NaN for null; `attributes` float32 [n, A] in the columns of `layout`; `user_vectors`, `item_vectors` float32
+    [n, E], zeros where unknown."""
 
     impressions: Impressions
     contexts: Histories
@@ -45,6 +46,7 @@ class RankingData:
     request_contexts: Int64s
     features: Inputs
     attributes: Floats
+    layout: AttributeLayout
     user_vectors: Floats
     item_vectors: Floats
 
@@ -72,11 +74,11 @@ def read_rows(
     read_histories: HistoryReader,
     *,
     items: pa.Table,
-    known_items: list[str],
+    layout: AttributeLayout,
     dimension: int,
 ) -> RankingData:
-    """Everything about these impressions as it was known at their requests. `items`: attributes by `item_id`;
-    `known_items`: those whose values may decide the columns; `dimension`: E. Raises DataError."""
+    """Everything about these impressions as it was known at their requests. `items`: attributes by `item_id`, which
+    `layout` turns into numbers; `dimension`: E. Raises DataError."""
     parts = [part for _, part in read_features(impressions.frame(), read)]
     table = pa.concat_tables(parts, promote_options="permissive")
     contexts, users, request_contexts = _contexts(impressions, read_histories)
@@ -86,7 +88,8 @@ def read_rows(
         context_users=users,
         request_contexts=request_contexts,
         features=existing_inputs(table),
-        attributes=attribute_matrix(items, impressions.item_ids, known=known_items),
+        attributes=layout.matrix(items, impressions.item_ids),
+        layout=layout,
         user_vectors=vectors_of(table, "user", dimension=dimension),
         item_vectors=vectors_of(table, "item", dimension=dimension),
     )

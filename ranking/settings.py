@@ -71,9 +71,10 @@ class FinetuneSettings:
     max_candidates: int = 20  # impressions of one request
     gap_minutes: float = 30.0  # a pause of this length ends a visit, and a request with it
     attribution_hours: float = 24.0  # between an impression and an action that counts for it
-    epochs: int = 6  # passes over the training rows at most; the best one on the newest rows is kept
+    epochs: int = 12  # passes over the training rows at most; the best one on the newest rows is kept
+    patience: int = 4  # epochs without a better one after which training ends; 0 = never
     batch_rows: int = 256  # impressions of one optimiser step
-    learning_rate: float = 1e-3  # of the ranker, AdamW
+    learning_rate: float = 2e-3  # of the ranker, AdamW
     module_rate_share: float = 0.1  # of the learning rate, for the encoder and its tables
     weight_decay: float = 0.01  # of AdamW
     sequence_weight: float = 0.1  # of L_ntl over the histories
@@ -93,7 +94,7 @@ class FinetuneSettings:
         for name in ("learning_rate", "gap_minutes", "attribution_hours"):
             self._require(getattr(self, name) > 0, name, "above 0")
         weights = ("sequence_weight", "module_weight", "agreement_weight", "alignment_weight")
-        for name in ("module_rate_share", "weight_decay", "seed", *weights):
+        for name in ("module_rate_share", "weight_decay", "patience", "seed", *weights):
             self._require(getattr(self, name) >= 0, name, "at least 0")
         self._require(0 < self.validation_share < 1, "validation_share", "in (0, 1)")
 

@@ -104,7 +104,7 @@ def fine_tune(
             vocabulary=vocabulary,
             scale=scale,
             groups=data.features.groups,
-            attributes=data.attributes.shape[1],
+            layout=data.layout,
             tasks=data.impressions.tasks,
             about={"release": release.info.name, "settings": asdict(settings)},
         )
@@ -149,9 +149,11 @@ def _train(
         # Where the newest requests cannot tell, the last epoch stands.
         if np.isnan(aucs[-1]) or aucs[-1] > best[1]:
             best = (epoch, aucs[-1], copy.deepcopy(model.state_dict()))
+        elif settings.patience and epoch - best[0] >= settings.patience:
+            break
     model.load_state_dict(best[2])
     model.eval()
-    rows = settings.epochs * _row_count(data, trained_on)
+    rows = len(losses) * _row_count(data, trained_on)
     return Tuned(ranker, losses, aucs, best[0], rows / max(contexts, 1))
 
 

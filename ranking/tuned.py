@@ -28,6 +28,7 @@ from encoder.hashing import ROW_HASH_VERSION
 from encoder.inference import new_model
 from encoder.model import UserEncoder
 from encoder.vocabulary import Vocabulary
+from ranking.attributes import AttributeLayout
 from ranking.dataset import Floats
 from ranking.fusion import Fusion, RankingBatch
 from ranking.host import Host, HostConfig
@@ -84,18 +85,18 @@ class TunedRanker:
     vocabulary: Vocabulary
     scale: Scale
     groups: tuple[slice, ...]
-    attributes: int
+    layout: AttributeLayout
     tasks: tuple[str, ...]
     about: Mapping[str, Any]
 
     def score(self, data: RankingData) -> Floats:
         """Probabilities float32 [n, K] of the tasks, in the order of the rows. Raises DataError for data of another
         layout."""
-        if data.features.groups != self.groups or data.attributes.shape[1] != self.attributes:
+        if data.features.groups != self.groups or data.layout != self.layout:
             raise DataError(
-                f"the ranker was trained on {len(self.scale.mean)} features and {self.attributes} attributes, found "
-                f"{data.features.values.shape[1]} and {data.attributes.shape[1]}",
-                hint="read the same features and the same attribute table, or fine-tune again",
+                f"the ranker was trained on {len(self.scale.mean)} features and {self.layout.width} attributes, found "
+                f"{data.features.values.shape[1]} and {data.layout.width}, or others",
+                hint="read the same features, and the attributes in the ranker's layout, or fine-tune again",
             )
         maker = BatchMaker(data, self.vocabulary, self.scale, window=self.model.fusion.window)
         found = np.empty((len(data.impressions.item_ids), len(self.tasks)), np.float32)
@@ -140,7 +141,7 @@ def save_ranker(path: Path, ranker: TunedRanker, *, host: HostConfig, overwrite:
         "encoder": ranker.model.fusion.encoder.config.to_json(),
         "fusion": asdict(ranker.model.fusion.config),
         "host": asdict(host),
-        "attributes": ranker.attributes,
+        "attributes": ranker.layout.to_json(),
         "tasks": list(ranker.tasks),
         "about": dict(ranker.about),
         "sha256": _digest(arrays),
@@ -176,12 +177,13 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
     ids = tuple(text[end - length : end].decode() for end, length in zip(ends, arrays["item_id_lengths"], strict=True))
     vocabulary = Vocabulary(arrays["items"], arrays["actions"], arrays["surfaces"], ids)
     groups = tuple(slice(int(start), int(stop)) for start, stop in arrays["groups"])
+    layout = AttributeLayout.from_json(header["attributes"])
     model = build_model(
         new_model(ModelConfig.from_json(header["encoder"]), vocabulary),
         FusionConfig(**header["fusion"]),
         HostConfig(**header["host"]),
         features=len(arrays["mean"]) + len(groups),
-        attributes=header["attributes"],
+        attributes=layout.width,
         tasks=len(header["tasks"]),
     )
     weights = {name.removeprefix(_MODEL): value for name, value in arrays.items() if name.startswith(_MODEL)}
@@ -191,7 +193,7 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
         vocabulary=vocabulary,
         scale=Scale(arrays["mean"], arrays["deviation"]),
         groups=groups,
-        attributes=header["attributes"],
+        layout=layout,
         tasks=tuple(header["tasks"]),
         about=header["about"],
     )

@@ -13,6 +13,7 @@ from activity.events import Event, events_table
 from activity.history import group_events, history_values
 from activity.packing import pack
 from encoder.release import Release, load_release
+from ranking.attributes import AttributeLayout
 from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
 from ranking.impressions import Impressions, find_impressions
 from ranking.rows import RankingData, read_rows
@@ -45,7 +46,7 @@ class Shop:
             read_features,
             lambda rows: read_histories(self.events, rows),
             items=self.items,
-            known_items=self.before_t0,
+            layout=AttributeLayout.of(self.items, known=self.before_t0),
             dimension=DIMENSION,
         )
 

@@ -1,17 +1,29 @@
 """`spoor finetune` as a modelling engineer runs it: a genuine Feast repo, histories and vectors in it, a ranker out."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from activity.packing import pack
 from benchmarks.finetune import RELEASE, LogSet, prepare, report, table
+from encoder.inference import FrozenEncoder
+from feature_repo.settings import FeatureSettings
 from ranking.finetune import Source, Windows
+from ranking.recommend import OnlineFeatures
+from ranking.rows import read_rows
+from ranking.serving import RankerServer
 from ranking.settings import FinetuneSettings
+from ranking.train import fine_tune
 from ranking.tuned import load_ranker
-from tests.ranking.shop import SETTINGS, Shop, make_shop
+from store.online import open_online
+from store.rows import UserWrite
+from tests.ranking.shop import DIMENSION, SETTINGS, Shop, make_shop
 from tests.releases import save_untrained_release
 
 TUNING = [
@@ -28,12 +40,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 @pytest.fixture(scope="module")
-def world(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source, Windows]:
+def world(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source, Windows, FeatureSettings]:
     folder = tmp_path_factory.mktemp("world")
-    source, windows, _ = prepare(folder, shop.events, shop.items, SETTINGS, make_release=_untrained)
+    source, windows, features = prepare(folder, shop.events, shop.items, SETTINGS, make_release=_untrained)
     pq.write_table(shop.events, folder / "events.parquet")
     pq.write_table(shop.items, folder / "items.parquet")
-    return folder, source, windows
+    return folder, source, windows, features
 
 
 def _untrained(events: pa.Table, out: Path) -> None:
@@ -58,13 +70,11 @@ def arguments(folder: Path, *more: str, settings: list[str] = TUNING) -> list[st
 
 
 def iso(time_ms: int) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat()
 
 
 def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp_path):
-    folder, source, windows = world
+    folder, source, windows, _ = world
     out = tmp_path / "ranker.safetensors"
     done = spoor(*arguments(folder, "--out", str(out), "--until", iso(windows.test_from), "--seed", "3", "--json"))
     assert done.code == 0, done.err
@@ -73,7 +83,7 @@ def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp
     assert {(row["slice"], row["metric"]) for row in metrics["test"]} >= {("all items", "AUC"), ("all items", "HIT@3")}
     ranker = load_ranker(out)
     assert ranker.about["release"] == RELEASE and ranker.about["settings"]["seed"] == 3
-    test = source.rows(SETTINGS, from_ms=windows.test_from, to_ms=windows.test_to, known_before_ms=windows.test_from)
+    test = source.rows(SETTINGS, ranker.layout, from_ms=windows.test_from, to_ms=windows.test_to)
     assert len(ranker.score(test)) == len(test.impressions.item_ids)
     again = spoor(*arguments(folder, "--out", str(out)))
     assert "exists already" in again.failed_with(2)
@@ -103,7 +113,7 @@ def test_what_cannot_be_learnt_from_is_refused(spoor, world, tmp_path, more, cho
 
 def test_the_table_has_every_row_slice_and_direction(world):
     """The benchmark's own parts, on Feast's answers."""
-    _, source, windows = world
+    _, source, windows, _ = world
     settings = FinetuneSettings(positive_actions=("like", "save"), shown_actions=("view",), epochs=1, window=16)
     rows = {"no module": {"fusion": "none"}, "frozen late": {"fusion": "late-last", "module": "frozen"}, "early": {}}
     measured, about = table(
@@ -120,13 +130,39 @@ def test_the_table_has_every_row_slice_and_direction(world):
 
 def test_point_in_time_reads_give_frozen_late_fusion_what_the_release_knew(world):
     """Feast's vector at a request equals the release's own over the history that Feast gives for it."""
-    import numpy as np
-
-    from encoder.inference import FrozenEncoder
-
-    _, source, windows = world
-    data = source.rows(SETTINGS, from_ms=windows.tune_from, to_ms=windows.test_from, known_before_ms=windows.test_from)
+    _, source, windows, _ = world
+    data = source.rows(SETTINGS, source.layout(before_ms=0), from_ms=windows.tune_from, to_ms=windows.test_from)
     vectors, _ = FrozenEncoder(source.release).encode(data.contexts)
     of_row = data.request_contexts[data.impressions.row_requests]
     np.testing.assert_allclose(data.user_vectors, vectors[of_row], atol=1e-5)
     assert data.user_vectors.any(1).all()
+
+
+def test_early_fusion_is_served_from_the_online_store(world):
+    """The history that lies online gives the scores that the same history gives offline; nothing else is online."""
+    _, source, windows, _ = world
+    settings = FinetuneSettings(
+        positive_actions=("like", "save"), shown_actions=("view",), epochs=1, content="added", window=16
+    )
+    layout = source.layout(before_ms=windows.test_from)
+    train = source.rows(SETTINGS, layout, from_ms=windows.tune_from, to_ms=windows.test_from)
+    events = source.events.filter(pc.less(source.events["timestamp"], windows.test_from))
+    ranker = fine_tune(source.release, train, events, settings=settings, progress=lambda _: None).ranker
+
+    asked = train.impressions.take(np.array([train.impressions.requests - 1]))
+    user, time_ms = asked.user_ids[0], int(asked.times_ms[0])
+    offline = read_rows(
+        asked, source.read, source.read_histories, items=source.items, layout=layout, dimension=DIMENSION
+    )
+    nulls = replace(offline.features, values=np.full_like(offline.features.values, np.nan))
+
+    features, history = world[3], offline.contexts
+    last = int(history.last_times()[0])
+    write = UserWrite(user, 0, 1, pack(history)[0], int(history.lengths[0]), last, last, [])
+    assert open_online(features).write([write]).all()
+    server = RankerServer(OnlineFeatures(features, RELEASE), ranker, source.items)
+    found = server.score(user, asked.item_ids, time_ms=time_ms, surface="app")
+    np.testing.assert_allclose(found, ranker.score(replace(offline, features=nulls)), atol=1e-5)
+    stranger = server.score("nobody", asked.item_ids, time_ms=time_ms, surface="app")
+    assert np.isfinite(stranger).all() and not np.allclose(stranger, found, atol=1e-5)
+    assert server.score(user, [], time_ms=time_ms).shape == (0, 3)
