@@ -241,8 +241,8 @@ class UserEncoder(nn.Module):
     def _transform(
         self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None
     ) -> Tensor:
-        starts = offsets[:-1].repeat_interleave(offsets.diff(), output_size=len(items))
-        positions = torch.arange(len(items), device=items.device) - starts
+        rows = torch.arange(items.shape[0], device=items.device)
+        positions = rows - offsets[torch.searchsorted(offsets, rows, right=True) - 1]
         x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
         turn = self.rotary(positions)
         for block in self.blocks:

@@ -184,3 +184,12 @@ def test_sparse_gradients_touch_only_the_rows_that_were_read(parts) -> None:
     assert sparse.items.weight.grad is not None and sparse.items.weight.grad.is_sparse
     assert dense.items.weight.grad is not None
     torch.testing.assert_close(sparse.items.weight.grad.to_dense(), dense.items.weight.grad)
+
+
+def test_it_can_be_exported_for_any_number_of_events_and_users(model: UserEncoder) -> None:
+    inputs = batch([7, 13, 20])
+    events, users = torch.export.Dim("n", min=2, max=4096), torch.export.Dim("u", min=3, max=4096)
+    shapes = tuple({0: size} for size in (events, events, events, users))
+    program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+    others = batch([5, 1, 0, 9], seed=1)
+    torch.testing.assert_close(program.module()(*others), model(*others))
