@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from activity.errors import DataError
+from activity.errors import DataError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +113,22 @@ def _named(name: str) -> ModelConfig:
 
 
 MODEL_CONFIGS: dict[str, ModelConfig] = {name: _named(name) for name in ("tiny", "base", "paper")}
+
+
+def named_config(name: str) -> ModelConfig:
+    """One of MODEL_CONFIGS, or a JSON file of the same fields (`name` ends in .json).
+
+    Raises UsageError for neither, DataError for a file that is no configuration.
+    """
+    if name in MODEL_CONFIGS:
+        return MODEL_CONFIGS[name]
+    if not name.endswith(".json"):
+        known = ", ".join(MODEL_CONFIGS)
+        raise UsageError(f"there is no model `{name}`", hint=f"choose auto, {known}, or a JSON file of a configuration")
+    try:
+        record = json.loads(Path(name).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the model `{name}`: {error}", hint="encoder/configs/ has examples") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"the model `{name}` is no JSON object", hint="encoder/configs/ has examples")
+    return ModelConfig.from_json(record)

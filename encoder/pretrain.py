@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
+from safetensors.torch import save as save_tensors
 
 from activity.errors import DataError, UsageError
 from activity.lake import Lake
@@ -28,7 +29,7 @@ from activity.release_names import check_release_name
 from activity.settings import EventSettings
 from encoder.batches import BatchReader, build_vocabulary, target_counts
 from encoder.checkpoint import TrainState, load_checkpoint
-from encoder.config import MODEL_CONFIGS, ModelConfig
+from encoder.config import ModelConfig, named_config
 from encoder.corpus import Corpus
 from encoder.inference import new_model
 from encoder.item_links import count_links
@@ -39,7 +40,7 @@ from encoder.parallel import ALONE, Processes, processes_of_torchrun
 from encoder.progress import draw_curve
 from encoder.protocols import TRAIN, VALIDATION, Protocol, Split, make_split, training_statistics
 from encoder.recipe import Recipe, choose
-from encoder.release import Release, ReleaseInfo, check_free, load_release, save_release
+from encoder.release import BEFORE_REFIT_FILE, Release, ReleaseInfo, check_free, load_release, save_release
 from encoder.settings import PretrainSettings
 from encoder.train import Schedule, Stage, train
 from encoder.validation import Validator
@@ -249,7 +250,7 @@ def _resolve(
 ) -> tuple[ModelConfig, PretrainSettings, tuple[str, ...]]:
     """The model and the settings in force: of the recipe, but for what the caller has chosen; why."""
     if settings.model != "auto":
-        return MODEL_CONFIGS[settings.model], settings, ()
+        return named_config(settings.model), settings, ()
     chosen = {field.name for field in fields(settings) if getattr(settings, field.name) != field.default} | set(fixed)
     taken = {name: value for name, value in recipe.settings.items() if name not in chosen}
     model = warm.info.model if warm else recipe.model
@@ -346,6 +347,11 @@ def _release(
         "recipe": list(plan.reasons),
         "warm_start": plan.warm.info.name if plan.warm else None,
     }
+    more_files = {path.name: path.read_bytes() for path in sorted(plan.schedule.folder.glob("events.out.tfevents.*"))}
+    if mixture is not None:
+        more_files[MIXTURE_FILE] = mixture.to_bytes()
+    if plan.settings.refit_epochs and plan.split.protocol != "newest":
+        more_files[BEFORE_REFIT_FILE] = save_tensors({name: value.cpu() for name, value in state.best.items()})
     return save_release(
         plan.out,
         model=plan.model,
@@ -357,8 +363,7 @@ def _release(
         training=training,
         curve_png=draw_curve(state.losses, state.evaluations, title=f"{plan.out.name}: pretraining"),
         split=plan.split.record(shuffle_ties=plan.shuffle_ties),
-        more_files={path.name: path.read_bytes() for path in sorted(plan.schedule.folder.glob("events.out.tfevents.*"))}
-        | ({MIXTURE_FILE: mixture.to_bytes()} if mixture else {}),
+        more_files=more_files,
         overwrite=overwrite,
     )
 

@@ -39,6 +39,7 @@ from encoder.model_card import model_card
 from encoder.vocabulary import Vocabulary
 
 FORMAT = "spoor-release"
+BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
 FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
 _TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"

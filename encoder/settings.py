@@ -12,7 +12,7 @@ from activity.errors import UsageError
 class PretrainSettings:
     """Raises UsageError when a value is out of range."""
 
-    model: Literal["auto", "tiny", "base", "paper"] = "auto"  # a file of encoder/configs, or by counts of the data
+    model: str = "auto"  # by counts of the data; or tiny, base, paper (encoder/configs), or a JSON file like those
     epochs: int = 8  # passes over the training events
     patience: int = 5  # epochs without a better validation NDCG@10 after which training ends; 0 = never
     refit_epochs: int = 1  # passes after that over the training and validation events

@@ -6,33 +6,54 @@ What a release may add (encoder/mixture.py) ranks with sparse item links and the
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from activity.errors import InfrastructureError
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from activity.errors import DataError, InfrastructureError
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scorer, Scores, Training
 from encoder.inference import FrozenEncoder
-from encoder.mixture import FILE, Mixture
-from encoder.release import Release
+from encoder.mixture import FILE as MIXTURE_FILE
+from encoder.mixture import Mixture
+from encoder.release import BEFORE_REFIT_FILE, Release
 
-RELEASE, TRANSFORMER = "release", "transformer"
+RELEASE, TRANSFORMER, BEFORE_REFIT = "release", "transformer", "before-refit"
 
 
 def release_scorers(release: Release) -> dict[str, Scorer]:
-    """RELEASE: the best that the release can do; TRANSFORMER: its user vector alone, where that is not the same.
+    """RELEASE: the best that the release can do; TRANSFORMER: its user vector alone, where that is not the same;
+    BEFORE_REFIT: the user vector of the weights that have not seen the validation events, where the release keeps them.
 
     Raises DataError for weights or added parts that do not fit, InfrastructureError where a file cannot be read.
     """
     vectors = _VectorScores(FrozenEncoder(release))
-    path = release.info.folder / FILE
-    if not path.exists():
-        return {RELEASE: ReleaseScorer(vectors)}
+    scorers: dict[str, Scorer] = {RELEASE: ReleaseScorer(vectors)}
+    mixture = _kept(release, MIXTURE_FILE)
+    if mixture is not None:
+        added = Mixture.from_bytes(mixture, vocabulary_size=len(release.vocabulary.items))
+        scorers = {RELEASE: ReleaseScorer(vectors, added), TRANSFORMER: ReleaseScorer(vectors)}
+    weights = _kept(release, BEFORE_REFIT_FILE)
+    if weights is not None:
+        try:
+            earlier = replace(release, weights=safetensors_numpy.load(weights))
+        except (ValueError, SafetensorError) as error:
+            raise DataError(f"{BEFORE_REFIT_FILE} cannot be read: {error}", hint="train the release again") from None
+        scorers[BEFORE_REFIT] = ReleaseScorer(_VectorScores(FrozenEncoder(earlier)))
+    return scorers
+
+
+def _kept(release: Release, name: str) -> bytes | None:
+    """A file of the release that not every release has."""
+    path = release.info.folder / name
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise InfrastructureError(f"cannot read `{path}`: {error.strerror}", hint="check the permissions") from None
-    mixture = Mixture.from_bytes(data, vocabulary_size=len(release.vocabulary.items))
-    return {RELEASE: ReleaseScorer(vectors, mixture), TRANSFORMER: ReleaseScorer(vectors)}
 
 
 class ReleaseScorer:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import encoder.config
-from activity.errors import DataError
-from encoder.config import MODEL_CONFIGS, ModelConfig
+from activity.errors import DataError, UsageError
+from encoder.config import MODEL_CONFIGS, ModelConfig, named_config
 from encoder.inference import new_model
 
 
@@ -68,3 +68,26 @@ def test_numbers_that_do_not_fit_are_refused(change: dict[str, Any], message: st
 def test_a_foreign_record_is_a_data_error(damage: dict[str, object]) -> None:
     with pytest.raises(DataError, match="not a model configuration"):
         ModelConfig.from_json(MODEL_CONFIGS["tiny"].to_json() | damage)
+
+
+def test_a_configuration_may_come_from_a_file(tmp_path: Path) -> None:
+    wider = replace(MODEL_CONFIGS["tiny"], feed_forward_width=48)
+    path = tmp_path / "wider.json"
+    path.write_text(json.dumps(wider.to_json()))
+    assert named_config(str(path)) == wider
+    assert named_config("tiny") == MODEL_CONFIGS["tiny"]
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "not json"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "model.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=r"model\.json"):
+        named_config(str(path))
+
+
+def test_an_unknown_name_is_told_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="there is no model `large`") as raised:
+        named_config("large")
+    assert "paper" in raised.value.hint
