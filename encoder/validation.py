@@ -112,13 +112,12 @@ class Validator:
 
     def asked(self, model: UserEncoder) -> Iterator[Asked]:
         """The questions in chunks, with the model's scores (in evaluation mode): what a mixture is fitted on."""
-        with torch.inference_mode():
-            vectors = self._user_vectors(model).float() / model.temperature.cpu()
-            items = model.every_target().float().cpu().T
-            for first in range(0, self.questions, _ROWS_AT_ONCE):
-                part = slice(first, first + _ROWS_AT_ONCE)
-                targets = self._events.items[self._rows[part]]
-                yield Asked((vectors[part] @ items).numpy(), *self._inputs(part), targets)
+        with torch.inference_mode():  # not around the loop: whoever takes the chunks would be in it, too
+            vectors = (self._user_vectors(model).float() / model.temperature.cpu()).numpy()
+            items = model.every_target().float().cpu().numpy().T
+        for first in range(0, self.questions, _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            yield Asked(vectors[part] @ items, *self._inputs(part), self._events.items[self._rows[part]])
 
     def measure_mixture(self, model: UserEncoder, mixture: Mixture) -> dict[str, float]:
         """Recall@10 and NDCG@10 of the model with what the mixture adds to it."""

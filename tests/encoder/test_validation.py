@@ -13,6 +13,8 @@ from encoder.batches import build_vocabulary
 from encoder.config import MODEL_CONFIGS
 from encoder.corpus import Corpus
 from encoder.inference import new_model
+from encoder.item_links import count_links
+from encoder.mixture import Mixture, MixtureWeights
 from encoder.protocols import TRAIN, VALIDATION, Protocol, make_split
 from encoder.validation import Validator
 
@@ -116,3 +118,21 @@ def test_nobody_to_ask_is_a_data_error(tmp_path: Path) -> None:
     split = make_split(corpus, "leave-one-out")
     with pytest.raises(DataError, match="no validation event"):
         Validator(corpus, split, build_vocabulary(corpus, split, roles_upto=TRAIN))
+
+
+def test_a_mixture_is_fitted_on_part_of_the_chunks_and_measured_on_all(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path)
+    split = make_split(corpus, "leave-one-out")
+    vocabulary = build_vocabulary(corpus, split)
+    model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
+    model.initialise(0)
+    validator = Validator(corpus, split, vocabulary)
+    links = count_links(corpus, split, vocabulary, upto=TRAIN)
+    chunks = validator.asked(model.eval())
+    first = next(chunks)  # the rest is still to come: taking chunks must not put the taker in inference mode
+    mixture = Mixture.fit(links, [first], seen="filtered")
+    alone = Mixture(links, MixtureWeights())
+    quality = validator.measure(model)
+    unchanged = validator.measure_mixture(model, alone)
+    assert unchanged["mixture_ndcg_at_10"] == pytest.approx(quality["ndcg_at_10"])
+    assert validator.measure_mixture(model, mixture)["mixture_ndcg_at_10"] > unchanged["mixture_ndcg_at_10"]
