@@ -15,6 +15,7 @@ _FULL_SOFTMAX_ITEMS = 50_000  # up to here scoring every item costs less than go
 _DIRECT_ITEMS = 1_000_000  # up to here a row for each item fits
 _SMALL_CATALOGUE = 2_000  # items
 _LONG_HISTORIES = 50  # events of a user, on average
+_MANY_EVENTS = 500_000  # of long histories: enough for a deeper model
 _REPEATS = 0.05  # of events: from here on the user's own items are asked for, too
 _HASH_FUNCTIONS = 4
 _STEPS_PER_EPOCH = 400
@@ -43,10 +44,11 @@ def choose(counts: CorpusStatistics) -> Recipe:
     width = 64 if small else 128
     because(f"width {width}", f"there are {counts.items:,} items")
     long = counts.mean_length > _LONG_HISTORIES
-    layers, heads, length, dropout = (2, 2, 200, 0.2) if long else (1, 1, 50, 0.4)
+    heads, length, dropout = (2, 200, 0.2) if long else (1, 50, 0.4)
+    layers = 1 if not long else 4 if counts.events >= _MANY_EVENTS else 2
     because(
         f"{layers} layer{'s' * (layers > 1)}, {length} events, dropout {dropout}",
-        f"a history has {counts.mean_length:.0f} events on average",
+        f"a history has {counts.mean_length:.0f} events on average, all together {counts.events:,}",
     )
     direct = counts.items <= _DIRECT_ITEMS
     because("a row for each item" if direct else "hashed item rows", f"there are {counts.items:,} items")

@@ -20,10 +20,11 @@ def test_a_small_catalogue_gets_narrow_vectors():
     assert choose(_with(items=2_000)).model.dimension == 128
 
 
-def test_long_histories_get_a_second_layer_and_longer_windows():
+def test_long_histories_get_more_layers_and_longer_windows():
     assert choose(_with(mean_length=50.0)).model.layers == 1
     long = choose(_with(mean_length=51.0)).model
     assert (long.layers, long.segment_length, long.served_length) == (2, 200, 200)
+    assert choose(_with(mean_length=51.0, events=500_000)).model.layers == 4
 
 
 def test_a_catalogue_too_large_for_rows_of_its_own_is_hashed():
