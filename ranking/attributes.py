@@ -1,9 +1,9 @@
 """Item attributes as numbers: what a new item has before anybody has acted on it.
 
-A list of texts becomes one column per value, a text column with few distinct values likewise, a number its standard
-score, and a time (a column ending in `_at` or `_seen`, ms) its standard score, day of week and hour. Ids, free text and
-single-valued columns are left out. A layout says which columns there are; the items of the training window decide it,
-and a ranker keeps it.
+A list of texts becomes one column per value, a text column with few distinct values likewise, a number or a truth value
+its standard score, and a time (a timestamp, or ms in a column ending in `_at` or `_seen`) its standard score, day of
+week and hour. Ids, free text and single-valued columns are left out. A layout says which columns there are; the items
+of the training window decide it, and a ranker keeps it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from activity.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,8 +47,9 @@ class AttributeLayout:
 
     @classmethod
     def of(cls, items: pa.Table, *, known: Sequence[str]) -> AttributeLayout:
-        """From a table with `item_id` and any other columns; only the rows of `known` items count."""
-        seen = items.filter(pc.is_in(items["item_id"], value_set=pa.array(known, items["item_id"].type)))
+        """From a table with `item_id` and any other columns; only the rows of `known` items count. Raises UsageError
+        for a table without item_id."""
+        seen = items.filter(pc.is_in(_ids(items), value_set=pa.array(known, pa.string())))
         found = [_attribute(name, seen[name]) for name in items.column_names if name != "item_id"]
         return cls(tuple(attribute for attribute in found if attribute is not None))
 
@@ -56,8 +59,15 @@ class AttributeLayout:
         return sum(attribute.width for attribute in self.attributes)
 
     def matrix(self, items: pa.Table, item_ids: Sequence[str]) -> Floats:
-        """float32 [n, A] of the items, zeros for those that the table lacks."""
-        place = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
+        """float32 [n, A] of the items, zeros for those that the table lacks. Raises UsageError for a table without
+        item_id or one of the layout's columns."""
+        place = {item: row for row, item in enumerate(_ids(items).to_pylist())}
+        missing = [attribute.name for attribute in self.attributes if attribute.name not in items.column_names]
+        if missing:
+            raise UsageError(
+                f"the table of items has no column {', '.join(missing)}, found {', '.join(items.column_names)}",
+                hint="give the attributes that the ranker was trained with",
+            )
         rows = np.array([place.get(item, len(items)) for item in item_ids], np.int64)
         columns = [_numbers(attribute, items[attribute.name]) for attribute in self.attributes]
         known = np.concatenate([np.zeros((len(items), 0), np.float32), *columns], 1)
@@ -73,22 +83,24 @@ class AttributeLayout:
 
 def _attribute(name: str, column: pa.ChunkedArray) -> Attribute | None:
     """None for a column that tells nothing."""
+    column = _plain(column)
     kind = column.type
-    if pa.types.is_string(kind) or (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+    if pa.types.is_string(kind) or (_is_list(kind) and pa.types.is_string(kind.value_type)):
         values = sorted({value for texts in _texts(column) for value in texts})
         return Attribute(name, "texts", tuple(values)) if 2 <= len(values) <= _MAX_VALUES else None
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        numbers = pc.cast(column, pa.float64()).to_numpy()
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
+        numbers = _floats(column)
         numbers = numbers[np.isfinite(numbers)]
         if not len(numbers) or numbers.std() == 0:
             return None
-        time = name.endswith(("_at", "_seen"))
+        time = pa.types.is_timestamp(kind) or name.endswith(("_at", "_seen"))
         return Attribute(name, "time" if time else "number", (), float(numbers.mean()), float(numbers.std()))
     return None
 
 
 def _numbers(attribute: Attribute, column: pa.ChunkedArray) -> Floats:
     """float32 [items, attribute.width]"""
+    column = _plain(column)
     if attribute.kind == "texts":
         index = {value: place for place, value in enumerate(attribute.values)}
         found = np.zeros((len(column), attribute.width), np.float32)
@@ -97,7 +109,7 @@ def _numbers(attribute: Attribute, column: pa.ChunkedArray) -> Floats:
                 if text in index:
                     found[row, index[text]] = 1.0
         return found
-    values = pc.cast(column, pa.float64()).to_numpy()
+    values = _floats(column)
     missing = ~np.isfinite(values)
     scores = np.clip((values - attribute.mean) / attribute.deviation, -_CLIP, _CLIP)[:, None]
     if attribute.kind == "time":
@@ -105,6 +117,42 @@ def _numbers(attribute: Attribute, column: pa.ChunkedArray) -> Floats:
         turns = np.stack([times // _DAY_MS % 7 / 7, times / _HOUR_MS % 24 / 24], 1) * 2 * np.pi
         scores = np.concatenate([scores, np.sin(turns), np.cos(turns)], 1)
     return np.where(missing[:, None], 0.0, scores).astype(np.float32)
+
+
+def _ids(items: pa.Table) -> pa.ChunkedArray:
+    if "item_id" not in items.column_names:
+        raise UsageError(
+            f"the table of items has no column item_id, found {', '.join(items.column_names) or 'none'}",
+            hint="name the column of raw item ids item_id",
+        )
+    return items["item_id"].cast(pa.string())
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values in the one type that stands for their kind: writers differ in how they store texts."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.string())
+    if _is_list(kind) and not pa.types.is_string(kind.value_type) and _is_text(kind.value_type):
+        return column.cast(pa.list_(pa.string()))
+    return column.cast(pa.uint8()) if pa.types.is_boolean(kind) else column
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """NaN for null; timestamps in ms since 1970."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
+    return pc.cast(column, pa.float64()).to_numpy()
 
 
 def _texts(column: pa.ChunkedArray) -> list[list[str]]:

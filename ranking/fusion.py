@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from activity.errors import UsageError
 from encoder.dcat import Context, context, cross
 from encoder.model import UserEncoder
 from ranking.settings import FusionConfig
@@ -73,7 +74,13 @@ class Fusion(nn.Module):
     """`encoder`: the release's network, which this module takes over; `attributes` floats an item has."""
 
     def __init__(self, config: FusionConfig, encoder: UserEncoder, *, attributes: int) -> None:
+        """Raises UsageError for a token that is to get content where no item has any."""
         super().__init__()
+        if config.content != "none" and not attributes:
+            raise UsageError(
+                "no item attribute tells items apart, so there is no content to add to a candidate",
+                hint="give a table of item attributes with --items, or set finetune.content = none",
+            )
         self.config = config
         self.encoder = encoder
         self.window = config.window or encoder.config.served_length
@@ -87,11 +94,6 @@ class Fusion(nn.Module):
         """Floats that it adds to a candidate's row."""
         return 0 if self.config.kind == "none" else 3 * self.encoder.config.dimension + 1
 
-    @property
-    def reads_histories(self) -> bool:
-        """Whether anything is computed from events; frozen late-last reads Feast's vectors instead."""
-        return self.config.kind != "none" and not (self.config.kind == "late-last" and self.config.module == "frozen")
-
     def train(self, mode: bool = True) -> Fusion:
         """A frozen encoder stays in evaluation: it has no dropout either."""
         super().train(mode)
@@ -104,7 +106,7 @@ class Fusion(nn.Module):
         none = batch.features.new_zeros(())
         if self.config.kind == "none":
             return Fused(batch.features.new_zeros(len(batch.candidates), 0), None, none)
-        if not self.reads_histories:
+        if not self.config.reads_histories:
             outputs = _row(batch.user_vectors, batch.item_vectors)
             return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), None, none)
         candidates = self._randomised(batch.candidates, generator)

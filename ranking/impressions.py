@@ -94,7 +94,9 @@ def find_impressions(events: pa.Table, settings: ImpressionSettings, *, from_ms:
     frame = events.select(["user_id", "item_id", "action", "surface", "timestamp"]).to_pandas()
     births: dict[str, int] = frame.groupby("item_id")["timestamp"].min().to_dict()
     inside = frame[(frame["timestamp"] >= from_ms) & (frame["timestamp"] < to_ms)]
-    inside = inside.sort_values(["user_id", "timestamp"], kind="stable")
+    # Of one time, what shows an item comes first: an action counts for an impression at its own time as well.
+    later = ~inside["action"].isin(settings.shown) if settings.shown else False
+    inside = inside.assign(later=later).sort_values(["user_id", "timestamp", "later"], kind="stable")
     rows: list[_Request] = []
     for user_id, mine in inside.groupby("user_id", sort=True):
         rows += _user_requests(str(user_id), mine, settings)

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from activity.errors import DataError
 from activity.hashing import hash_items, hash_names
 from activity.history import Histories
 from activity.packing import unpack
@@ -36,14 +37,16 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class RankingData:
-    """`contexts`: H histories, `context_users` the user of each; `request_contexts` int64 [R]; `features` [n, F] with
-    NaN for null; `attributes` float32 [n, A] in the columns of `layout`; `user_vectors`, `item_vectors` float32
-    [n, E], zeros where unknown."""
+    """`contexts`: H histories, `context_users` the user of each; `request_contexts` int64 [R]; `stored` bool [R]: which
+    requests have a history in the feature store, the others an empty one; `features` [n, F] with NaN for null;
+    `attributes` float32 [n, A] in the columns of `layout`; `user_vectors`, `item_vectors` float32 [n, E], zeros where
+    unknown."""
 
     impressions: Impressions
     contexts: Histories
     context_users: tuple[str, ...]
     request_contexts: Int64s
+    stored: npt.NDArray[np.bool_]
     features: Inputs
     attributes: Floats
     layout: AttributeLayout
@@ -81,12 +84,13 @@ def read_rows(
     `layout` turns into numbers; `dimension`: E. Raises DataError."""
     parts = [part for _, part in read_features(impressions.frame(), read)]
     table = pa.concat_tables(parts, promote_options="permissive")
-    contexts, users, request_contexts = _contexts(impressions, read_histories)
+    contexts, users, request_contexts, stored = _contexts(impressions, read_histories)
     return RankingData(
         impressions=impressions,
         contexts=contexts,
         context_users=users,
         request_contexts=request_contexts,
+        stored=stored,
         features=existing_inputs(table),
         attributes=layout.matrix(items, impressions.item_ids),
         layout=layout,
@@ -163,12 +167,21 @@ class BatchMaker:
             yield order[start:]
 
 
-def _contexts(impressions: Impressions, read: HistoryReader) -> tuple[Histories, tuple[str, ...], Int64s]:
-    """The distinct histories behind the requests, their users, and the one of each request."""
+def _contexts(
+    impressions: Impressions, read: HistoryReader
+) -> tuple[Histories, tuple[str, ...], Int64s, npt.NDArray[np.bool_]]:
+    """The distinct histories behind the requests, their users, the one of each request, and which requests have one
+    in the store. Raises DataError if the read loses or repeats a request."""
     times = pd.to_datetime(impressions.times_ms, unit="ms", utc=True)
     asked = pd.DataFrame({"user_id": list(impressions.user_ids), "event_timestamp": times})
     table = read(asked.assign(**{ROW: np.arange(len(asked))}))
-    table = table.take(pa.array(np.argsort(table[ROW].to_numpy(), kind="stable")))
+    order = np.argsort(table[ROW].to_numpy(), kind="stable")
+    if not np.array_equal(table[ROW].to_numpy()[order], np.arange(len(asked))):
+        raise DataError(
+            f"a point-in-time read of {len(asked)} histories returned {len(table)} others",
+            hint="use Feast's DuckDB offline store: its dask store drops rows",
+        )
+    table = table.take(pa.array(order))
     found: dict[tuple[str, int], int] = {}
     packed: list[bytes | None] = []
     place = np.empty(impressions.requests, np.int64)
@@ -179,12 +192,12 @@ def _contexts(impressions: Impressions, read: HistoryReader) -> tuple[Histories,
             found[key] = len(packed)
             packed.append(history)
         place[request] = found[key]
-    some = [number for number, history in enumerate(packed) if history is not None]
+    stored = np.array([history is not None for history in packed], bool)
     known = unpack([history for history in packed if history is not None])
     lengths = np.zeros(len(packed), np.int64)
-    lengths[some] = known.lengths
+    lengths[stored] = known.lengths
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Histories(known.values, offsets), tuple(user for user, _ in found), place
+    return Histories(known.values, offsets), tuple(user for user, _ in found), place, stored[place]
 
 
 def _ranges(offsets: Int64s, chosen: Int64s) -> tuple[Int64s, Int64s]:

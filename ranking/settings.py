@@ -8,6 +8,9 @@ from typing import Literal, get_args
 from activity.errors import UsageError
 
 Kind = Literal["none", "late-mean", "late-last", "early"]
+Module = Literal["tuned", "frozen"]
+LearnableToken = Literal["none", "before candidate"]
+Content = Literal["none", "added"]
 ColdStart = Literal["none", "cir", "cir+idd"]
 ENGAGED = "engaged"  # the first task: any of the others
 
@@ -17,27 +20,48 @@ class FusionConfig:
     """Raises UsageError for parts that do not go together."""
 
     kind: Kind = "early"
-    module: Literal["tuned", "frozen"] = "tuned"  # whether the encoder is trained along
-    learnable_token: Literal["none", "before candidate"] = "none"
-    content: Literal["none", "added"] = "none"  # attributes in the candidate's token
+    module: Module = "tuned"  # whether the encoder is trained along
+    learnable_token: LearnableToken = "none"
+    content: Content = "none"  # attributes in the candidate's token
     cold_start: ColdStart = "none"
     window: int = 0  # slots of a context with its candidate; 0 = the release's served length
 
     def __post_init__(self) -> None:
-        for name, allowed in (("kind", get_args(Kind)), ("cold_start", get_args(ColdStart))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}; found {getattr(self, name)!r}")
+        for name, literal in _LITERALS.items():
+            if getattr(self, name) not in get_args(literal):
+                raise UsageError(f"{name} must be one of {', '.join(get_args(literal))}; found {getattr(self, name)!r}")
         if self.kind != "early" and (self.learnable_token != "none" or self.content != "none"):
             raise UsageError(
                 f"{self.kind} fusion has no candidate token", hint="learnable_token and content need early fusion"
             )
+        if self.cold_start != "none" and not self.reads_histories:
+            raise UsageError(
+                f"cold_start {self.cold_start} repairs nothing with fusion {self.kind} and a {self.module} module",
+                hint="it needs a module that is computed: early fusion, late-mean, or tuned late-last",
+            )
         if self.window < 0:
             raise UsageError(f"window must be at least 1, or 0 for the served length; found {self.window}")
+
+    @property
+    def reads_histories(self) -> bool:
+        """Whether anything is computed from events; frozen late-last reads Feast's vectors instead."""
+        return self.kind != "none" and not (self.kind == "late-last" and self.module == "frozen")
+
+
+_LITERALS = {
+    "kind": Kind,
+    "module": Module,
+    "learnable_token": LearnableToken,
+    "content": Content,
+    "cold_start": ColdStart,
+}
 
 
 @dataclass(frozen=True)
 class ImpressionSettings:
-    """`shown`: actions that show an item, empty = every action. `positive`: each is a task beside ENGAGED."""
+    """`shown`: actions that show an item, empty = every action. `positive`: each is a task beside ENGAGED.
+
+    Raises UsageError when a value is out of range."""
 
     positive: tuple[str, ...]
     shown: tuple[str, ...] = ()
@@ -48,6 +72,12 @@ class ImpressionSettings:
     def __post_init__(self) -> None:
         if not self.positive:
             raise UsageError("no action is named as positive", hint="name those that a ranker should predict")
+        repeated = [name for name in dict.fromkeys(self.tasks) if self.tasks.count(name) > 1]
+        if repeated:
+            raise UsageError(
+                f"the tasks {', '.join(self.tasks)} name {', '.join(repeated)} twice",
+                hint=f"positive actions differ from one another and from `{ENGAGED}`, which stands for any of them",
+            )
         if self.max_candidates < 1:
             raise UsageError(f"max_candidates must be at least 1; found {self.max_candidates}")
 
@@ -61,9 +91,9 @@ class FinetuneSettings:
     """Raises UsageError when a value is out of range."""
 
     fusion: Kind = "early"  # how the ranker uses the encoder
-    module: Literal["tuned", "frozen"] = "tuned"  # whether the encoder is trained along
-    learnable_token: Literal["none", "before candidate"] = "none"  # LT, early fusion only
-    content: Literal["none", "added"] = "none"  # item attributes in the candidate's token, early fusion only
+    module: Module = "tuned"  # whether the encoder is trained along
+    learnable_token: LearnableToken = "none"  # LT, early fusion only
+    content: Content = "none"  # item attributes in the candidate's token, early fusion only
     cold_start: ColdStart = "none"  # repairs for new items: random ids, and dropout by age
     window: int = 0  # slots of a history with its candidate; 0 = the release's served length
     positive_actions: tuple[str, ...] = ()  # what the ranker predicts; each is a task

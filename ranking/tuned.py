@@ -58,7 +58,7 @@ class RankingModel(nn.Module):
         super().__init__()
         self.fusion = fusion
         self.host = Host(host, inputs=features + attributes + fusion.width, tasks=tasks)
-        trained = fusion.reads_histories and fusion.config.module == "tuned"
+        trained = fusion.config.reads_histories and fusion.config.module == "tuned"
         self.own_tasks = nn.Linear(fusion.width, tasks) if trained else None
 
     def forward(self, batch: RankingBatch, generator: torch.Generator | None = None) -> Predictions:

@@ -16,7 +16,7 @@ from encoder.release import Release, load_release
 from ranking.attributes import AttributeLayout
 from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
 from ranking.impressions import Impressions, find_impressions
-from ranking.rows import RankingData, read_rows
+from ranking.rows import HistoryReader, RankingData, read_rows
 from ranking.settings import ImpressionSettings
 from tests.releases import save_untrained_release
 
@@ -40,11 +40,11 @@ class Shop:
     def impressions(self, from_ms: int = T0, to_ms: int = T1) -> Impressions:
         return find_impressions(before(self.events, to_ms), SETTINGS, from_ms=from_ms, to_ms=to_ms)
 
-    def data(self, from_ms: int = T0, to_ms: int = T1) -> RankingData:
+    def data(self, from_ms: int = T0, to_ms: int = T1, *, read: HistoryReader | None = None) -> RankingData:
         return read_rows(
             self.impressions(from_ms, to_ms),
             read_features,
-            lambda rows: read_histories(self.events, rows),
+            read or (lambda rows: read_histories(self.events, rows)),
             items=self.items,
             layout=AttributeLayout.of(self.items, known=self.before_t0),
             dimension=DIMENSION,
@@ -53,6 +53,10 @@ class Shop:
 
 def before(events: pa.Table, time_ms: int) -> pa.Table:
     return events.filter(pa.compute.less(events["timestamp"], time_ms))
+
+
+def without(events: pa.Table, user_id: str) -> pa.Table:
+    return events.filter(pa.compute.not_equal(events["user_id"], user_id))
 
 
 def make_shop(folder: Path, *, users: int = 20, items: int = 40) -> Shop:

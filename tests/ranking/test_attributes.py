@@ -2,7 +2,9 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from activity.errors import UsageError
 from ranking.attributes import AttributeLayout
 
 DAY = 86_400_000
@@ -26,6 +28,35 @@ def test_numbers_are_standard_scores_and_times_lie_on_circles():
     assert found.shape == (3, layout.width) == (3, 1 + 5)
     np.testing.assert_allclose(found[0, 2:], found[1, 2:], atol=1e-6)  # a week apart: the same place
     np.testing.assert_allclose(found[2, [3, 5]], -found[1, [3, 5]], atol=1e-6)  # half a day apart: the other side
+
+
+def test_how_a_writer_stores_texts_truths_and_times_does_not_matter():
+    times = [0, 7 * DAY, 7 * DAY + DAY // 2]
+    plain = table(kind=["p", "q", None], genre=[["x"], ["y"], None], new=[1, 0, 1], born_at=times)
+    others = table(
+        kind=pa.array(["p", "q", None]).dictionary_encode(),
+        genre=pa.array([["x"], ["y"], None], pa.large_list(pa.large_string())),
+        new=[True, False, True],
+        born_at=pa.array(times, pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "UTC")),
+    )
+    expected = AttributeLayout.of(plain, known=[*"abc"])
+    assert AttributeLayout.of(others, known=[*"abc"]) == expected and expected.width == 2 + 2 + 1 + 5
+    np.testing.assert_array_equal(expected.matrix(others, [*"abc"]), expected.matrix(plain, [*"abc"]))
+
+
+def test_ids_may_be_numbers_in_the_table():
+    items = pa.table({"item_id": [1, 2], "price": [1.0, 3.0]})
+    layout = AttributeLayout.of(items, known=["1", "2"])
+    assert layout.matrix(items, ["2", "1"]).tolist() == [[1], [-1]]
+
+
+def test_a_table_without_ids_or_without_the_layouts_columns_is_refused():
+    items = table(price=[1.0, 3.0, 2.0])
+    with pytest.raises(UsageError, match="no column item_id, found price"):
+        AttributeLayout.of(items.drop_columns("item_id"), known=["a"])
+    layout = AttributeLayout.of(items, known=[*"abc"])
+    with pytest.raises(UsageError, match="no column price, found item_id"):
+        layout.matrix(items.drop_columns("price"), ["a"])
 
 
 def test_only_known_items_decide_the_columns_and_the_scales():

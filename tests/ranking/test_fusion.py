@@ -152,6 +152,12 @@ def test_a_frozen_encoder_learns_nothing_and_drops_nothing(shop, batch):
     assert not torch.equal(tuned(batch).outputs, tuned(batch).outputs)
 
 
+def test_content_without_any_attribute_is_refused(shop):
+    encoder, _ = trainable(shop.release)
+    with pytest.raises(UsageError, match="no item attribute"):
+        Fusion(FusionConfig(content="added"), encoder, attributes=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -160,6 +166,11 @@ def test_a_frozen_encoder_learns_nothing_and_drops_nothing(shop, batch):
         ({"kind": "none", "content": "added"}, "no candidate token"),
         ({"window": -1}, "window"),
         ({"cold_start": "hot"}, "cold_start"),
+        ({"module": "forzen"}, "module must be one of"),
+        ({"learnable_token": "yes"}, "learnable_token must be one of"),
+        ({"content": "yes"}, "content must be one of"),
+        ({"kind": "none", "cold_start": "cir"}, "repairs nothing"),
+        ({"kind": "late-last", "module": "frozen", "cold_start": "cir+idd"}, "repairs nothing"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, message):

@@ -35,6 +35,13 @@ def test_an_action_counts_for_the_newest_impression_of_its_item():
     assert found.offsets.tolist() == [0, 2, 3]
 
 
+def test_an_action_counts_for_an_impression_at_its_own_time_in_whatever_order_they_were_written():
+    shown, liked = ("u", "a", "view", HOUR), ("u", "a", "like", HOUR)
+    for rows in ((shown, liked), (liked, shown)):
+        found = find_impressions(events_of(*rows), SETTINGS, from_ms=0, to_ms=2 * HOUR)
+        assert found.labels.tolist() == [[1, 1, 0]] and found.times_ms.tolist() == [HOUR - 1]
+
+
 def test_what_happens_after_the_window_is_not_known_in_it():
     table = events_of(("u", "a", "view", HOUR), ("u", "a", "like", 3 * HOUR))
     assert find_impressions(table, SETTINGS, from_ms=0, to_ms=2 * HOUR).labels[0].tolist() == [0, 0, 0]
@@ -99,5 +106,9 @@ def test_windows_follow_one_another_and_start_when_ages_are_known():
 def test_what_cannot_be_is_refused():
     with pytest.raises(UsageError, match="positive"):
         ImpressionSettings(positive=())
+    with pytest.raises(UsageError, match="name like twice"):
+        ImpressionSettings(positive=("like", "save", "like"))
+    with pytest.raises(UsageError, match="name engaged twice"):
+        ImpressionSettings(positive=("engaged",))
     with pytest.raises(DataError, match="no impression"):
         find_impressions(events_of(("u", "a", "like", 5)), SETTINGS, from_ms=0, to_ms=9)

@@ -1,8 +1,11 @@
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+import torch
 
+from activity.errors import DataError
 from activity.hashing import hash_items
 from activity.history import Histories
 from activity.packing import pack
@@ -12,7 +15,7 @@ from ranking.recommend import history_reader
 from ranking.rows import BatchMaker, Scale
 from store.offline import open_offline
 from store.rows import UserWrite
-from tests.ranking.shop import T1, Shop, before, make_shop, read_histories
+from tests.ranking.shop import T1, Shop, before, make_shop, read_histories, without
 from tests.ranking.world import DAY, START, World, make_world
 
 
@@ -67,9 +70,46 @@ def test_requests_of_one_revision_share_one_context(shop):
 
     from ranking.rows import _contexts
 
-    contexts, users, place = _contexts(same, lambda rows: read_histories(shop.events, rows))
-    assert contexts.count == 2 and place.tolist() == [0, 0, 1]
+    contexts, users, place, stored = _contexts(same, lambda rows: read_histories(shop.events, rows))
+    assert contexts.count == 2 and place.tolist() == [0, 0, 1] and stored.all()
     assert users == (same.user_ids[0], same.user_ids[2])
+
+
+def test_a_request_whose_history_is_not_stored_is_marked_and_has_an_empty_one(shop):
+    gone = shop.impressions().user_ids[2]
+    data = shop.data(read=lambda rows: read_histories(without(shop.events, gone), rows))
+    of_gone = np.array([user == gone for user in data.impressions.user_ids])
+    np.testing.assert_array_equal(data.stored, ~of_gone)
+    assert of_gone.any() and (data.contexts.lengths[data.request_contexts][of_gone] == 0).all()
+
+
+@pytest.mark.parametrize("change", [lambda t: t.slice(1), lambda t: pa.concat_tables([t, t])], ids=["lost", "twice"])
+def test_a_read_that_loses_or_repeats_a_request_is_an_error(shop, change):
+    with pytest.raises(DataError, match="histories returned"):
+        shop.data(read=lambda rows: change(read_histories(shop.events, rows)))
+
+
+def test_what_a_user_does_in_a_request_and_later_changes_nothing_that_is_read_for_it(shop):
+    """The answer and everything after it: taken out of the log, they change labels alone."""
+    impressions = shop.impressions()
+    request = int(impressions.row_requests[np.flatnonzero(impressions.labels[:, 0])[3]])
+    user, time = impressions.user_ids[request], int(impressions.times_ms[request])
+    mine = pc.and_(pc.equal(shop.events["user_id"], user), pc.greater(shop.events["timestamp"], time))
+    silent = Shop(
+        shop.events.filter(pc.invert(pc.and_(mine, pc.not_equal(shop.events["action"], "view")))),
+        shop.items,
+        shop.release,
+    )
+    _, vocabulary = trainable(shop.release, new_items=shop.items["item_id"].to_pylist())
+    found = []
+    for data in (shop.data(), silent.data()):
+        at = [number for number, who in enumerate(data.impressions.user_ids) if who == user]
+        one = next(number for number in at if int(data.impressions.times_ms[number]) == time)
+        found.append(BatchMaker(data, vocabulary, Scale.of(shop.data()), window=32).batch(np.array([one]))[0])
+    talked, said_nothing = (vars(batch) for batch in found)
+    assert not torch.equal(talked.pop("labels"), said_nothing.pop("labels"))
+    for name, value in talked.items():
+        assert torch.equal(value, said_nothing[name]), name
 
 
 def test_batches_take_whole_requests_within_their_rows(shop):
