@@ -147,11 +147,13 @@ def table(
 ) -> tuple[Measurements, dict[str, Any]]:
     """Every row for every seed, measured on the test window; and what is to be said of the data."""
     layout = source.layout(before_ms=windows.test_from)
-    train = source.rows(chosen.impressions, layout, from_ms=windows.tune_from, to_ms=windows.test_from)
-    test = source.rows(chosen.impressions, layout, from_ms=windows.test_from, to_ms=windows.test_to)
+    train, test = (
+        source.rows(source.impressions(chosen.impressions, from_ms=start, to_ms=end), layout)
+        for start, end in ((windows.tune_from, windows.test_from), (windows.test_from, windows.test_to))
+    )
     before_test = source.events.filter(pc.less(source.events["timestamp"], windows.test_from))
     scores: dict[str, np.ndarray] = {}
-    about: dict[str, Any] = {"training": _counts(train), "test": _counts(test), "rows": {}}
+    about: dict[str, Any] = {"training": _counts(source, train), "test": _counts(source, test), "rows": {}}
     for name, changes in rows.items():
         by_seed, seconds, epochs, r = [], time.perf_counter(), [], 0.0
         for seed in range(seeds):
@@ -302,11 +304,13 @@ def _lake(folder: Path, events: pa.Table) -> Lake:
     return lake
 
 
-def _counts(data: RankingData) -> dict[str, Any]:
+def _counts(source: Source, data: RankingData) -> dict[str, Any]:
     labels = data.impressions.labels
     return {
         "impressions": len(labels),
         "requests": data.impressions.requests,
+        "requests_without_history": int((~data.stored).sum()),
+        "requests_without_history_despite_events": source.missing_histories(data),
         "users": len(set(data.impressions.user_ids)),
         "positives": {task: int(n) for task, n in zip(data.impressions.tasks, labels.sum(0), strict=True)},
         "contexts": data.contexts.count,

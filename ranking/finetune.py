@@ -25,13 +25,14 @@ from activity.errors import DataError, UsageError
 from encoder.release import Release
 from ranking.attributes import AttributeLayout
 from ranking.dataset import Reader
-from ranking.host import HostConfig
-from ranking.impressions import find_impressions
+from ranking.impressions import DAY_MS, Impressions, find_impressions
 from ranking.measure import GroupBy, measure
 from ranking.rows import HistoryReader, RankingData, read_rows
 from ranking.settings import FinetuneSettings, ImpressionSettings
 from ranking.train import fine_tune
-from ranking.tuned import save_ranker
+from ranking.tuned import check_free, save_ranker
+
+_AGES_KNOWN_DAYS = 28  # of the log before a window: an item without events in them is new
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,28 @@ class Source:
     read: Reader
     read_histories: HistoryReader
 
-    def rows(
-        self, impressions: ImpressionSettings, layout: AttributeLayout, *, from_ms: int, to_ms: int
-    ) -> RankingData:
-        """The window [from_ms, to_ms), told by events before its end alone. Raises DataError."""
-        events = _before(self.events, to_ms)
+    def impressions(self, settings: ImpressionSettings, *, from_ms: int, to_ms: int) -> Impressions:
+        """Of the window [from_ms, to_ms), told by events before its end alone. Raises DataError where it has none."""
+        return find_impressions(_before(self.events, to_ms), settings, from_ms=from_ms, to_ms=to_ms)
+
+    def rows(self, impressions: Impressions, layout: AttributeLayout) -> RankingData:
+        """Everything that a ranker reads about them. Raises DataError."""
         return read_rows(
-            find_impressions(events, impressions, from_ms=from_ms, to_ms=to_ms),
+            impressions,
             self.read,
             self.read_histories,
             items=self.items,
             layout=layout,
             dimension=self.release.info.dimension,
         )
+
+    def missing_histories(self, data: RankingData) -> int:
+        """Requests without a stored history although their user had acted before."""
+        first = self.events.group_by("user_id").aggregate([("timestamp", "min")])
+        known = dict(zip(first["user_id"].to_pylist(), first["timestamp_min"].to_pylist(), strict=True))
+        users, times = data.impressions.user_ids, data.impressions.times_ms
+        acted = np.array([known[user] <= time for user, time in zip(users, times, strict=True)], bool)
+        return int((acted & ~data.stored).sum())
 
     def layout(self, *, before_ms: int) -> AttributeLayout:
         """Of the attributes, decided by the items that occurred before this time."""
@@ -107,28 +117,32 @@ def run_finetune(
     Raises UsageError (also for a release that was trained on the windows' events), DataError, InfrastructureError.
     """
     check_windows(source.release, windows)
-    if out.exists() and not overwrite:
-        raise UsageError(f"`{out}` exists already", hint="choose another name, or ask to overwrite it")
-    impressions = find_impressions(
-        _before(source.events, windows.test_from),
-        settings.impressions,
-        from_ms=windows.tune_from,
-        to_ms=windows.test_from,
-    )
+    check_free(out, overwrite=overwrite)
+    shown = settings.impressions
+    impressions = source.impressions(shown, from_ms=windows.tune_from, to_ms=windows.test_from)
+    layout = source.layout(before_ms=windows.test_from)
+    positives = zip(impressions.tasks, impressions.labels.sum(0), strict=True)
     plan = [
         f"release: {source.release.info.name}, trained through {_time(source.release.info.trained_through_ms)}",
         f"training: {len(impressions.item_ids):,} impressions of {impressions.requests:,} requests, "
         f"{_time(windows.tune_from)} to {_time(windows.test_from)}, "
         f"{impressions.candidates_per_history:.1f} candidates per request",
-        f"ranker: {settings.fusion} fusion, module {settings.module}, tasks {', '.join(impressions.tasks)}",
+        f"ranker: {settings.fusion} fusion, module {settings.module}, tasks by positives: "
+        + ", ".join(f"{task} {count:,.0f}" for task, count in positives),
+        f"attributes: {', '.join(attribute.name for attribute in layout.attributes) or 'none'}",
         f"file: {out}",
+        *(f"warning: {text}" for text in _doubts(source, windows, shown)),
     ]
     for line in plan:
         progress(line)
     if dry_run:
         return FinetuneResult(plan, None, {})
-    layout = source.layout(before_ms=windows.test_from)
-    train = source.rows(settings.impressions, layout, from_ms=windows.tune_from, to_ms=windows.test_from)
+    train = source.rows(impressions, layout)
+    test = _test_rows(source, layout, windows, shown, progress)
+    read = {"training": train} | ({"test": test} if test is not None else {})
+    histories = {window: _histories(source, data) for window, data in read.items()}
+    if settings.fusion_config.reads_histories:
+        _warn_of_missing(histories, progress)
     tuned = fine_tune(
         source.release, train, _before(source.events, windows.test_from), settings=settings, progress=progress
     )
@@ -136,17 +150,17 @@ def run_finetune(
         "training_rows": len(train.impressions.item_ids),
         "training_positives": int(train.impressions.labels[:, 0].sum()),
         "candidates_per_history": tuned.rows_per_context,
+        "histories": histories,
         "epoch": tuned.epoch,
         "validation_auc": _number(tuned.validation_auc[tuned.epoch - 1]),
     }
-    test = _test_rows(source, layout, windows, settings)
     if test is not None:
         scores = {settings.fusion: tuned.ranker.score(test)[None, :, 0]}
         metrics["test"] = [
             {key: _number(value) for key, value in (asdict(row) | asdict(row.figure)).items() if key != "figure"}
             for row in measure(test.impressions, scores, group_by=group_by, seed=settings.seed).rows
         ]
-    save_ranker(out, tuned.ranker, host=HostConfig(), overwrite=overwrite)
+    save_ranker(out, tuned.ranker, overwrite=overwrite)
     return FinetuneResult(plan, out, metrics)
 
 
@@ -161,17 +175,60 @@ def check_windows(release: Release, windows: Windows) -> None:
         )
 
 
+def _doubts(source: Source, windows: Windows, settings: ImpressionSettings) -> list[str]:
+    """What can be learnt from, but perhaps is not what was meant."""
+    doubts = []
+    known = set(pc.unique(source.events["action"]).to_pylist())
+    unknown = [action for action in (*settings.positive, *settings.shown) if action not in known]
+    if unknown:
+        doubts.append(f"no event has the action {', '.join(unknown)}, found {', '.join(sorted(known))}")
+    days = (windows.tune_from - pc.min(source.events["timestamp"]).as_py()) / DAY_MS
+    if days < _AGES_KNOWN_DAYS:
+        doubts.append(
+            f"the events begin {days:.0f} days before the training window, expected {_AGES_KNOWN_DAYS}: items of "
+            "unknown age count as new"
+        )
+    return doubts
+
+
+def _histories(source: Source, data: RankingData) -> dict[str, int]:
+    return {
+        "requests": data.impressions.requests,
+        "without_history": int((~data.stored).sum()),
+        "without_history_despite_events": source.missing_histories(data),
+    }
+
+
+def _warn_of_missing(histories: dict[str, dict[str, int]], progress: Callable[[str], None]) -> None:
+    """Once for all windows."""
+    found = [
+        f"{counts['without_history_despite_events']:,} of {counts['requests']:,} {window} requests"
+        for window, counts in histories.items()
+        if counts["without_history_despite_events"]
+    ]
+    if found:
+        progress(
+            f"warning: {' and '.join(found)} have no history in the feature store although their users had acted "
+            "before; an empty one stands in (hint: cover their time with `spoor backfill --snapshots-from`)"
+        )
+
+
 def _test_rows(
-    source: Source, layout: AttributeLayout, windows: Windows, settings: FinetuneSettings
+    source: Source,
+    layout: AttributeLayout,
+    windows: Windows,
+    settings: ImpressionSettings,
+    progress: Callable[[str], None],
 ) -> RankingData | None:
     """None where nothing was shown after the training window."""
     if windows.test_to == windows.test_from:
         return None
     try:
-        return source.rows(settings.impressions, layout, from_ms=windows.test_from, to_ms=windows.test_to)
+        impressions = source.impressions(settings, from_ms=windows.test_from, to_ms=windows.test_to)
     except DataError as error:
-        print(f"no test: {error.message}", file=sys.stderr)
+        progress(f"no test: {error.message}")
         return None
+    return source.rows(impressions, layout)
 
 
 def _before(events: pa.Table, time_ms: int) -> pa.Table:

@@ -40,6 +40,7 @@ class Host(nn.Module):
 
     def __init__(self, config: HostConfig, *, inputs: int, tasks: int) -> None:
         super().__init__()
+        self.config = config
         self.crosses = nn.ModuleList([CrossLayer(inputs) for _ in range(config.crosses)])
         self.hidden = nn.Linear(inputs, config.hidden)
         self.dropout = nn.Dropout(config.dropout)

@@ -79,10 +79,11 @@ def fine_tune(
     without both labels, and when a loss is not finite.
     """
     host = host or HostConfig()
-    labels = data.impressions.labels[:, 0]
+    trained_on, _ = _divided(data, settings.validation_share)
+    labels = data.impressions.labels[: _row_count(data, trained_on), 0]
     if not 0 < labels.sum() < len(labels):
         raise DataError(
-            f"{len(labels)} training rows with {int(labels.sum())} relevant ones cannot train a ranker",
+            f"{len(labels)} rows to train on with {int(labels.sum())} relevant ones cannot train a ranker",
             hint="widen the training window, or check which actions count as positive",
         )
     torch.set_num_threads(settings.threads)
@@ -133,17 +134,18 @@ def _train(
             batch, of_batch = maker.batch(requests)
             own = [positives.by_user.get(data.context_users[k], np.empty(0, np.int64)) for k in of_batch]
             loss = _loss(model(batch, generator), batch, model, own, positives.shares, settings, chance)
-            if not torch.isfinite(loss):
-                raise DataError(
-                    f"the loss of epoch {epoch} is {loss.item()}", hint="lower finetune.learning_rate and try again"
-                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), _LONGEST_GRADIENT)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _LONGEST_GRADIENT)
+            if not torch.isfinite(loss + norm):
+                raise DataError(
+                    f"the loss of epoch {epoch} is {loss.item()}, the norm of its gradient {norm.item()}",
+                    hint="lower finetune.learning_rate and try again",
+                )
             optimiser.step()
             total += loss.item() * len(batch.candidates)
             contexts += len(of_batch)
-        losses.append(total / max(_row_count(data, trained_on), 1))
+        losses.append(total / _row_count(data, trained_on))
         aucs.append(_validation_auc(ranker, maker, held_back))
         progress(f"epoch {epoch}/{settings.epochs}: loss {losses[-1]:.4f}, validation AUC {aucs[-1]:.4f}")
         # Where the newest requests cannot tell, the last epoch stands.
@@ -168,11 +170,11 @@ def _loss(
 ) -> Tensor:
     """The weighted sum of the module docstring, a scalar. `own`: the positives of each context's user."""
     loss = F.binary_cross_entropy_with_logits(predicted.logits, batch.labels)
+    loss = loss + settings.alignment_weight * predicted.alignment
     if predicted.own is not None:
         taught = predicted.logits.detach().sigmoid()
         loss = loss + settings.module_weight * F.binary_cross_entropy_with_logits(predicted.own, batch.labels)
         loss = loss + settings.agreement_weight * F.mse_loss(predicted.own.sigmoid(), taught)
-        loss = loss + settings.alignment_weight * predicted.alignment
         if settings.sequence_weight and predicted.events is not None:
             sequence = _sequence_loss(predicted.events, batch, model, own, shares, settings, chance)
             loss = loss + settings.sequence_weight * sequence
@@ -238,8 +240,8 @@ def _positives(events: pa.Table, vocabulary: Vocabulary) -> Positives:
 
 
 def _divided(data: RankingData, share: float) -> tuple[Int64s, Int64s]:
-    """Requests to train on and the newest, which choose the epoch. Requests lie oldest first."""
-    cut = round((1 - share) * data.impressions.requests)
+    """Requests to train on, at least one, and the newest, which choose the epoch. Requests lie oldest first."""
+    cut = max(round((1 - share) * data.impressions.requests), 1)
     return np.arange(cut), np.arange(cut, data.impressions.requests)
 
 

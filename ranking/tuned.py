@@ -1,7 +1,7 @@
 """A fine-tuned ranker: host, module and everything needed to score with them, in one file.
 
 NAME.safetensors    weights, vocabulary, scales of the features; its JSON header: configurations, tasks, columns,
-                    the release it began from, SHA-256 of the tensors. Nothing in it runs code.
+                    the release it began from, SHA-256 of all this. Nothing in it runs code.
 """
 
 from __future__ import annotations
@@ -118,10 +118,17 @@ def build_model(
     return RankingModel(fusion, host, features=features, attributes=attributes, tasks=tasks)
 
 
-def save_ranker(path: Path, ranker: TunedRanker, *, host: HostConfig, overwrite: bool = False) -> None:
-    """Writes the file whole or not at all. Raises UsageError for a file that exists, InfrastructureError."""
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raises UsageError where a ranker's file cannot lie."""
+    if path.is_dir():
+        raise UsageError(f"`{path}` is a folder", hint="name the file: it ends in .safetensors")
     if path.exists() and not overwrite:
         raise UsageError(f"`{path}` exists already", hint="choose another name, or ask to overwrite it")
+
+
+def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> None:
+    """Writes the file whole or not at all. Raises UsageError as `check_free`, InfrastructureError."""
+    check_free(path, overwrite=overwrite)
     vocabulary = ranker.vocabulary
     ids = [item.encode() for item in vocabulary.item_ids]
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -140,12 +147,12 @@ def save_ranker(path: Path, ranker: TunedRanker, *, host: HostConfig, overwrite:
         "row_hash_version": ROW_HASH_VERSION,
         "encoder": ranker.model.fusion.encoder.config.to_json(),
         "fusion": asdict(ranker.model.fusion.config),
-        "host": asdict(host),
+        "host": asdict(ranker.model.host.config),
         "attributes": ranker.layout.to_json(),
         "tasks": list(ranker.tasks),
         "about": dict(ranker.about),
-        "sha256": _digest(arrays),
     }
+    header["sha256"] = _digest(arrays, header)
     atomic_write(path, safetensors_numpy.save(arrays, metadata={"spoor": json.dumps(header, sort_keys=True)}))
 
 
@@ -164,7 +171,7 @@ def load_ranker(path: Path) -> TunedRanker:
         found = {key: header[key] for key in expected}
         if found != expected:
             raise DataError(f"`{path}` is {found}, expected {expected}", hint="use the version of Spoor that wrote it")
-        if header["sha256"] != _digest(arrays):
+        if header.pop("sha256") != _digest(arrays, header):
             raise DataError(f"`{path}` is damaged: its checksum does not match", hint="restore it, or fine-tune again")
         return _assembled(arrays, header)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
@@ -199,9 +206,9 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
     )
 
 
-def _digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    whole = hashlib.sha256()
+def _digest(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]) -> str:
+    whole = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(arrays):
-        whole.update(name.encode())
+        whole.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         whole.update(np.ascontiguousarray(arrays[name]).tobytes())
     return whole.hexdigest()

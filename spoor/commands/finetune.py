@@ -87,7 +87,7 @@ def finetune(
 
 
 def _events(settings: Settings, data: Path | None) -> pa.Table:
-    """Each event once, oldest first."""
+    """Each event once where they come from the lake, in one order whatever the order of its files."""
     import time
 
     from activity.events import FIELDS
@@ -98,7 +98,7 @@ def _events(settings: Settings, data: Path | None) -> pa.Table:
         return read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)
     lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)
     table = lake.read(columns=list(FIELDS)).group_by(list(FIELDS)).aggregate([])
-    return table.sort_by([("timestamp", "ascending"), ("user_id", "ascending"), ("item_id", "ascending")])
+    return table.sort_by([("timestamp", "ascending"), *((name, "ascending") for name in FIELDS if name != "timestamp")])
 
 
 def _text(metrics: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def test_every_variant_trains_and_is_the_same_from_its_file(shop, train, test, s
     scores = tuned.ranker.score(test)
     assert scores.shape == (len(test.impressions.item_ids), 3) and np.isfinite(scores).all()
     path = tmp_path / "ranker.safetensors"
-    save_ranker(path, tuned.ranker, host=HostConfig())
+    save_ranker(path, tuned.ranker)
     loaded = load_ranker(path)
     np.testing.assert_array_equal(loaded.score(test), scores)
     assert loaded.tasks == ("engaged", "like", "save")
@@ -159,9 +159,9 @@ def test_a_damaged_or_foreign_file_is_refused(shop, train, tmp_path):
     with pytest.raises(UsageError, match="cannot read"):
         load_ranker(path)
     ranker = tune(shop, train, VARIANTS["none"]).ranker
-    save_ranker(path, ranker, host=HostConfig())
+    save_ranker(path, ranker)
     with pytest.raises(UsageError, match="exists already"):
-        save_ranker(path, ranker, host=HostConfig())
+        save_ranker(path, ranker)
     whole = bytearray(path.read_bytes())
     whole[-20] ^= 1
     path.write_bytes(whole)

@@ -83,7 +83,8 @@ def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp
     assert {(row["slice"], row["metric"]) for row in metrics["test"]} >= {("all items", "AUC"), ("all items", "HIT@3")}
     ranker = load_ranker(out)
     assert ranker.about["release"] == RELEASE and ranker.about["settings"]["seed"] == 3
-    test = source.rows(SETTINGS, ranker.layout, from_ms=windows.test_from, to_ms=windows.test_to)
+    asked = source.impressions(SETTINGS, from_ms=windows.test_from, to_ms=windows.test_to)
+    test = source.rows(asked, ranker.layout)
     assert len(ranker.score(test)) == len(test.impressions.item_ids)
     again = spoor(*arguments(folder, "--out", str(out)))
     assert "exists already" in again.failed_with(2)
@@ -131,7 +132,8 @@ def test_the_table_has_every_row_slice_and_direction(world):
 def test_point_in_time_reads_give_frozen_late_fusion_what_the_release_knew(world):
     """Feast's vector at a request equals the release's own over the history that Feast gives for it."""
     _, source, windows, _ = world
-    data = source.rows(SETTINGS, source.layout(before_ms=0), from_ms=windows.tune_from, to_ms=windows.test_from)
+    asked = source.impressions(SETTINGS, from_ms=windows.tune_from, to_ms=windows.test_from)
+    data = source.rows(asked, source.layout(before_ms=0))
     vectors, _ = FrozenEncoder(source.release).encode(data.contexts)
     of_row = data.request_contexts[data.impressions.row_requests]
     np.testing.assert_allclose(data.user_vectors, vectors[of_row], atol=1e-5)
@@ -145,7 +147,7 @@ def test_early_fusion_is_served_from_the_online_store(world):
         positive_actions=("like", "save"), shown_actions=("view",), epochs=1, content="added", window=16
     )
     layout = source.layout(before_ms=windows.test_from)
-    train = source.rows(SETTINGS, layout, from_ms=windows.tune_from, to_ms=windows.test_from)
+    train = source.rows(source.impressions(SETTINGS, from_ms=windows.tune_from, to_ms=windows.test_from), layout)
     events = source.events.filter(pc.less(source.events["timestamp"], windows.test_from))
     ranker = fine_tune(source.release, train, events, settings=settings, progress=lambda _: None).ranker
 
