@@ -31,7 +31,7 @@ from encoder.vocabulary import Indexes
 
 FILE = "mixture.safetensors"
 SMALL_LINK = 0.01
-_CANDIDATES = 300  # of each part's best items, on which the weights are fitted: the tail moves no ranking
+_CANDIDATES = 300  # of each part's best items, on which the weights are fitted; targets outside teach nothing
 _MOST_CANDIDATES = 6_000_000  # in all: 200 MB of features
 _RIDGE = 1e-4  # keeps the weight of a feature that never occurs at its start
 _FEATURES = 6
@@ -112,12 +112,14 @@ def _own_items(items: Indexes, offsets: Indexes) -> tuple[Indexes, Indexes, Inde
 
 
 def _training_set(links: ItemLinks, questions: Iterable[Asked], seen: str) -> tuple[Tensor, Tensor]:
-    """Features [P, K, 6], absent candidates with -inf in the first, and the targets' places [P]; targets at place 0."""
+    """Features [P, K, 6], absent candidates with -inf in the first, and the targets' places among them [P]."""
     found: list[Tensor] = []
+    targets: list[Tensor] = []
     total = 0
     for question in questions:
-        features = _candidate_features(links, question, seen)
+        features, places = _candidate_features(links, question, seen)
         found.append(features)
+        targets.append(places)
         total += features.shape[0] * features.shape[1]
         if total > _MOST_CANDIDATES:
             break
@@ -127,30 +129,28 @@ def _training_set(links: ItemLinks, questions: Iterable[Asked], seen: str) -> tu
     padded = [F.pad(features, (0, 0, 0, widest - features.shape[1])) for features in found]
     for features, narrow in zip(padded, found, strict=True):
         features[:, narrow.shape[1] :, 0] = -torch.inf
-    return torch.cat(padded), torch.zeros(sum(len(features) for features in found), dtype=torch.int64)
+    return torch.cat(padded), torch.cat(targets)
 
 
-def _candidate_features(links: ItemLinks, question: Asked, seen: str) -> Tensor:
+def _candidate_features(links: ItemLinks, question: Asked, seen: str) -> tuple[Tensor, Tensor]:
+    """Of the questions whose target is among the best of some part. A target that was put among the best although it
+    is not would say that high scores are a bad sign."""
     vector = torch.from_numpy(question.vector_scores)
     link = torch.from_numpy(links.scores(question.items, question.offsets)[:, 1:])
     rows, own, times, since = _own_items(question.items, question.offsets)
     history = torch.zeros(*vector.shape, 3)
     place = (torch.from_numpy(rows), torch.from_numpy(own - 1))
     history[place] = torch.from_numpy(np.stack([np.ones(len(own)), np.log(times), 1 / (1 + since)], 1)).float()
-    askable = torch.from_numpy(question.targets > 0)
-    target = torch.from_numpy(np.maximum(question.targets - 1, 0))[:, None]
     if seen == "filtered":
-        had = history[..., 0] > 0
-        vector = vector.masked_fill(had, -torch.inf)
-        askable &= ~had.gather(1, target)[:, 0]
+        vector = vector.masked_fill(history[..., 0] > 0, -torch.inf)
     most = min(_CANDIDATES, vector.shape[1])
-    best = [target, vector.topk(most).indices, (link * vector.isfinite()).topk(most).indices]
+    best = [vector.topk(most).indices, (link * vector.isfinite()).topk(most).indices]
     if seen == "kept":
         best.append(history[..., 0].topk(min(most, int(np.bincount(rows, minlength=1).max(initial=1)))).indices)
     candidates = torch.cat(best, 1)
     ordered, order = candidates.sort(dim=1, stable=True)
     repeated = torch.zeros_like(candidates, dtype=torch.bool)
-    repeated.scatter_(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])  # the target comes first, and stays
+    repeated.scatter_(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])
     chosen_link = link.gather(1, candidates)
     features = torch.stack(
         [
@@ -161,7 +161,9 @@ def _candidate_features(links: ItemLinks, question: Asked, seen: str) -> Tensor:
         ],
         dim=2,
     )
-    return features[askable]
+    hit = (candidates == torch.from_numpy(question.targets - 1)[:, None]) & features[..., 0].isfinite()
+    askable = hit.any(1)
+    return features[askable], hit[askable].int().argmax(1)
 
 
 def _likeliest(features: Tensor, targets: Tensor) -> MixtureWeights:

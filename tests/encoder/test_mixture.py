@@ -83,3 +83,14 @@ def test_bytes_bring_the_mixture_back():
 def test_damaged_bytes_are_refused(damage: bytes):
     with pytest.raises(DataError, match="cannot be read"):
         Mixture.from_bytes(damage, vocabulary_size=ITEMS)
+
+
+def test_a_good_vector_keeps_its_weight_where_most_targets_are_far_from_the_best():
+    """With many more items than candidates, a target in the tail must not count against high scores."""
+    rng = np.random.default_rng(3)
+    users, items = 400, 3000
+    vector = rng.normal(size=(users, items)).astype(np.float32)
+    targets = np.argmax(vector + rng.gumbel(size=vector.shape), axis=1) + 1
+    links = ItemLinks.count([(np.array([1, 2]), np.array([0, 2]))], vocabulary_size=items)
+    asked = Asked(vector, np.ones(users, np.int64), np.arange(users + 1), targets)
+    assert Mixture.fit(links, [asked], seen="filtered").weights.vector == pytest.approx(1.0, abs=0.25)
