@@ -25,14 +25,12 @@ from activity.errors import DataError, UsageError
 from encoder.release import Release
 from ranking.attributes import AttributeLayout
 from ranking.dataset import Reader
-from ranking.impressions import DAY_MS, Impressions, find_impressions
+from ranking.impressions import AGES_KNOWN_DAYS, DAY_MS, Impressions, find_impressions
 from ranking.measure import GroupBy, measure
 from ranking.rows import HistoryReader, RankingData, read_rows
 from ranking.settings import FinetuneSettings, ImpressionSettings
 from ranking.train import fine_tune
 from ranking.tuned import check_free, save_ranker
-
-_AGES_KNOWN_DAYS = 28  # of the log before a window: an item without events in them is new
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,7 @@ def run_finetune(
     shown = settings.impressions
     impressions = source.impressions(shown, from_ms=windows.tune_from, to_ms=windows.test_from)
     layout = source.layout(before_ms=windows.test_from)
+    settings.fusion_config.check_attributes(layout.width)
     positives = zip(impressions.tasks, impressions.labels.sum(0), strict=True)
     plan = [
         f"release: {source.release.info.name}, trained through {_time(source.release.info.trained_through_ms)}",
@@ -183,9 +182,9 @@ def _doubts(source: Source, windows: Windows, settings: ImpressionSettings) -> l
     if unknown:
         doubts.append(f"no event has the action {', '.join(unknown)}, found {', '.join(sorted(known))}")
     days = (windows.tune_from - pc.min(source.events["timestamp"]).as_py()) / DAY_MS
-    if days < _AGES_KNOWN_DAYS:
+    if days < AGES_KNOWN_DAYS:
         doubts.append(
-            f"the events begin {days:.0f} days before the training window, expected {_AGES_KNOWN_DAYS}: items of "
+            f"the events begin {days:.0f} days before the training window, expected {AGES_KNOWN_DAYS}: items of "
             "unknown age count as new"
         )
     return doubts

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activity.errors import UsageError
 from encoder.dcat import Context, context, cross
 from encoder.model import UserEncoder
 from ranking.settings import FusionConfig
@@ -74,13 +73,9 @@ class Fusion(nn.Module):
     """`encoder`: the release's network, which this module takes over; `attributes` floats an item has."""
 
     def __init__(self, config: FusionConfig, encoder: UserEncoder, *, attributes: int) -> None:
-        """Raises UsageError for a token that is to get content where no item has any."""
+        """Raises UsageError as `FusionConfig.check_attributes`."""
         super().__init__()
-        if config.content != "none" and not attributes:
-            raise UsageError(
-                "no item attribute tells items apart, so there is no content to add to a candidate",
-                hint="give a table of item attributes with --items, or set finetune.content = none",
-            )
+        config.check_attributes(attributes)
         self.config = config
         self.encoder = encoder
         self.window = config.window or encoder.config.served_length

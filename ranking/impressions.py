@@ -22,6 +22,7 @@ from activity.errors import DataError
 from ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
+AGES_KNOWN_DAYS = 28  # of a log before a window: what appears after so many is new
 
 Int64s = npt.NDArray[np.int64]
 
@@ -135,9 +136,10 @@ def window_times(events: pa.Table, *, pretrain_share: float = 0.6, tune_share: f
     if not len(times):
         raise DataError("there are no events", hint="check the file")
     t0, t1 = (int(times[int(share * len(times))]) for share in (pretrain_share, pretrain_share + tune_share))
-    if t0 - int(times[0]) < 28 * DAY_MS:
+    if t0 - int(times[0]) < AGES_KNOWN_DAYS * DAY_MS:
         raise DataError(
-            f"only {(t0 - int(times[0])) / DAY_MS:.0f} days lie before the fine-tuning window, expected 28",
+            f"only {(t0 - int(times[0])) / DAY_MS:.0f} days lie before the fine-tuning window, "
+            f"expected {AGES_KNOWN_DAYS}",
             hint="items of the first days have no known age: use a longer log",
         )
     return t0, t1, int(times[-1]) + 1

@@ -49,6 +49,7 @@ class OnlineFeatures:
 
     def __init__(self, features: FeatureSettings, release: str) -> None:
         """Raises UsageError where the Feast repo is not applied."""
+        self.release = release
         self._features = features
         self._store, _ = open_feature_store(features)
         self._service = self._store.get_feature_service(ranker_service(release))

@@ -1,32 +1,48 @@
 """A fine-tuned ranker at work: plain Feast's online answers to scores, early fusion included.
 
 Per request: one read of the user's packed history, one of the features of the user beside each candidate; the history
-goes through the context pass once, the candidates through the crossing pass together.
+goes through the context pass once, the candidates through the crossing pass together. A user without a stored history
+is scored as a new one; the server counts them, and logs the first.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from activity.errors import UsageError
 from ranking.dataset import ROW, Floats
 from ranking.impressions import Impressions
 from ranking.recommend import OnlineFeatures
 from ranking.rows import read_rows
 from ranking.tuned import TunedRanker
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, eq=False)
+
 class RankerServer:
-    """`items`: the attribute table with `item_id`; ids alone are enough for a ranker without attributes."""
+    """`requests`: scored so far; `without_history`: those of them whose user has no history online."""
 
-    online: OnlineFeatures
-    ranker: TunedRanker
-    items: pa.Table
+    def __init__(self, online: OnlineFeatures, ranker: TunedRanker, items: pa.Table) -> None:
+        """`items`: the attribute table with `item_id`; ids alone are enough for a ranker without attributes.
+
+        Raises UsageError for a ranker of frozen late-last where `online` reads another release's vectors, which are
+        strange to it though they may have the same length."""
+        began = ranker.about["release"]
+        if ranker.model.fusion.config.reads_vectors and online.release != began:
+            raise UsageError(
+                f"the ranker reads vectors of release `{began}`, the features are those of `{online.release}`",
+                hint=f"read the features of `{began}`",
+            )
+        self._online = online
+        self._ranker = ranker
+        self._items = items
+        self.requests = 0
+        self.without_history = 0
 
     def score(self, user_id: str, candidates: Sequence[str], *, time_ms: int, surface: str = "") -> Floats:
         """Probabilities float32 [candidates, K] of the tasks for items shown now, in their order. `time_ms`:
@@ -38,9 +54,9 @@ class RankerServer:
             times_ms=np.array([time_ms], np.int64),
             offsets=np.array([0, count], np.int64),
             item_ids=tuple(candidates),
-            labels=np.zeros((count, len(self.ranker.tasks)), np.float32),
+            labels=np.zeros((count, len(self._ranker.tasks)), np.float32),
             ages_days=np.zeros(count, np.float32),  # ages matter in training only
-            tasks=self.ranker.tasks,
+            tasks=self._ranker.tasks,
         )
         if not count:
             return asked.labels
@@ -48,22 +64,31 @@ class RankerServer:
             asked,
             self._features_of(user_id),
             self._history_of(user_id),
-            items=self.items,
-            layout=self.ranker.layout,
-            dimension=self.ranker.model.fusion.encoder.config.dimension,
+            items=self._items,
+            layout=self._ranker.layout,
+            dimension=self._ranker.model.fusion.encoder.config.dimension,
         )
-        return self.ranker.score(data)
+        self._count(user_id, stored=bool(data.stored.all()))
+        return self._ranker.score(data)
+
+    def _count(self, user_id: str, *, stored: bool) -> None:
+        self.requests += 1
+        if stored:
+            return
+        self.without_history += 1
+        if self.without_history == 1:
+            _log.warning("user %r has no history online: scored as a new user; later ones are counted only", user_id)
 
     def _features_of(self, user_id: str) -> Callable[[pd.DataFrame], pa.Table]:
         def read(rows: pd.DataFrame) -> pa.Table:
-            table = self.online.read(user_id, rows["item_id"].tolist())
+            table = self._online.read(user_id, rows["item_id"].tolist())
             return table.append_column(ROW, pa.array(rows[ROW].to_numpy()))
 
         return read
 
     def _history_of(self, user_id: str) -> Callable[[pd.DataFrame], pa.Table]:
         def read(rows: pd.DataFrame) -> pa.Table:
-            history, revision = self.online.read_history(user_id)
+            history, revision = self._online.read_history(user_id)
             columns = {"history": pa.array([history], pa.binary()), "revision": pa.array([revision], pa.int64())}
             return pa.table(columns | {ROW: pa.array(rows[ROW].to_numpy())})
 

@@ -43,9 +43,22 @@ class FusionConfig:
             raise UsageError(f"window must be at least 1, or 0 for the served length; found {self.window}")
 
     @property
+    def reads_vectors(self) -> bool:
+        """Whether the vectors that lie in Feast are used: frozen late-last computes nothing."""
+        return self.kind == "late-last" and self.module == "frozen"
+
+    @property
     def reads_histories(self) -> bool:
-        """Whether anything is computed from events; frozen late-last reads Feast's vectors instead."""
-        return self.kind != "none" and not (self.kind == "late-last" and self.module == "frozen")
+        """Whether anything is computed from events."""
+        return self.kind != "none" and not self.reads_vectors
+
+    def check_attributes(self, count: int) -> None:
+        """Raises UsageError for a token that is to get content where items have `count` = 0 attributes."""
+        if self.content != "none" and not count:
+            raise UsageError(
+                "no item attribute tells items apart, so there is no content to add to a candidate",
+                hint="give a table of item attributes with --items, or set finetune.content = none",
+            )
 
 
 _LITERALS = {

@@ -148,10 +148,58 @@ def test_labels_of_one_kind_and_a_loss_that_is_not_finite_are_errors(shop, train
         tune(shop, replace(train, attributes=np.full_like(train.attributes, np.nan)), QUICK)
 
 
+def test_what_is_held_back_does_not_make_up_for_what_is_trained_on(shop, train):
+    """Relevant rows among the newest tenth alone teach nothing."""
+    labels = train.impressions.labels.copy()
+    labels[: int(0.9 * len(labels)) + 8] = 0
+    assert labels.any()
+    with pytest.raises(DataError, match="with 0 relevant ones"):
+        tune(shop, replace(train, impressions=replace(train.impressions, labels=labels)), QUICK)
+
+
+def test_at_least_one_request_is_trained_on(shop, train):
+    from ranking.rows import RankingData
+    from ranking.train import _divided
+
+    one: RankingData = replace(train, impressions=train.impressions.take(np.array([0])))
+    assert [part.tolist() for part in _divided(one, 0.9)] == [[0], []]
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_no_step(shop, train, monkeypatch):
+    """Its loss is finite: only the norm tells."""
+    from ranking import train as train_module
+
+    monkeypatch.setattr(train_module.torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    with pytest.raises(DataError, match="norm of its gradient inf"):
+        tune(shop, train, QUICK)
+
+
+def test_a_frozen_modules_content_is_tied_to_the_ids_too(shop, train):
+    settings = replace(QUICK, module="frozen", content="added", epochs=1)
+
+    def content(weight: float) -> torch.Tensor:
+        found = tune(shop, train, replace(settings, alignment_weight=weight)).ranker.model.fusion.content
+        assert found is not None
+        return found.weight
+
+    assert not torch.equal(content(1.0), content(0.0))
+
+
 def test_data_of_another_layout_is_refused(shop, train, test):
     ranker = tune(shop, train, VARIANTS["none"]).ranker
     with pytest.raises(DataError, match="and 7 attributes, found 9 and 0"):
         ranker.score(replace(test, layout=AttributeLayout()))
+
+
+def test_a_host_of_another_size_is_the_same_from_its_file(shop, train, test, tmp_path):
+    host = HostConfig(crosses=1, hidden=8, dropout=0.0)
+    ranker = fine_tune(
+        shop.release, train, before(shop.events, T1), settings=VARIANTS["none"], host=host, progress=lambda _: None
+    ).ranker
+    save_ranker(tmp_path / "ranker.safetensors", ranker)
+    loaded = load_ranker(tmp_path / "ranker.safetensors")
+    assert loaded.model.host.config == host
+    np.testing.assert_array_equal(loaded.score(test), ranker.score(test))
 
 
 def test_a_damaged_or_foreign_file_is_refused(shop, train, tmp_path):
@@ -162,7 +210,13 @@ def test_a_damaged_or_foreign_file_is_refused(shop, train, tmp_path):
     save_ranker(path, ranker)
     with pytest.raises(UsageError, match="exists already"):
         save_ranker(path, ranker)
+    with pytest.raises(UsageError, match="is a folder"):
+        save_ranker(tmp_path, ranker, overwrite=True)
     whole = bytearray(path.read_bytes())
+    path.write_bytes(whole.replace(b'\\"like\\", \\"save\\"', b'\\"save\\", \\"like\\"'))
+    assert path.read_bytes() != whole
+    with pytest.raises(DataError, match="checksum"):
+        load_ranker(path)
     whole[-20] ^= 1
     path.write_bytes(whole)
     with pytest.raises(DataError, match="checksum"):

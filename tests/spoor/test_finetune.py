@@ -10,11 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from activity.errors import DataError, UsageError
+from activity.events import Event, events_table
 from activity.packing import pack
 from benchmarks.finetune import RELEASE, LogSet, prepare, report, table
 from encoder.inference import FrozenEncoder
 from feature_repo.settings import FeatureSettings
-from ranking.finetune import Source, Windows
+from ranking.finetune import Source, Windows, run_finetune
 from ranking.recommend import OnlineFeatures
 from ranking.rows import read_rows
 from ranking.serving import RankerServer
@@ -23,7 +25,7 @@ from ranking.train import fine_tune
 from ranking.tuned import load_ranker
 from store.online import open_online
 from store.rows import UserWrite
-from tests.ranking.shop import DIMENSION, SETTINGS, Shop, make_shop
+from tests.ranking.shop import DAY, DIMENSION, SETTINGS, Shop, make_shop
 from tests.releases import save_untrained_release
 
 TUNING = [
@@ -90,6 +92,57 @@ def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp
     assert "exists already" in again.failed_with(2)
 
 
+def test_requests_without_a_stored_history_are_counted_and_warned_of_once(spoor, world, tmp_path):
+    """A user who acted before and whose history nobody wrote; one who never acted is no cause for a warning."""
+    folder, _, windows, _ = world
+    events = pq.read_table(folder / "events.parquet")
+    stranger = [
+        Event("stranger", item, "view", "app", time)
+        for item, time in (("i00", windows.tune_from - DAY), ("i01", windows.tune_from + DAY))
+    ]
+    new = [Event("new", "i02", "view", "app", windows.tune_from + DAY)]
+    pq.write_table(pa.concat_tables([events, events_table([*stranger, *new])]), tmp_path / "events.parquet")
+    done = spoor(*arguments(folder, "--out", str(tmp_path / "r"), "--data", str(tmp_path / "events.parquet"), "--json"))
+    assert done.code == 0, done.err
+    found = done.json["metrics"]["histories"]
+    assert found["training"]["without_history"] == 2 and found["training"]["without_history_despite_events"] == 1
+    assert done.err.count("warning:") == 1 and "1 of" in done.err and "spoor backfill" in done.err
+
+
+def test_doubts_are_told_before_anything_is_done(spoor, world, tmp_path):
+    """An action that no event has; a log too short to tell an item's age."""
+    folder, _, windows, _ = world
+    events = pq.read_table(folder / "events.parquet")
+    young = events.filter(pc.greater(events["timestamp"], windows.tune_from - 5 * DAY))
+    pq.write_table(young, tmp_path / "events.parquet")
+    done = spoor(
+        *arguments(
+            folder, "--out", str(tmp_path / "r"), "--data", str(tmp_path / "events.parquet"), "--dry-run", "--json",
+            settings=["finetune.positive_actions=like,saev", "finetune.shown_actions=view"],
+        )
+    )  # fmt: skip
+    plan = "\n".join(done.json["plan"])
+    assert "saev 0" in plan and "warning: no event has the action saev, found like, save, view" in plan
+    assert "begin 5 days before the training window, expected 28" in plan
+
+
+def test_a_failing_read_of_the_test_window_is_told_before_training_and_not_taken_for_no_test(world, tmp_path):
+    _, source, windows, _ = world
+
+    def read(rows):
+        if rows["event_timestamp"].max().timestamp() * 1000 >= windows.test_from:
+            raise DataError("a damaged file")
+        return source.read_histories(rows)
+
+    settings = FinetuneSettings(positive_actions=("like", "save"), shown_actions=("view",), epochs=1)
+    said: list[str] = []
+    with pytest.raises(DataError, match="a damaged file"):
+        run_finetune(
+            replace(source, read_histories=read), windows, out=tmp_path / "r", settings=settings, progress=said.append
+        )
+    assert not any("epoch" in line for line in said)
+
+
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(spoor, world, tmp_path):
     folder = world[0]
     done = spoor(*arguments(folder, "--out", str(tmp_path / "r"), "--dry-run", "--json"))
@@ -105,9 +158,14 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(spoor, world, tmp_pa
         (["--from", "2030-01-01T00:00:00Z"], TUNING, "ends before it begins"),
         ([], [], "no action is named as positive"),
         ([], [*TUNING, "finetune.fusion=late-last", "finetune.content=added"], "no candidate token"),
+        (["--items", "BARE"], [*TUNING, "finetune.content=added"], "no item attribute"),
+        (["--items", "NAMELESS"], TUNING, "no column item_id"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(spoor, world, tmp_path, more, chosen, message):
+    pq.write_table(pa.table({"item_id": ["i00"]}), tmp_path / "BARE.parquet")
+    pq.write_table(pa.table({"item": ["i00"]}), tmp_path / "NAMELESS.parquet")
+    more = [str(tmp_path / f"{word}.parquet") if word in ("BARE", "NAMELESS") else word for word in more]
     done = spoor(*arguments(world[0], "--out", str(tmp_path / "r"), *more, settings=chosen))
     assert message in done.failed_with(2)
 
@@ -140,7 +198,7 @@ def test_point_in_time_reads_give_frozen_late_fusion_what_the_release_knew(world
     assert data.user_vectors.any(1).all()
 
 
-def test_early_fusion_is_served_from_the_online_store(world):
+def test_early_fusion_is_served_from_the_online_store(world, caplog):
     """The history that lies online gives the scores that the same history gives offline; nothing else is online."""
     _, source, windows, _ = world
     settings = FinetuneSettings(
@@ -168,3 +226,26 @@ def test_early_fusion_is_served_from_the_online_store(world):
     stranger = server.score("nobody", asked.item_ids, time_ms=time_ms, surface="app")
     assert np.isfinite(stranger).all() and not np.allclose(stranger, found, atol=1e-5)
     assert server.score(user, [], time_ms=time_ms).shape == (0, 3)
+    server.score("nobody else", asked.item_ids, time_ms=time_ms)
+    assert (server.requests, server.without_history) == (3, 2)
+    assert [record.getMessage() for record in caplog.records if record.name == "ranking.serving"] == [
+        "user 'nobody' has no history online: scored as a new user; later ones are counted only"
+    ]
+    with pytest.raises(UsageError, match="no column kind"):
+        RankerServer(OnlineFeatures(features, RELEASE), ranker, source.items.select(["item_id"])).score(
+            user, asked.item_ids, time_ms=time_ms
+        )
+
+
+def test_a_ranker_that_reads_vectors_is_not_served_those_of_another_release(world):
+    _, source, windows, features = world
+    settings = FinetuneSettings(
+        positive_actions=("like", "save"), shown_actions=("view",), epochs=1, fusion="late-last", module="frozen"
+    )
+    layout = source.layout(before_ms=windows.test_from)
+    train = source.rows(source.impressions(SETTINGS, from_ms=windows.tune_from, to_ms=windows.test_from), layout)
+    ranker = fine_tune(source.release, train, source.events, settings=settings, progress=lambda _: None).ranker
+    online = OnlineFeatures(features, RELEASE)
+    RankerServer(online, ranker, source.items)
+    with pytest.raises(UsageError, match=f"vectors of release `another`, the features are those of `{RELEASE}`"):
+        RankerServer(online, replace(ranker, about={**ranker.about, "release": "another"}), source.items)
