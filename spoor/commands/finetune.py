@@ -103,6 +103,9 @@ def _events(settings: Settings, data: Path | None) -> pa.Table:
 
 def _text(metrics: dict[str, Any]) -> str:
     found = [f"{metrics['training_rows']:,} rows, {metrics['candidates_per_history']:.1f} candidates per history"]
+    for window, counts in metrics["histories"].items():
+        if counts["without_history"]:
+            found.append(f"{counts['without_history']:,} of {counts['requests']:,} {window} requests without a history")
     for row in metrics.get("test", []):
         if row["slice"] == "all items" and row["mean"] is not None:
             found.append(f"{row['metric']} {row['mean']:.4f} [{row['low']:.4f}, {row['high']:.4f}]")

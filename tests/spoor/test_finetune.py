@@ -102,7 +102,10 @@ def test_requests_without_a_stored_history_are_counted_and_warned_of_once(spoor,
     ]
     new = [Event("new", "i02", "view", "app", windows.tune_from + DAY)]
     pq.write_table(pa.concat_tables([events, events_table([*stranger, *new])]), tmp_path / "events.parquet")
-    done = spoor(*arguments(folder, "--out", str(tmp_path / "r"), "--data", str(tmp_path / "events.parquet"), "--json"))
+    data = ["--data", str(tmp_path / "events.parquet"), "--overwrite"]
+    said = spoor(*arguments(folder, "--out", str(tmp_path / "r"), *data))
+    assert "training requests without a history" in said.out
+    done = spoor(*arguments(folder, "--out", str(tmp_path / "r"), *data, "--json"))
     assert done.code == 0, done.err
     found = done.json["metrics"]["histories"]
     assert found["training"]["without_history"] == 2 and found["training"]["without_history_despite_events"] == 1
@@ -184,6 +187,7 @@ def test_the_table_has_every_row_slice_and_direction(world):
     pairs = {(row["first"], row["second"]) for row in found["directions"]}
     assert pairs == {("no module", "frozen late"), ("no module", "early")}
     assert found["about"]["test"]["candidates_per_context"] > 1
+    assert found["about"]["test"]["requests_without_history_despite_events"] == 0
     assert found["ratio"] > 0
 
 
