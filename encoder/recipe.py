@@ -80,7 +80,10 @@ def choose(counts: CorpusStatistics) -> Recipe:
         dropout=dropout,
     )
     settings = {
-        "epochs": 10,
+        "epochs": 8,
+        "patience": 3,
+        "refit_epochs": 4,
+        "refit_rate": 1.0,
         "token_budget": budget,
         "learning_rate": 2e-3 if budget >= 2048 else 1e-3,
         "average_decay": 0.99,
