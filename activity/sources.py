@@ -26,11 +26,28 @@ from activity.settings import EventSettings
 from activity.ties import raise_times, resolution_ms, shuffle_keys, spread_times
 
 _PIECE_ROWS = 131_072  # rows of a Parquet file read at once
+_TEXTS = {name: pa.string() for name in FIELDS if name != "timestamp"}  # guessed types would make 7 of `007`
+
+
+def _read_csv(path: str) -> pa.Table:
+    return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=_TEXTS))
+
+
+def _read_json(path: str) -> pa.Table:
+    """What looks like a time is read again as text: as a time it would have lost its zone, and as an id its letters."""
+    table = pyarrow.json.read_json(path)
+    guessed = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+    if not guessed:
+        return table
+    texts = pa.schema([pa.field(name, pa.string()) for name in guessed])
+    return pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(explicit_schema=texts))
+
+
 _READERS = {
     ".parquet": pyarrow.parquet.read_table,
-    ".csv": pyarrow.csv.read_csv,
-    ".jsonl": pyarrow.json.read_json,
-    ".json": pyarrow.json.read_json,
+    ".csv": _read_csv,
+    ".jsonl": _read_json,
+    ".json": _read_json,
 }
 
 
@@ -148,6 +165,8 @@ def _places(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
 
 def _times(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     """int64 ms from integers, timestamps with a zone, or ISO 8601 text with a zone."""
+    if pa.types.is_null(column.type):  # no rows, or no value in any: what `_check_rows` tells
+        return column.cast(pa.int64())
     try:
         if pa.types.is_integer(column.type):
             return column.cast(pa.int64())

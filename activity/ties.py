@@ -57,9 +57,9 @@ def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
 
 
 def shuffle_keys(user_hashes: npt.NDArray[np.integer], values: Values, *, seed: int) -> npt.NDArray[np.uint64]:
-    """uint64[N]: what to sort a user's equal times by for an order drawn from `seed`. A key depends on its own event
-    and on the seed alone, so neither the order of rows nor other events move it."""
-    key = np.full(len(values), seed, np.uint64)
+    """uint64[N]: what to sort a user's equal times by for an order drawn from `seed`, any whole number. A key depends
+    on its own event and on the seed alone, so neither the order of rows nor other events move it."""
+    key = np.full(len(values), seed % 2**64, np.uint64)
     for part in (user_hashes, values["timestamp"], values["item"], values["action"], values["surface"]):
         key = mix_bits((key ^ part.astype(np.uint64)) + _STEP)
     return key

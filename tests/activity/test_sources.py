@@ -24,7 +24,7 @@ def items(path):
 def test_parquet_csv_and_json_lines_are_read_alike_oldest_first(tmp_path):
     table = pa.Table.from_pylist(ROWS)
     pq.write_table(table, tmp_path / "e.parquet")
-    csv.write_csv(table, tmp_path / "e.csv")  # user ids become integers and are text again
+    csv.write_csv(table, tmp_path / "e.csv")
     (tmp_path / "e.jsonl").write_text("\n".join(str(row).replace("'", '"') for row in ROWS))
     for name in ("e.parquet", "e.csv", "e.jsonl"):
         events = read_events(tmp_path / name, SETTINGS, now_ms=NOW)
@@ -142,3 +142,31 @@ def test_ties_within_a_second_spread_over_its_milliseconds_in_order():
     assert [by_user["1", i] for i in ("x", "i0", "i1", "i2", "z")] == [5000, 5250, 5500, 5750, 6000]
     assert by_user["2", "y"] == 5000
     assert len(spread_ties(events_table([]), resolution_ms=1000)) == 0
+
+
+def test_ids_of_a_csv_stay_text_to_the_letter(tmp_path):
+    """Guessed types would make one id of `007` and `7`, and of two ids beyond 64 bits."""
+    ids = ["007", "7", "12345678901234567890", "12345678901234567891", "1.50", "true", "NA"]
+    rows = "".join(f"{name},{name},{name},{name},{1_700_000_000_000 + k}\n" for k, name in enumerate(ids))
+    (tmp_path / "e.csv").write_text("user_id,item_id,action,surface,timestamp\n" + rows)
+    events = read_events(tmp_path / "e.csv", SETTINGS, now_ms=NOW)
+    for column in ("user_id", "item_id", "action", "surface"):
+        assert events[column].to_pylist() == ids
+
+
+def test_a_csv_without_rows_has_no_events(tmp_path):
+    (tmp_path / "e.csv").write_text("user_id,item_id,action,surface,timestamp\n")
+    assert read_events(tmp_path / "e.csv", SETTINGS, now_ms=NOW) == EVENT_SCHEMA.empty_table()
+    (tmp_path / "e.csv").write_text("user_id,item_id,action,surface,timestamp\nu,i,v,s,\n")
+    with pytest.raises(UsageError, match="timestamp has 1 empty values"):
+        items(tmp_path / "e.csv")
+
+
+@pytest.mark.parametrize("text", ["2023-11-14T22:13:20Z", "2023-11-14T23:13:20+0100"])
+def test_times_with_a_zone_are_read_from_every_kind_of_file(tmp_path, text):
+    (tmp_path / "e.csv").write_text(f"user_id,item_id,action,surface,timestamp\nu,i,v,s,{text}\n")
+    (tmp_path / "e.jsonl").write_text(
+        f'{{"user_id": "u", "item_id": "i", "action": "v", "surface": "s", "timestamp": "{text}"}}\n'
+    )
+    for name in ("e.csv", "e.jsonl"):
+        assert read_events(tmp_path / name, SETTINGS, now_ms=NOW)["timestamp"].to_pylist() == [1_700_000_000_000]

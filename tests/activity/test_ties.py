@@ -64,3 +64,4 @@ def test_shuffle_keys_follow_the_event_and_the_seed_alone() -> None:
     by_item = np.argsort(values["item"], kind="stable")
     assert abs(np.corrcoef(np.argsort(np.argsort(keys[by_item])), np.arange(500))[0, 1]) < 0.2
     assert np.mean(keys == shuffle_keys(hashes, values, seed=2)) == 0
+    assert len(np.unique([shuffle_keys(hashes[:1], values[:1], seed=seed) for seed in (-1, 0, 1, 2**64 - 2)])) == 4
