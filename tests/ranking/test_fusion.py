@@ -118,6 +118,19 @@ def test_a_tenth_of_the_candidates_get_a_random_known_id_in_training_only(shop, 
     assert drawn.min() == 1 and drawn.max() == len(fusion.encoder.items.flat_rows) - 1
 
 
+def test_a_random_id_is_in_the_token_and_in_the_candidates_vector_and_content_stays_with_the_true_one(shop, batch):
+    config = FusionConfig(cold_start="cir", content="added", module="frozen")
+    fusion = fusion_of(shop, config).train()
+    drawn = fusion._randomised(batch.candidates, torch.Generator().manual_seed(4))
+    changed = drawn != batch.candidates
+    assert changed.any() and not changed.all()
+    found = fusion(batch, torch.Generator().manual_seed(4))
+    plain = fusion.eval()(replace(batch, candidates=drawn))
+    torch.testing.assert_close(found.outputs, plain.outputs)
+    torch.testing.assert_close(found.alignment, fusion(batch).alignment)
+    assert not torch.allclose(found.alignment, plain.alignment)
+
+
 def test_outputs_of_young_items_are_dropped_by_age_in_training_only(shop, batch):
     fusion = fusion_of(shop, FusionConfig(cold_start="cir+idd"))
     ages = torch.tensor([0.0, 6.9, 7.0, 27.9, 28.0, 400.0])

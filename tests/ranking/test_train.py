@@ -11,7 +11,7 @@ from ranking.measure import auc
 from ranking.settings import FinetuneSettings
 from ranking.train import fine_tune
 from ranking.tuned import load_ranker, save_ranker
-from tests.ranking.shop import DAY, END, START, T1, Shop, before, make_shop
+from tests.ranking.shop import DAY, DIMENSION, END, START, T1, Shop, before, make_shop
 
 QUICK = FinetuneSettings(
     positive_actions=("like", "save"), shown_actions=("view",), epochs=2, batch_rows=64, uniform_negatives=16
@@ -138,6 +138,99 @@ def test_own_positives_are_no_negatives_and_only_training_events_count(shop, tra
     for user, own in positives.by_user.items():
         mine = set(frame.loc[frame["user_id"] == user, "item_id"])
         assert {vocabulary.item_ids[k - 1] for k in own} == mine
+
+
+def test_the_loss_is_its_formula_and_the_module_does_not_teach_the_ranker(shop, train):
+    """BCE(ranker) + a BCE(module) + b |module - ranker|^2 + c L_ntl + d alignment."""
+    from encoder.tuning import trainable
+    from ranking.rows import BatchMaker, Scale
+    from ranking.train import _loss, _positives, _sequence_loss
+    from ranking.tuned import Predictions, build_model
+
+    events = before(shop.events, T1)
+    encoder, vocabulary = trainable(shop.release, new_items=events["item_id"].to_pylist())
+    model = build_model(encoder, QUICK.fusion_config, HostConfig(), features=11, attributes=7, tasks=3)
+    batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train), window=12).batch(np.arange(9))
+    positives = _positives(events, vocabulary)
+    known = [positives.by_user[train.context_users[k]] for k in of_batch]
+    logits, own = (torch.randn(batch.labels.shape, requires_grad=True) for _ in range(2))
+    vectors = torch.nn.functional.normalize(torch.randn(len(batch.items), DIMENSION), dim=-1)
+    settings = replace(QUICK, module_weight=0.3, agreement_weight=0.7, sequence_weight=0.2, alignment_weight=0.4)
+
+    def loss(own: torch.Tensor | None) -> torch.Tensor:
+        predicted = Predictions(logits, own, vectors, torch.tensor(1.5))
+        return _loss(predicted, batch, model, known, positives.shares, settings, np.random.default_rng(3))
+
+    def bce(logits: torch.Tensor) -> torch.Tensor:
+        p = logits.sigmoid()
+        return -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log()).mean()
+
+    sequence = _sequence_loss(vectors, batch, model, known, positives.shares, settings, np.random.default_rng(3))
+    taught = (own.sigmoid() - logits.sigmoid()).square().mean()
+    expected = bce(logits) + 0.3 * bce(own) + 0.7 * taught + 0.2 * sequence + 0.4 * 1.5
+    torch.testing.assert_close(loss(own), expected)
+    torch.testing.assert_close(loss(None), bce(logits) + 0.4 * 1.5)  # a frozen module
+    torch.testing.assert_close(
+        torch.autograd.grad(loss(own), logits)[0], torch.autograd.grad(bce(logits), logits)[0], atol=1e-7, rtol=1e-5
+    )
+
+
+def test_the_sequence_loss_is_its_slow_version(shop, train):
+    """Pair by pair: the next event of the same context, against what was drawn and its user never acted on."""
+    from encoder.losses import draw_candidates
+    from encoder.tuning import trainable
+    from ranking.rows import BatchMaker, Scale
+    from ranking.train import _positives, _sequence_loss
+    from ranking.tuned import build_model
+
+    events = before(shop.events, T1)
+    # One item is unknown: events of it are no answers.
+    lost = events["item_id"][0].as_py()
+    encoder, vocabulary = trainable(shop.release)
+    places = np.array([item != lost for item in vocabulary.item_ids])
+    vocabulary = replace(
+        vocabulary,
+        items=vocabulary.items[places],
+        item_ids=tuple(item for item in vocabulary.item_ids if item != lost),
+    )
+    model = build_model(encoder.eval(), QUICK.fusion_config, HostConfig(), features=11, attributes=7, tasks=3)
+    positives = _positives(events, vocabulary)
+    batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train), window=12).batch(np.array([3, 50, 51, 90]))
+    users = [train.context_users[k] for k in of_batch]
+    with torch.no_grad():
+        vectors = encoder(batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps)
+        found = _sequence_loss(
+            vectors,
+            batch,
+            model,
+            [positives.by_user[user] for user in users],
+            positives.shares,
+            QUICK,
+            np.random.default_rng(5),
+        )
+        pairs = [
+            (user, row, int(batch.items[row + 1]))
+            for user, start, end in zip(users, batch.offsets.tolist(), batch.offsets.tolist()[1:], strict=False)
+            for row in range(start, end - 1)
+            if int(batch.items[row + 1])
+        ]
+        assert 0 in batch.items and 20 < len(pairs) < len(batch.items) - len(users)
+        drawn = draw_candidates(
+            np.array([target for *_, target in pairs]),
+            answer_shares=positives.shares,
+            uniform=QUICK.uniform_negatives,
+            rng=np.random.default_rng(5),
+        )
+        acted = {user: set(mine["item_id"]) for user, mine in events.to_pandas().groupby("user_id")}
+        items = list(zip(drawn.items.tolist(), drawn.log_weights.tolist(), strict=True))
+        losses = []
+        for user, row, target in pairs:
+            score = {
+                k: float(vectors[row] @ encoder.targets(torch.tensor([k]))[0] / encoder.temperature) for k, _ in items
+            }
+            others = [score[k] + w for k, w in items if k != target and vocabulary.item_ids[k - 1] not in acted[user]]
+            losses.append(np.logaddexp.reduce([score[target], *others]) - score[target])
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_labels_of_one_kind_and_a_loss_that_is_not_finite_are_errors(shop, train):

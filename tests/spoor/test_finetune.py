@@ -87,6 +87,11 @@ def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp
     assert ranker.about["release"] == RELEASE and ranker.about["settings"]["seed"] == 3
     asked = source.impressions(SETTINGS, from_ms=windows.test_from, to_ms=windows.test_to)
     test = source.rows(asked, ranker.layout)
+    # Nothing that appeared after the training window is known, and nothing of it decided a scale.
+    events = source.events.filter(pc.less(source.events["timestamp"], windows.test_from))
+    assert set(ranker.vocabulary.item_ids) == set(events["item_id"].to_pylist())
+    assert not set(asked.item_ids) <= set(ranker.vocabulary.item_ids)
+    assert ranker.layout == source.layout(before_ms=windows.test_from) != source.layout(before_ms=windows.test_to)
     assert len(ranker.score(test)) == len(test.impressions.item_ids)
     again = spoor(*arguments(folder, "--out", str(out)))
     assert "exists already" in again.failed_with(2)
