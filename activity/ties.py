@@ -37,23 +37,28 @@ def raise_times(users: Int64s, times_ms: Int64s, places: Int64s) -> Int64s:
     return raised
 
 
-def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
-    """Events sorted by (user, time) → strictly increasing times of each user: the k-th of m equal ones gets
-    k · resolution / m ms more, and what still is not later than its predecessor comes 1 ms after it."""
-    count = len(times_ms)
-    if count == 0:
-        return times_ms.copy()
-    new_user = np.append(True, np.diff(users) != 0)
-    groups = np.flatnonzero(new_user | np.append(True, np.diff(times_ms) != 0))
-    sizes = np.diff(np.append(groups, count))
-    rank = np.arange(count) - np.repeat(groups, sizes)
-    spread = times_ms + rank * resolution // np.repeat(sizes, sizes)
-    late = np.flatnonzero((np.diff(spread) <= 0) & ~new_user[1:])
+def separate_times(users: Int64s, times_ms: Int64s) -> Int64s:
+    """Events sorted by (user, time) → strictly increasing times of each user: what is not later than its predecessor
+    comes 1 ms after it. A time depends on earlier events alone, so no gap tells what is still to come."""
+    separate = times_ms.copy()
+    late = np.flatnonzero((np.diff(times_ms) <= 0) & (np.diff(users) == 0))
     for user in np.unique(users[late]):
         start, end = np.searchsorted(users, [user, user + 1])
         steps = np.arange(end - start)
-        spread[start:end] = np.maximum.accumulate(spread[start:end] - steps) + steps
-    return spread
+        separate[start:end] = np.maximum.accumulate(times_ms[start:end] - steps) + steps
+    return separate
+
+
+def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
+    """As `separate_times`, but the k-th of m equal times gets k · resolution / m ms more: for a replay, in which they
+    should not come all at once. A time then tells how many events share it: nothing to train on."""
+    if not len(times_ms):
+        return times_ms.copy()
+    new_user = np.append(True, np.diff(users) != 0)
+    groups = np.flatnonzero(new_user | np.append(True, np.diff(times_ms) != 0))
+    sizes = np.diff(np.append(groups, len(times_ms)))
+    rank = np.arange(len(times_ms)) - np.repeat(groups, sizes)
+    return separate_times(users, times_ms + rank * resolution // np.repeat(sizes, sizes))
 
 
 def shuffle_keys(user_hashes: npt.NDArray[np.integer], values: Values, *, seed: int) -> npt.NDArray[np.uint64]:

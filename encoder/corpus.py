@@ -34,7 +34,7 @@ from activity.lake import Lake
 from activity.settings import EventSettings
 from encoder.corpus_build import CorpusWriter, Scatter, source_identity
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BUILD_AGAIN = "remove the folder: it is built again from the events"
 _LOG = logging.getLogger(__name__)
 
@@ -81,10 +81,10 @@ class Corpus:
         `folder` and was made from the same source is kept, another one is replaced.
 
         The events of a lake or table are a set, as everywhere in Spoor: equal events count once. The rows of an event
-        file (see activity/sources.py) are all events: equal times of a user are spread in the published order, or, with
-        `shuffle_ties`, in an order drawn from that seed. Raises UsageError for a file that cannot be read or where
-        ties cannot be shuffled, DataError when there are no events, InfrastructureError if the folder cannot be
-        written.
+        file (see activity/sources.py) are all events: equal times of a user are a millisecond apart in the published
+        order, or, with `shuffle_ties`, in an order drawn from that seed. Raises UsageError for a file that cannot be
+        read or where ties cannot be shuffled, DataError when there are no events, InfrastructureError if the folder
+        cannot be written.
         """
         identity = source_identity(source, until_ms=until_ms, shuffle_ties=shuffle_ties)
         if _recorded_identity(folder) == identity:

@@ -28,12 +28,11 @@ from activity.history import EVENT_DTYPE, Histories, Values, canonical
 from activity.lake import Lake
 from activity.settings import EventSettings
 from activity.sources import scan_events
-from activity.ties import raise_times, resolution_ms, shuffle_keys, spread_times
+from activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys
 
 _PARTITION_EVENTS = 250_000
 _MOST_PARTITIONS = 500  # files open at once
 _PIECE_ROWS = 131_072  # rows of a table taken at once
-_CSV_ROW_BYTES = 40  # a guess on the small side, for kinds of files that do not know their rows
 _ROW = pa.schema(
     [
         pa.field("user_id", pa.string()),
@@ -76,7 +75,7 @@ def source_identity(
 
 class Scatter:
     """The first pass, done when it is made. Afterwards: `partitions` (files), `item_ids`, `action_names` and
-    `surface_names` (sorted), `resolution_ms` and `ordered_by` of the events."""
+    `surface_names` (sorted), `resolution_ms` and `has_places` of the events."""
 
     def __init__(
         self, folder: Path, source: Lake | pa.Table | Path, *, events: EventSettings, until_ms: int | None
@@ -86,7 +85,8 @@ class Scatter:
         self.has_places = False
         self.resolution_ms = 1
         self._names = {name: _Names() for name in ("item_id", "action", "surface")}
-        wanted = -(-max(_expected_events(source), 1) // _PARTITION_EVENTS)
+        pieces, expected = _pieces(source, events, until_ms)
+        wanted = -(-max(expected, 1) // _PARTITION_EVENTS)
         count = min(wanted, _MOST_PARTITIONS)
         self.partitions = [folder / f"{number:03d}.arrow" for number in range(count)]
         rows = 0
@@ -94,7 +94,7 @@ class Scatter:
         with ExitStack() as stack:
             writers = [stack.enter_context(pa.OSFile(str(path), "wb")) for path in self.partitions]
             writers = [stack.enter_context(pa.ipc.new_stream(file, _ROW)) for file in writers]
-            for table in _pieces(source, events, until_ms):
+            for table in pieces:
                 self.has_places |= "pos" in table.column_names
                 if len(table):
                     units.add(resolution_ms(table["timestamp"].to_numpy()))
@@ -200,7 +200,7 @@ class CorpusWriter:
         users, values = users[order], values[order]
         offsets = np.searchsorted(users, np.arange(len(user_ids) + 1))
         self.ties += _count_ties(Histories(values, offsets))
-        values["timestamp"] = spread_times(users, values["timestamp"], resolution=self.scatter.resolution_ms)
+        values["timestamp"] = separate_times(users, values["timestamp"])
         return Histories(values, offsets)
 
     def _count(self, user_ids: pa.Array, histories: Histories) -> None:
@@ -285,26 +285,31 @@ def _count_ties(histories: Histories) -> int:
     return int((equal & (np.diff(users) == 0)).sum())
 
 
-def _pieces(source: Lake | pa.Table | Path, events: EventSettings, until_ms: int | None) -> Iterator[pa.Table]:
+def _pieces(
+    source: Lake | pa.Table | Path, events: EventSettings, until_ms: int | None
+) -> tuple[Iterator[pa.Table], int]:
+    """The source piece by piece, and how many events it has in all or, where it does not tell, at most."""
     if isinstance(source, Lake):
-        yield from source.batches(to_ms=until_ms, columns=list(FIELDS))
-        return
+        expected = sum(entry["rows"] for entry in source.manifest.records().values())
+        return source.batches(to_ms=until_ms, columns=list(FIELDS)), expected
     if isinstance(source, Path):
         pieces = scan_events(source, events, now_ms=time.time_ns() // 1_000_000)
+        expected = _parquet_rows(source)
+        if expected is None:  # other kinds are read whole anyway
+            whole = list(pieces)
+            pieces, expected = iter(whole), sum(map(len, whole))
     else:
         pieces = (source.slice(start, _PIECE_ROWS) for start in range(0, len(source), _PIECE_ROWS))
-    for piece in pieces:
-        yield piece if until_ms is None else piece.filter(pc.less(piece["timestamp"], until_ms))
+        expected = len(source)
+    if until_ms is not None:
+        pieces = (piece.filter(pc.less(piece["timestamp"], until_ms)) for piece in pieces)
+    return pieces, expected
 
 
-def _expected_events(source: Lake | pa.Table | Path) -> int:
-    if isinstance(source, Lake):
-        return sum(entry["rows"] for entry in source.manifest.records().values())
-    if not isinstance(source, Path):
-        return len(source)
-    if source.suffix.lower() != ".parquet":
-        return source.stat().st_size // _CSV_ROW_BYTES
+def _parquet_rows(path: Path) -> int | None:
+    if path.suffix.lower() != ".parquet":
+        return None
     try:
-        return pq.read_metadata(source).num_rows
+        return pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowException):
         return 0  # scan_events says what is wrong with it

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from activity.hashing import user_hashes
 from activity.history import EVENT_DTYPE
-from activity.ties import raise_times, resolution_ms, shuffle_keys, spread_times
+from activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys, spread_times
 
 DAY = 86_400_000
 
@@ -49,6 +49,17 @@ def test_spread_times_rise_strictly_and_never_fall_below_the_original(
     assert np.all(np.diff(spread)[same_user] > 0)
     if not len(times) or np.unique(ordered, axis=0, return_counts=True)[1].max() <= resolution:
         assert np.array_equal(spread // resolution, times // resolution)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=60))
+def test_separate_times_rise_by_what_came_before_alone(events: list[tuple[int, int]]) -> None:
+    ordered = np.array(sorted(events), np.int64).reshape(-1, 2)
+    users, times = ordered[:, 0], ordered[:, 1]
+    slowly: list[int] = []
+    for place, (user, time) in enumerate(sorted(events)):
+        follows = place > 0 and users[place - 1] == user
+        slowly.append(max(time, slowly[-1] + 1) if follows else time)
+    assert separate_times(users, times).tolist() == slowly
 
 
 def test_shuffle_keys_follow_the_event_and_the_seed_alone() -> None:

@@ -156,6 +156,34 @@ def test_a_file_with_a_clock_fine_enough_gives_the_corpus_of_the_table(tmp_path:
         assert corpus.statistics() == table.statistics()
 
 
+@pytest.mark.usefixtures("small_partitions")
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_users_have_the_same_order_however_long_the_names_and_whatever_the_file(tmp_path: Path, kind: str) -> None:
+    """Else a longer id of a held-out item would move the order of training."""
+    events = simulated()
+    longer = events.set_column(1, events.schema.field(1), pa.array(["long-" * 20 + i for i in events[1].to_pylist()]))
+    expected = Corpus.build(events, tmp_path / "table", events=SETTINGS)
+    for name, table in (("short", events), ("long", longer)):
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "csv":
+            csv.write_csv(table, path)
+        elif kind == "jsonl":
+            path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+        else:
+            pq.write_table(table, path)
+        corpus = Corpus.build(path, tmp_path / name, events=SETTINGS)
+        assert corpus.user_ids(0, corpus.users) == expected.user_ids(0, expected.users)
+
+
+def test_no_time_tells_what_is_still_to_come(tmp_path: Path) -> None:
+    """The events of one day are as far apart whether or not others follow on that day, or at a finer time."""
+    day = 86_400
+    alone = Corpus.build(event_file(tmp_path / "a.parquet", "ab", [0, 0]), tmp_path / "a", events=SETTINGS)
+    path = event_file(tmp_path / "b.parquet", "abcd", [0, 0, 0, day])
+    followed = Corpus.build(path, tmp_path / "b", events=SETTINGS)
+    assert events_of(followed)["ann"][:2] == events_of(alone)["ann"]
+
+
 def test_until_is_exclusive_for_every_source(tmp_path: Path) -> None:
     events = simulated()
     until_ms = events["timestamp"][1_500].as_py()
@@ -178,7 +206,7 @@ def test_ties_of_a_file_keep_the_order_of_pos_else_of_rows(tmp_path: Path) -> No
     path = event_file(tmp_path / "pos.parquet", "zyxab", [5, 5, 5, 5, 9], pos=[3, 1, 0, 2, 4])
     corpus = Corpus.build(path, tmp_path / "pos", events=SETTINGS)
     assert items_of(corpus) == "xyazb"
-    assert [(row[0] - START_MS) for row in events_of(corpus)["ann"]] == [5000, 5250, 5500, 5750, 9000]
+    assert [(row[0] - START_MS) for row in events_of(corpus)["ann"]] == [5000, 5001, 5002, 5003, 9000]
     path = event_file(tmp_path / "rows.parquet", "zyxab", [5, 5, 5, 5, 3])
     assert items_of(Corpus.build(path, tmp_path / "rows", events=SETTINGS)) == "bzyxa"
 
@@ -187,7 +215,7 @@ def test_pos_wins_over_times_and_says_so(tmp_path: Path, caplog: pytest.LogCaptu
     path = event_file(tmp_path / "e.parquet", "abc", [7, 3, 9], pos=[0, 1, 2])
     corpus = Corpus.build(path, tmp_path / "corpus", events=SETTINGS)
     assert items_of(corpus) == "abc"
-    assert [(row[0] - START_MS) for row in events_of(corpus)["ann"]] == [7000, 7500, 9000]
+    assert [(row[0] - START_MS) for row in events_of(corpus)["ann"]] == [7000, 7001, 9000]
     assert [record.getMessage()[:21] for record in caplog.records] == ["1 events were dated b"]
 
 
