@@ -6,6 +6,7 @@ import torch
 
 from activity.errors import UsageError
 from encoder.dcat import context, cross
+from encoder.inference import new_model
 from encoder.tuning import trainable
 from ranking.fusion import Fusion, RankingBatch
 from ranking.rows import BatchMaker, Scale
@@ -78,6 +79,15 @@ def test_early_fusion_is_the_crossing_pass_with_the_window_of_serving(shop, batc
     )
     torch.testing.assert_close(h, by_hand)
     torch.testing.assert_close(z, model.targets(batch.candidates))
+
+
+def test_early_fusion_tells_the_model_how_long_ago_the_last_event_was(shop, batch):
+    config = replace(shop.release.info.model, time_gaps=True)
+    encoder = new_model(config, trainable(shop.release, new_items=shop.items["item_id"].to_pylist())[1])
+    encoder.initialise(0)
+    fusion = Fusion(FusionConfig(window=8), encoder, attributes=7).eval()
+    soon, late = (fusion(replace(batch, candidate_gaps=batch.candidate_gaps * k)).outputs for k in (0, 1))
+    assert not torch.allclose(soon, late)
 
 
 def test_frozen_late_last_reads_feasts_vectors_and_no_events(shop, batch):

@@ -56,6 +56,14 @@ def test_a_request_ends_when_it_is_full_but_never_between_events_of_one_time():
     assert find_impressions(events_of(*one_time), SETTINGS, from_ms=0, to_ms=9 * HOUR).requests == 1
 
 
+def test_a_visit_that_begins_with_another_action_is_asked_before_it():
+    rows = [("u", "a", "view", HOUR), ("u", "a", "like", 9 * HOUR), ("u", "b", "view", 9 * HOUR + MINUTE)]
+    assert find_impressions(events_of(*rows), SETTINGS, from_ms=0, to_ms=99 * HOUR).times_ms.tolist() == [
+        HOUR - 1,
+        9 * HOUR - 1,
+    ]
+
+
 def test_an_item_is_one_candidate_of_a_request():
     table = events_of(("u", "a", "view", HOUR), ("u", "a", "view", HOUR + 1), ("u", "b", "view", HOUR + 2))
     found = find_impressions(table, SETTINGS, from_ms=0, to_ms=2 * HOUR)
@@ -73,6 +81,8 @@ def test_age_is_counted_from_the_items_first_event_of_anybody():
     found = find_impressions(table, SETTINGS, from_ms=0, to_ms=9 * DAY_MS)
     ages = dict(zip(zip(found.row_requests.tolist(), found.item_ids, strict=True), found.ages_days, strict=True))
     assert ages == {(0, "b"): 0.0, (1, "a"): 0.0, (2, "a"): pytest.approx(3.0)}
+    later = find_impressions(table, SETTINGS, from_ms=DAY_MS, to_ms=9 * DAY_MS)
+    assert later.ages_days.tolist() == [pytest.approx(3.0)]  # events before the window tell it
 
 
 def test_labels_and_times_do_not_feel_the_future():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from activity.errors import DataError
-from activity.hashing import hash_items
+from activity.hashing import hash_items, hash_names
 from activity.history import Histories
 from activity.packing import pack
 from encoder.tuning import trainable
@@ -49,6 +49,7 @@ def test_a_batch_holds_each_requests_own_history_frozen_at_its_start(shop):
             item = vocabulary.item_indexes(hash_items([impressions.item_ids[place]]))[0]
             assert int(batch.candidates[row]) == item
             assert batch.labels[row].tolist() == impressions.labels[place].tolist()
+            assert batch.shown_on[row] == 1 + list(vocabulary.surfaces).index(hash_names(["app"])[0])
             seconds = (impressions.times_ms[request] - mine["timestamp"].to_numpy()[-1]) / 1000
             assert float(batch.candidate_gaps[row]) == pytest.approx(np.log1p(seconds), rel=1e-5)
             row += 1

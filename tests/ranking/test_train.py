@@ -233,6 +233,35 @@ def test_the_sequence_loss_is_its_slow_version(shop, train):
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_each_context_is_trained_with_its_own_users_positives(shop, train, monkeypatch):
+    from ranking import train as train_module
+
+    real, seen = train_module._sequence_loss, []
+
+    def watched(vectors, batch, model, own, *more):
+        seen.append((batch, own))
+        return real(vectors, batch, model, own, *more)
+
+    monkeypatch.setattr(train_module, "_sequence_loss", watched)
+    tune(shop, train, replace(QUICK, epochs=1))
+    assert seen
+    for batch, own in seen:
+        for start, end, items in zip(batch.offsets, batch.offsets[1:], own, strict=False):
+            assert set(batch.items[start:end].tolist()) <= set(items.tolist())
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run(shop, train):
+    settings = replace(QUICK, fusion="none", epochs=9, patience=0, learning_rate=0.02)
+    long = tune(shop, train, settings)
+    best = int(np.argmax(long.validation_auc)) + 1
+    assert len(long.losses) == 9 and long.epoch == best < 9
+    short = tune(shop, train, replace(settings, epochs=best))
+    np.testing.assert_array_equal(long.ranker.score(train), short.ranker.score(train))
+    impatient = tune(shop, train, replace(settings, patience=1))
+    ended = next(k for k in range(1, 9) if long.validation_auc[k] <= max(long.validation_auc[:k])) + 1
+    assert len(impatient.losses) == ended < 9 and impatient.losses == long.losses[:ended]
+
+
 def test_labels_of_one_kind_and_a_loss_that_is_not_finite_are_errors(shop, train):
     impressions = replace(train.impressions, labels=np.zeros_like(train.impressions.labels))
     with pytest.raises(DataError, match="cannot train"):
