@@ -22,14 +22,13 @@ from activity.errors import DataError
 from encoder.batches import log_gaps
 from encoder.corpus import Corpus
 from encoder.evaluation import metrics
-from encoder.evaluation.questions import Seen, asked_rows
+from encoder.evaluation.questions import Seen, asked_rows, questions_at_once
 from encoder.mixture import Asked, Mixture
 from encoder.model import UserEncoder
 from encoder.protocols import VALIDATION, Split
 from encoder.vocabulary import Indexes, Vocabulary
 
 _MOST_QUESTIONS = 20_000  # a random choice above: the metrics then move by less than 0.005
-_ROWS_AT_ONCE = 512
 _TOKENS_AT_ONCE = 16_384
 _READ_EVENTS = 1_000_000
 
@@ -63,6 +62,7 @@ class Validator:
         """`seen`: whether the user's earlier items are candidates; `seed`: of the choice of users and questions."""
         self.seen: Seen = seen
         self._vocabulary_size = len(vocabulary.items)
+        self._rows_at_once = questions_at_once(self._vocabulary_size)
         rng = np.random.default_rng([seed, role])
         chosen = np.sort(rng.permutation(_askable(corpus, split, role))[:max_users])
         self._popularity = np.zeros(self._vocabulary_size, np.int64)
@@ -115,8 +115,8 @@ class Validator:
         with torch.inference_mode():  # not around the loop: whoever takes the chunks would be in it, too
             vectors = (self._user_vectors(model).float() / model.temperature.cpu()).numpy()
             items = model.every_target().float().cpu().numpy().T
-        for first in range(0, self.questions, _ROWS_AT_ONCE):
-            part = slice(first, first + _ROWS_AT_ONCE)
+        for first in range(0, self.questions, self._rows_at_once):
+            part = slice(first, first + self._rows_at_once)
             yield Asked(vectors[part] @ items, *self._inputs(part), self._events.items[self._rows[part]])
 
     def measure_mixture(self, model: UserEncoder, mixture: Mixture) -> dict[str, float]:
@@ -140,8 +140,8 @@ class Validator:
     def _ranked(self, scores_of) -> tuple[metrics.Places, npt.NDArray[np.int64]]:
         """The place of every target, and int64[V]: how often each item was among the ten best."""
         places, recommended = [], np.zeros(self._vocabulary_size + 1, np.int64)
-        for first in range(0, self.questions, _ROWS_AT_ONCE):
-            part = slice(first, first + _ROWS_AT_ONCE)
+        for first in range(0, self.questions, self._rows_at_once):
+            part = slice(first, first + self._rows_at_once)
             scores = scores_of(part)
             if self.seen == "filtered":
                 metrics.leave_out_seen(scores, *self._inputs(part))

@@ -76,7 +76,7 @@ def question_chunks(
     users = np.searchsorted(histories.offsets, rows, side="right") - 1
     items = vocabulary.item_indexes(histories.values["item"])
     lengths = rows - histories.offsets[users]
-    for part in _chunks(lengths, _questions_at_once(len(vocabulary.items))):
+    for part in _chunks(lengths, questions_at_once(len(vocabulary.items))):
         starts, offsets = histories.offsets[users[part]], _offsets(lengths[part])
         before = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths[part])
         yield Questions(
@@ -87,7 +87,8 @@ def question_chunks(
         )
 
 
-def _questions_at_once(vocabulary_size: int) -> int:
+def questions_at_once(vocabulary_size: int) -> int:
+    """How many questions are scored together, so that memory does not grow with the catalogue."""
     return min(max(_MOST_SCORES // max(vocabulary_size, 1), 1), _MOST_QUESTIONS)
 
 

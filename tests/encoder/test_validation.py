@@ -12,6 +12,7 @@ from activity.settings import EventSettings
 from encoder.batches import build_vocabulary
 from encoder.config import MODEL_CONFIGS
 from encoder.corpus import Corpus
+from encoder.evaluation import questions
 from encoder.inference import new_model
 from encoder.item_links import count_links
 from encoder.mixture import Mixture, MixtureWeights
@@ -90,6 +91,21 @@ def test_at_most_so_many_users_are_asked(tmp_path: Path) -> None:
     split = make_split(corpus, "leave-one-out")
     vocabulary = build_vocabulary(corpus, split)
     assert Validator(corpus, split, vocabulary, max_users=7).questions == 7
+
+
+def test_chunks_hold_no_more_scores_the_larger_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = corpus_of(tmp_path)
+    split = make_split(corpus, "newest")
+    vocabulary = build_vocabulary(corpus, split)
+    model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
+    model.initialise(0)
+    whole = Validator(corpus, split, vocabulary).measure(model.eval())
+    most = 3 * len(vocabulary.items)
+    monkeypatch.setattr(questions, "_MOST_SCORES", most)
+    validator = Validator(corpus, split, vocabulary)
+    assert validator.measure(model) == pytest.approx(whole)
+    sizes = [part.vector_scores.size for part in validator.asked(model)]
+    assert len(sizes) > 5 and max(sizes) == most
 
 
 def test_a_collapse_shows(tmp_path: Path) -> None:
