@@ -32,6 +32,7 @@ BACKWARD = 0.5  # weight of a pair read against time
 POPULARITY = 0.4  # 0: counts; 0.5: cosine, which lets chance pairs of rare items win
 AGE_DECAY = 0.7  # of a history's event, for each event after it, when links are turned into scores
 _MOST_PER_ITEM = 300  # links kept of each item, the strongest
+_ROWS_AT_ONCE = 4_096  # items whose links are weighed together
 _POWER_ITERATIONS = 4  # of the randomised factorisation: training moves the factors by far more than the rest
 _NOISE = 0.3  # share of noise in an item's first vector, so that items without links differ
 
@@ -51,9 +52,14 @@ class ItemLinks:
         for items, offsets in histories:
             before = before + _pairs(items, offsets, shape)
             seen += np.bincount(items, minlength=vocabulary_size + 1)
-        scale = sp.diags_array(np.maximum(seen, 1) ** -POPULARITY)
-        linked = (scale @ (before + BACKWARD * before.T) @ scale).tocsr()
-        return cls(_strongest(linked, _MOST_PER_ITEM))
+        scale = np.maximum(seen, 1) ** -POPULARITY
+        after = before.T.tocsr()
+        parts = [sp.csr_matrix((0, shape[1]), dtype=np.float32)]
+        for start in range(0, shape[0], _ROWS_AT_ONCE):  # most links are dropped: they are never all there at once
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            linked = sp.diags_array(scale[rows]) @ (before[rows] + BACKWARD * after[rows]) @ sp.diags_array(scale)
+            parts.append(_strongest(linked.tocsr(), _MOST_PER_ITEM))
+        return cls(sp.vstack(parts, format="csr"))
 
     def scores(self, items: Indexes, offsets: Indexes) -> npt.NDArray[np.float32]:
         """Histories (oldest first) to [U, V + 1]: links from every event, newer ones counting more."""
@@ -130,13 +136,17 @@ def _strongest(matrix: Any, most: int) -> Any:
 
 def _leading_factors(matrix: Any, rank: int, *, seed: int) -> npt.NDArray[np.float32]:
     """Singular vectors of the symmetrised links times the root of their strength (Halko et al., arXiv 0909.4061)."""
-    both_ways = (0.5 * (matrix + matrix.T)).tocoo()
+    both_ways = 0.5 * (matrix + matrix.T)
+    both_ways.sum_duplicates()  # sorts, too, so that torch need not copy and sort it
+    both_ways = both_ways.tocoo()
     places = np.stack([both_ways.row, both_ways.col]).astype(np.int64)
     values = torch.from_numpy(both_ways.data.astype(np.float32))
-    symmetric = torch.sparse_coo_tensor(torch.from_numpy(places), values, both_ways.shape, check_invariants=True)
+    symmetric = torch.sparse_coo_tensor(
+        torch.from_numpy(places), values, both_ways.shape, check_invariants=True, is_coalesced=True
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        u, s, _ = torch.svd_lowrank(symmetric.coalesce(), q=rank, niter=_POWER_ITERATIONS)
+        u, s, _ = torch.svd_lowrank(symmetric, q=rank, niter=_POWER_ITERATIONS)
     return (u * s.sqrt()).numpy()
 
 

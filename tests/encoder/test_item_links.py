@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from activity.errors import DataError
+from encoder import item_links
 from encoder.item_links import AGE_DECAY, BACKWARD, GAP_DECAY, LONGEST_GAP, POPULARITY, ItemLinks
 
 
@@ -26,11 +27,24 @@ def _slowly(histories: list[list[int]], size: int) -> np.ndarray:
     return scale[:, None] * (before + BACKWARD * before.T) * scale
 
 
-def test_links_are_what_a_loop_over_all_pairs_counts():
+@pytest.mark.parametrize("rows_at_once", [1, 5, 12, 4096])
+def test_links_are_what_a_loop_over_all_pairs_counts(monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
+    monkeypatch.setattr(item_links, "_ROWS_AT_ONCE", rows_at_once)
     rng = np.random.default_rng(0)
     histories = [rng.integers(0, 12, length).tolist() for length in (0, 1, 2, 3, 9, 20)]
     links = ItemLinks.count([_jagged(*histories)], vocabulary_size=11)
     np.testing.assert_allclose(links.matrix.toarray(), _slowly(histories, 11), rtol=1e-5)
+
+
+def test_the_strongest_links_of_each_item_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(item_links, "_MOST_PER_ITEM", 2)
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(1, 12, 20).tolist() for _ in range(5)]
+    kept, slowly = ItemLinks.count([_jagged(*histories)], vocabulary_size=11).matrix.toarray(), _slowly(histories, 11)
+    for item in range(1, 12):
+        strongest = np.sort(slowly[item])[-2:]
+        np.testing.assert_allclose(np.sort(kept[item])[-2:], strongest, rtol=1e-5)
+        assert (kept[item] > 0).sum() == 2
 
 
 def test_blocks_of_users_add_up():
