@@ -39,27 +39,29 @@ _NOISE = 0.3  # share of noise in an item's first vector, so that items without 
 
 @dataclass(frozen=True, eq=False)
 class ItemLinks:
-    """`matrix` float32 CSR [V + 1, V + 1], row: an item of the history, column: a candidate."""
+    """`matrix` float32 CSR [V + 1, V + 1], row: an item of the history, column: a candidate; `events` int64[V + 1]: of
+    each item."""
 
     matrix: Any  # scipy.sparse.csr_matrix, whose types say nothing
+    events: Indexes
 
     @classmethod
     def count(cls, histories: Iterable[tuple[Indexes, Indexes]], *, vocabulary_size: int) -> ItemLinks:
         """From blocks of (items int64[N], offsets int64[U + 1]), each history oldest first."""
         shape = (vocabulary_size + 1, vocabulary_size + 1)
         before = sp.csr_matrix(shape, dtype=np.float32)
-        seen = np.zeros(vocabulary_size + 1)
+        seen = np.zeros(vocabulary_size + 1, np.int64)
         for items, offsets in histories:
             before = before + _pairs(items, offsets, shape)
             seen += np.bincount(items, minlength=vocabulary_size + 1)
-        scale = np.maximum(seen, 1) ** -POPULARITY
+        scale = np.maximum(seen, 1.0) ** -POPULARITY
         after = before.T.tocsr()
         parts = [sp.csr_matrix((0, shape[1]), dtype=np.float32)]
         for start in range(0, shape[0], _ROWS_AT_ONCE):  # most links are dropped: they are never all there at once
             rows = slice(start, start + _ROWS_AT_ONCE)
             linked = sp.diags_array(scale[rows]) @ (before[rows] + BACKWARD * after[rows]) @ sp.diags_array(scale)
             parts.append(_strongest(linked.tocsr(), _MOST_PER_ITEM))
-        return cls(sp.vstack(parts, format="csr"))
+        return cls(sp.vstack(parts, format="csr"), seen)
 
     def scores(self, items: Indexes, offsets: Indexes) -> npt.NDArray[np.float32]:
         """Histories (oldest first) to [U, V + 1]: links from every event, newer ones counting more."""
@@ -88,6 +90,7 @@ class ItemLinks:
             "starts": np.asarray(self.matrix.indptr, np.int64),
             "items": np.asarray(self.matrix.indices, np.int32),
             "weights": np.asarray(self.matrix.data, np.float32),
+            "events": self.events,
         }
 
     @classmethod
@@ -97,9 +100,12 @@ class ItemLinks:
         try:
             matrix = sp.csr_matrix((arrays["weights"], arrays["items"], arrays["starts"]), shape=(size, size))
             matrix.check_format(full_check=True)
-        except (KeyError, ValueError) as error:
+            events = np.asarray(arrays["events"], np.int64)
+            if events.shape != (size,):
+                raise ValueError(f"events of {len(events)} items")
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"these are no links of {vocabulary_size} items: {error}") from None
-        return cls(matrix)
+        return cls(matrix, events)
 
 
 def count_links(corpus: Corpus, split: Split, vocabulary: Vocabulary, *, upto: int) -> ItemLinks:

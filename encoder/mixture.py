@@ -1,11 +1,12 @@
 """What is added to the user vector when Spoor itself ranks all items: item links, and the user's own history.
 
-    score = a (user vector . item vector / temperature) + b link + c log(1 + link / SMALL_LINK) + own
-    own   = d + e log(times had) + f / (1 + events since) for items that the user had, 0 for others
+    score = a (user vector . item vector / temperature) + b link + c log(1 + link / SMALL_LINK) + d popular + own
+    popular = log(1 + events of the item)
+    own = e + f log(times had) + g / (1 + events since) for items that the user had, 0 for others
 
-The six weights are fitted by maximum likelihood on the validation events: a convex problem of six unknowns. Nothing of
-this enters Feast: the vector there is the transformer's. A release keeps it beside the model, so that `spoor evaluate`
-and a recommender can rank with and without it.
+The seven weights are fitted by maximum likelihood on the validation events, a convex problem. Nothing of this enters
+Feast: the vector there is the transformer's. A release keeps it beside the model, so that `spoor evaluate` and a
+recommender can rank with and without it.
 
 Legend: P questions, V known items (column v - 1 is vocabulary index v), N events of their inputs, K candidates kept.
 """
@@ -34,7 +35,7 @@ SMALL_LINK = 0.01
 _CANDIDATES = 300  # of each part's best items, on which the weights are fitted; targets outside teach nothing
 _MOST_CANDIDATES = 6_000_000  # in all: 200 MB of features
 _RIDGE = 1e-4  # keeps the weight of a feature that never occurs at its start
-_FEATURES = 6
+_FEATURES = 7
 Scores = npt.NDArray[np.float32]
 
 
@@ -45,6 +46,7 @@ class MixtureWeights:
     vector: float = 1.0
     link: float = 0.0
     log_link: float = 0.0
+    popular: float = 0.0
     had: float = 0.0
     times: float = 0.0
     recent: float = 0.0
@@ -73,6 +75,7 @@ class Mixture:
         mixed = weights.vector * vector_scores + weights.link * link
         if weights.log_link:
             mixed += weights.log_link * np.log1p(link / SMALL_LINK)
+        mixed += weights.popular * np.log1p(self.links.events[1:])
         rows, own, times, since = _own_items(items, offsets)
         mixed[rows, own - 1] += weights.had + weights.times * np.log(times) + weights.recent / (1 + since)
         return mixed.astype(np.float32)
@@ -112,7 +115,7 @@ def _own_items(items: Indexes, offsets: Indexes) -> tuple[Indexes, Indexes, Inde
 
 
 def _training_set(links: ItemLinks, questions: Iterable[Asked], seen: str) -> tuple[Tensor, Tensor]:
-    """Features [P, K, 6], absent candidates with -inf in the first, and the targets' places among them [P]."""
+    """Features [P, K, 7], absent candidates with -inf in the first, and the targets' places among them [P]."""
     found: list[Tensor] = []
     targets: list[Tensor] = []
     total = 0
@@ -144,7 +147,9 @@ def _candidate_features(links: ItemLinks, question: Asked, seen: str) -> tuple[T
     if seen == "filtered":
         vector = vector.masked_fill(history[..., 0] > 0, -torch.inf)
     most = min(_CANDIDATES, vector.shape[1])
-    best = [vector.topk(most).indices, (link * vector.isfinite()).topk(most).indices]
+    popular = torch.from_numpy(np.log1p(links.events[1:])).float().expand_as(vector)
+    parts = (vector, link, popular)
+    best = [part.masked_fill(vector == -torch.inf, -torch.inf).topk(most).indices for part in parts]
     if seen == "kept":
         best.append(history[..., 0].topk(min(most, int(np.bincount(rows, minlength=1).max(initial=1)))).indices)
     candidates = torch.cat(best, 1)
@@ -157,6 +162,7 @@ def _candidate_features(links: ItemLinks, question: Asked, seen: str) -> tuple[T
             vector.gather(1, candidates).masked_fill(repeated, -torch.inf),
             chosen_link,
             torch.log1p(chosen_link / SMALL_LINK),
+            popular.gather(1, candidates),
             *(history[..., index].gather(1, candidates) for index in range(3)),
         ],
         dim=2,

@@ -161,10 +161,10 @@ def run_pretrain(
         if not processes.first:
             return PretrainResult(plan.lines(), None, {}, state.losses)
         metrics = _final_metrics(state, plan)
-        mixture = _mixture(state, plan) if plan.settings.mixture == "fitted" else None
-        if mixture is not None:
-            metrics |= plan.schedule.validator.measure_mixture(_best_model(state, plan), mixture)
-            mixture = Mixture(count_links(plan.corpus, plan.split, plan.vocabulary, upto=VALIDATION), mixture.weights)
+        mixture = None
+        if plan.settings.mixture == "fitted":
+            mixture, measured = _mixture(state, plan)
+            metrics |= measured
         info = _release(state, plan, metrics, mixture, overwrite=overwrite)
     shutil.rmtree(plan.schedule.folder, ignore_errors=True)
     return PretrainResult(plan.lines(), info, metrics, state.losses)
@@ -197,6 +197,8 @@ def make_plan(
         processes.wait()
     split = make_split(corpus, protocol)
     warm = load_release(warm_start) if warm_start else None
+    if warm is not None:
+        _check_warm(warm, split)
     recipe = choose(training_statistics(corpus, split))
     model, settings, reasons = _resolve(recipe, settings, warm, fixed)
     _check_actions(settings, corpus)
@@ -223,7 +225,7 @@ def make_plan(
             "model": model.to_json(),
             "data_fingerprint": corpus.fingerprint,
             "split": split.digest,
-            "warm_start": warm.info.name if warm else None,
+            "warm_start": [warm.info.name, warm.info.created_at, warm.info.data_fingerprint] if warm else None,
             "processes": processes.count,
         },
     )
@@ -297,6 +299,17 @@ def _sparse(table_floats: int, settings: PretrainSettings) -> bool:
     return settings.table_updates == "sparse"
 
 
+def _check_warm(warm: Release, split: Split) -> None:
+    """A release that may have trained on what this split holds out would carry it into the new one."""
+    same = warm.info.split is not None and warm.info.split["digest"] == split.digest
+    older = split.test_from_ms is not None and warm.info.trained_through_ms < split.test_from_ms
+    if split.protocol != "newest" and not same and not older:
+        raise DataError(
+            f"release `{warm.info.name}` may have trained on the events that {split.protocol} holds out here",
+            hint="begin with a release of the same events and protocol, or with --protocol newest",
+        )
+
+
 def _check_memory(model: ModelConfig, vocabulary: Vocabulary) -> None:
     """Tables are not divided among processes: each process needs all of them."""
     rows = model.hash_functions * model.rows_for(len(vocabulary.items))
@@ -331,11 +344,17 @@ def _best_model(state: TrainState, plan: Plan) -> UserEncoder:
     return model.eval()
 
 
-def _mixture(state: TrainState, plan: Plan) -> Mixture:
-    """What is added to the best epoch's vectors, weighted on the validation events."""
-    validator = plan.schedule.validator
+def _mixture(state: TrainState, plan: Plan) -> tuple[Mixture | None, dict[str, float]]:
+    """What is added to the best epoch's vectors, weighted on the validation events, and how it ranks them; None where
+    it ranks them no better. What is kept has its links counted with the validation events."""
+    validator, model = plan.schedule.validator, _best_model(state, plan)
     links = count_links(plan.corpus, plan.split, plan.vocabulary, upto=TRAIN)
-    return Mixture.fit(links, validator.asked(_best_model(state, plan)), seen=validator.seen)
+    mixture = Mixture.fit(links, validator.asked(model), seen=validator.seen)
+    measured = validator.measure_mixture(model, mixture)
+    if measured["mixture_ndcg_at_10"] <= state.evaluations[state.best_epoch]["ndcg_at_10"]:
+        print("pretrain: the mixture ranks no better than the vectors alone, so it is left out", file=sys.stderr)
+        return None, {}
+    return Mixture(count_links(plan.corpus, plan.split, plan.vocabulary, upto=VALIDATION), mixture.weights), measured
 
 
 def _release(

@@ -91,6 +91,8 @@ def train(
     training diverges or a weighted loss has seen nothing."""
     settings = schedule.settings
     allowed = settings.max_minutes * 60 * (1 - _KEPT_BACK) or math.inf
+    if settings.mixture == "fitted":  # which takes about as long after training as the links took before it
+        allowed = max(allowed - seconds_before, allowed / 2)
     clock = Clock(done=max(state.seconds, seconds_before), allowed=allowed)
     if state.step == 0:
         state.stage_began = clock.seconds

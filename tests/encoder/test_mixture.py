@@ -32,7 +32,7 @@ def _asked(weights: MixtureWeights, users: int, *, seed: int = 1) -> Asked:
 
 
 def test_scores_are_the_formula_item_by_item():
-    weights = MixtureWeights(vector=2.0, link=3.0, log_link=0.5, had=-1.0, times=0.7, recent=1.5)
+    weights = MixtureWeights(vector=2.0, link=3.0, log_link=0.5, popular=0.3, had=-1.0, times=0.7, recent=1.5)
     links = _links()
     rng = np.random.default_rng(2)
     items, offsets = _histories(rng, 5)
@@ -44,6 +44,7 @@ def test_scores_are_the_formula_item_by_item():
         for item in range(1, ITEMS + 1):
             expected = 2.0 * vector[user, item - 1] + 3.0 * link[user, item]
             expected += 0.5 * np.log1p(link[user, item] / SMALL_LINK)
+            expected += 0.3 * np.log1p(links.events[item])
             if item in history:
                 since = history[::-1].index(item)
                 expected += -1.0 + 0.7 * np.log(history.count(item)) + 1.5 / (1 + since)
@@ -94,3 +95,15 @@ def test_a_good_vector_keeps_its_weight_where_most_targets_are_far_from_the_best
     links = ItemLinks.count([(np.array([1, 2]), np.array([0, 2]))], vocabulary_size=items)
     asked = Asked(vector, np.ones(users, np.int64), np.arange(users + 1), targets)
     assert Mixture.fit(links, [asked], seen="filtered").weights.vector == pytest.approx(1.0, abs=0.25)
+
+
+def test_popularity_is_found_where_nothing_else_decides():
+    rng = np.random.default_rng(4)
+    events = np.repeat(np.arange(1, ITEMS + 1), np.arange(1, ITEMS + 1) ** 2)
+    links = ItemLinks.count([(events, np.arange(len(events) + 1))], vocabulary_size=ITEMS)
+    targets = rng.choice(events, 3000)
+    noise = rng.normal(size=(3000, ITEMS)).astype(np.float32)
+    asked = Asked(noise, np.zeros(3000, np.int64), np.arange(3001), targets)
+    weights = Mixture.fit(links, [asked], seen="kept").weights
+    assert weights.popular == pytest.approx(1.0, abs=0.15)
+    assert weights.vector == pytest.approx(0.0, abs=0.1)

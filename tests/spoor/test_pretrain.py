@@ -44,12 +44,23 @@ def test_a_file_becomes_a_release(spoor: Spoor, data: Path, tmp_path: Path) -> N
 
     again = spoor("pretrain", "--data", str(data), "--out", str(out), *COMMON)
     assert again.code == 2 and "exists already" in again.err
-    options = ["--shuffle-ties", "7", "--from", str(out), "--max-minutes", "5"]
+    options = ["--shuffle-ties", "7", "--max-minutes", "5"]
     second = spoor("pretrain", "--data", str(data), "--out", str(out.with_name("second")), *COMMON, *options)
     assert second.code == 0, second.err
     shuffled = load_release(out.with_name("second")).info.split
     assert shuffled is not None and shuffled["shuffle_ties"] == 7
     assert shuffled["digest"] != release.info.split["digest"]
+
+
+def test_a_start_that_may_know_what_is_held_out_is_refused(spoor: Spoor, data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "releases" / "first", tmp_path / "releases" / "second"
+    assert spoor("pretrain", "--data", str(data), "--out", str(first), *COMMON).code == 0
+    same = spoor("pretrain", "--data", str(data), "--out", str(second), *COMMON, "--from", str(first))
+    assert same.code == 0, same.err
+    other = ["--from", str(first), "--shuffle-ties", "7", "--overwrite"]
+    refused = spoor("pretrain", "--data", str(data), "--out", str(second), *COMMON, *other)
+    assert refused.code == 1
+    assert "release `first` may have trained on the events that leave-one-out holds out" in refused.err
 
 
 def test_a_dry_run_leaves_nothing(spoor: Spoor, data: Path, tmp_path: Path) -> None:
