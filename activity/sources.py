@@ -23,7 +23,7 @@ from activity.events import EVENT_SCHEMA, FIELDS, check_time
 from activity.hashing import user_hashes
 from activity.history import history_values
 from activity.settings import EventSettings
-from activity.ties import raise_times, resolution_ms, shuffle_keys, spread_times
+from activity.ties import raise_times, shuffle_keys, spread_times
 
 _PIECE_ROWS = 131_072  # rows of a Parquet file read at once
 _TEXTS = {name: pa.string() for name in FIELDS if name != "timestamp"}  # guessed types would make 7 of `007`
@@ -97,11 +97,6 @@ def read_events(path: Path, settings: EventSettings, *, now_ms: int, shuffle_tie
         distinct = pc.unique(events["user_id"]).to_pylist()
         keys.append(shuffle_keys(user_hashes(distinct)[users], history_values(events), seed=shuffle_ties))
     return events.take(np.lexsort((*keys, events["timestamp"].to_numpy())))
-
-
-def time_resolution_ms(events: pa.Table) -> int:
-    """The coarsest of a day, a minute, a second and a millisecond that all times are multiples of."""
-    return resolution_ms(events["timestamp"].to_numpy())
 
 
 def spread_ties(events: pa.Table, *, resolution_ms: int) -> pa.Table:

@@ -6,7 +6,7 @@ import pytest
 from activity.errors import UsageError
 from activity.events import EVENT_SCHEMA, Event, events_table
 from activity.settings import EventSettings
-from activity.sources import read_events, scan_events, spread_ties, time_resolution_ms
+from activity.sources import read_events, scan_events, spread_ties
 
 NOW = 1_800_000_000_000
 SETTINGS = EventSettings()
@@ -88,12 +88,6 @@ def test_files_without_rows_have_no_events_but_need_the_columns(tmp_path):
     pq.write_table(empty.drop_columns("surface"), tmp_path / "e.parquet")
     with pytest.raises(UsageError, match="surface"):
         items(tmp_path / "e.parquet")
-
-
-def test_the_resolution_of_events_is_that_of_their_times():
-    assert (
-        time_resolution_ms(events_table([Event("1", "x", "a", "s", 5000), Event("2", "x", "a", "s", 61_000)])) == 1000
-    )
 
 
 @pytest.mark.parametrize("text", ["2023-11-14T22:13:20Z", "2023-11-14T23:13:20+0100"])
