@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def measure(name: str, *, seed: int, shuffle_ties: int | None, sasrec_minutes: f
         "seed": seed,
         "shuffle_ties": shuffle_ties,
         "command": " ".join(["python -m benchmarks.quality --set", name, "--seeds", str(seed), *ties]),
+        "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",
         "training": trained["metrics"],
         "evaluation": evaluated,
     }
@@ -65,6 +67,11 @@ def _spoor(*arguments: str) -> dict[str, Any]:
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit code {done.returncode}")
     return json.loads(done.stdout)
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
 
 
 def main() -> None:
