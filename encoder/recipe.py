@@ -50,6 +50,10 @@ def choose(counts: CorpusStatistics) -> Recipe:
         f"{layers} layer{'s' * (layers > 1)}, {length} events, dropout {dropout}",
         f"a history has {counts.mean_length:.0f} events on average, all together {counts.events:,}",
     )
+    because(
+        "a short refit at a low rate" if long else "a refit from the full rate",
+        "one more event matters little in a long history" if long else "one more event matters in a short history",
+    )
     direct = counts.items <= _DIRECT_ITEMS
     because("a row for each item" if direct else "hashed item rows", f"there are {counts.items:,} items")
     full = counts.items <= _FULL_SOFTMAX_ITEMS
@@ -82,8 +86,8 @@ def choose(counts: CorpusStatistics) -> Recipe:
     settings = {
         "epochs": 8,
         "patience": 3,
-        "refit_epochs": 4,
-        "refit_rate": 1.0,
+        "refit_epochs": 1 if long else 4,
+        "refit_rate": 0.3 if long else 1.0,
         "token_budget": budget,
         "learning_rate": 2e-3 if budget >= 2048 else 1e-3,
         "average_decay": 0.99,

@@ -27,6 +27,12 @@ def test_long_histories_get_more_layers_and_longer_windows():
     assert choose(_with(mean_length=51.0, events=500_000)).model.layers == 4
 
 
+def test_the_refit_is_gentle_where_one_more_event_matters_little():
+    short, long = choose(_with(mean_length=50.0)).settings, choose(_with(mean_length=51.0)).settings
+    assert (short["refit_epochs"], short["refit_rate"]) == (4, 1.0)
+    assert (long["refit_epochs"], long["refit_rate"]) == (1, 0.3)
+
+
 def test_a_catalogue_too_large_for_rows_of_its_own_is_hashed():
     direct, hashed = choose(_with(items=1_000_000)), choose(_with(items=1_000_001))
     assert (direct.model.items, direct.settings["item_start"]) == ("direct", "links")
@@ -50,4 +56,4 @@ def test_where_users_repeat_items_their_own_are_no_longer_left_out():
 def test_every_recipe_is_a_valid_model_with_valid_settings(events: int, items: int):
     recipe = choose(_with(events=events, items=items, users=min(events, 5)))
     PretrainSettings(**recipe.settings)
-    assert len(recipe.reasons) == 6
+    assert len(recipe.reasons) == 7
