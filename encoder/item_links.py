@@ -4,8 +4,8 @@
     n(a before b) = sum over users of GAP_DECAY^(gap - 1), for gaps of 1 to LONGEST_GAP events
 
 They serve twice. Their leading factors are where the item table of a small catalogue starts: a transformer that begins
-there needs a tenth of the epochs and ends higher (docs/recipe.md). And as scores beside the user vector's: rare pairs
-are what a vector of some hundred floats cannot hold.
+there needs few epochs. And as scores beside the user vector's: rare pairs are what a vector of some hundred floats
+cannot hold. Both are measured in docs/decisions/0006.
 
 Legend: N events, U users, V known items (index 0 is the unknown item, linked to nothing), F floats of a factor.
 """
