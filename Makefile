@@ -17,9 +17,11 @@ demo: install
 	$(BIN)/spoor demo
 
 FAST := tests/activity tests/kernels tests/encoder tests/test_docs.py tests/test_house.py
+SLOWER := tests/encoder/test_corpus.py tests/encoder/test_parallel.py tests/encoder/baselines/test_floors.py
 
 test: install
-	$(BIN)/pytest $(FAST)
+	$(BIN)/pytest $(FAST) $(SLOWER:%=--ignore=%)
+	$(BIN)/pytest $(SLOWER)
 	$(BIN)/pytest tests $(FAST:%=--ignore=%) --ignore=tests/end_to_end
 	$(BIN)/pytest tests/end_to_end
 
