@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,21 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Writes the whole file or nothing."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def replace_folder(folder: Path, temporary: Path) -> None:
+    """Puts a finished folder, which lies beside `folder`, in its place: its files are synced, an earlier folder goes.
+    Raises OSError."""
+    for path in temporary.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        replaced = temporary.with_name(temporary.name + ".replaced")
+        os.rename(folder, replaced)
+        os.rename(temporary, folder)
+        shutil.rmtree(replaced)
+    else:
+        os.rename(temporary, folder)
 
 
 class Manifest:

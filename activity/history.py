@@ -57,9 +57,7 @@ class Histories:
     def take(self, users: npt.ArrayLike) -> Histories:
         """The histories of the users at these positions, in that order."""
         users = np.asarray(users, np.int64)
-        lengths = self.lengths[users]
-        offsets = _offsets(lengths)
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
+        rows, offsets = slice_rows(self.offsets[users], self.lengths[users])
         return Histories(self.values[rows], offsets)
 
     def newest(self, max_events: int) -> Histories:
@@ -94,6 +92,13 @@ class Histories:
     def _keep(self, mask: npt.NDArray[np.bool_]) -> Histories:
         kept_before = np.concatenate([[0], np.cumsum(mask)])
         return Histories(self.values[mask], kept_before[self.offsets])
+
+
+def slice_rows(starts: Int64s, lengths: Int64s) -> tuple[Int64s, Int64s]:
+    """The rows of jagged slices one after the other, int64[sum of lengths], and where each slice begins and ends among
+    them, int64[slices + 1]. Slice i holds the rows starts[i] to starts[i] + lengths[i] - 1."""
+    offsets = _offsets(lengths)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
 def concat(batches: Sequence[Histories]) -> Histories:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from activity.events import EVENT_SCHEMA
-from activity.history import EVENT_DTYPE, Histories, Values, concat, group_events, history_values, merge
+from activity.history import EVENT_DTYPE, Histories, Values, concat, group_events, history_values, merge, slice_rows
 from activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
@@ -205,9 +205,7 @@ def _last_of_groups(users: Int64s, seen_from: Int64s) -> npt.NDArray[np.bool_]:
 
 def _spans(histories: Histories, starts: Int64s, ends: Int64s) -> Histories:
     """The events values[starts[i]:ends[i]] as the history of row i."""
-    lengths = ends - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    positions, offsets = slice_rows(starts, ends - starts)
     return Histories(histories.values[positions], offsets)
 
 

@@ -47,6 +47,7 @@ def variants(model: dict[str, Any], items: int) -> dict[str, tuple[dict[str, Any
 
 def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one variant and returns its row."""
+    from activity.settings import EventSettings
     from encoder.corpus import Corpus
     from encoder.pretrain import fresh_state, make_plan
     from encoder.protocols import make_split, training_statistics
@@ -57,7 +58,7 @@ def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any
     data = DATA / name / "events.parquet"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        corpus = Corpus.build(data, folder / "corpus", events=_any_names())
+        corpus = Corpus.build(data, folder / "corpus", events=EventSettings())
         recipe = choose(training_statistics(corpus, make_split(corpus, "leave-one-out")))
         of_model, of_settings = variants(recipe.model.to_json(), corpus.counts.items)[variant]
         model = recipe.model.to_json() | of_model
@@ -85,12 +86,6 @@ def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
     }
-
-
-def _any_names() -> Any:
-    from activity.settings import EventSettings
-
-    return EventSettings()
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from activity.hashing import hash_names, mix_bits
-from activity.history import Histories
+from activity.history import Histories, slice_rows
 from encoder.corpus import Corpus
 from encoder.protocols import TRAIN, VALIDATION, Split
 from encoder.vocabulary import Indexes, Vocabulary
@@ -181,8 +181,8 @@ class _Window:
         return cls(np.concatenate([np.arange(*block) for block in blocks]), parts)
 
     def batch(self, segments: Segments) -> Batch:
-        rows, offsets = _rows(self.offsets[segments.users] + segments.starts, segments.lengths)
-        own_rows, own_offsets = _rows(self.own_offsets[segments.users], np.diff(self.own_offsets)[segments.users])
+        rows, offsets = slice_rows(self.offsets[segments.users] + segments.starts, segments.lengths)
+        own_rows, own_offsets = slice_rows(self.own_offsets[segments.users], np.diff(self.own_offsets)[segments.users])
         following = np.minimum(rows + 1, len(self.items) - 1)
         may_follow = self.positive[following] & (
             rows + 1 < np.repeat(self.offsets[segments.users + 1], segments.lengths)
@@ -265,12 +265,6 @@ def _positive(histories: Histories, positive_actions: Sequence[str]) -> npt.NDAr
     if not positive_actions:
         return np.ones(len(histories.values), bool)
     return np.isin(histories.values["action"], hash_names(positive_actions))
-
-
-def _rows(starts: Indexes, lengths: Indexes) -> tuple[Indexes, Indexes]:
-    """The rows of slices one after the other, and where each slice begins and ends among them."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
 def _cut_batches(lengths: Indexes, token_budget: int) -> list[int]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from activity.errors import DataError, InfrastructureError
+from activity.files import replace_folder
 from activity.hashing import HASH_VERSION
 from activity.history import EVENT_DTYPE, Histories
 from activity.lake import Lake
@@ -106,7 +106,7 @@ class Corpus:
             record |= {"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, "source": identity}
             (temporary / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
             if _recorded_identity(folder) != identity:  # else another process was faster, and may be reading
-                _replace(folder, temporary)
+                replace_folder(folder, temporary)
         except OSError as error:
             raise InfrastructureError(
                 f"cannot write the corpus `{folder}`: {error.strerror or error}",
@@ -142,9 +142,6 @@ class Corpus:
         if any(size != corpus.events * width for size, width in sizes) or corpus.offsets[-1] != corpus.events:
             raise DataError(f"`{folder}`: the columns do not have {corpus.events} events", hint=_BUILD_AGAIN)
         return corpus
-
-    def statistics(self) -> CorpusStatistics:
-        return self.counts
 
     def read(self, first_user: int, last_user: int) -> Histories:
         """The whole histories of the users first_user to last_user - 1."""
@@ -216,16 +213,3 @@ def _recorded_identity(folder: Path) -> object:
         return record["source"] if current else None
     except (OSError, KeyError, TypeError, ValueError):
         return None
-
-
-def _replace(folder: Path, temporary: Path) -> None:
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        replaced = temporary.with_name(temporary.name + ".replaced")
-        os.rename(folder, replaced)
-        os.rename(temporary, folder)
-        shutil.rmtree(replaced)
-    else:
-        os.rename(temporary, folder)

@@ -6,7 +6,7 @@ construction, and torch's inference mode belongs to the thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from activity.errors import DataError
-from activity.history import Histories
+from activity.history import Histories, slice_rows
 from encoder.batches import log_gaps
 from encoder.config import ModelConfig
 from encoder.hashing import vocabulary_rows
@@ -110,14 +110,19 @@ def frozen_model(release: Release) -> UserEncoder:
     """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration."""
     model = new_model(release.info.model, release.vocabulary)
     weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
+    take_weights(model, weights, release=release.info.name)
+    return model.eval().requires_grad_(False)
+
+
+def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: str) -> None:
+    """Raises DataError, which names the release, when they do not fit."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(
-            f"release `{release.info.name}`: the weights do not fit its configuration: {' '.join(str(error).split())}",
+            f"release `{release}`: the weights do not fit its configuration: {' '.join(str(error).split())}",
             hint="train the release again",
         ) from None
-    return model.eval().requires_grad_(False)
 
 
 def _by_length(lengths: Indexes, token_budget: int) -> Iterator[Indexes]:
@@ -132,7 +137,5 @@ def _by_length(lengths: Indexes, token_budget: int) -> Iterator[Indexes]:
 
 def _rows(offsets: Indexes, users: Indexes) -> tuple[Tensor, Tensor]:
     """Where the events of these users lie, int64[N], and the offsets of the new batch."""
-    lengths = offsets[users + 1] - offsets[users]
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.arange(bounds[-1]) + np.repeat(offsets[users] - bounds[:-1], lengths)
+    rows, bounds = slice_rows(offsets[users], offsets[users + 1] - offsets[users])
     return torch.from_numpy(rows), torch.from_numpy(bounds)

@@ -12,7 +12,7 @@ Legend: N events, U users, V known items (index 0 is the unknown item, linked to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ GAP_DECAY = 0.85
 BACKWARD = 0.5  # weight of a pair read against time
 POPULARITY = 0.4  # 0: counts; 0.5: cosine, which lets chance pairs of rare items win
 AGE_DECAY = 0.7  # of a history's event, for each event after it, when links are turned into scores
+_GAP_WEIGHTS = tuple(GAP_DECAY ** (gap - 1) for gap in range(1, LONGEST_GAP + 1))
 _MOST_PER_ITEM = 300  # links kept of each item, the strongest
 _ROWS_AT_ONCE = 4_096  # items whose links are weighed together
 _POWER_ITERATIONS = 4  # of the randomised factorisation: training moves the factors by far more than the rest
@@ -52,7 +53,7 @@ class ItemLinks:
         before = sp.csr_matrix(shape, dtype=np.float32)
         seen = np.zeros(vocabulary_size + 1, np.int64)
         for items, offsets in histories:
-            before = before + _pairs(items, offsets, shape)
+            before = before + count_pairs(items, offsets, weights=_GAP_WEIGHTS, size=shape[0], repeats=False)
             seen += np.bincount(items, minlength=vocabulary_size + 1)
         scale = np.maximum(seen, 1.0) ** -POPULARITY
         after = before.T.tocsr()
@@ -115,15 +116,18 @@ def count_links(corpus: Corpus, split: Split, vocabulary: Vocabulary, *, upto: i
     return ItemLinks.count(blocks, vocabulary_size=len(vocabulary.items))
 
 
-def _pairs(items: Indexes, offsets: Indexes, shape: tuple[int, int]) -> Any:
+def count_pairs(items: Indexes, offsets: Indexes, *, weights: Sequence[float], size: int, repeats: bool) -> Any:
+    """float32 CSR [size, size]: how often the column's item came after the row's in one history, a pair that is g
+    events apart counting weights[g - 1]. Item 0 counts for nothing; `repeats`: whether an item pairs with itself."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    found = sp.csr_matrix(shape, dtype=np.float32)
-    for gap in range(1, LONGEST_GAP + 1):
-        together = (users[gap:] == users[:-gap]) & (items[gap:] != items[:-gap])
-        together &= (items[gap:] > 0) & (items[:-gap] > 0)
-        earlier, later = items[:-gap][together], items[gap:][together]
-        weights = np.full(len(earlier), GAP_DECAY ** (gap - 1), np.float32)
-        found = found + sp.csr_matrix((weights, (earlier, later)), shape=shape)
+    found = sp.csr_matrix((size, size), dtype=np.float32)
+    for gap, weight in enumerate(weights, 1):
+        earlier, later = slice(None, -gap), slice(gap, None)
+        together = (users[earlier] == users[later]) & (items[earlier] > 0) & (items[later] > 0)
+        if not repeats:
+            together &= items[earlier] != items[later]
+        places = (items[earlier][together], items[later][together])
+        found = found + sp.csr_matrix((np.full(len(places[0]), weight, np.float32), places), shape=(size, size))
     return found
 
 

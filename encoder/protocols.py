@@ -122,7 +122,7 @@ def training_statistics(corpus: Corpus, split: Split, *, upto: int = VALIDATION)
         items=len(items),
         events=events,
         mean_length=events / max(users, 1),
-        tie_share=corpus.statistics().tie_share,
+        tie_share=corpus.counts.tie_share,
         repeat_share=repeats / max(events, 1),
     )
 

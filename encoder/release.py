@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
+from activity.files import replace_folder
 from activity.hashing import HASH_VERSION, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
@@ -199,6 +199,12 @@ def read_info(folder: Path) -> ReleaseInfo:
     return info
 
 
+def kept_file(folder: Path, name: str) -> bytes | None:
+    """A file that not every release has, None where it has not. Raises InfrastructureError if it cannot be read."""
+    path = folder / name
+    return _read(path) if path.exists() else None
+
+
 def list_releases(folder: Path) -> list[ReleaseInfo]:
     """Every release in the folder, by name. Hidden folders (unfinished work) and folders without a release.json are
     none; a folder that does not exist holds none. Raises DataError for a damaged one."""
@@ -276,17 +282,8 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         temporary.mkdir(parents=True)
         for name, data in files.items():
-            with open(temporary / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():
-            replaced = temporary.with_name(temporary.name + ".replaced")
-            os.rename(folder, replaced)
-            os.rename(temporary, folder)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, folder)
+            (temporary / name).write_bytes(data)
+        replace_folder(folder, temporary)
     except OSError as error:
         raise InfrastructureError(
             f"cannot write release `{folder}`: {error.strerror or error}",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from activity.errors import DataError
+from activity.history import slice_rows
 from encoder.batches import Batch
 from encoder.checkpoint import TrainState
 from encoder.config import ModelConfig
@@ -158,9 +159,7 @@ def _needed_rows(asked: Indexes, bounds: Indexes) -> tuple[Indexes, Indexes]:
     Attention is causal: what comes after a segment's last question changes nothing."""
     last = np.searchsorted(asked, bounds[1:]) - 1
     ends = np.where(last >= 0, asked[np.maximum(last, 0)] + 1, 0)
-    lengths = np.maximum(ends - bounds[:-1], 0)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return np.arange(offsets[-1]) + np.repeat(bounds[:-1] - offsets[:-1], lengths), offsets
+    return slice_rows(bounds[:-1], np.maximum(ends - bounds[:-1], 0))
 
 
 def _parts(offsets: Indexes, accumulation: int, processes: Processes) -> Iterator[tuple[int, slice]]:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from activity.errors import DataError
 from activity.hashing import hash_items
-from encoder.inference import new_model
+from encoder.inference import new_model, take_weights
 from encoder.model import UserEncoder
 from encoder.release import Release
 from encoder.vocabulary import Vocabulary
@@ -33,13 +32,7 @@ def trainable(release: Release, *, new_items: Sequence[str] = ()) -> tuple[UserE
     if release.info.model.items == "direct" and _TABLE in weights:
         place = release.vocabulary.item_indexes(vocabulary.items)  # 0, the unknown, for what is new
         weights[_TABLE] = weights[_TABLE][np.concatenate([[0], place])]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(
-            f"release `{release.info.name}`: the weights do not fit its configuration: {' '.join(str(error).split())}",
-            hint="train the release again",
-        ) from None
+    take_weights(model, weights, release=release.info.name)
     return model, vocabulary
 
 

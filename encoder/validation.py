@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from activity.errors import DataError
+from activity.history import slice_rows
 from encoder.batches import log_gaps
 from encoder.corpus import Corpus
 from encoder.evaluation import metrics
@@ -128,9 +129,7 @@ class Validator:
     def _inputs(self, part: slice) -> tuple[Indexes, Indexes]:
         """The items of all events before each of these questions, and their offsets."""
         starts = self._events.offsets[self._owners[part]]
-        lengths = self._rows[part] - starts
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        earlier = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        earlier, offsets = slice_rows(starts, self._rows[part] - starts)
         return self._events.items[earlier], offsets
 
     def _popular_scores(self, part: slice) -> Tensor:

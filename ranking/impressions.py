@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from activity.errors import DataError
+from activity.history import slice_rows
 from ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
@@ -68,9 +69,7 @@ class Impressions:
 
     def take(self, requests: Int64s) -> Impressions:
         """These requests, in this order."""
-        lengths = np.diff(self.offsets)[requests]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[requests] - offsets[:-1], lengths)
+        rows, offsets = slice_rows(self.offsets[requests], np.diff(self.offsets)[requests])
         return Impressions(
             user_ids=tuple(self.user_ids[k] for k in requests),
             surfaces=tuple(self.surfaces[k] for k in requests),

@@ -19,7 +19,7 @@ import torch
 
 from activity.errors import DataError
 from activity.hashing import hash_items, hash_names
-from activity.history import Histories
+from activity.history import Histories, slice_rows
 from activity.packing import unpack
 from encoder.batches import log_gaps
 from encoder.hashing import vocabulary_index
@@ -121,10 +121,11 @@ class BatchMaker:
     def batch(self, requests: Int64s) -> tuple[RankingBatch, Int64s]:
         """These requests, and the context (of the window) behind each context of the batch."""
         data, impressions = self.data, self.data.impressions
-        rows, offsets = _ranges(impressions.offsets, requests)
+        rows, offsets = slice_rows(impressions.offsets[requests], np.diff(impressions.offsets)[requests])
         of_row = np.repeat(requests, np.diff(offsets))
         contexts, place = np.unique(data.request_contexts[of_row], return_inverse=True)
-        events, context_offsets = (torch.from_numpy(part) for part in _ranges(self._offsets, contexts))
+        read = slice_rows(self._offsets[contexts], np.diff(self._offsets)[contexts])
+        events, context_offsets = (torch.from_numpy(part) for part in read)
         items, actions, surfaces = (column[events] for column in self._events)
         floats = (
             impressions.ages_days,
@@ -198,10 +199,3 @@ def _contexts(
     lengths[stored] = known.lengths
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Histories(known.values, offsets), tuple(user for user, _ in found), place, stored[place]
-
-
-def _ranges(offsets: Int64s, chosen: Int64s) -> tuple[Int64s, Int64s]:
-    """The rows of these jagged entries one after the other, and their new offsets."""
-    lengths = np.diff(offsets)[chosen]
-    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return np.arange(bounds[-1]) + np.repeat(offsets[chosen] - bounds[:-1], lengths), bounds

@@ -23,6 +23,7 @@ from scipy import sparse
 from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scores, Training
+from encoder.item_links import count_pairs
 from encoder.vocabulary import Indexes
 
 Pairs = Literal["users", "near", "after"]
@@ -149,17 +150,11 @@ def _users_in_common(training: Training) -> tuple[Matrix, Matrix, np.ndarray]:
 
 def _forward_pairs(training: Training) -> Matrix:
     """[V, V]: how often, and how near, the column's item came after the row's."""
-    users = np.repeat(np.arange(len(training.offsets) - 1), np.diff(training.offsets))
-    items, kept = training.items - 1, _countable(training)
-    shape = (training.vocabulary_size, training.vocabulary_size)
-    pairs: Matrix = sparse.csr_array(shape, dtype=np.float32)
-    for distance in range(1, REACH + 1):
-        earlier, later = slice(None, -distance), slice(distance, None)
-        together = (users[earlier] == users[later]) & kept[earlier] & kept[later]
-        places = (items[earlier][together], items[later][together])
-        values = np.full(len(places[0]), 1 / distance, np.float32)
-        pairs = pairs + sparse.csr_array((values, places), shape=shape)
-    return pairs.tocsr()
+    items = np.where(_countable(training), training.items, 0)
+    weights = [1 / distance for distance in range(1, REACH + 1)]
+    size = training.vocabulary_size + 1
+    pairs = count_pairs(items, training.offsets, weights=weights, size=size, repeats=True)
+    return sparse.csr_array(pairs[1:, 1:])
 
 
 def _countable(training: Training) -> np.ndarray:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from activity.errors import DataError, UsageError
+from activity.history import slice_rows
 from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scores, Training
@@ -230,6 +231,5 @@ def _batches(training: Training, batch_users: int, *, seed: list[int]) -> Iterat
 
 def _padded(training: Training, users: Indexes, *, length: int) -> Tensor:
     starts, stops = training.offsets[users], training.offsets[users + 1]
-    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
-    rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+    rows, offsets = slice_rows(starts, stops - starts)
     return pad(training.items[rows].astype(np.int64), offsets, length=length)

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from activity.history import Histories
+from activity.history import Histories, slice_rows
 from encoder.protocols import Roles
 from encoder.vocabulary import Indexes, Vocabulary
 
@@ -77,8 +77,7 @@ def question_chunks(
     items = vocabulary.item_indexes(histories.values["item"])
     lengths = rows - histories.offsets[users]
     for part in _chunks(lengths, questions_at_once(len(vocabulary.items))):
-        starts, offsets = histories.offsets[users[part]], _offsets(lengths[part])
-        before = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths[part])
+        before, offsets = slice_rows(histories.offsets[users[part]], lengths[part])
         yield Questions(
             Inputs(Histories(histories.values[before], offsets), items[before]),
             users=users[part] + first_user,

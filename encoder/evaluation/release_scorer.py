@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from activity.errors import DataError, InfrastructureError
+from activity.errors import DataError
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scorer, Scores, Training
 from encoder.inference import FrozenEncoder
 from encoder.mixture import FILE as MIXTURE_FILE
 from encoder.mixture import Mixture
-from encoder.release import BEFORE_REFIT_FILE, Release
+from encoder.release import BEFORE_REFIT_FILE, Release, kept_file
 
 RELEASE, TRANSFORMER, BEFORE_REFIT = "release", "transformer", "before-refit"
 
@@ -31,11 +31,11 @@ def release_scorers(release: Release) -> dict[str, Scorer]:
     """
     vectors = _VectorScores(FrozenEncoder(release))
     scorers: dict[str, Scorer] = {RELEASE: ReleaseScorer(vectors)}
-    mixture = _kept(release, MIXTURE_FILE)
+    mixture = kept_file(release.info.folder, MIXTURE_FILE)
     if mixture is not None:
         added = Mixture.from_bytes(mixture, vocabulary_size=len(release.vocabulary.items))
         scorers = {RELEASE: ReleaseScorer(vectors, added), TRANSFORMER: ReleaseScorer(vectors)}
-    weights = _kept(release, BEFORE_REFIT_FILE)
+    weights = kept_file(release.info.folder, BEFORE_REFIT_FILE)
     if weights is not None:
         try:
             earlier = replace(release, weights=safetensors_numpy.load(weights))
@@ -43,17 +43,6 @@ def release_scorers(release: Release) -> dict[str, Scorer]:
             raise DataError(f"{BEFORE_REFIT_FILE} cannot be read: {error}", hint="train the release again") from None
         scorers[BEFORE_REFIT] = ReleaseScorer(_VectorScores(FrozenEncoder(earlier)))
     return scorers
-
-
-def _kept(release: Release, name: str) -> bytes | None:
-    """A file of the release that not every release has."""
-    path = release.info.folder / name
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InfrastructureError(f"cannot read `{path}`: {error.strerror}", hint="check the permissions") from None
 
 
 class ReleaseScorer:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from activity.history import slice_rows
 from encoder.evaluation.questions import Inputs, Seen, asked_rows
 from encoder.protocols import VALIDATION, Roles
 from encoder.vocabulary import Indexes
@@ -46,8 +47,7 @@ class Training:
     def inputs_before(self, rows: Indexes) -> tuple[Indexes, Indexes]:
         """The items of every event of the same user before each of these P events: int64[N], offsets int64[P + 1]."""
         starts = self.offsets[np.searchsorted(self.offsets, rows, side="right") - 1]
-        offsets = np.concatenate([[0], np.cumsum(rows - starts)])
-        before = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], rows - starts)
+        before, offsets = slice_rows(starts, rows - starts)
         return self.items[before].astype(np.int64), offsets
 
     def popularity(self) -> npt.NDArray[np.int64]:

@@ -105,7 +105,7 @@ def test_lake_table_and_order_of_rows_give_the_same_corpus(tmp_path: Path) -> No
         for number, source in enumerate((events, lake_of(tmp_path / "lake", events), shuffled))
     ]
     assert len({corpus.fingerprint for corpus in built}) == 1
-    assert built[0].statistics() == built[1].statistics() == built[2].statistics()
+    assert built[0].counts == built[1].counts == built[2].counts
     assert built[0].user_ids(0, built[0].users) == built[2].user_ids(0, built[2].users)
 
 
@@ -147,13 +147,13 @@ def test_blocks_and_user_ids_cover_every_user_once(tmp_path: Path) -> None:
 def test_a_file_with_a_clock_fine_enough_gives_the_corpus_of_the_table(tmp_path: Path) -> None:
     events = simulated(500)
     table = Corpus.build(events, tmp_path / "table", events=SETTINGS)
-    assert table.statistics().tie_share == 0
+    assert table.counts.tie_share == 0
     pq.write_table(events, tmp_path / "e.parquet")
     csv.write_csv(events, tmp_path / "e.csv")
     for name in ("e.parquet", "e.csv"):
         corpus = Corpus.build(tmp_path / name, tmp_path / f"of-{name}", events=SETTINGS)
         assert corpus.fingerprint == table.fingerprint
-        assert corpus.statistics() == table.statistics()
+        assert corpus.counts == table.counts
 
 
 @pytest.mark.usefixtures("small_partitions")
@@ -251,7 +251,7 @@ def test_statistics_count_ties_and_repeats(tmp_path: Path) -> None:
         {"user_id": str(u), "item_id": str(i), "action": "v", "surface": "s", "timestamp": START_MS + int(t) * 60_000}
         for u, i, t in zip(rng.integers(0, 9, 900), rng.integers(0, 300, 900), rng.integers(0, 200, 900), strict=True)
     ]
-    statistics = Corpus.build(file_of(tmp_path / "e.parquet", rows), tmp_path / "c", events=SETTINGS).statistics()
+    statistics = Corpus.build(file_of(tmp_path / "e.parquet", rows), tmp_path / "c", events=SETTINGS).counts
     at_one_time = Counter((row["user_id"], row["timestamp"]) for row in rows)
     pairs = {(row["user_id"], row["item_id"]) for row in rows}
     assert (statistics.users, statistics.items, statistics.events) == (9, len({r["item_id"] for r in rows}), 900)

@@ -135,7 +135,7 @@ def test_other_held_out_items_leave_every_input_of_training_to_the_bit(
     events = coarse_events(pos=pos)
     path = written(tmp_path / f"e.{suffix}", events)
     corpus = Corpus.build(path, tmp_path / "corpus", events=EventSettings())
-    assert corpus.statistics().tie_share > 0.2
+    assert corpus.counts.tie_share > 0.2
     changed = with_other_tests(events, corpus, protocol)
     other = Corpus.build(written(tmp_path / f"other.{suffix}", changed), tmp_path / "other", events=EventSettings())
     assert other.fingerprint != corpus.fingerprint and other.events == corpus.events

@@ -157,7 +157,7 @@ def test_training_statistics_count_what_is_not_held_out(build: Build, protocol: 
     split = make_split(corpus, protocol)
     histories = corpus.read(0, corpus.users)
     owners = np.repeat(np.arange(corpus.users), histories.lengths)
-    assert training_statistics(corpus, split, upto=TEST) == corpus.statistics()
+    assert training_statistics(corpus, split, upto=TEST) == corpus.counts
     for upto in (TRAIN, VALIDATION):
         kept = split.roles(histories) <= upto
         items = histories.values["item"][kept]
@@ -166,4 +166,4 @@ def test_training_statistics_count_what_is_not_held_out(build: Build, protocol: 
         assert (statistics.users, statistics.items) == (len(set(owners[kept])), len(set(items.tolist())))
         assert statistics.events == kept.sum()
         assert statistics.repeat_share == (kept.sum() - len(pairs)) / kept.sum()
-        assert statistics.tie_share == corpus.statistics().tie_share
+        assert statistics.tie_share == corpus.counts.tie_share
