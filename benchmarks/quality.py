@@ -53,7 +53,9 @@ def measure(name: str, *, seed: int, shuffle_ties: int | None, sasrec: bool) -> 
         "set": name,
         "seed": seed,
         "shuffle_ties": shuffle_ties,
-        "command": " ".join(["python -m benchmarks.quality --set", name, "--seeds", str(seed), *ties, *sasrec * ["--sasrec"]]),
+        "command": " ".join(
+            ["python -m benchmarks.quality --set", name, "--seeds", str(seed), *ties, *sasrec * ["--sasrec"]]
+        ),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",

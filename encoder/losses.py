@@ -113,7 +113,8 @@ class _FullSoftmax(torch.autograd.Function):
     def forward(ctx, x_RE: Tensor, w_VE: Tensor, rows: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         asked, known = x_RE.shape[0], w_VE.shape[0]
         row_weights = x_RE.new_zeros(asked).index_add(0, rows, weights)
-        grad_x, grad_w = torch.empty_like(x_RE), torch.zeros_like(w_VE)
+        grad_x = torch.empty_like(x_RE)
+        grad_w = torch.empty_like(w_VE) if asked else torch.zeros_like(w_VE)
         buffer = x_RE.new_empty(min(_ROWS_AT_ONCE, asked), known)
         loss = x_RE.new_zeros(())
         bounds = torch.searchsorted(rows, torch.arange(0, asked + _ROWS_AT_ONCE, _ROWS_AT_ONCE, device=rows.device))
@@ -128,7 +129,7 @@ class _FullSoftmax(torch.autograd.Function):
             loss += (of_row * (total.log() + highest)).sum()
             scores.mul_(of_row / total).view(-1).scatter_add_(0, place, -weights[pairs])
             torch.mm(scores, w_VE, out=grad_x[part])
-            grad_w.addmm_(scores.T, x)
+            grad_w.addmm_(scores.T, x, beta=min(number, 1))  # the first overwrites what was never written
         ctx.save_for_backward(grad_x, grad_w)
         return loss
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoder.config import ModelConfig
+from encoder.elementwise import Dropout, unit_rows
 from kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
@@ -58,7 +59,7 @@ class ItemTables(nn.Module):
         if not self.direct:
             return self(torch.arange(1, len(self.flat_rows), device=self.weight.device))
         embedded = self.weight[1:]  # spares a copy and the scattering of its gradient
-        return F.normalize(embedded, dim=-1) if self.unit else embedded
+        return unit_rows(embedded) if self.unit else embedded
 
 
 class Projection(nn.Module):
@@ -104,7 +105,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.width)
         self.feed_forward_in = nn.Linear(config.width, config.feed_forward_width)
         self.feed_forward_out = nn.Linear(config.feed_forward_width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_NC: Tensor, offsets: Tensor, turn: Turn) -> Tensor:
         """[N, C] to [N, C]; `turn`: of the events' positions, see `rotary`."""
@@ -135,11 +136,13 @@ class UserEncoder(nn.Module):
         self.surfaces = nn.Embedding(1 + surfaces, config.item_width)
         self.time_gap = TimeGap(config.item_width) if config.time_gaps else None
         self.phi_in = _projection(config, config.item_width, config.width, unit=config.projections == "mlp")
-        self.dropout = nn.Dropout(config.input_dropout)
+        self.dropout = Dropout(config.input_dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.final_norm = nn.LayerNorm(config.width)
         self.phi_out = _projection(config, config.width, config.dimension, unit=config.score == "cosine")
-        self.psi = _projection(config, config.item_width, config.dimension, unit=config.score == "cosine")
+        has_norm_1 = self.items.unit and not config.projection_width  # and psi leaves it as it is
+        psi_unit = config.score == "cosine" and not has_norm_1
+        self.psi = _projection(config, config.item_width, config.dimension, unit=psi_unit)
         self.log_temperature = (
             nn.Parameter(torch.tensor(math.log(config.temperature))) if config.score == "cosine" else None
         )

@@ -1,0 +1,68 @@
+"""Dropout and unit rows: as PyTorch's own in distribution, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from encoder.elementwise import Dropout, unit_rows
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (1, 1), (3, 5), (63, 111)])
+def test_dropout_keeps_a_shape_and_gives_zeros_or_grown_elements(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    found = Dropout(0.2)(torch.ones(shape))
+    assert found.shape == shape
+    assert all(value == 0 or value == pytest.approx(1.25, rel=1e-4) for value in found.flatten().tolist())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_dropout_drops_its_share_everywhere_alike(share: float) -> None:
+    torch.manual_seed(0)
+    dropped = (Dropout(share)(torch.ones(1_000, 400)) == 0).double()
+    deviation = (share * (1 - share)) ** 0.5
+    assert dropped.mean().item() == pytest.approx(share, abs=5 * deviation / 400_000**0.5)
+    for dim in (0, 1):  # elements that share one random number are independent of one another, too
+        means = dropped.mean(dim)
+        assert (means - share).abs().max() < 5.5 * deviation / dropped.shape[dim] ** 0.5
+    together = (dropped[:, :-1] * dropped[:, 1:]).mean().item()
+    assert together == pytest.approx(share**2, abs=5 * share / 400_000**0.5 + 1e-4)
+
+
+def test_the_gradient_passes_where_the_element_did() -> None:
+    torch.manual_seed(0)
+    x = torch.full((50, 30), 2.0, requires_grad=True)
+    found = Dropout(0.4)(x)
+    found.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad * 2.0, found.detach())
+
+
+def test_the_process_seed_decides_what_is_dropped() -> None:
+    x, drawn = torch.ones(40, 40), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(Dropout(0.5)(x))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_without_training_or_share_nothing_is_dropped() -> None:
+    x = torch.ones(4, 4)
+    assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1023, 1025, 2500])
+def test_unit_rows_are_those_of_pytorch_with_its_gradients(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(rows, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    gradients = []
+    for normalise in (unit_rows, lambda x: F.normalize(x, dim=-1)):
+        own = x.clone().requires_grad_()
+        unit = normalise(own)
+        torch.testing.assert_close(unit, F.normalize(x, dim=-1))
+        (unit * weight).sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_row_of_zeros_stays() -> None:
+    assert torch.equal(unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
