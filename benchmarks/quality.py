@@ -5,8 +5,9 @@
 For each seed it runs the two commands that a user would type, `spoor pretrain` and `spoor evaluate` (leave one out,
 full ranking, seen items filtered; kept where more than 5 % of events repeat), and appends one row to
 benchmarks/results/quality.jsonl. With `--sasrec` our own SASRec (refitted on the validation events, as the release is)
-trains as many minutes as the release did, and the row holds the paired differences. `ratio` is the mean Recall@10 over the goal's (published figures, see GOALS), or over
-the best floor of the same run where nothing is published. Data are read from ../shared/data and never committed.
+trains as many minutes as the release did, and the row holds the paired differences. `ratio` is the mean Recall@10 over
+the goal's (published figures, see GOALS), or over the best floor of the same run where nothing is published. Data are
+read from ../shared/data and never committed.
 """
 
 from __future__ import annotations

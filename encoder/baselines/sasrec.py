@@ -192,10 +192,10 @@ class Sasrec:
     ) -> None:
         """Every user once, until the clock reads `ends`."""
         self._model.train()
-        for users in _batches(training, settings.batch_users, seed=[self._seed, seed]):
+        for users in user_batches(training, settings.batch_users, seed=[self._seed, seed]):
             if time.monotonic() >= ends:
                 return
-            loss = next_item_loss(self._model, _padded(training, users, length=settings.length + 1))
+            loss = next_item_loss(self._model, newest(training, users, length=settings.length + 1))
             if not torch.isfinite(loss):
                 raise DataError("sasrec diverged", hint="lower its learning rate")
             optimiser.zero_grad()
@@ -222,14 +222,15 @@ class Sasrec:
             return self._model.scores(x[:, -1]).numpy()
 
 
-def _batches(training: Training, batch_users: int, *, seed: list[int]) -> Iterator[Indexes]:
+def user_batches(training: Training, batch_users: int, *, seed: list[int]) -> Iterator[Indexes]:
     """Users with an event to predict, in shuffled order."""
     users = np.random.default_rng(seed).permutation(np.flatnonzero(np.diff(training.offsets) >= 2))
     for start in range(0, len(users), batch_users):
         yield users[start : start + batch_users]
 
 
-def _padded(training: Training, users: Indexes, *, length: int) -> Tensor:
+def newest(training: Training, users: Indexes, *, length: int) -> Tensor:
+    """The newest `length` items of these users, as `pad` gives them."""
     starts, stops = training.offsets[users], training.offsets[users + 1]
     rows, offsets = slice_rows(starts, stops - starts)
     return pad(training.items[rows].astype(np.int64), offsets, length=length)
