@@ -8,6 +8,8 @@ benchmarks/results/quality.jsonl. With `--sasrec` our own SASRec (refitted on th
 trains as many minutes as the release did, and the row holds the paired differences. `ratio` is the mean Recall@10 over
 the goal's (published figures, see GOALS), or over the best floor of the same run where nothing is published. Data are
 read from ../shared/data and never committed.
+
+    python -m benchmarks.quality --table     the committed rows: means over the seeds, of each the newest row
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ GOALS = {  # Recall@10, NDCG@10: what the best published models reach, and a lit
     ("amazon_toys", False): (0.1000, 0.0600),
     ("ml1m_order", False): (0.3294, 0.1893),
 }
+FLOORS = ("popularity", "recent", "markov", "item-knn")
+SASREC = "sasrec-refit"
 REPEATING = ("deskdrop", "online_retail_0910", "tmall2014")
 
 
@@ -45,8 +49,11 @@ def measure(name: str, *, seed: int, shuffle_ties: int | None, sasrec: bool) -> 
         release = str(Path(folder) / "releases" / "quality-1")
         shared = ["--data", str(data), "--protocol", "leave-one-out", *ties, "--json"]
         trained = _spoor("pretrain", *shared, "--out", release, "--seed", str(seed))
-        floors = "popularity,recent,markov,item-knn" + ",sasrec-refit" * sasrec
-        asked = ["--baselines", floors, *(["--keep-seen"] if name in REPEATING else [])]
+        asked = [
+            "--baselines",
+            ",".join([*FLOORS, *sasrec * [SASREC]]),
+            *(["--keep-seen"] if name in REPEATING else []),
+        ]
         if sasrec:
             asked += ["--max-minutes", f"{trained['metrics']['training_seconds'] / 60:.2f}"]
         evaluated = _spoor("evaluate", *shared, "--release", release, *asked)
@@ -73,6 +80,34 @@ def _spoor(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def table() -> str:
+    """Markdown: Recall@10 / NDCG@10 of each set, means over seeds; the differences are of the rows that have them."""
+    newest = {}
+    for line in RESULTS.read_text().splitlines():
+        row = json.loads(line)
+        newest[row["set"], row["shuffle_ties"] is not None, row["seed"]] = row
+    lines = [
+        "| set | seeds | release | transformer alone | before the refit | best floor | SASRec, refitted | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, shuffled in dict.fromkeys((name, shuffled) for name, shuffled, _ in sorted(newest)):
+        rows = [row for (set_, ties, _), row in sorted(newest.items()) if (set_, ties) == (name, shuffled)]
+        ranked = [row["evaluation"]["rows"] for row in rows]
+        floor = max(FLOORS, key=lambda floor: ranked[0][floor]["ndcg@10"])
+        cells = [_mean(ranked, key) for key in ("release", "transformer", "before-refit")]
+        minutes = np.mean([row["training"]["training_seconds"] for row in rows]) / 60
+        compared = [found for found in ranked if SASREC in found]
+        cells += [f"{_mean(ranked, floor)} ({floor})", _mean(compared, SASREC) if compared else "not run"]
+        title = f"{name}, {'ties shuffled' if shuffled else 'published order'}, {rows[0]['evaluation']['seen']}"
+        lines.append(f"| {title} | {len(rows)} | {' | '.join(cells)} | {minutes:.0f} |")
+    return "\n".join(lines)
+
+
+def _mean(ranked: list[dict[str, Any]], row: str) -> str:
+    recall, ndcg = (float(np.mean([found[row][key] for found in ranked])) for key in ("recall@10", "ndcg@10"))
+    return f"{recall:.4f} / {ndcg:.4f}"
+
+
 def _commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
@@ -80,12 +115,18 @@ def _commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", required=True, dest="name")
+    parser.add_argument("--set", dest="name")
+    parser.add_argument("--table", action="store_true", help="of the committed rows; trains nothing")
     parser.add_argument("--shuffle-ties", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sasrec", action="store_true", help="train our own SASRec for as long, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return
+    if arguments.name is None:
+        parser.error("name a --set, or ask for the --table")
     if not (DATA / arguments.name / "events.parquet").exists():
         sys.exit(f"skipped: {DATA / arguments.name / 'events.parquet'} is not there")
     rows = []

@@ -16,6 +16,7 @@ from activity.configuration import TopSettings, find_file, load
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
 from encoder.settings import PretrainSettings
 from feature_repo.settings import FeatureSettings, follow_events
+from kernels.settings import KernelSettings
 from ranking.settings import FinetuneSettings
 from streaming.settings import StreamSettings
 
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "stream": StreamSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "kernels": KernelSettings,
 }
 HIDDEN = "(hidden)"
 
@@ -45,6 +47,7 @@ class Settings:
     stream: StreamSettings
     pretrain: PretrainSettings
     finetune: FinetuneSettings
+    kernels: KernelSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 
     def given(self, section: str) -> frozenset[str]:

@@ -7,12 +7,13 @@ do not see one another, so the result is that of a causal transformer over histo
 
 Legend: C candidates, N context events of all users together, U users, H heads, D floats per head. User u's context is
 the rows context_offsets[u] to context_offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it
-fast without a GPU, `dense.py` in a form that torch.export can trace.
+fast without a GPU, `triton.py` on one, `dense.py` in a form that torch.export can trace.
 """
 
 import torch
 from torch import Tensor
 
+from kernels.backend import backend_of
 from kernels.dcat_attention.cpu import attend_in_tiles
 from kernels.dcat_attention.dense import attend_densely
 
@@ -38,7 +39,8 @@ def dcat_attention(
     context_offsets int64 [U + 1] from 0 to N without a decrease; candidate_user int64 [C] in [0, U); hidden int64 [U]:
     how many of the oldest context rows its candidates do not see (rotate replace), none by default. Returns
     [C, H, D]; the candidate of an empty context attends to itself alone. Softmax is taken in float32 at least.
-    Raises ValueError when shapes, types or offsets do not fit.
+    Raises ValueError when shapes, types or offsets do not fit; Triton's kernels take neither float64 nor heads wider
+    than 128 floats.
     """
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
@@ -51,6 +53,10 @@ def dcat_attention(
             f"hidden must be int64 [{users}] and not below 0; found {hidden.dtype} {list(hidden.shape)}"
             + (f" from {int(hidden.min())}" if hidden.numel() else "")
         )
+    if backend_of(q) == "triton":
+        from kernels.dcat_attention.triton import attend_on_gpu
+
+        return attend_on_gpu(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
     return attend_in_tiles(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
 
 

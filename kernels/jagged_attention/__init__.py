@@ -3,13 +3,14 @@
     out[i] = sum_j softmax_j(q[i] . k[j] / sqrt(D)) v[j]     over j in the sequence of i (and j <= i when causal)
 
 Legend: N events of all sequences together, H heads, D dimensions per head, U sequences. Sequence u holds the rows
-offsets[u] to offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it fast without a GPU,
-`dense.py` in a form that torch.export can trace.
+offsets[u] to offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it fast without a GPU, `triton.py`
+on one, `dense.py` in a form that torch.export can trace.
 """
 
 import torch
 from torch import Tensor
 
+from kernels.backend import backend_of
 from kernels.jagged_attention.cpu import attend_in_buckets
 from kernels.jagged_attention.dense import attend_densely
 
@@ -22,12 +23,17 @@ def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal
     """Attention inside each sequence; sequences of length 0 and 1 are allowed, and differentiable in q, k and v.
 
     Shapes: q, k, v float [N, H, D], offsets int64 [U + 1] from 0 to N without a decrease. Returns [N, H, D].
-    Raises ValueError when shapes, types or offsets do not fit.
+    Raises ValueError when shapes, types or offsets do not fit; Triton's kernels take neither float64 nor heads wider
+    than 128 floats.
     """
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, offsets, causal=causal)
     _check_tensors(q, k, v)
     _check_offsets(offsets, events=q.shape[0])
+    if backend_of(q) == "triton":
+        from kernels.jagged_attention.triton import attend_on_gpu
+
+        return attend_on_gpu(q, k, v, offsets, causal=causal)
     return attend_in_buckets(q, k, v, offsets, causal=causal)
 
 

@@ -24,11 +24,13 @@ class Invocation:
     loaded: Settings | None = None
 
     def settings(self) -> Settings:
-        """The settings in force, read at the first call. Raises UsageError."""
+        """The settings in force, read at the first call; from then on the kernels follow them. Raises UsageError."""
         if self.loaded is None:
+            from kernels.backend import force
             from spoor.config import load_settings
 
             self.loaded = load_settings(file=self.config, flags=self.flags)
+            force(self.loaded.kernels.backend)
         return self.loaded
 
     def emit(self, result: Any, text: str) -> None:

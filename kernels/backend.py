@@ -1,0 +1,39 @@
+"""Which implementation the attention operators run: Triton's where the tensors are on a GPU, PyTorch's own elsewhere.
+
+The choice is one for all operators and can be forced: by `kernels.backend` in the settings, or by tests, which run
+Triton's kernels in its interpreter (TRITON_INTERPRET=1 before they are imported).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from kernels.settings import Choice
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Backend = Literal["cpu", "triton"]
+
+_forced: Choice = "auto"
+
+
+def force(choice: Choice) -> None:
+    """From now on, in this process."""
+    global _forced
+    _forced = choice
+
+
+def backend_of(x: Tensor) -> Backend:
+    """Raises ValueError where Triton is forced and the tensor is not on a GPU."""
+    if _forced != "triton":
+        return "triton" if _forced == "auto" and x.is_cuda else "cpu"
+    if not x.is_cuda and not _interpreting():
+        raise ValueError(f"kernels.backend is triton, which needs tensors on a GPU; found {x.device}")
+    return "triton"
+
+
+def _interpreting() -> bool:
+    import triton  # 0.3 s, and no part of a process without a GPU
+
+    return triton.knobs.runtime.interpret

@@ -1,0 +1,177 @@
+"""Compiles every Triton kernel for GPUs that need not be here, and tells what the machine code uses.
+
+    python -m kernels.compiled --write     all of them (some minutes), to kernels/compiled.json
+    python -m kernels.compiled --kernels dcat_attention_fwd_kernel --targets sm_90 --types fp16 --heads 64
+
+One row per kernel, type, head and target: tiles, registers, spilled bytes, shared memory, and the target's limit of it.
+The sources are the kernels' own, the launches those of kernels/launch.py. Nothing is run: whether the results are right
+is proven in Triton's interpreter and, where there is one, on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.dcat_attention import triton as dcat
+from kernels.jagged_attention import triton as jagged
+from kernels.launch import Launch, choose_launch
+
+RESULT = Path(__file__).parent / "compiled.json"
+# Bytes of shared memory that one block may take: CUDA C programming guide, compute capabilities; CDNA 3's LDS.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+HEAD_DIMS = (32, 64, 128)
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+KERNELS: dict[str, Any] = {
+    kernel.fn.__name__: kernel
+    for kernel in (
+        jagged.jagged_attention_fwd_kernel,
+        jagged.jagged_attention_bwd_dq_kernel,
+        jagged.jagged_attention_bwd_dkv_kernel,
+        dcat.dcat_attention_fwd_kernel,
+        dcat.dcat_attention_bwd_candidates_kernel,
+        dcat.dcat_attention_bwd_context_kernel,
+    )
+}
+_FLOAT32 = ("log_sum", "inner")  # arguments whose type does not follow the tensors'
+_INT64 = ("offsets", "tile_", "order", "first_seen")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    kernel: str
+    dtype: str
+    head_dim: int
+    target: str
+    block_m: int
+    block_n: int
+    warps: int
+    registers: int  # of one thread
+    spilled_bytes: int  # of one thread
+    shared_bytes: int  # of one block
+    shared_limit: int
+
+
+def compile_all(
+    *,
+    kernels: Collection[str],
+    types: Collection[str] = tuple(TYPES.values()),
+    heads: Collection[int] = HEAD_DIMS,
+    targets: Collection[str] = tuple(TARGETS),
+) -> Iterator[Compiled]:
+    """Kernels in every configuration for these targets."""
+    for name in kernels:
+        for dtype in (dtype for dtype, called in TYPES.items() if called in types):
+            for head_dim in heads:
+                for target in targets:
+                    yield _compile(KERNELS[name], dtype, launch_of(name, dtype, head_dim, target), target)
+
+
+def launch_of(kernel: str, dtype: torch.dtype, head_dim: int, target: str) -> Launch:
+    """With which a kernel is launched on a target."""
+    launch = choose_launch(dtype, head_dim, amd=TARGETS[target][0].backend == "hip")
+    return launch if "_fwd_" in kernel else launch.backward or launch
+
+
+def _compile(kernel: Any, dtype: torch.dtype, launch: Launch, target: str) -> Compiled:
+    constants: dict[str, Any] = {**launch.constants, "IN_STORAGE_TYPE": dtype != torch.float32}
+    if "CAUSAL" in kernel.arg_names:
+        constants["CAUSAL"] = True
+    signature = {name: "constexpr" if name in constants else _type(name, TYPES[dtype]) for name in kernel.arg_names}
+    # As at a launch: tensors begin on 16 bytes, and the strides of whole heads are multiples of 16.
+    aligned = [
+        place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*") or "stride" in name
+    ]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    gpu, limit = TARGETS[target]
+    binary = triton.compile(source, target=gpu, options=launch.options)
+    usage = _of_nvidia(binary.asm["cubin"]) if gpu.backend == "cuda" else _of_amd(binary.asm["amdgcn"])
+    return Compiled(
+        kernel=kernel.fn.__name__,
+        dtype=TYPES[dtype],
+        head_dim=launch.head_dim,
+        target=target,
+        block_m=launch.block_m,
+        block_n=launch.block_n,
+        warps=launch.warps,
+        registers=usage[0],
+        spilled_bytes=usage[1],
+        shared_bytes=binary.metadata.shared,
+        shared_limit=limit,
+    )
+
+
+def _type(name: str, dtype: str) -> str:
+    """Of an argument by its name. Strides of less than 2^31 elements are int32; row numbers are int64 anyway."""
+    if name == "heads" or "stride" in name:
+        return "i32"
+    if name == "scale":
+        return "fp32"
+    if name in _FLOAT32:
+        return "*fp32"
+    return "*i64" if name.startswith(_INT64) or name.endswith("offsets") else f"*{dtype}"
+
+
+def _of_nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers and spilled bytes of one thread, from the resource usage in the machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+    return registers, stack + local
+
+
+def _of_amd(assembly: str) -> tuple[int, int]:
+    """Vector registers, and bytes of scratch memory: what scalar registers spill stays in vector registers."""
+    registers, scratch = (
+        int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])  # type: ignore[index]
+        for name in ("vgpr_count", "private_segment_fixed_size")
+    )
+    return registers, scratch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels.compiled", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--types", nargs="+", choices=TYPES.values(), default=list(TYPES.values()))
+    parser.add_argument("--heads", nargs="+", type=int, choices=HEAD_DIMS, default=list(HEAD_DIMS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--write", action="store_true", help=f"the rows to {RESULT.name}")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    rows = []
+    for row in compile_all(kernels=options.kernels, types=options.types, heads=options.heads, targets=options.targets):
+        rows.append(asdict(row))
+        print(*rows[-1].values(), file=sys.stderr)
+    text = "{\n" + f'"triton": {json.dumps(triton.__version__)},\n"rows": [\n'
+    text += ",\n".join(json.dumps(row) for row in rows) + "\n]\n}\n"
+    if options.write:
+        RESULT.write_text(text)
+    if options.json:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
