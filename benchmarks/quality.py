@@ -81,7 +81,7 @@ def _spoor(*arguments: str) -> dict[str, Any]:
 
 
 def table() -> str:
-    """Markdown: Recall@10 / NDCG@10 of each set, means over seeds; the differences are of the rows that have them."""
+    """Markdown: Recall@10 / NDCG@10 of each set, means over seeds; SASRec's is of the seeds that have it."""
     newest = {}
     for line in RESULTS.read_text().splitlines():
         row = json.loads(line)
