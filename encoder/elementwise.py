@@ -1,9 +1,9 @@
-"""Two pointwise operations that a training step on processors would otherwise spend a third of its time on.
+"""Pointwise operations that a training step on processors would otherwise spend much of its time on.
 
-PyTorch's dropout draws one random number an element, and its normalisation passes over a whole item table a dozen times
-(forward and backward), each time through memory. Both here compute the same thing.
+PyTorch's dropout draws one random number an element; its normalisation, and rotary positions written with it, pass over
+their operands a dozen times (forward and backward), each time through memory. These here compute the same things.
 
-Legend: M rows, E floats in a row.
+Legend: M rows, E floats in a row; N events, H heads, D floats per head.
 """
 
 from __future__ import annotations
@@ -63,3 +63,39 @@ class _UnitRows(torch.autograd.Function):
             along = (unit * grad).sum(1, keepdim=True)
             torch.addcmul(grad, unit, along, value=-1, out=grad_ME[part]).div_(norm_M1[part])
         return grad_ME
+
+
+def turned(qkv_N3HD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [N, 3, H, D] to three times [N, H, D], queries and keys with rotary positions: the pair
+    (x[d], x[d + D / 2]) is turned by an angle of the event, whose cosine and sine are [N, D / 2]."""
+    return _Turned.apply(qkv_N3HD, cos_ND, sin_ND)  # type: ignore[no-any-return]
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv_N3HD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cos, sin = (x[:, None, :].to(qkv_N3HD.dtype) for x in (cos_ND, sin_ND))
+        ctx.save_for_backward(cos, sin)
+        q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv_N3HD.unbind(1))
+        _turn(qkv_N3HD[:, 0], cos, sin, out=q)
+        _turn(qkv_N3HD[:, 1], cos, sin, out=k)
+        return q, k, v.copy_(qkv_N3HD[:, 2])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        back = -sin  # the gradient of a turn is the turn back
+        q, k, v = grads
+        grad_N3HD = q.new_empty(len(q), 3, *q.shape[1:])
+        _turn(q, cos, back, out=grad_N3HD[:, 0])
+        _turn(k, cos, back, out=grad_N3HD[:, 1])
+        grad_N3HD[:, 2] = v
+        return grad_N3HD, None, None
+
+
+@torch.no_grad()
+def _turn(x_NHD: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor) -> None:
+    first, second = x_NHD.chunk(2, dim=-1)
+    turned_first, turned_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)

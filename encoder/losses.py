@@ -22,6 +22,7 @@ from torch import Tensor
 
 from encoder.vocabulary import Indexes
 
+_SAFE_EXPONENT = 60.0  # e^60 times the largest catalogue, and e^-60, are normal numbers of float32
 _ROWS_AT_ONCE = 512  # of the full softmax: V x 512 scores fit the processor's last cache for some thousand items
 
 
@@ -107,7 +108,12 @@ def full_softmax_loss(
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Gradients are taken while the scores are at hand: keeping or computing them again would cost another product."""
+    """Gradients are taken while the scores are at hand: keeping or computing them again would cost another product.
+
+    The scores are the largest thing here, so they are passed over as seldom as possible. Their greatest is looked for
+    only where their exponentials could leave float32, and they are never divided by their total: what is multiplied
+    with them is.
+    """
 
     @staticmethod
     def forward(ctx, x_RE: Tensor, w_VE: Tensor, rows: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -116,20 +122,20 @@ class _FullSoftmax(torch.autograd.Function):
         grad_x = torch.empty_like(x_RE)
         grad_w = torch.empty_like(w_VE) if asked else torch.zeros_like(w_VE)
         buffer = x_RE.new_empty(min(_ROWS_AT_ONCE, asked), known)
-        loss = x_RE.new_zeros(())
-        bounds = torch.searchsorted(rows, torch.arange(0, asked + _ROWS_AT_ONCE, _ROWS_AT_ONCE, device=rows.device))
+        loss = -(weights * (x_RE[rows] * w_VE[targets]).sum(1)).sum()
+        small = _longest(x_RE) * _longest(w_VE) < _SAFE_EXPONENT
         for number, start in enumerate(range(0, asked, _ROWS_AT_ONCE)):
-            part, pairs = slice(start, start + _ROWS_AT_ONCE), slice(int(bounds[number]), int(bounds[number + 1]))
+            part = slice(start, start + _ROWS_AT_ONCE)
             x, of_row = x_RE[part], row_weights[part, None]
-            place = (rows[pairs] - start) * known + targets[pairs]
             scores = torch.mm(x, w_VE.T, out=buffer[: len(x)])
-            loss -= weights[pairs] @ scores.view(-1)[place]
-            highest = scores.amax(1, keepdim=True)
-            total = scores.sub_(highest).exp_().sum(1, keepdim=True)
+            highest = x.new_zeros(len(x), 1) if small else scores.amax(1, keepdim=True)
+            total = (scores if small else scores.sub_(highest)).exp_().sum(1, keepdim=True)
             loss += (of_row * (total.log() + highest)).sum()
-            scores.mul_(of_row / total).view(-1).scatter_add_(0, place, -weights[pairs])
-            torch.mm(scores, w_VE, out=grad_x[part])
-            grad_w.addmm_(scores.T, x, beta=min(number, 1))  # the first overwrites what was never written
+            share = of_row / total
+            torch.mm(scores, w_VE, out=grad_x[part]).mul_(share)
+            grad_w.addmm_(scores.T, x * share, beta=min(number, 1))  # the first overwrites what was never written
+        grad_x.index_add_(0, rows, w_VE[targets] * -weights[:, None])
+        grad_w.index_add_(0, targets, x_RE[rows] * -weights[:, None])
         ctx.save_for_backward(grad_x, grad_w)
         return loss
 
@@ -137,3 +143,8 @@ class _FullSoftmax(torch.autograd.Function):
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x, grad_w = ctx.saved_tensors
         return grad_x * grads[0], grad_w * grads[0], None, None, None
+
+
+def _longest(x_ME: Tensor) -> float:
+    """The greatest L2 norm of a row; 0 without rows."""
+    return float(torch.linalg.vector_norm(x_ME, dim=1).max()) if len(x_ME) else 0.0

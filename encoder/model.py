@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoder.config import ModelConfig
-from encoder.elementwise import Dropout, unit_rows
+from encoder.elementwise import Dropout, turned, unit_rows
 from kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
@@ -52,7 +52,7 @@ class ItemTables(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to [M, T * W]."""
         embedded = F.embedding(self.flat_rows[items], self.weight, sparse=self.sparse).flatten(1)
-        return F.normalize(embedded, dim=-1) if self.unit else embedded
+        return unit_rows(embedded) if self.unit else embedded
 
     def every_known(self) -> Tensor:
         """As `forward` for all known items in order, [vocabulary, T * W]."""
@@ -77,7 +77,7 @@ class Projection(nn.Module):
         if self.hidden is not None and self.out is not None:
             projected = self.out(F.gelu(self.hidden(x)))
             x = x + projected if self.residual else projected
-        return F.normalize(x, dim=-1) if self.unit else x
+        return unit_rows(x) if self.unit else x
 
 
 class TimeGap(nn.Module):
@@ -114,8 +114,7 @@ class Block(nn.Module):
 
     def queries_keys_values(self, x_NC: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
-        q, k, v = self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        return _rotate(q, turn), _rotate(k, turn), v
+        return turned(self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1)), *turn)
 
     def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
         """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""
@@ -196,10 +195,10 @@ class UserEncoder(nn.Module):
         return self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
 
     def rotary(self, positions: Tensor) -> Turn:
-        """int64 [N] indexes of events within their windows to cosines and sines, [N, 1, D / 2] each."""
+        """int64 [N] indexes of events within their windows to cosines and sines, [N, D / 2] each."""
         half = self.config.width // self.config.heads // 2
         speeds = _ROTARY_BASE ** (-torch.arange(half, device=positions.device) / half)
-        angles = (positions[:, None] * speeds)[:, None, :]
+        angles = positions[:, None] * speeds
         return angles.cos(), angles.sin()
 
     def user_vectors(self, x_NC: Tensor) -> Tensor:
@@ -258,10 +257,3 @@ class UserEncoder(nn.Module):
 
 def _projection(config: ModelConfig, inputs: int, outputs: int, *, unit: bool) -> Projection:
     return Projection(inputs, config.projection_width, outputs, residual=config.projections == "residual", unit=unit)
-
-
-def _rotate(x_NHD: Tensor, turn: Turn) -> Tensor:
-    """Rotary positions: turns the pair (x[d], x[d + D / 2]) by its position times the pair's speed."""
-    cos, sin = turn
-    first, second = x_NHD.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

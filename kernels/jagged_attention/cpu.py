@@ -1,12 +1,21 @@
 """Jagged attention for the CPU: sequences of similar length share one padded call of PyTorch's fused attention.
 
 Lengths inside a bucket differ by at most a quarter, so padding costs little, and a batch of any shape needs only
-some twenty calls. Padding sits after the real events: under the causal mask no real query ever sees it.
+some twenty calls. Padding sits after the real events: under the causal mask no real query ever sees it. All buckets
+are gathered, and given back, in one pass each: their gradients are gathered too, where PyTorch would add rows to a
+new array of zeros for each bucket.
 
-Legend: N events, H heads, D dimensions per head, B sequences of one bucket, L the longest of them.
+Legend: N events, P rows of all buckets, padding included, H heads, D dimensions per head, B sequences of one bucket,
+L the longest of them.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,38 +23,72 @@ from torch import Tensor
 from kernels.buckets import buckets
 
 
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """`event` int64 [P]: the event in each row, padding repeats a sequence's last: any finite row will do. `row` int64
+    [N]: where each event is. `padding` bool [P]; `shapes`: B and L of each bucket, whose rows follow one another."""
+
+    event: Tensor
+    row: Tensor
+    padding: Tensor
+    shapes: list[tuple[int, int]]
+
+
 def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
     """q, k, v [N, H, D], offsets int64 [U + 1] (checked by the caller) to [N, H, D]."""
-    bounds = offsets.cpu().numpy()
-    outputs: list[Tensor] = []
-    rows: list[np.ndarray] = []
-    for members in buckets(np.diff(bounds)):
-        starts, lengths = bounds[members], np.diff(bounds)[members]
-        outputs.append(_attend_padded(q, k, v, starts, lengths, causal=causal))
-        rows.append(np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]))
-    if not outputs:
+    layout = _layout(offsets.cpu().numpy(), q.device)
+    if not layout.shapes:
         return q + k + v  # no event at all: an empty result that still belongs to the graph of its inputs
-    if len(outputs) == 1 and np.array_equal(rows[0], np.arange(q.shape[0])):
-        return outputs[0]
-    place = np.empty(q.shape[0], dtype=np.int64)
-    place[np.concatenate(rows)] = np.arange(q.shape[0])
-    return torch.cat(outputs).index_select(0, torch.from_numpy(place).to(q.device))
+    sizes = [sequences * longest for sequences, longest in layout.shapes]
+    columns = [_ToBuckets.apply(x, layout).split(sizes) for x in (q, k, v)]
+    outputs = []
+    for *qkv, padding, shape in zip(*columns, layout.padding.split(sizes), layout.shapes, strict=True):
+        q_BHLD, k_BHLD, v_BHLD = (x.view(*shape, *q.shape[1:]).transpose(1, 2) for x in qkv)
+        mask = None if causal or not padding.any() else ~padding.view(shape)[:, None, None, :]
+        out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask, is_causal=causal)
+        outputs.append(out_BHLD.transpose(1, 2).reshape(-1, *q.shape[1:]))
+    return _FromBuckets.apply(torch.cat(outputs), layout)  # type: ignore[no-any-return]
 
 
-def _attend_padded(q: Tensor, k: Tensor, v: Tensor, starts: np.ndarray, lengths: np.ndarray, *, causal: bool) -> Tensor:
-    """One bucket: gather to [B, H, L, D], attend, and return its real rows [sum of lengths, H, D] in order."""
-    steps = np.arange(lengths.max())
-    real_BL = steps < lengths[:, None]
-    # Padding repeats the last event: any finite row will do, its result is dropped and its gradient is zero.
-    index_BL = starts[:, None] + np.minimum(steps, lengths[:, None] - 1)
-    index = torch.from_numpy(index_BL.ravel()).to(q.device)
-    shape = (*index_BL.shape, *q.shape[1:])
-    q_BHLD, k_BHLD, v_BHLD = (x.index_select(0, index).view(shape).transpose(1, 2) for x in (q, k, v))
-    mask = None
-    if not causal and not real_BL.all():
-        mask = torch.from_numpy(real_BL).to(q.device)[:, None, None, :]
-    out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask, is_causal=causal)
-    out_BLHD = out_BHLD.transpose(1, 2).reshape(-1, *q.shape[1:])
-    if real_BL.all():
-        return out_BLHD
-    return out_BLHD.index_select(0, torch.from_numpy(np.flatnonzero(real_BL)).to(q.device))
+def _layout(bounds: npt.NDArray[np.int64], device: torch.device) -> _Layout:
+    events: list[npt.NDArray[np.int64]] = []
+    padding: list[npt.NDArray[np.bool_]] = []
+    shapes: list[tuple[int, int]] = []
+    for members in buckets(np.diff(bounds)):
+        starts, lengths = bounds[members, None], np.diff(bounds)[members, None]
+        steps = np.arange(lengths[0, 0])  # the first is the longest
+        events.append((starts + np.minimum(steps, lengths - 1)).ravel())
+        padding.append((steps >= lengths).ravel())
+        shapes.append((len(members), len(steps)))
+    event = np.concatenate(events) if events else np.empty(0, np.int64)
+    is_padding = np.concatenate(padding) if padding else np.empty(0, bool)
+    row = np.empty(bounds[-1], np.int64)
+    row[event[~is_padding]] = np.flatnonzero(~is_padding)
+    return _Layout(*(torch.from_numpy(array).to(device) for array in (event, row, is_padding)), shapes)
+
+
+class _ToBuckets(torch.autograd.Function):
+    """[N, H, D] to [P, H, D]. The gradient of padding is zero: nothing real depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NHD: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
+        return x_NHD.index_select(0, layout.event)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].index_select(0, ctx.layout.row), None
+
+
+class _FromBuckets(torch.autograd.Function):
+    """[P, H, D] to [N, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PHD: Tensor, layout: _Layout) -> Tensor:
+        ctx.layout = layout
+        return x_PHD.index_select(0, layout.row)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layout: _Layout = ctx.layout
+        return grads[0].index_select(0, layout.event).masked_fill_(layout.padding[:, None, None], 0.0), None
