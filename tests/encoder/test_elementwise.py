@@ -1,10 +1,10 @@
-"""Dropout and unit rows: as PyTorch's own in distribution, values and gradients."""
+"""Dropout, unit rows and rotary positions: as PyTorch's own in distribution, values and gradients."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from encoder.elementwise import Dropout, unit_rows
+from encoder.elementwise import Dropout, turned, unit_rows
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (1, 1), (3, 5), (63, 111)])
@@ -66,3 +66,31 @@ def test_unit_rows_are_those_of_pytorch_with_its_gradients(rows: int) -> None:
 
 def test_a_row_of_zeros_stays() -> None:
     assert torch.equal(unit_rows(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("events", [0, 1, 63])
+def test_queries_and_keys_are_turned_as_complex_numbers_are_and_values_are_not(events: int) -> None:
+    generator = torch.Generator().manual_seed(events)
+    qkv = torch.randn(events, 3, 2, 6, generator=generator, dtype=torch.float64)
+    angles = torch.randn(events, 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(3, events, 2, 6, generator=generator, dtype=torch.float64)
+
+    def plainly(qkv: torch.Tensor) -> torch.Tensor:
+        pairs = torch.complex(*qkv.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)[:, None, None]
+        q, k, _ = torch.cat([pairs.real, pairs.imag], dim=-1).unbind(1)
+        return torch.stack([q, k, qkv[:, 2]])
+
+    gradients = []
+    for turn in (plainly, lambda qkv: torch.stack(turned(qkv, angles.cos(), angles.sin()))):
+        own = qkv.clone().requires_grad_()
+        found = turn(own)
+        torch.testing.assert_close(found, plainly(qkv))
+        (found * weight).sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_turned_queries_and_keys_have_the_type_of_the_values() -> None:
+    """Angles are float32; attention refuses queries of another type than values, as mixed precision would make them."""
+    qkv, angles = torch.ones(2, 3, 1, 4, dtype=torch.bfloat16), torch.ones(2, 2)
+    assert {x.dtype for x in turned(qkv, angles.cos(), angles.sin())} == {torch.bfloat16}

@@ -50,7 +50,10 @@ def committed(settings: Settings) -> dict[int, int]:
 def member(settings: Settings) -> Iterator[KafkaConsumer]:
     """A worker of the group that has committed nothing."""
     options = settings.kafka.client_options() | {"enable_auto_commit": False, "metadata_max_age_ms": 1000}
-    with closing(KafkaConsumer(settings.kafka.topic, group_id=settings.stream.group, **options)) as consumer:
+    with closing(KafkaConsumer(group_id=settings.stream.group, **options)) as consumer:
+        # kafka-python 3.0 joins again when it hears of the topic late, and loses that join if a poll ends meanwhile.
+        wait_until(lambda: bool(consumer.partitions_for_topic(settings.kafka.topic)), "the topic is known")
+        consumer.subscribe([settings.kafka.topic])
         wait_until(lambda: consumer.poll(timeout_ms=200) == {} and len(consumer.assignment()) > 0, "it has joined")
         yield consumer
 
