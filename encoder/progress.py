@@ -4,9 +4,10 @@ and the curve at its end."""
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from activity.errors import UsageError
+from activity.errors import InfrastructureError, UsageError
 
 _SMOOTHING = 0.98  # of the shown loss
 
@@ -56,7 +57,7 @@ class TrainingProgress:
 class TrainingLog:
     """Scalars by step. `tensorboard --logdir` shows the folder while the run goes on."""
 
-    def __init__(self, writer: Any, tracker: Any) -> None:
+    def __init__(self, writer: Any, tracker: MlflowRun | None) -> None:
         self._writer = writer
         self._tracker = tracker
 
@@ -64,41 +65,70 @@ class TrainingLog:
     @contextmanager
     def open(cls, folder: Path, mlflow_uri: str, *, run_name: str, quiet: bool = False) -> Iterator[TrainingLog]:
         """Writes into `folder` and, if `mlflow_uri` is not empty, to a run of that tracking server. `quiet`: nowhere.
-        Raises UsageError when MLflow is asked for and not installed."""
+        Raises UsageError when MLflow is asked for and not installed, InfrastructureError when it does not answer."""
         if quiet:
             yield cls(None, None)
             return
         from torch.utils.tensorboard.writer import SummaryWriter  # a second to import, needed once a run
 
-        tracker = _mlflow(mlflow_uri) if mlflow_uri else None
-        if tracker is not None:
-            tracker.start_run(run_name=run_name)
-        writer = SummaryWriter(str(folder))
-        try:
-            yield cls(writer, tracker)
-        finally:
-            writer.close()
-            if tracker is not None:
-                tracker.end_run()
+        with ExitStack() as stack:
+            tracker = stack.enter_context(MlflowRun.open(mlflow_uri, run_name=run_name)) if mlflow_uri else None
+            yield cls(stack.enter_context(SummaryWriter(str(folder))), tracker)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if self._writer is not None:
                 self._writer.add_scalar(name, value, step)
         if self._tracker is not None:
-            self._tracker.log_metrics({name: float(value) for name, value in values.items()}, step=step)
+            self._tracker.scalars(step, values)
 
 
-def _mlflow(uri: str) -> Any:
-    try:
-        import mlflow  # type: ignore[import-not-found]  # not one of Spoor's own dependencies
-    except ImportError:
-        raise UsageError(
-            "pretrain.mlflow_uri is set, but MLflow is not installed",
-            hint="pip install mlflow-skinny, or leave pretrain.mlflow_uri empty",
-        ) from None
-    mlflow.set_tracking_uri(uri)
-    return mlflow
+class MlflowRun:
+    """One run of an MLflow tracking server. A server that is lost on the way costs its scalars, not the training."""
+
+    def __init__(self, mlflow: Any) -> None:
+        self._mlflow = mlflow
+        self._lost = False
+
+    @classmethod
+    @contextmanager
+    def open(cls, uri: str, *, run_name: str) -> Iterator[MlflowRun]:
+        """The run is told whether its training failed. Raises UsageError, InfrastructureError."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own patience is four minutes
+        try:
+            import mlflow  # type: ignore[import-not-found]  # not one of Spoor's own dependencies
+        except ImportError:
+            raise UsageError(
+                "pretrain.mlflow_uri is set, but MLflow is not installed",
+                hint="pip install mlflow-skinny, or leave pretrain.mlflow_uri empty",
+            ) from None
+        try:
+            mlflow.set_tracking_uri(uri)
+            mlflow.start_run(run_name=run_name)
+        except mlflow.exceptions.MlflowException as error:
+            raise InfrastructureError(
+                f"no MLflow tracking server takes runs at {uri}: {error}",
+                hint="start it, or correct or empty pretrain.mlflow_uri",
+            ) from None
+        run, status = cls(mlflow), "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        finally:
+            with redirect_stdout(sys.stderr):  # where MLflow says goodbye, stdout belongs to --json
+                run._tell(mlflow.end_run, status)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._tell(self._mlflow.log_metrics, {name: float(value) for name, value in values.items()}, step=step)
+
+    def _tell(self, action: Callable[..., object], *arguments: object, **options: object) -> None:
+        if self._lost:
+            return
+        try:
+            action(*arguments, **options)
+        except self._mlflow.exceptions.MlflowException as error:
+            self._lost = True
+            print(f"MLflow is lost, training goes on without it: {error}", file=sys.stderr)
 
 
 def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]], *, title: str) -> bytes:

@@ -1,8 +1,10 @@
 """The loop: golden losses, early stopping, the clock, what it refuses, what it writes down."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -12,6 +14,7 @@ import torch
 from activity.errors import DataError, UsageError
 from encoder.config import MODEL_CONFIGS
 from encoder.pretrain import fresh_state, make_plan, run_pretrain
+from encoder.progress import MlflowRun
 from encoder.release import load_release
 from encoder.settings import PretrainSettings
 from encoder.train import train
@@ -98,10 +101,55 @@ def test_sparse_updates_of_a_full_softmax_are_refused(tmp_path: Path) -> None:
 
 
 def test_mlflow_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)  # an import of it now fails
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # an import of it now fails
     with pytest.raises(UsageError, match="MLflow is not installed") as caught:
         run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, mlflow_uri="http://127.0.0.1:9"))
     assert "pip install" in caught.value.hint
+
+
+class LosesItsServer(ModuleType):
+    """As MLflow behaves whose server goes away after the run has begun; it talks on stdout, too."""
+
+    class exceptions:
+        class MlflowException(Exception): ...
+
+    def __init__(self) -> None:
+        super().__init__("mlflow")
+        self.asked: list[object] = []
+
+    def set_tracking_uri(self, uri: str) -> None:
+        self.asked.append(uri)
+
+    def start_run(self, run_name: str) -> None:
+        self.asked.append(run_name)
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        self.asked.append(step)
+        if step > 30:
+            raise self.exceptions.MlflowException("no answer")
+
+    def end_run(self, status: str) -> None:
+        print("View run")
+        self.asked.append(status)
+
+
+def test_a_lost_mlflow_server_does_not_end_the_training(tmp_path: Path, monkeypatch, capsys) -> None:
+    mlflow = LosesItsServer()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    uri = "http://127.0.0.1:9"
+    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=6, mlflow_uri=uri))
+    assert result.release is not None
+    assert mlflow.asked == [uri, "base-1", 8, 16, 20, 24, 32]  # the first that failed is the last that was asked
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("MLflow is lost, training goes on without it: no answer") == 1
+
+
+def test_a_training_that_fails_is_a_failed_run_of_mlflow(tmp_path: Path, monkeypatch, capsys) -> None:
+    mlflow = LosesItsServer()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with pytest.raises(ZeroDivisionError), MlflowRun.open("http://127.0.0.1:9", run_name="base-1"):
+        raise ZeroDivisionError
+    assert mlflow.asked[-1] == "FAILED" and capsys.readouterr().out == ""
 
 
 def test_tensorboard_finds_losses_and_quality(tmp_path: Path) -> None:
