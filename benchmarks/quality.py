@@ -9,6 +9,8 @@ trains as many minutes as the release did, and the row holds the paired differen
 the goal's (published figures, see GOALS), or over the best floor of the same run where nothing is published. Data are
 read from ../shared/data and never committed.
 
+    python -m benchmarks.quality --set ml1m_order --users 1000                    that many of its users, drawn once
+    python -m benchmarks.quality --set simulated --users 200000 --max-minutes 15  what `spoor simulate` makes up
     python -m benchmarks.quality --table     the committed rows: means over the seeds, of each the newest row
 """
 
@@ -27,6 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from activity.simulator import SimulatorSettings, simulate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
@@ -38,17 +45,22 @@ GOALS = {  # Recall@10, NDCG@10: what the best published models reach, and a lit
 }
 FLOORS = ("popularity", "recent", "markov", "item-knn")
 SASREC = "sasrec-refit"
-REPEATING = ("deskdrop", "online_retail_0910", "tmall2014")
+SIMULATED = "simulated"
+REPEATING = ("deskdrop", "online_retail_0910", "tmall2014", SIMULATED)
+_SIMULATED_EVENTS = 10  # of a user, on average
 
 
-def measure(name: str, *, seed: int, shuffle_ties: int | None, sasrec: bool) -> dict[str, Any]:
+def measure(
+    name: str, *, users: int | None, seed: int, shuffle_ties: int | None, sasrec: bool, max_minutes: float
+) -> dict[str, Any]:
     """One seed: train, evaluate, and the row that is kept."""
-    data = DATA / name / "events.parquet"
     ties = [] if shuffle_ties is None else ["--shuffle-ties", str(shuffle_ties)]
+    limit = ["--max-minutes", f"{max_minutes:g}"] if max_minutes else []
     with tempfile.TemporaryDirectory() as folder:
+        data = _data(name, users, Path(folder))
         release = str(Path(folder) / "releases" / "quality-1")
         shared = ["--data", str(data), "--protocol", "leave-one-out", *ties, "--json"]
-        trained = _spoor("pretrain", *shared, "--out", release, "--seed", str(seed))
+        trained = _spoor("pretrain", *shared, "--out", release, "--seed", str(seed), *limit)
         asked = [
             "--baselines",
             ",".join([*FLOORS, *sasrec * [SASREC]]),
@@ -57,19 +69,37 @@ def measure(name: str, *, seed: int, shuffle_ties: int | None, sasrec: bool) -> 
         if sasrec:
             asked += ["--max-minutes", f"{trained['metrics']['training_seconds'] / 60:.2f}"]
         evaluated = _spoor("evaluate", *shared, "--release", release, *asked)
+    part = [] if users is None else ["--users", str(users)]
+    options = [*part, "--seeds", str(seed), *ties, *sasrec * ["--sasrec"], *limit]
     return {
-        "set": name,
+        "set": name if users is None else f"{name}, {users} users",
         "seed": seed,
         "shuffle_ties": shuffle_ties,
-        "command": " ".join(
-            ["python -m benchmarks.quality --set", name, "--seeds", str(seed), *ties, *sasrec * ["--sasrec"]]
-        ),
+        "command": " ".join(["python -m benchmarks.quality --set", name, *options]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",
         "training": trained["metrics"],
         "evaluation": evaluated,
     }
+
+
+def _data(name: str, users: int | None, folder: Path) -> Path:
+    """An event file: a set of ../shared/data, or some of its users, or simulated ones."""
+    if users is None:
+        return DATA / name / "events.parquet"
+    path = folder / "events.parquet"
+    if name == SIMULATED:
+        year = 365 * 86_400_000
+        events, items = _SIMULATED_EVENTS * users, max(users // 10, 100)
+        made = SimulatorSettings(events=events, users=users, items=items, tastes=100, from_ms=year, to_ms=2 * year)
+        pq.write_table(pa.concat_tables(simulate(made)), path)
+        return path
+    table = pq.read_table(DATA / name / "events.parquet")
+    known = table["user_id"].unique().to_numpy(zero_copy_only=False)
+    chosen = np.random.default_rng(0).choice(known, users, replace=False)
+    pq.write_table(table.filter(pc.is_in(table["user_id"], pa.array(chosen))), path)
+    return path
 
 
 def _spoor(*arguments: str) -> dict[str, Any]:
@@ -117,9 +147,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", dest="name")
     parser.add_argument("--table", action="store_true", help="of the committed rows; trains nothing")
+    parser.add_argument("--users", type=int, help="this many of the set's users, drawn once for all seeds")
     parser.add_argument("--shuffle-ties", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sasrec", action="store_true", help="train our own SASRec for as long, too")
+    parser.add_argument("--max-minutes", type=float, default=0.0, help="of `spoor pretrain`; 0 = no limit")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
@@ -127,16 +159,26 @@ def main() -> None:
         return
     if arguments.name is None:
         parser.error("name a --set, or ask for the --table")
-    if not (DATA / arguments.name / "events.parquet").exists():
+    if arguments.name == SIMULATED:
+        if arguments.users is None:
+            parser.error(f"--set {SIMULATED} needs --users")
+    elif not (DATA / arguments.name / "events.parquet").exists():
         sys.exit(f"skipped: {DATA / arguments.name / 'events.parquet'} is not there")
     rows = []
     for seed in arguments.seeds:
-        row = measure(arguments.name, seed=seed, shuffle_ties=arguments.shuffle_ties, sasrec=arguments.sasrec)
+        row = measure(
+            arguments.name,
+            users=arguments.users,
+            seed=seed,
+            shuffle_ties=arguments.shuffle_ties,
+            sasrec=arguments.sasrec,
+            max_minutes=arguments.max_minutes,
+        )
         with RESULTS.open("a") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
         rows.append(row)
     recall, ndcg = (float(np.mean([row["evaluation"][key] for row in rows])) for key in ("recall@10", "ndcg@10"))
-    goal = GOALS.get((arguments.name, arguments.shuffle_ties is not None))
+    goal = GOALS.get((arguments.name, arguments.shuffle_ties is not None)) if arguments.users is None else None
     floors = [row["evaluation"]["rows"] for row in rows]
     peer = goal[0] if goal else max(rank["recall@10"] for name, rank in floors[0].items() if name != "release")
     result = {
