@@ -3,9 +3,10 @@
     python -m kernels.compiled --write     all of them (some minutes), to kernels/compiled.json
     python -m kernels.compiled --kernels dcat_attention_fwd_kernel --targets sm_90 --types fp16 --heads 64
 
-One row per kernel, type, head and target: tiles, registers, spilled bytes, shared memory, and the target's limit of it.
-The sources are the kernels' own, the launches those of kernels/launch.py. Nothing is run: whether the results are right
-is proven in Triton's interpreter and, where there is one, on a GPU.
+One row per kernel, type, head and target (of hashed_gather: layout and group of floats for type and head): tiles,
+registers, spilled bytes, shared memory, and the target's limit of it. The sources are the kernels' own, the launches
+those of kernels/launch.py. Nothing is run: whether the results are right is proven in Triton's interpreter and, where
+there is one, on a GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.dcat_attention import triton as dcat
+from kernels.hashed_gather import triton as gather
+from kernels.hashed_gather.layouts import GROUP, Layout
 from kernels.jagged_attention import triton as jagged
 from kernels.launch import Launch, choose_launch
 
@@ -49,8 +52,11 @@ KERNELS: dict[str, Any] = {
         dcat.dcat_attention_fwd_kernel,
         dcat.dcat_attention_bwd_candidates_kernel,
         dcat.dcat_attention_bwd_context_kernel,
+        gather.hashed_gather_kernel,
     )
 }
+GATHER = gather.hashed_gather_kernel.fn.__name__
+LAYOUTS: tuple[Layout, ...] = ("int4", "int8", "fp16")
 _FLOAT32 = ("log_sum", "inner")  # arguments whose type does not follow the tensors'
 _INT64 = ("offsets", "tile_", "order", "first_seen")
 
@@ -79,6 +85,11 @@ def compile_all(
 ) -> Iterator[Compiled]:
     """Kernels in every configuration for these targets."""
     for name in kernels:
+        if name == GATHER:
+            for layout in LAYOUTS:
+                for target in targets:
+                    yield _compile_gather(layout, target)
+            continue
         for dtype in (dtype for dtype, called in TYPES.items() if called in types):
             for head_dim in heads:
                 for target in targets:
@@ -95,7 +106,26 @@ def _compile(kernel: Any, dtype: torch.dtype, launch: Launch, target: str) -> Co
     constants: dict[str, Any] = {**launch.constants, "IN_STORAGE_TYPE": dtype != torch.float32}
     if "CAUSAL" in kernel.arg_names:
         constants["CAUSAL"] = True
-    signature = {name: "constexpr" if name in constants else _type(name, TYPES[dtype]) for name in kernel.arg_names}
+    types = {name: _type(name, TYPES[dtype]) for name in kernel.arg_names if name not in constants}
+    return _build(kernel, constants, types, launch.options, target, called=(TYPES[dtype], launch.head_dim))
+
+
+def _compile_gather(layout: Layout, target: str) -> Compiled:
+    kernel, constants = gather.hashed_gather_kernel, gather.constants(GROUP, layout)
+    types = {"packed": "*u8", "rows": "*i64", "out": "*fp32", "groups": "i32", "parts": "i32"}
+    return _build(kernel, constants, types, {"num_warps": gather.WARPS}, target, called=(layout, GROUP))
+
+
+def _build(
+    kernel: Any,
+    constants: dict[str, Any],
+    types: dict[str, str],
+    options: dict[str, Any],
+    target: str,
+    *,
+    called: tuple[str, int],
+) -> Compiled:
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     # As at a launch: tensors begin on 16 bytes, and the strides of whole heads are multiples of 16.
     aligned = [
         place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*") or "stride" in name
@@ -103,16 +133,16 @@ def _compile(kernel: Any, dtype: torch.dtype, launch: Launch, target: str) -> Co
     attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     gpu, limit = TARGETS[target]
-    binary = triton.compile(source, target=gpu, options=launch.options)
+    binary = triton.compile(source, target=gpu, options=options)
     usage = _of_nvidia(binary.asm["cubin"]) if gpu.backend == "cuda" else _of_amd(binary.asm["amdgcn"])
     return Compiled(
         kernel=kernel.fn.__name__,
-        dtype=TYPES[dtype],
-        head_dim=launch.head_dim,
+        dtype=called[0],
+        head_dim=called[1],
         target=target,
-        block_m=launch.block_m,
-        block_n=launch.block_n,
-        warps=launch.warps,
+        block_m=constants["BLOCK_M"],
+        block_n=constants.get("BLOCK_N", constants["BLOCK_D"]),
+        warps=options["num_warps"],
         registers=usage[0],
         spilled_bytes=usage[1],
         shared_bytes=binary.metadata.shared,

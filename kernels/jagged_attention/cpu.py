@@ -64,7 +64,8 @@ def _layout(bounds: npt.NDArray[np.int64], device: torch.device) -> _Layout:
     is_padding = np.concatenate(padding) if padding else np.empty(0, bool)
     row = np.empty(bounds[-1], np.int64)
     row[event[~is_padding]] = np.flatnonzero(~is_padding)
-    return _Layout(*(torch.from_numpy(array).to(device) for array in (event, row, is_padding)), shapes)
+    event, row, is_padding = (torch.from_numpy(array).to(device) for array in (event, row, is_padding))
+    return _Layout(event, row, is_padding, shapes)
 
 
 class _ToBuckets(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Triton's attention kernels against the plain references, in values and all gradients: in the interpreter, or on a GPU
+"""Triton's kernels against the plain references, in values and all gradients: in the interpreter, or on a GPU
 where there is one.
 
 Tolerances: float32 kernels add in another order than the references do, 1e-5. Half types round inputs once (they are
@@ -16,6 +16,9 @@ from kernels.backend import backend_of, force
 from kernels.dcat_attention import dcat_attention
 from kernels.dcat_attention.reference import reference_dcat_attention
 from kernels.dcat_attention.triton import attend_on_gpu as cross_on_gpu
+from kernels.hashed_gather import Layout, hashed_gather
+from kernels.hashed_gather.layouts import pack_rows
+from kernels.hashed_gather.reference import reference_hashed_gather
 from kernels.jagged_attention import jagged_attention
 from kernels.jagged_attention.reference import reference_jagged_attention
 from kernels.jagged_attention.triton import attend_on_gpu
@@ -173,3 +176,18 @@ def test_the_backend_can_be_forced_for_every_operator(device: torch.device) -> N
         force("auto")
     assert backend_of(x) == ("triton" if x.is_cuda else "cpu")
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [2, 10, 32, 96])
+@pytest.mark.parametrize("layout", ["int4", "int8", "fp16"])
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (63, 2), (111, 3)])
+def test_gathered_rows_equal_the_reference(layout: Layout, width: int, shape: tuple[int, int], device) -> None:
+    x = torch.randn(17, width, generator=torch.Generator().manual_seed(0))
+    packed = pack_rows(x, layout).to(device)
+    rows = torch.randint(0, 17, shape, generator=torch.Generator().manual_seed(1)).to(device)
+    force("triton")
+    try:
+        found = hashed_gather(packed, rows, width=width, layout=layout)
+    finally:
+        force("auto")
+    torch.testing.assert_close(found, reference_hashed_gather(packed, rows, width=width, layout=layout))
