@@ -16,7 +16,9 @@ def reference_hashed_gather(packed: Tensor, rows: Tensor, *, width: int, layout:
         scale, bias = groups[:, group:].clone(memory_format=torch.contiguous_format).view(torch.float32).unbind(1)
         values = groups[:, :group].float() * scale[:, None] + bias[:, None]
     else:
-        scale, bias = groups[:, group // 2 :].clone(memory_format=torch.contiguous_format).view(torch.float16).float().unbind(1)
+        scale, bias = (
+            groups[:, group // 2 :].clone(memory_format=torch.contiguous_format).view(torch.float16).float().unbind(1)
+        )
         halves = groups[:, : group // 2]
         numbers = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1)
         values = numbers.float() * scale[:, None] + bias[:, None]
