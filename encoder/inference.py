@@ -20,6 +20,7 @@ from encoder.batches import log_gaps
 from encoder.config import ModelConfig
 from encoder.hashing import vocabulary_rows
 from encoder.model import UserEncoder
+from encoder.packed_tables import PackedTables, open_packed
 from encoder.release import Release, list_releases, load_release
 from encoder.vocabulary import Indexes, Vocabulary
 
@@ -90,17 +91,19 @@ def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int =
     return [FrozenEncoder(load_release(releases_folder / name)) for name in chosen]
 
 
-def new_model(config: ModelConfig, vocabulary: Vocabulary) -> UserEncoder:
-    """The network for this vocabulary, its parameters not yet set."""
+def new_model(config: ModelConfig, vocabulary: Vocabulary, *, packed: PackedTables | None = None) -> UserEncoder:
+    """The network for this vocabulary, its parameters not yet set; items come from `packed` tables, if given."""
     return UserEncoder(
         config,
-        item_rows=torch.from_numpy(_item_rows(config, vocabulary)),
+        item_rows=torch.from_numpy(item_rows(config, vocabulary)),
         actions=len(vocabulary.actions),
         surfaces=len(vocabulary.surfaces),
+        gather=None if packed is None else packed.gather,
     )
 
 
-def _item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
+def item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
+    """The rows of each known item in each table, int64 [V + 1, T]; index 0 is the unknown item."""
     if config.items == "direct":
         return np.arange(1 + len(vocabulary.items))[:, None]
     return vocabulary_rows(vocabulary.items, functions=config.hash_functions, rows=config.table_rows)
@@ -108,7 +111,8 @@ def _item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
 
 def frozen_model(release: Release) -> UserEncoder:
     """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration."""
-    model = new_model(release.info.model, release.vocabulary)
+    packed = None if release.info.packed is None else open_packed(release.info)
+    model = new_model(release.info.model, release.vocabulary, packed=packed)
     weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
     take_weights(model, weights, release=release.info.name)
     return model.eval().requires_grad_(False)

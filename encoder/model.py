@@ -20,6 +20,7 @@ head, M items, C = config.width, E = config.dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,31 +34,39 @@ from kernels.jagged_attention import jagged_attention
 _ROTARY_BASE = 10_000.0
 _GAP_WIDTH = 32  # hidden floats between a time gap and its embedding
 Turn = tuple[Tensor, Tensor]
+Gather = Callable[[Tensor], Tensor]
 
 
 class ItemTables(nn.Module):
-    """Item embeddings. `rows` int64 [vocabulary + 1, T]: the rows of each known item, index 0 the unknown."""
+    """Item embeddings. `rows` int64 [vocabulary + 1, T]: the rows of each known item, index 0 the unknown. `gather`:
+    where the embeddings are packed and no parameters, int64 [M, T] rows to float32 [M, T * W]."""
 
-    def __init__(self, config: ModelConfig, rows: Tensor) -> None:
+    def __init__(self, config: ModelConfig, rows: Tensor, gather: Gather | None = None) -> None:
         super().__init__()
         table_rows = config.rows_for(len(rows) - 1)
         self.direct = config.items == "direct"
         self.unit = config.projections == "residual" and config.score == "cosine"
         self.sparse = False  # whether only the rows that were read get a gradient
-        self.weight = nn.Parameter(torch.empty(config.hash_functions * table_rows, config.table_width))
+        self._gather = gather
+        if gather is None:
+            self.weight = nn.Parameter(torch.empty(config.hash_functions * table_rows, config.table_width))
         first_rows = torch.arange(config.hash_functions, device=rows.device) * table_rows
         self.register_buffer("flat_rows", rows + first_rows, persistent=False)
         self.flat_rows: Tensor
 
     def forward(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to [M, T * W]."""
-        embedded = F.embedding(self.flat_rows[items], self.weight, sparse=self.sparse).flatten(1)
+        rows = self.flat_rows[items]
+        if self._gather is None:
+            embedded = F.embedding(rows, self.weight, sparse=self.sparse).flatten(1)
+        else:
+            embedded = self._gather(rows)
         return unit_rows(embedded) if self.unit else embedded
 
     def every_known(self) -> Tensor:
         """As `forward` for all known items in order, [vocabulary, T * W]."""
-        if not self.direct:
-            return self(torch.arange(1, len(self.flat_rows), device=self.weight.device))
+        if not self.direct or self._gather is not None:
+            return self(torch.arange(1, len(self.flat_rows), device=self.flat_rows.device))
         embedded = self.weight[1:]  # spares a copy and the scattering of its gradient
         return unit_rows(embedded) if self.unit else embedded
 
@@ -124,13 +133,16 @@ class Block(nn.Module):
 
 
 class UserEncoder(nn.Module):
-    """`item_rows` int64 [vocabulary + 1, T]; `actions` and `surfaces` count the known names, without the unknown."""
+    """`item_rows` int64 [vocabulary + 1, T]; `actions` and `surfaces` count the known names, without the unknown;
+    `gather`: of packed item tables (see ItemTables)."""
 
-    def __init__(self, config: ModelConfig, *, item_rows: Tensor, actions: int, surfaces: int) -> None:
+    def __init__(
+        self, config: ModelConfig, *, item_rows: Tensor, actions: int, surfaces: int, gather: Gather | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.recompute = False  # whether training keeps only the blocks' inputs, and computes the rest a second time
-        self.items = ItemTables(config, item_rows)
+        self.items = ItemTables(config, item_rows, gather)
         self.actions = nn.Embedding(1 + actions, config.item_width)
         self.surfaces = nn.Embedding(1 + surfaces, config.item_width)
         self.time_gap = TimeGap(config.item_width) if config.time_gaps else None
@@ -209,7 +221,7 @@ class UserEncoder(nn.Module):
     def temperature(self) -> Tensor:
         """By which scores are divided in the loss: a positive scalar, never below the floor; 1 for the dot score."""
         if self.log_temperature is None:
-            return self.items.weight.new_ones(())
+            return self.actions.weight.new_ones(())
         return self.log_temperature.exp().clamp_min(self.config.temperature_floor)
 
     def initialise(self, seed: int) -> None:

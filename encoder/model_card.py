@@ -23,6 +23,7 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
             f"row hash version {record['row_hash_version']}.",
             f"- Training data fingerprint: `{record['data_fingerprint']}`.",
             *_split(record["split"]),
+            *_packed(record.get("packed")),
             "",
             "## Quality",
             "",
@@ -54,6 +55,10 @@ def _split(split: Mapping[str, Any] | None) -> list[str]:
         return []
     ties = "" if split["shuffle_ties"] is None else f", ties shuffled by the seed {split['shuffle_ties']}"
     return [f"- Protocol {split['protocol']}{ties}; digest of the split `{split['digest']}`."]
+
+
+def _packed(packed: Mapping[str, Any] | None) -> list[str]:
+    return [] if packed is None else [f"- Item tables packed as {packed['layout']} from release `{packed['of']}`."]
 
 
 def _table(values: Mapping[str, Any], heading: str) -> list[str]:

@@ -6,6 +6,7 @@
                     items.parquet           raw item ids beside their hashes
                     metrics.json, curve.png, MODEL_CARD.md
                     checksums.json          SHA-256 of every file above
+                    tables.*                packed item tables (encoder/packed_tables.py), where they are no weights
 
 The folder appears whole, by one rename, and is never changed afterwards. This module does not import torch.
 """
@@ -16,7 +17,8 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,16 +61,26 @@ class ReleaseInfo:
     data_fingerprint: str  # SHA-256 of the training events
     model: ModelConfig
     split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
+    packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
 
 
 @dataclass(frozen=True, eq=False)
 class Release:
-    """A release read and verified. `weights`: the model's parameters by name."""
+    """A release read and verified. `weights`: the model's parameters by name, without item tables that are packed."""
 
     info: ReleaseInfo
     vocabulary: Vocabulary
     weights: dict[str, npt.NDArray[np.generic]]
     metrics: dict[str, Any]
+
+    def trainable_weights(self) -> Weights:
+        """All parameters. Raises UsageError where the item tables are packed."""
+        if self.info.packed is not None:
+            raise UsageError(
+                f"release `{self.info.name}` has packed item tables, which cannot be trained further",
+                hint=f"take the release that it was packed from, `{self.info.packed['of']}`",
+            )
+        return self.weights
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -122,14 +134,31 @@ def save_release(
             {"items": vocabulary.items, "actions": vocabulary.actions, "surfaces": vocabulary.surfaces}
         ),
         "items.parquet": _items_parquet(vocabulary),
-        "metrics.json": _json(metrics),
+        "metrics.json": json_bytes(metrics),
         "curve.png": curve_png,
-        "MODEL_CARD.md": model_card(_record(info), metrics=metrics, training=training).encode(),
-        "release.json": _json(_record(info) | {"training": dict(training)}),
     }
-    files["checksums.json"] = _json({name: _sha256(data) for name, data in files.items()})
-    _write_folder(folder, files)
+    with new_folder(folder) as temporary:
+        write_files(temporary, info, files, metrics=metrics, training=training)
     return info
+
+
+def write_files(
+    folder: Path,
+    info: ReleaseInfo,
+    files: Mapping[str, bytes],
+    *,
+    metrics: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> None:
+    """A release's files into its unfinished folder, with what describes them. Raises OSError."""
+    record = _record(info)
+    whole = dict(files) | {
+        "MODEL_CARD.md": model_card(record, metrics=metrics, training=training).encode(),
+        "release.json": json_bytes(record | {"training": dict(training)}),
+    }
+    whole["checksums.json"] = json_bytes({name: _sha256(data) for name, data in whole.items()})
+    for name, data in whole.items():
+        (folder / name).write_bytes(data)
 
 
 def load_release(folder: Path) -> Release:
@@ -138,11 +167,7 @@ def load_release(folder: Path) -> Release:
     Raises UsageError if there is no such folder, DataError if it is damaged, foreign or of another hash version.
     """
     info = read_info(folder)
-    checksums = _checksums(folder)
-    files = {name: _read(folder / name) for name in checksums}
-    for name, expected in checksums.items():
-        if _sha256(files[name]) != expected:
-            raise DataError(f"release `{info.name}`: file {name} does not match its checksum", hint=_TRAIN_AGAIN)
+    files = verified_files(info)
     try:
         weights = safetensors_numpy.load(files["model.safetensors"])
         known = safetensors_numpy.load(files["vocabulary.safetensors"])
@@ -156,6 +181,27 @@ def load_release(folder: Path) -> Release:
     if not np.array_equal(hash_items(vocabulary.item_ids), vocabulary.items):
         raise DataError(f"release `{info.name}`: item ids and hashes do not fit together", hint=_TRAIN_AGAIN)
     return Release(info, vocabulary, weights, metrics)
+
+
+def verified_files(info: ReleaseInfo, *, without: Collection[str] = ()) -> dict[str, bytes]:
+    """Every file that has a checksum. Raises DataError for one that does not match it."""
+    files = {}
+    for name, expected in checksums(info.folder).items():
+        if name not in without:
+            files[name] = _read(info.folder / name)
+            if _sha256(files[name]) != expected:
+                raise does_not_match(info, name)
+    return files
+
+
+def training_record(info: ReleaseInfo) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A release's metrics, and the settings and circumstances of its training."""
+    files = verified_files(info, without=checksums(info.folder).keys() - {"metrics.json", "release.json"})
+    return json.loads(files["metrics.json"]), json.loads(files["release.json"])["training"]
+
+
+def does_not_match(info: ReleaseInfo, name: str) -> DataError:
+    return DataError(f"release `{info.name}`: file {name} does not match its checksum", hint=_TRAIN_AGAIN)
 
 
 def read_info(folder: Path) -> ReleaseInfo:
@@ -188,6 +234,7 @@ def read_info(folder: Path) -> ReleaseInfo:
             created_at=record["created_at"],
             data_fingerprint=record["data_fingerprint"],
             split=record["split"],
+            packed=record.get("packed"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
@@ -228,6 +275,7 @@ def _record(info: ReleaseInfo) -> dict[str, Any]:
         "data_fingerprint": info.data_fingerprint,
         "model": info.model.to_json(),
         "split": info.split,
+        **({} if info.packed is None else {"packed": dict(info.packed)}),
     }
 
 
@@ -240,15 +288,16 @@ def _check_hash_versions(path: Path, record: Mapping[str, Any]) -> None:
             )
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 by file. Raises DataError if they are not those of a release."""
     try:
-        checksums = json.loads(_read(folder / "checksums.json"))
+        found = json.loads(_read(folder / "checksums.json"))
     except ValueError:
-        checksums = None
+        found = None
     needed = {"release.json", "model.safetensors", "vocabulary.safetensors", "items.parquet", "metrics.json"}
-    if not isinstance(checksums, dict) or not needed <= checksums.keys():
+    if not isinstance(found, dict) or not needed <= found.keys():
         raise DataError(f"`{folder / 'checksums.json'}` does not list the files of a release", hint=_TRAIN_AGAIN)
-    return checksums
+    return found
 
 
 def _read(path: Path) -> bytes:
@@ -269,7 +318,7 @@ def _items_parquet(vocabulary: Vocabulary) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _json(record: Mapping[str, Any]) -> bytes:
+def json_bytes(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -277,12 +326,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields an unfinished folder that takes the place of `folder` at the end, and goes on any error. Raises
+    InfrastructureError if it cannot be written."""
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
-        for name, data in files.items():
-            (temporary / name).write_bytes(data)
+        yield temporary
         replace_folder(folder, temporary)
     except OSError as error:
         raise InfrastructureError(

@@ -24,11 +24,11 @@ def trainable(release: Release, *, new_items: Sequence[str] = ()) -> tuple[UserE
     """The release's network and its vocabulary with `new_items` (raw ids, those it knows already are left out).
 
     What the release does not know otherwise, actions and surfaces too, stays index 0. Raises DataError when the
-    weights do not fit the release's configuration.
+    weights do not fit the release's configuration, UsageError when its tables are packed.
     """
     vocabulary = extended(release.vocabulary, new_items)
     model = new_model(release.info.model, vocabulary)
-    weights = {name: torch.from_numpy(np.array(array)) for name, array in release.weights.items()}
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in release.trainable_weights().items()}
     if release.info.model.items == "direct" and _TABLE in weights:
         place = release.vocabulary.item_indexes(vocabulary.items)  # 0, the unknown, for what is new
         weights[_TABLE] = weights[_TABLE][np.concatenate([[0], place])]

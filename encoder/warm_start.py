@@ -35,7 +35,8 @@ def start_from_links(
 
 def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Release) -> dict[str, int]:
     """Takes over the weights of an earlier release; items, actions and surfaces that it did not know keep what they
-    were drawn. Returns how many of each it knew. Raises UsageError when the release has another shape."""
+    were drawn. Returns how many of each it knew. Raises UsageError when the release has another shape, or
+    packed tables."""
     differing = [
         name
         for name, value in model.config.to_json().items()
@@ -46,7 +47,7 @@ def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Rele
             f"release `{release.info.name}` has another shape: {', '.join(differing)} differ",
             hint="train with that release's configuration, or without --from",
         )
-    weights = {name: torch.from_numpy(np.array(value)) for name, value in release.weights.items()}
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in release.trainable_weights().items()}
     known = {
         "items": vocabulary_index(vocabulary.items, release.vocabulary.items),
         "actions": vocabulary_index(vocabulary.actions, release.vocabulary.actions),

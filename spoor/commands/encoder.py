@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import click
 
 from activity.errors import UsageError
 from spoor.commands.invocation import Invocation, Time, dry_run_option, json_option, pass_invocation, time_text
+from spoor.console import say
 
 if TYPE_CHECKING:
     from encoder.release import ReleaseInfo
@@ -133,12 +136,17 @@ def show(invocation: Invocation, name: str) -> None:
 
     loaded = load_release(invocation.settings().features.releases_folder / name)
     info = loaded.info
+    if info.packed is not None:
+        from encoder.packed_tables import open_packed
+
+        open_packed(info).verify()
     numbers = {key: value for key, value in loaded.metrics.items() if isinstance(value, int | float)}
     lines = [
         f"{info.name}  ({info.folder})",
         f"dimension           {info.dimension}",
         f"events per user     {info.max_events}",
         f"items known         {len(loaded.vocabulary.item_ids):,}",
+        *([f"item tables         {info.packed['layout']}, of {info.packed['of']}"] if info.packed else []),
         f"trained through     {time_text(info.trained_through_ms)}",
         f"created             {info.created_at}",
         f"data fingerprint    {info.data_fingerprint}",
@@ -147,6 +155,79 @@ def show(invocation: Invocation, name: str) -> None:
     ]
     shown = {"release": _json(info), "items": len(loaded.vocabulary.item_ids), "metrics": loaded.metrics}
     invocation.emit(shown, "\n".join(lines))
+
+
+@release.group()
+def tables() -> None:
+    """Item tables: pack them, look at them."""
+
+
+@tables.command()
+@click.argument("name")
+@click.argument("out")
+@click.option(
+    "--layout", type=click.Choice(["int4", "int8", "fp16"]), default="int4", show_default=True, help="Of a row."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a release of the name OUT.")
+@dry_run_option
+@json_option
+@pass_invocation
+def build(invocation: Invocation, name: str, out: str, layout: Any, overwrite: bool, dry_run: bool) -> None:
+    """Pack the tables of a release.
+
+    OUT is a new release: NAME with packed tables. They are served from a mapped file, so memory grows with the
+    items that are asked for. NAME stays as it is; OUT cannot be trained further.
+    """
+    from encoder.pack_release import pack_release, plan_packing
+
+    releases = invocation.settings().features.releases_folder
+    plan = plan_packing(
+        _release_folder(name, releases), out=_release_folder(out, releases), layout=layout, overwrite=overwrite
+    )
+    say(plan.text())
+    shown: dict[str, Any] = {"row_bytes": plan.bytes_by_layout, "bytes": plan.bytes, "dry_run": dry_run}
+    if dry_run:
+        invocation.emit(shown, "nothing was done")
+        return
+    with click.progressbar(length=plan.rows, label="packing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        info, record = pack_release(plan, progress=lambda rows: bar.update(rows - bar.pos))
+    errors = ", ".join(f"{error:.3%}" for error in record.errors)
+    invocation.emit(
+        shown | {"release": _json(info), "errors": record.errors},
+        f"{info.folder}: relative error of each table {errors}",
+    )
+
+
+@tables.command()
+@click.argument("name")
+@click.option("--data", type=_EXISTING, metavar="FILE", help="Also: how many of these events have an unknown item.")
+@json_option
+@pass_invocation
+def report(invocation: Invocation, name: str, data: Path | None) -> None:
+    """Show what a release's tables are like.
+
+    Of each table: fill, collisions and packing error. Shares are of the items that the release knows. Items that
+    collide in every table have one embedding.
+    """
+    from activity.sources import read_events
+    from encoder.pack_release import report_tables
+
+    settings = invocation.settings()
+    items = None
+    if data is not None:
+        items = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)["item_id"].to_pylist()
+    found = report_tables(_release_folder(name, settings.features.releases_folder), event_items=items)
+    lines = [
+        f"{found.release}: {found.items:,} items, {found.layout}, {found.row_bytes} bytes a row; "
+        f"{found.confused:.3%} of the items collide in every table",
+        f"{'table':>5} {'rows':>12} {'fill':>9} {'colliding':>10} {'error':>9}",
+    ]
+    if found.unseen is not None:
+        lines.insert(1, f"{found.unseen:.3%} of the events have an item that the release does not know")
+    for table in found.tables:
+        error = "-" if table.error is None else f"{table.error:.3%}"
+        lines.append(f"{table.table:>5} {table.rows:>12,} {table.fill:>9.3%} {table.colliding:>10.3%} {error:>9}")
+    invocation.emit(found, "\n".join(lines))
 
 
 def _json(info: ReleaseInfo) -> dict[str, Any]:

@@ -69,3 +69,32 @@ def test_a_dry_run_leaves_nothing(spoor: Spoor, data: Path, tmp_path: Path) -> N
     assert json.loads(done.out)["dry_run"]
     assert "row for each item" in done.err
     assert [path.name for path in tmp_path.glob("*none*")] == []
+
+
+def test_tables_are_packed_and_looked_at(spoor: Spoor, data: Path, tmp_path: Path) -> None:
+    first, second = str(tmp_path / "releases" / "first"), str(tmp_path / "releases" / "second")
+    assert spoor("pretrain", "--data", str(data), "--out", first, *COMMON).code == 0
+    build = ("release", "tables", "build", first, second, "--layout", "int8")
+    planned = json.loads(spoor(*build, "--dry-run", "--json").out)
+    assert planned["dry_run"] and planned["row_bytes"].keys() == {"int4", "int8", "fp16"}
+    assert not Path(second).exists()
+    built = json.loads(spoor(*build, "--json").out)
+    assert built["release"]["packed"] == {"layout": "int8", "of": "first"} and len(built["errors"]) == 1
+    found = json.loads(spoor("release", "tables", "report", second, "--data", str(data), "--json").out)
+    assert (found["layout"], found["items"], found["unseen"]) == ("int8", 40, 0.0)
+    asked = ["--data", str(data), "--protocol", "leave-one-out", "--baselines", "none", "--json"]
+    assert json.loads(spoor("evaluate", "--release", second, *asked).out)["ndcg@10"] > 0
+    refused = spoor(*build)
+    assert refused.code == 2 and "exists already" in refused.err
+
+
+def test_a_damaged_table_is_not_used(spoor: Spoor, data: Path, tmp_path: Path) -> None:
+    first, second = str(tmp_path / "releases" / "first"), str(tmp_path / "releases" / "second")
+    assert spoor("pretrain", "--data", str(data), "--out", first, *COMMON).code == 0
+    assert spoor("release", "tables", "build", first, second).code == 0
+    rows = Path(second) / "tables.bin"
+    damaged = bytearray(rows.read_bytes())
+    damaged[-1] ^= 1
+    rows.write_bytes(damaged)
+    done = spoor("evaluate", "--release", second, "--data", str(data), "--protocol", "leave-one-out", "--json")
+    assert done.code == 1 and "do not match their checksum" in done.err

@@ -1,0 +1,206 @@
+"""Item tables in a file of packed rows that is mapped, not read: memory grows with the rows that are asked for.
+
+    tables.bin     the rows of all tables (kernels/hashed_gather/layouts.py), nothing else
+    tables.crc     CRC-32 of every chunk of rows, uint32
+    tables.json    layout, sizes, and what packing has cost each table
+
+A chunk is compared with its checksum when the first of its rows is asked for, so a table of any size is served at once
+and a damaged part of it is never used.
+
+Legend: R rows of all tables together, M items, T tables, W floats of a row.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activity.errors import DataError, InfrastructureError
+from encoder.release import ReleaseInfo
+from kernels.hashed_gather import Layout, hashed_gather, row_bytes
+from kernels.hashed_gather.layouts import pack_rows
+
+ROWS_FILE, CHECKSUMS_FILE, RECORD_FILE = "tables.bin", "tables.crc", "tables.json"
+_CHUNK_BYTES = 32 * 1024  # at most: the first row of a chunk costs reading all of it
+_RESTORE = "restore the folder from a copy, or build it again with `spoor release tables build`"
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """What tables.json holds. `errors`: of each table, relative, L2, against the rows that were packed."""
+
+    layout: Layout
+    width: int  # floats of a row
+    rows: int  # of all tables together
+    tables: int
+    row_bytes: int
+    chunk_rows: int
+    errors: tuple[float, ...]
+
+
+class PackedTables:
+    """Rows of a mapped file. May be shared between threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the record and the checksums, maps the rows. Raises DataError when they do not fit together,
+        InfrastructureError when a file cannot be read."""
+        self.record = _record(folder)
+        self._path = folder / ROWS_FILE
+        chunks = -(-self.record.rows // self.record.chunk_rows)
+        try:
+            self._checksums = np.frombuffer((folder / CHECKSUMS_FILE).read_bytes(), np.uint32)
+            self._file = os.open(self._path, os.O_RDONLY)
+            found = os.fstat(self._file).st_size
+        except (OSError, ValueError) as error:
+            raise _unreadable(self._path.parent, error) from None
+        expected = self.record.rows * self.record.row_bytes
+        if found != expected or len(self._checksums) != chunks:
+            raise DataError(
+                f"`{self._path}` has {found:,} bytes and {len(self._checksums):,} checksums, "
+                f"expected {expected:,} and {chunks:,}",
+                hint=_RESTORE,
+            )
+        self._whole = np.zeros(chunks, bool)  # chunks that match their checksum
+        # Private, so that torch may think it writable; nothing writes. Rows lie anywhere: reading ahead would be waste.
+        mapped = mmap.mmap(self._file, expected, access=mmap.ACCESS_COPY)
+        mapped.madvise(mmap.MADV_RANDOM)
+        self._packed = torch.frombuffer(mapped, dtype=torch.uint8).view(self.record.rows, self.record.row_bytes)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def gather(self, rows_MT: Tensor) -> Tensor:
+        """int64 [M, T] rows to float32 [M, T * W]. Raises DataError when a row lies in a damaged chunk, IndexError for
+        a row that is not there."""
+        if rows_MT.numel() and int(rows_MT.min()) >= 0 and int(rows_MT.max()) < self.record.rows:
+            chunks = rows_MT.numpy().ravel() // self.record.chunk_rows
+            unseen = ~self._whole[chunks]
+            if unseen.any():
+                for chunk in np.unique(chunks[unseen]).tolist():
+                    self._verify(chunk)
+        return hashed_gather(self._packed, rows_MT, width=self.record.width, layout=self.record.layout)
+
+    def verify(self) -> None:
+        """Compares every chunk with its checksum. Raises DataError."""
+        for chunk in range(len(self._checksums)):
+            self._verify(chunk)
+
+    def _verify(self, chunk: int) -> None:
+        size = self.record.chunk_rows * self.record.row_bytes
+        # Not through the mapping: pages that are only checked need not stay in this process's memory.
+        if zlib.crc32(os.pread(self._file, size, chunk * size)) != self._checksums[chunk]:
+            first = chunk * self.record.chunk_rows
+            raise DataError(
+                f"`{self._path}`: rows {first:,} to {first + self.record.chunk_rows - 1:,} do not match their checksum",
+                hint=_RESTORE,
+            )
+        self._whole[chunk] = True
+
+
+def open_packed(info: ReleaseInfo) -> PackedTables:
+    """The tables of a release. Raises DataError when they are not those of its model, and as PackedTables."""
+    tables, model = PackedTables(info.folder), info.model
+    found = tables.record
+    if (found.width, found.tables) != (model.table_width, model.hash_functions) or (
+        model.items == "hashed" and found.rows != model.hash_functions * model.table_rows
+    ):
+        raise DataError(
+            f"release `{info.name}` has {found.tables} tables of {found.rows:,} rows of {found.width} floats together, "
+            "which are not its model's",
+            hint=_RESTORE,
+        )
+    return tables
+
+
+def write_packed(
+    folder: Path, parts: Iterable[Tensor], *, rows: int, tables: int, width: int, layout: Layout
+) -> TableRecord:
+    """Packs float32 parts [*, W], which are `rows` rows together, into the three files, one part at a time.
+
+    Raises DataError for a number that the layout cannot hold; the folder then holds unfinished files."""
+    size = row_bytes(width, layout)
+    chunk_rows = 1 << max((_CHUNK_BYTES // size).bit_length() - 1, 0)
+    squares = np.zeros((2, tables))  # of the errors, and of the rows, per table
+    checksums = _Checksums(chunk_rows * size)
+    done = 0
+    with (folder / ROWS_FILE).open("wb") as file:
+        for part in parts:
+            try:
+                packed = pack_rows(part, layout)
+            except ValueError as error:
+                raise DataError(str(error), hint="train the release again") from None
+            own = torch.arange(len(part))[:, None]
+            error = hashed_gather(packed, own, width=width, layout=layout) - part
+            table = (done + np.arange(len(part))) * tables // rows
+            for kind, x in enumerate((error, part)):
+                squares[kind] += np.bincount(table, x.square().sum(1).double().numpy(), minlength=tables)
+            file.write(packed.numpy().data)
+            checksums.add(packed.numpy().tobytes())
+            done += len(part)
+    if done != rows:
+        raise ValueError(f"the parts hold {done} rows, {rows} were announced")
+    errors = np.sqrt(squares[0] / np.maximum(squares[1], np.finfo(np.float64).tiny))
+    record = TableRecord(layout, width, rows, tables, size, chunk_rows, tuple(errors.tolist()))
+    (folder / CHECKSUMS_FILE).write_bytes(checksums.finish().tobytes())
+    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    return record
+
+
+class _Checksums:
+    """CRC-32 of every `size` bytes of what is added."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._open, self._current = size, size, 0
+        self._found: list[int] = []
+
+    def add(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            piece, view = view[: self._open], view[self._open :]
+            self._current = zlib.crc32(piece, self._current)
+            self._open -= len(piece)
+            if not self._open:
+                self._close()
+
+    def finish(self) -> np.ndarray:
+        if self._open < self._size:
+            self._close()
+        return np.array(self._found, np.uint32)
+
+    def _close(self) -> None:
+        self._found.append(self._current)
+        self._open, self._current = self._size, 0
+
+
+def _record(folder: Path) -> TableRecord:
+    try:
+        values = json.loads((folder / RECORD_FILE).read_text())
+        record = TableRecord(**values | {"errors": tuple(values["errors"])})
+        if record.layout not in get_args(Layout):
+            raise ValueError(f"unknown layout {record.layout}")
+        if record.row_bytes != row_bytes(record.width, record.layout) or min(record.rows, record.chunk_rows) < 1:
+            raise ValueError("sizes do not fit the layout")
+        return record
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"`{folder / RECORD_FILE}` does not describe packed tables: {error}", hint=_RESTORE) from None
+
+
+def _unreadable(folder: Path, error: Exception) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"file `{error.filename}` is missing", hint=_RESTORE)
+    return InfrastructureError(
+        f"cannot read packed tables in `{folder}`: {error}", hint="check the disk and the permissions"
+    )
