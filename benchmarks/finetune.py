@@ -2,6 +2,7 @@
 
     python -m benchmarks.finetune --set deskdrop --seeds 3 --json
     python -m benchmarks.finetune --set ml100k --seeds 3 --json
+    python -m benchmarks.finetune --table
 
 Three windows of one log follow one another: pretraining (60 % of the events), fine-tuning (20 %), test (20 %). A Feast
 repo gets what a company would have: features of the days before, each history as it was at each request, the release's
@@ -210,10 +211,44 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown() -> str:
+    """The newest kept run of each set: every row, then the paper's directions; None is claimed on few positives."""
+    newest = {found["set"]: found for found in map(json.loads, RESULTS.read_text().splitlines())}
+    return "\n\n".join(_markdown_of(found) for _, found in sorted(newest.items()))
+
+
+def _markdown_of(found: dict[str, Any]) -> str:
+    columns = list(dict.fromkeys((row["slice"], row["metric"]) for row in found["table"]))
+    cells = {(row["ranker"], row["slice"], row["metric"]): _figure(row["figure"]) for row in found["table"]}
+    positives = {(row["slice"], row["metric"]): row["positives"] for row in found["table"]}
+    rankers = dict.fromkeys(row["ranker"] for row in found["table"])
+    heading = [f"{metric}, {slice_} ({positives[slice_, metric]:,})" for slice_, metric in columns]
+    lines = [f"| {found['set']} | {' | '.join(heading)} |", f"|---|{'---|' * len(columns)}"]
+    lines += [f"| {ranker} | {' | '.join(cells[ranker, *column] for column in columns)} |" for ranker in rankers]
+    compared = {
+        (row["first"], row["second"], row["slice"], row["metric"]): f"{_figure(row['difference'], sign='+')} {verdict}"
+        for row in found["directions"]
+        for verdict in [{"better": "▲", "worse": "▼"}.get(row["verdict"], "")]
+    }
+    lines += ["", f"| {found['set']}: from → to | {' | '.join(heading)} |", f"|---|{'---|' * len(columns)}"]
+    for first, second in dict.fromkeys((row["first"], row["second"]) for row in found["directions"]):
+        shown = " | ".join(compared[first, second, *column].strip() for column in columns)
+        lines.append(f"| {first} → {second} | {shown} |")
+    return "\n".join(lines)
+
+
+def _figure(figure: dict[str, float | None], *, sign: str = "") -> str:
+    if figure["mean"] is None:
+        return "–"
+    mean, low, high = (format(figure[name], f"{sign}.4f") for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--set", dest="name", choices=SETS, required=True)
+    parser.add_argument("--set", dest="name", choices=SETS)
+    parser.add_argument("--table", action="store_true", help="of the committed runs, as Markdown; trains nothing")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="rankers per row, seeds 0 to N - 1")
     parser.add_argument("--epochs", type=int, default=FinetuneSettings().epochs)
     parser.add_argument("--window", type=int, default=64, help="slots of a history with its candidate")
@@ -222,6 +257,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
     options = parser.parse_args()
+    if options.table:
+        print(markdown())
+        return 0
+    if options.name is None:
+        parser.error("name a --set, or ask for the --table")
     chosen = SETS[options.name]
     events = spread_ties(
         read_events(DATA / options.name / "events.parquet", EventSettings(), now_ms=time.time_ns() // 1_000_000),
