@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from activity.errors import DataError
+from activity.errors import DataError, UsageError
 from activity.history import Histories, slice_rows
 from encoder.batches import log_gaps
 from encoder.config import ModelConfig
@@ -81,14 +81,25 @@ class FrozenEncoder:
 
 
 def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int = 1) -> list[FrozenEncoder]:
-    """The named releases, or every release of the folder if none is named. Raises as `load_release`.
+    """The named releases, or every release of the folder if none is named, to write vectors with. Raises as
+    `load_release`, and UsageError for a release whose vectors have no norm of 1, which no view holds.
 
     `threads`: how many processor threads torch may use in this process. One, because work spreads over processes:
     where threads outnumber free cores, torch's wait for one another in busy loops and encode ten times slower.
     """
     torch.set_num_threads(threads)
     chosen = names or [info.name for info in list_releases(releases_folder)]
-    return [FrozenEncoder(load_release(releases_folder / name)) for name in chosen]
+    encoders = []
+    for name in chosen:
+        release = load_release(releases_folder / name)
+        if release.info.model.score != "cosine":
+            raise UsageError(
+                f"release `{name}` scores by the {release.info.model.score} product: its vectors have no norm of 1, "
+                "which Feast's views ask for",
+                hint="evaluate it, or train with a model whose score is the cosine",
+            )
+        encoders.append(FrozenEncoder(release))
+    return encoders
 
 
 def new_model(config: ModelConfig, vocabulary: Vocabulary, *, packed: PackedTables | None = None) -> UserEncoder:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,9 @@ def test_weights_that_do_not_fit_are_a_data_error(parts, tmp_path: Path) -> None
     checksums.write_text(json.dumps(listed))
     with pytest.raises(DataError, match="do not fit its configuration"):
         FrozenEncoder(load_release(tmp_path / "base-1"))
+
+
+def test_a_release_whose_vectors_no_view_holds_is_refused_before_anything_is_written(parts, tmp_path: Path) -> None:
+    replace(parts, config=replace(parts.config, score="dot")).save(tmp_path / "dot-1")
+    with pytest.raises(UsageError, match="release `dot-1` scores by the dot product"):
+        load_encoders(tmp_path, ["dot-1"])
