@@ -43,7 +43,7 @@ from feature_repo.settings import FeatureSettings
 from ranking.existing_features import write_existing_features
 from ranking.finetune import Source, Windows, check_windows
 from ranking.impressions import find_impressions, window_times
-from ranking.measure import GroupBy, Measurements, measure
+from ranking.measure import CLAIM_POSITIVES, GroupBy, Measurements, measure
 from ranking.recommend import feast_reader, history_reader
 from ranking.rows import RankingData
 from ranking.settings import FinetuneSettings, ImpressionSettings
@@ -212,19 +212,22 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def markdown() -> str:
-    """The newest kept run of each set: every row, then the paper's directions; None is claimed on few positives."""
+    """The newest kept run of each set: every row, then the paper's directions, where there are positives enough."""
     newest = {found["set"]: found for found in map(json.loads, RESULTS.read_text().splitlines())}
     return "\n\n".join(_markdown_of(found) for _, found in sorted(newest.items()))
 
 
 def _markdown_of(found: dict[str, Any]) -> str:
-    columns = list(dict.fromkeys((row["slice"], row["metric"]) for row in found["table"]))
     cells = {(row["ranker"], row["slice"], row["metric"]): _figure(row["figure"]) for row in found["table"]}
     positives = {(row["slice"], row["metric"]): row["positives"] for row in found["table"]}
+    columns = [column for column, count in positives.items() if count >= CLAIM_POSITIVES]
+    few = [f"{metric}, {slice_} ({count})" for (slice_, metric), count in positives.items() if count < CLAIM_POSITIVES]
     rankers = dict.fromkeys(row["ranker"] for row in found["table"])
     heading = [f"{metric}, {slice_} ({positives[slice_, metric]:,})" for slice_, metric in columns]
     lines = [f"| {found['set']} | {' | '.join(heading)} |", f"|---|{'---|' * len(columns)}"]
     lines += [f"| {ranker} | {' | '.join(cells[ranker, *column] for column in columns)} |" for ranker in rankers]
+    if few:
+        lines += ["", f"Positives too few for a claim: {'; '.join(few)}."]
     compared = {
         (row["first"], row["second"], row["slice"], row["metric"]): f"{_figure(row['difference'], sign='+')} {verdict}"
         for row in found["directions"]
