@@ -131,8 +131,9 @@ def _pieces(path: Path) -> Iterator[pa.Table]:
             names = file.schema_arrow.names
             wanted = [name for name in (*FIELDS, "pos") if name in names]
             yield file.schema_arrow.empty_table().select(wanted)  # so that missing columns are found in empty files too
-            for batch in file.iter_batches(batch_size=_PIECE_ROWS, columns=wanted):
-                yield pa.Table.from_batches([batch])
+            for group in range(file.num_row_groups):  # one reader of all keeps the bytes of every group it has read
+                for batch in file.iter_batches(batch_size=_PIECE_ROWS, columns=wanted, row_groups=[group]):
+                    yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from None
 

@@ -1,6 +1,6 @@
 """Does the data path of pretraining need the same memory for any number of events?
 
-    python -m benchmarks.corpus --json [--events 1000000 50000000] [--folder FOLDER]
+    python -m benchmarks.corpus --json [--events 1000000 50000000] [--folder FOLDER] [--keep]
 
 For each size: simulated events go to a Parquet file; then one process builds the corpus of it, and another reads one
 whole epoch of batches from that corpus. The peer is the same code at the smallest size: `ratio` is its peak memory
@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
+RESULTS = Path(__file__).parent / "results" / "corpus.jsonl"
 SIZES = (1_000_000, 50_000_000)
 GOAL = 0.8
 _EVENTS_PER_USER = 50
@@ -106,6 +111,7 @@ def main() -> None:
         "--folder", type=Path, help="where there is room: about 40 bytes an event, twice while building"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
+    parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
@@ -117,6 +123,14 @@ def main() -> None:
     small, large = measured[str(sizes[0])], measured[str(sizes[-1])]
     ratios = {step: round(small[step]["peak_mb"] / large[step]["peak_mb"], 3) for step in ("build", "read")}
     record = {"benchmark": "corpus", "ratio": min(ratios.values()), "goal": GOAL, "ratios": ratios, "sizes": measured}
+    record |= {
+        "command": " ".join(["python -m benchmarks.corpus", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {version('pyarrow')}",
+    }
+    if options.keep:
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(record, sort_keys=True) + "\n")
     print(json.dumps(record, indent=None if options.json else 2))
 
 

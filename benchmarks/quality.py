@@ -72,9 +72,12 @@ def measure(
     part = [] if users is None else ["--users", str(users)]
     options = [*part, "--seeds", str(seed), *ties, *sasrec * ["--sasrec"], *limit]
     return {
-        "set": name if users is None else f"{name}, {users} users",
+        "set": ", ".join(
+            [name, *(f"{users:,} users" for _ in part[:1]), *(" ".join(limit[1:]) + " minutes" for _ in limit[:1])]
+        ),
         "seed": seed,
         "shuffle_ties": shuffle_ties,
+        "max_minutes": max_minutes,
         "command": " ".join(["python -m benchmarks.quality --set", name, *options]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -90,9 +93,11 @@ def _data(name: str, users: int | None, folder: Path) -> Path:
         return DATA / name / "events.parquet"
     path = folder / "events.parquet"
     if name == SIMULATED:
-        year = 365 * 86_400_000
+        from_ms, year = 1_700_000_000_000, 365 * 86_400_000
         events, items = _SIMULATED_EVENTS * users, max(users // 10, 100)
-        made = SimulatorSettings(events=events, users=users, items=items, tastes=100, from_ms=year, to_ms=2 * year)
+        made = SimulatorSettings(
+            events=events, users=users, items=items, tastes=100, from_ms=from_ms, to_ms=from_ms + year
+        )
         pq.write_table(pa.concat_tables(simulate(made)), path)
         return path
     table = pq.read_table(DATA / name / "events.parquet")
