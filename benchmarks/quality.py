@@ -70,11 +70,10 @@ def measure(
             asked += ["--max-minutes", f"{trained['metrics']['training_seconds'] / 60:.2f}"]
         evaluated = _spoor("evaluate", *shared, "--release", release, *asked)
     part = [] if users is None else ["--users", str(users)]
+    asked_for = [f"{users:,} users"] * (users is not None) + [f"{max_minutes:g} minutes"] * (max_minutes > 0)
     options = [*part, "--seeds", str(seed), *ties, *sasrec * ["--sasrec"], *limit]
     return {
-        "set": ", ".join(
-            [name, *(f"{users:,} users" for _ in part[:1]), *(" ".join(limit[1:]) + " minutes" for _ in limit[:1])]
-        ),
+        "set": ", ".join([name, *asked_for]),
         "seed": seed,
         "shuffle_ties": shuffle_ties,
         "max_minutes": max_minutes,
@@ -183,7 +182,8 @@ def main() -> None:
             file.write(json.dumps(row, sort_keys=True) + "\n")
         rows.append(row)
     recall, ndcg = (float(np.mean([row["evaluation"][key] for row in rows])) for key in ("recall@10", "ndcg@10"))
-    goal = GOALS.get((arguments.name, arguments.shuffle_ties is not None)) if arguments.users is None else None
+    whole = arguments.users is None and not arguments.max_minutes
+    goal = GOALS.get((arguments.name, arguments.shuffle_ties is not None)) if whole else None
     floors = [row["evaluation"]["rows"] for row in rows]
     peer = goal[0] if goal else max(rank["recall@10"] for name, rank in floors[0].items() if name != "release")
     result = {

@@ -21,7 +21,7 @@ from encoder.config import ModelConfig
 from encoder.hashing import vocabulary_rows
 from encoder.model import UserEncoder
 from encoder.packed_tables import PackedTables, open_packed
-from encoder.release import Release, list_releases, load_release
+from encoder.release import Release, list_releases, load_release, read_info
 from encoder.vocabulary import Indexes, Vocabulary
 
 Vectors = npt.NDArray[np.float32]
@@ -89,17 +89,15 @@ def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int =
     """
     torch.set_num_threads(threads)
     chosen = names or [info.name for info in list_releases(releases_folder)]
-    encoders = []
     for name in chosen:
-        release = load_release(releases_folder / name)
-        if release.info.model.score != "cosine":
+        score = read_info(releases_folder / name).model.score
+        if score != "cosine":
             raise UsageError(
-                f"release `{name}` scores by the {release.info.model.score} product: its vectors have no norm of 1, "
-                "which Feast's views ask for",
-                hint="evaluate it, or train with a model whose score is the cosine",
+                f"release `{name}` scores by the {score} product: its vectors have no norm of 1, which Feast's views "
+                "ask for",
+                hint="name the releases to write (stream.releases, --release), or move this one out of the folder",
             )
-        encoders.append(FrozenEncoder(release))
-    return encoders
+    return [FrozenEncoder(load_release(releases_folder / name)) for name in chosen]
 
 
 def new_model(config: ModelConfig, vocabulary: Vocabulary, *, packed: PackedTables | None = None) -> UserEncoder:
@@ -122,7 +120,9 @@ def item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
 
 def frozen_model(release: Release) -> UserEncoder:
     """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration."""
-    packed = None if release.info.packed is None else open_packed(release.info)
+    packed = None
+    if release.info.packed is not None:
+        packed = open_packed(release.info, known_items=len(release.vocabulary.items))
     model = new_model(release.info.model, release.vocabulary, packed=packed)
     weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
     take_weights(model, weights, release=release.info.name)

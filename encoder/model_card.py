@@ -58,7 +58,12 @@ def _split(split: Mapping[str, Any] | None) -> list[str]:
 
 
 def _packed(packed: Mapping[str, Any] | None) -> list[str]:
-    return [] if packed is None else [f"- Item tables packed as {packed['layout']} from release `{packed['of']}`."]
+    if packed is None:
+        return []
+    return [
+        f"- Item tables packed as {packed['layout']} from release `{packed['of']}`, "
+        "whose quality before packing stands below."
+    ]
 
 
 def _table(values: Mapping[str, Any], heading: str) -> list[str]:

@@ -1,6 +1,6 @@
 """A release with packed item tables, built from one with float tables; and what its tables are like.
 
-    release NAME -> its tables, a slice at a time, packed -> release NEW, whose every other file is the same
+    release NAME -> its tables, a slice at a time, packed -> release NEW, the same but for the weights before the refit
 
 Memory does not grow with the tables: they are read from a mapped file and written as they are read.
 
@@ -73,8 +73,8 @@ class PackPlan:
 
 
 def plan_packing(source: Path, *, out: Path, layout: Layout, overwrite: bool = False) -> PackPlan:
-    """Raises UsageError for a source that is packed, a bad name, a release that exists or a width that the layout
-    cannot hold; DataError for a damaged source."""
+    """Raises UsageError for a source that is packed or is `out`, a bad name, a release that exists or a width that the
+    layout cannot hold; DataError for a damaged source."""
     check_release_name(out.name)
     check_free(out, overwrite=overwrite)
     info = read_info(source)
@@ -82,8 +82,16 @@ def plan_packing(source: Path, *, out: Path, layout: Layout, overwrite: bool = F
         raise UsageError(
             f"the tables of release `{info.name}` are packed already", hint=f"pack `{info.packed['of']}` instead"
         )
+    if out.resolve() == source.resolve():
+        raise UsageError("a packed release cannot take the place of its source", hint="give it a name of its own")
     with _float_tables(info) as file:
-        rows, width = file.get_slice(_TABLE).get_shape()
+        shape = file.get_slice(_TABLE).get_shape() if _TABLE in file.keys() else []  # noqa: SIM118
+    if len(shape) != 2 or shape[1] != info.model.table_width:
+        raise DataError(
+            f"release `{info.name}`: {_TABLE} has the shape {shape}, expected rows of {info.model.table_width} floats",
+            hint="restore the folder from a copy, or train the release again",
+        )
+    rows, width = shape
     sizes = {known: row_bytes(width, known) for known in get_args(Layout) if known != "int4" or width % 2 == 0}
     if layout not in sizes:
         raise UsageError(f"rows of {width} floats cannot be packed as {layout}", hint=f"layouts: {', '.join(sizes)}")
@@ -148,7 +156,7 @@ def report_tables(folder: Path, *, event_items: Sequence[str] | None = None) -> 
     """`event_items`: raw item ids of events. Raises as `load_release` and, of packed tables, as PackedTables."""
     release = load_release(folder)
     info = release.info
-    packed = None if info.packed is None else open_packed(info).record
+    packed = None if info.packed is None else open_packed(info, known_items=len(release.vocabulary.items)).record
     rows_VT = item_rows(info.model, release.vocabulary)[1:]
     rows = info.model.rows_for(len(rows_VT))
     reports = []
@@ -188,5 +196,8 @@ def _slices(weights: safe_open, plan: PackPlan, progress: Callable[[int], None])
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be read: {error}", hint="restore the folder from a copy") from None

@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import warnings
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -27,8 +29,8 @@ from torch import Tensor
 
 from activity.errors import DataError, InfrastructureError
 from encoder.release import ReleaseInfo
-from kernels.hashed_gather import Layout, hashed_gather, row_bytes
-from kernels.hashed_gather.layouts import pack_rows
+from kernels.hashed_gather.cpu import gather_on_cpu
+from kernels.hashed_gather.layouts import Layout, pack_rows, row_bytes
 
 ROWS_FILE, CHECKSUMS_FILE, RECORD_FILE = "tables.bin", "tables.crc", "tables.json"
 _CHUNK_BYTES = 32 * 1024  # at most: the first row of a chunk costs reading all of it
@@ -44,52 +46,49 @@ class TableRecord:
     rows: int  # of all tables together
     tables: int
     row_bytes: int
-    chunk_rows: int
+    chunk_rows: int  # a power of two
     errors: tuple[float, ...]
 
 
 class PackedTables:
-    """Rows of a mapped file. May be shared between threads."""
+    """Rows of a mapped file. May be shared between threads. On the CPU, whatever the backend of attention."""
 
     def __init__(self, folder: Path) -> None:
         """Reads the record and the checksums, maps the rows. Raises DataError when they do not fit together,
         InfrastructureError when a file cannot be read."""
         self.record = _record(folder)
         self._path = folder / ROWS_FILE
-        chunks = -(-self.record.rows // self.record.chunk_rows)
+        chunks, expected = -(-self.record.rows // self.record.chunk_rows), self.record.rows * self.record.row_bytes
         try:
-            self._checksums = np.frombuffer((folder / CHECKSUMS_FILE).read_bytes(), np.uint32)
-            self._file = os.open(self._path, os.O_RDONLY)
-            found = os.fstat(self._file).st_size
-        except (OSError, ValueError) as error:
-            raise _unreadable(self._path.parent, error) from None
-        expected = self.record.rows * self.record.row_bytes
-        if found != expected or len(self._checksums) != chunks:
-            raise DataError(
-                f"`{self._path}` has {found:,} bytes and {len(self._checksums):,} checksums, "
-                f"expected {expected:,} and {chunks:,}",
-                hint=_RESTORE,
-            )
+            checksums = (folder / CHECKSUMS_FILE).read_bytes()
+            self._file = self._path.open("rb")
+            found = os.fstat(self._file.fileno()).st_size
+            if found != expected or len(checksums) != 4 * chunks:
+                raise DataError(
+                    f"`{self._path}` has {found:,} bytes and {len(checksums):,} of checksums, "
+                    f"expected {expected:,} and {4 * chunks:,}",
+                    hint=_RESTORE,
+                )
+            mapped = mmap.mmap(self._file.fileno(), expected, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise _unreadable(folder, error) from None
+        mapped.madvise(mmap.MADV_RANDOM)  # rows lie anywhere: reading ahead would be waste
+        self._checksums = np.frombuffer(checksums, np.uint32)
+        self._chunk_shift = self.record.chunk_rows.bit_length() - 1
         self._whole = np.zeros(chunks, bool)  # chunks that match their checksum
-        # Private, so that torch may think it writable; nothing writes. Rows lie anywhere: reading ahead would be waste.
-        mapped = mmap.mmap(self._file, expected, access=mmap.ACCESS_COPY)
-        mapped.madvise(mmap.MADV_RANDOM)
-        self._packed = torch.frombuffer(mapped, dtype=torch.uint8).view(self.record.rows, self.record.row_bytes)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        with warnings.catch_warnings(action="ignore"):  # that the mapping cannot be written: nothing does
+            packed = torch.frombuffer(mapped, dtype=torch.uint8)
+        self._packed = packed.view(self.record.rows, self.record.row_bytes)
 
     def gather(self, rows_MT: Tensor) -> Tensor:
         """int64 [M, T] rows to float32 [M, T * W]. Raises DataError when a row lies in a damaged chunk, IndexError for
         a row that is not there."""
-        if rows_MT.numel() and int(rows_MT.min()) >= 0 and int(rows_MT.max()) < self.record.rows:
-            chunks = rows_MT.numpy().ravel() // self.record.chunk_rows
-            unseen = ~self._whole[chunks]
-            if unseen.any():
-                for chunk in np.unique(chunks[unseen]).tolist():
+        chunks = rows_MT.numpy().ravel() >> self._chunk_shift
+        with suppress(IndexError):  # of a row that is not there: gather_on_cpu tells
+            for chunk in np.unique(chunks[~self._whole[chunks]]).tolist():
+                if chunk >= 0:
                     self._verify(chunk)
-        return hashed_gather(self._packed, rows_MT, width=self.record.width, layout=self.record.layout)
+        return gather_on_cpu(self._packed, rows_MT, width=self.record.width, layout=self.record.layout)
 
     def verify(self) -> None:
         """Compares every chunk with its checksum. Raises DataError."""
@@ -99,7 +98,7 @@ class PackedTables:
     def _verify(self, chunk: int) -> None:
         size = self.record.chunk_rows * self.record.row_bytes
         # Not through the mapping: pages that are only checked need not stay in this process's memory.
-        if zlib.crc32(os.pread(self._file, size, chunk * size)) != self._checksums[chunk]:
+        if zlib.crc32(os.pread(self._file.fileno(), size, chunk * size)) != self._checksums[chunk]:
             first = chunk * self.record.chunk_rows
             raise DataError(
                 f"`{self._path}`: rows {first:,} to {first + self.record.chunk_rows - 1:,} do not match their checksum",
@@ -108,13 +107,12 @@ class PackedTables:
         self._whole[chunk] = True
 
 
-def open_packed(info: ReleaseInfo) -> PackedTables:
-    """The tables of a release. Raises DataError when they are not those of its model, and as PackedTables."""
+def open_packed(info: ReleaseInfo, *, known_items: int) -> PackedTables:
+    """The tables of a release that knows so many items. Raises DataError when they are not those of its model, and as
+    PackedTables."""
     tables, model = PackedTables(info.folder), info.model
-    found = tables.record
-    if (found.width, found.tables) != (model.table_width, model.hash_functions) or (
-        model.items == "hashed" and found.rows != model.hash_functions * model.table_rows
-    ):
+    found, rows = tables.record, model.hash_functions * model.rows_for(known_items)
+    if (found.width, found.tables, found.rows) != (model.table_width, model.hash_functions, rows):
         raise DataError(
             f"release `{info.name}` has {found.tables} tables of {found.rows:,} rows of {found.width} floats together, "
             "which are not its model's",
@@ -141,7 +139,7 @@ def write_packed(
             except ValueError as error:
                 raise DataError(str(error), hint="train the release again") from None
             own = torch.arange(len(part))[:, None]
-            error = hashed_gather(packed, own, width=width, layout=layout) - part
+            error = gather_on_cpu(packed, own, width=width, layout=layout) - part
             table = (done + np.arange(len(part))) * tables // rows
             for kind, x in enumerate((error, part)):
                 squares[kind] += np.bincount(table, x.square().sum(1).double().numpy(), minlength=tables)
@@ -187,10 +185,15 @@ def _record(folder: Path) -> TableRecord:
     try:
         values = json.loads((folder / RECORD_FILE).read_text())
         record = TableRecord(**values | {"errors": tuple(values["errors"])})
+        counts = (record.width, record.rows, record.tables, record.row_bytes, record.chunk_rows)
         if record.layout not in get_args(Layout):
             raise ValueError(f"unknown layout {record.layout}")
-        if record.row_bytes != row_bytes(record.width, record.layout) or min(record.rows, record.chunk_rows) < 1:
+        if not all(type(count) is int and count > 0 for count in counts):
+            raise ValueError("its counts are no whole numbers above 0")
+        if record.row_bytes != row_bytes(record.width, record.layout) or record.chunk_rows & (record.chunk_rows - 1):
             raise ValueError("sizes do not fit the layout")
+        if len(record.errors) != record.tables:
+            raise ValueError(f"{len(record.errors)} errors of {record.tables} tables")
         return record
     except OSError as error:
         raise _unreadable(folder, error) from None

@@ -7,6 +7,7 @@ and speaks. Tables are not divided among processes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """`rank`: of this process, 0 to `count` - 1."""
+    """`rank`: of this process, 0 to `count` - 1. `here`: how many of them share this machine."""
 
     rank: int = 0
     count: int = 1
+    here: int = 1
 
     @property
     def first(self) -> bool:
@@ -97,6 +99,6 @@ def processes_of_torchrun() -> Iterator[Processes]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
     finally:
         dist.destroy_process_group()

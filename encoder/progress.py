@@ -19,6 +19,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from activity.errors import InfrastructureError, UsageError
 
 _SMOOTHING = 0.98  # of the shown loss
+# MLflow's own is four minutes for a server that refuses, and longer for one that is silent.
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 class TrainingProgress:
@@ -94,7 +96,8 @@ class MlflowRun:
     @contextmanager
     def open(cls, uri: str, *, run_name: str) -> Iterator[MlflowRun]:
         """The run is told whether its training failed. Raises UsageError, InfrastructureError."""
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own patience is four minutes
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
         try:
             import mlflow  # type: ignore[import-not-found]  # not one of Spoor's own dependencies
         except ImportError:
@@ -116,17 +119,18 @@ class MlflowRun:
             status = "FINISHED"
         finally:
             with redirect_stdout(sys.stderr):  # where MLflow says goodbye, stdout belongs to --json
-                run._tell(mlflow.end_run, status)
+                run._tell(mlflow.end_run, status)  # of a lost one too: it is active in this process until then
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._tell(self._mlflow.log_metrics, {name: float(value) for name, value in values.items()}, step=step)
+        if not self._lost:
+            self._tell(self._mlflow.log_metrics, {name: float(value) for name, value in values.items()}, step=step)
 
     def _tell(self, action: Callable[..., object], *arguments: object, **options: object) -> None:
-        if self._lost:
-            return
         try:
             action(*arguments, **options)
         except self._mlflow.exceptions.MlflowException as error:
+            if self._lost:
+                return
             self._lost = True
             print(f"MLflow is lost, training goes on without it: {error}", file=sys.stderr)
 

@@ -234,7 +234,7 @@ def read_info(folder: Path) -> ReleaseInfo:
             created_at=record["created_at"],
             data_fingerprint=record["data_fingerprint"],
             split=record["split"],
-            packed=record.get("packed"),
+            packed=_packed(record),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
@@ -259,6 +259,12 @@ def list_releases(folder: Path) -> list[ReleaseInfo]:
         return []
     found = sorted(path for path in folder.iterdir() if RELEASE_NAME.fullmatch(path.name))
     return [read_info(path) for path in found if (path / "release.json").exists()]
+
+
+def _packed(record: Mapping[str, Any]) -> dict[str, str] | None:
+    """Raises KeyError, TypeError."""
+    packed = record.get("packed")
+    return None if packed is None else {key: str(packed[key]) for key in ("layout", "of")}
 
 
 def _record(info: ReleaseInfo) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class PretrainSettings:
     mixture: Literal["none", "fitted"] = "none"  # item links and own history beside the vector, for Spoor's ranking
     validation_users: int = 20_000  # at most so many are asked after each epoch
     checkpoint_steps: int = 200  # optimiser steps between checkpoints
-    threads: int = 0  # of the processor; 0 = all
+    threads: int = 0  # of the processor in each process; 0 = its share of all cores
     seed: int = 0  # of initial weights, order of the data, dropout and negatives
     mlflow_uri: str = ""  # MLflow tracking server to log to; empty = none
 

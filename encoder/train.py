@@ -97,7 +97,7 @@ def train(
     if state.step == 0:
         state.stage_began = clock.seconds
     with ExitStack() as stack:
-        stack.enter_context(_threads(settings.threads))
+        stack.enter_context(_threads(settings.threads or available_threads(processes)))
         stack.enter_context(torch.random.fork_rng())
         total = sum(stage.tokens * stage.epochs for stage in schedule.stages)
         quiet = not processes.first
@@ -216,10 +216,15 @@ def _learning_rate(settings: PretrainSettings, stage: Stage, share_done: float, 
     return settings.learning_rate * rising * (falling if settings.schedule == "cosine" else 1.0)
 
 
+def available_threads(processes: Processes) -> int:
+    """This process's share of the cores that it may run on."""
+    return max(len(os.sched_getaffinity(0)) // processes.here, 1)
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count)
     try:
         yield
     finally:

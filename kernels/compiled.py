@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import triton
@@ -56,7 +56,7 @@ KERNELS: dict[str, Any] = {
     )
 }
 GATHER = gather.hashed_gather_kernel.fn.__name__
-LAYOUTS: tuple[Layout, ...] = ("int4", "int8", "fp16")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 _FLOAT32 = ("log_sum", "inner")  # arguments whose type does not follow the tensors'
 _INT64 = ("offsets", "tile_", "order", "first_seen")
 

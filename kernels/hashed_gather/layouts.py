@@ -47,7 +47,7 @@ def pack_rows(x_RW: Tensor, layout: Layout) -> Tensor:
     cannot hold where the layout needs it to."""
     rows, width = x_RW.shape
     size = row_bytes(width, layout)
-    most = torch.finfo(torch.float16).max if layout != "int8" else torch.finfo(torch.float32).max
+    most = torch.finfo(torch.float16).max if layout != "int8" else torch.finfo(torch.float32).max / 2  # of a spread
     if rows and not bool((x_RW.abs() <= most).all()):  # a NaN compares false, too
         raise ValueError(f"a table holds a number that {layout} cannot: not finite, or beyond {most:g}")
     if layout == "fp16":

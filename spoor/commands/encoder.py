@@ -139,7 +139,7 @@ def show(invocation: Invocation, name: str) -> None:
     if info.packed is not None:
         from encoder.packed_tables import open_packed
 
-        open_packed(info).verify()
+        open_packed(info, known_items=len(loaded.vocabulary.items)).verify()
     numbers = {key: value for key, value in loaded.metrics.items() if isinstance(value, int | float)}
     lines = [
         f"{info.name}  ({info.folder})",

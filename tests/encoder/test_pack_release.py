@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, UsageError
 from encoder.inference import FrozenEncoder, item_rows, load_encoders
@@ -14,6 +15,7 @@ from encoder.pack_release import pack_release, plan_packing, report_tables
 from encoder.packed_tables import open_packed
 from encoder.release import load_release, read_info, save_release
 from encoder.tuning import trainable
+from kernels.backend import force
 from kernels.hashed_gather import Layout, hashed_gather
 from kernels.hashed_gather.layouts import pack_rows
 
@@ -89,6 +91,38 @@ def test_what_cannot_be_packed_is_told_before_anything_is_written(parts, tmp_pat
         plan_packing(tmp_path / "odd-1", out=tmp_path / "odd-2", layout="int4")
 
 
+def test_a_release_is_not_packed_over_itself(parts, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-1")
+    with pytest.raises(UsageError, match="cannot take the place of its source"):
+        plan_packing(tmp_path / "base-1", out=tmp_path / "." / "base-1", layout="int4", overwrite=True)
+    assert "items.weight" in load_release(tmp_path / "base-1").weights
+
+
+def test_a_direct_table_with_too_few_rows_is_refused(parts, tmp_path: Path) -> None:
+    direct = replace(parts.config, items="direct", hash_functions=1, table_rows=0, table_width=16)
+    replace(parts, config=direct).save(tmp_path / "base-1")
+    folder = packed(tmp_path / "base-1", "int8")
+    with pytest.raises(DataError, match="which are not its model's"):
+        open_packed(read_info(folder), known_items=51)
+
+
+def test_weights_without_a_table_are_a_damaged_source(parts, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-1")
+    safetensors_numpy.save_file({"other": np.zeros(3)}, tmp_path / "base-1" / "model.safetensors")
+    with pytest.raises(DataError, match=r"items[.]weight has the shape \[\], expected rows of 8 floats"):
+        plan_packing(tmp_path / "base-1", out=tmp_path / "packed-1", layout="int4")
+
+
+def test_the_backend_of_attention_does_not_matter(parts, make_histories, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-1")
+    force("triton")
+    try:
+        folder = packed(tmp_path / "base-1", "int4")
+        assert FrozenEncoder(load_release(folder)).model.every_target().shape == (50, 16)
+    finally:
+        force("auto")
+
+
 def test_a_damaged_source_gives_no_release(parts, tmp_path: Path) -> None:
     parts.save(tmp_path / "base-1")
     plan = plan_packing(tmp_path / "base-1", out=tmp_path / "packed-1", layout="int4")
@@ -105,9 +139,9 @@ def test_tables_of_another_model_are_refused(parts, tmp_path: Path) -> None:
     parts.save(tmp_path / "base-1")
     replace(parts, config=replace(parts.config, table_rows=128)).save(tmp_path / "small-1")
     one, other = packed(tmp_path / "base-1", "int4"), packed(tmp_path / "small-1", "int4", "packed-2")
-    assert open_packed(read_info(one)).record.rows == 512
+    assert open_packed(read_info(one), known_items=50).record.rows == 512
     with pytest.raises(DataError, match="2 tables of 256 rows of 8 floats together, which are not its model's"):
-        open_packed(replace(read_info(one), folder=other))
+        open_packed(replace(read_info(one), folder=other), known_items=50)
 
 
 @pytest.mark.parametrize("layout", [None, "int8"])

@@ -74,9 +74,13 @@ def test_no_rows_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("tables.bin", lambda data: data[:-1], "99,999 bytes and 5 checksums, expected 100,000 and 5"),
+        ("tables.bin", lambda data: data[:-1], "99,999 bytes and 20 of checksums, expected 100,000 and 20"),
         ("tables.bin", lambda data: b"", "0 bytes"),
-        ("tables.crc", lambda data: data[:-4], "4 checksums, expected 100,000 and 5"),
+        ("tables.crc", lambda data: data[:-4], "16 of checksums, expected 100,000 and 20"),
+        ("tables.crc", lambda data: data[:-1], "19 of checksums"),
+        ("tables.json", lambda data: data.replace(b"5000", b"5000.0"), "no whole numbers"),
+        ("tables.json", lambda data: data.replace(b'"tables": 2', b'"tables": 3'), "2 errors of 3 tables"),
+        ("tables.json", lambda data: data.replace(b"1024", b"1000"), "sizes do not fit"),
         ("tables.json", lambda data: b"[]", "does not describe packed tables"),
         ("tables.json", lambda data: b"{", "does not describe packed tables"),
         ("tables.json", lambda data: data.replace(b"int4", b"int2"), "unknown layout int2"),

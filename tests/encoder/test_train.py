@@ -13,11 +13,12 @@ import torch
 
 from activity.errors import DataError, UsageError
 from encoder.config import MODEL_CONFIGS
+from encoder.parallel import Processes
 from encoder.pretrain import fresh_state, make_plan, run_pretrain
 from encoder.progress import MlflowRun
 from encoder.release import load_release
 from encoder.settings import PretrainSettings
-from encoder.train import train
+from encoder.train import available_threads, train
 from tests.encoder.test_pretrain import SETTINGS, THREE_LOSSES, circle
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
@@ -139,7 +140,7 @@ def test_a_lost_mlflow_server_does_not_end_the_training(tmp_path: Path, monkeypa
     uri = "http://127.0.0.1:9"
     result = run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=6, mlflow_uri=uri))
     assert result.release is not None
-    assert mlflow.asked == [uri, "base-1", 8, 16, 20, 24, 32]  # the first that failed is the last that was asked
+    assert mlflow.asked == [uri, "base-1", 8, 16, 20, 24, 32, "FINISHED"]  # nothing was logged after 32 had failed
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("MLflow is lost, training goes on without it: no answer") == 1
 
@@ -150,6 +151,12 @@ def test_a_training_that_fails_is_a_failed_run_of_mlflow(tmp_path: Path, monkeyp
     with pytest.raises(ZeroDivisionError), MlflowRun.open("http://127.0.0.1:9", run_name="base-1"):
         raise ZeroDivisionError
     assert mlflow.asked[-1] == "FAILED" and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("here", "expected"), [(1, 8), (3, 2), (8, 1), (20, 1)])
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, here: int, expected: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    assert available_threads(Processes(0, 40, here)) == expected
 
 
 def test_tensorboard_finds_losses_and_quality(tmp_path: Path) -> None:

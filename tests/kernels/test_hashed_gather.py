@@ -101,3 +101,8 @@ def test_a_number_that_cannot_be_packed_is_refused(layout: Layout, number: float
     x[1, 5] = number
     with pytest.raises(ValueError, match="cannot: not finite, or beyond"):
         pack_rows(x, layout)
+
+
+def test_a_spread_beyond_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match="beyond"):
+        pack_rows(torch.tensor([[3e38, -3e38]]), "int8")
