@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+
+from benchmarks.rows import circumstances, own_mb
 
 RESULTS = Path(__file__).parent / "results" / "corpus.jsonl"
 SIZES = (1_000_000, 50_000_000)
@@ -95,13 +93,7 @@ def _step(step: str, *arguments: str) -> dict[str, float]:
         found = build(Path(arguments[0]), Path(arguments[1]))
     else:
         found = read(Path(arguments[0]))
-    return found | {"seconds": round(time.perf_counter() - started, 2), "peak_mb": round(_peak_mb(), 1)}
-
-
-def _peak_mb() -> float:
-    """Of this process alone: ru_maxrss would start with the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return found | {"seconds": round(time.perf_counter() - started, 2), "peak_mb": round(own_mb("VmHWM"), 1)}
 
 
 def main() -> None:
@@ -125,9 +117,7 @@ def main() -> None:
     record = {"benchmark": "corpus", "ratio": min(ratios.values()), "goal": GOAL, "ratios": ratios, "sizes": measured}
     record |= {
         "command": " ".join(["python -m benchmarks.corpus", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {version('pyarrow')}",
-    }
+    } | circumstances("pyarrow")
     if options.keep:
         with RESULTS.open("a") as file:
             file.write(json.dumps(record, sort_keys=True) + "\n")

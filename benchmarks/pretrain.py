@@ -19,19 +19,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.rows import circumstances, finish
 from encoder.baselines.sasrec import SasrecModel, SasrecSettings, newest, next_item_loss, user_batches
 from encoder.corpus import Corpus
 from encoder.evaluation.scoring import Training
@@ -145,9 +143,7 @@ def measure(name: str, *, rounds: int, seconds: float, layers: int | None) -> di
         "threads": torch.get_num_threads(),
         "rounds": rounds,
         "seconds": seconds,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",
-    }
+    } | circumstances()
 
 
 def _training(corpus: Corpus, split: Split, vocabulary: Vocabulary) -> Training:
@@ -188,11 +184,7 @@ def main() -> None:
         sys.exit(f"skipped: {DATA / options.name / 'events.parquet'} is not there")
     torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     found = measure(options.name, rounds=options.rounds, seconds=options.seconds, layers=options.layers)
-    found["command"] = " ".join(["python -m benchmarks.pretrain", *sys.argv[1:]])
-    if options.keep:
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(found, sort_keys=True) + "\n")
-    print(json.dumps(found) if options.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+    finish(found, options, RESULTS, module="benchmarks.pretrain")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,9 @@ are compared with reference ones in the same run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.rows import circumstances, finish, own_mb
 from encoder.packed_tables import RECORD_FILE, ROWS_FILE, PackedTables, write_packed
 from kernels.hashed_gather.reference import reference_hashed_gather
 
@@ -39,7 +35,7 @@ _PART_ROWS = 1 << 20
 
 
 def build(folder: Path, *, rows: int) -> dict[str, float]:
-    """Writes normal rows; returns how long it took and the error of packing."""
+    """Writes normal rows; returns how long it took."""
     generator, started = torch.Generator().manual_seed(0), time.perf_counter()
 
     def parts() -> Iterator[Tensor]:
@@ -55,17 +51,19 @@ def build(folder: Path, *, rows: int) -> dict[str, float]:
 
 def measure(folder: Path, *, touched: int, rounds: int, seconds: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    before = _resident_mb()
+    before = round(own_mb("VmRSS"))
     tables = PackedTables(folder)
-    record, opened = tables.record, _resident_mb()
+    record, opened = tables.record, round(own_mb("VmRSS"))
     distinct = np.unique(rng.integers(0, record.rows, 2 * touched))
     distinct = rng.permutation(distinct)[: touched // TABLES * TABLES]
-    batches = [torch.from_numpy(batch) for batch in np.array_split(distinct.reshape(-1, TABLES), len(distinct) // 4096)]
+    batches = [
+        torch.from_numpy(batch) for batch in np.array_split(distinct.reshape(-1, TABLES), len(distinct) // _BATCH_ITEMS)
+    ]
     started = time.perf_counter()
     for batch in batches:
         tables.gather(batch)
     cold = len(distinct) / (time.perf_counter() - started)
-    after = _resident_mb()
+    after = round(own_mb("VmRSS"))
 
     bag = torch.nn.EmbeddingBag(len(distinct), WIDTH, mode="sum", dtype=torch.float32)
     places = rng.permutation(len(distinct))[: len(distinct) // TABLES * TABLES]
@@ -103,9 +101,7 @@ def measure(folder: Path, *, touched: int, rounds: int, seconds: float) -> dict[
         "errors": [round(error, 5) for error in record.errors],
         "distinct_rows": len(distinct),
         "threads": torch.get_num_threads(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",
-    }
+    } | circumstances()
 
 
 def _rate(gather: Callable[[Tensor], Tensor], batches: list[Tensor], seconds: float) -> float:
@@ -116,11 +112,6 @@ def _rate(gather: Callable[[Tensor], Tensor], batches: list[Tensor], seconds: fl
             gather(batch)
             rows += batch.numel()
     return rows / (time.perf_counter() - started)
-
-
-def _resident_mb() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024)
 
 
 def main() -> None:
@@ -135,11 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     built = {} if (options.folder / RECORD_FILE).exists() else build(options.folder, rows=options.rows)
     found = measure(options.folder, touched=options.touched, rounds=options.rounds, seconds=options.seconds) | built
-    found["command"] = " ".join(["python -m benchmarks.table_gather", *sys.argv[1:]])
-    if options.keep:
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(found, sort_keys=True) + "\n")
-    print(json.dumps(found) if options.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+    finish(found, options, RESULTS, module="benchmarks.table_gather")
 
 
 if __name__ == "__main__":

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.rows import circumstances, finish, own_mb
 
 RESULTS = Path(__file__).parent / "results" / "table_rows.jsonl"
 ROWS = (1_000_000, 10_000_000, 50_000_000)
@@ -65,8 +62,7 @@ def step_seconds(rows: int, *, steps: int) -> dict[str, float]:
                 state.step += 1
             state.epoch += 1
     measured = seconds[_WARM_UP_STEPS : _WARM_UP_STEPS + steps]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": statistics.median(measured), "peak_mb": round(peak)}
+    return {"seconds": statistics.median(measured), "peak_mb": round(own_mb("VmHWM"))}
 
 
 def measure(sizes: list[int], *, steps: int, rounds: int) -> dict[str, Any]:
@@ -86,9 +82,7 @@ def measure(sizes: list[int], *, steps: int, rounds: int) -> dict[str, Any]:
         "peak_mb": {str(rows): max(row["peak_mb"] for row in found[rows]) for rows in sizes},
         "steps": steps,
         "rounds": rounds,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}",
-    }
+    } | circumstances()
 
 
 def main() -> None:
@@ -104,11 +98,7 @@ def main() -> None:
         print(json.dumps(step_seconds(options.rows[0], steps=options.steps)))
         return
     found = measure(sorted(options.rows), steps=options.steps, rounds=options.rounds)
-    found["command"] = " ".join(["python -m benchmarks.table_rows", *sys.argv[1:]])
-    if options.keep:
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(found, sort_keys=True) + "\n")
-    print(json.dumps(found) if options.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+    finish(found, options, RESULTS, module="benchmarks.table_rows")
 
 
 if __name__ == "__main__":

@@ -40,14 +40,16 @@ def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causa
     if not layout.shapes:
         return q + k + v  # no event at all: an empty result that still belongs to the graph of its inputs
     sizes = [sequences * longest for sequences, longest in layout.shapes]
-    columns = [_ToBuckets.apply(x, layout).split(sizes) for x in (q, k, v)]
+    columns = [
+        _Rows.apply(x, layout.event, layout.row, None).split(sizes) for x in (q, k, v)
+    ]  # padding gets no gradient
     outputs = []
     for *qkv, padding, shape in zip(*columns, layout.padding.split(sizes), layout.shapes, strict=True):
         q_BHLD, k_BHLD, v_BHLD = (x.view(*shape, *q.shape[1:]).transpose(1, 2) for x in qkv)
         mask = None if causal or not padding.any() else ~padding.view(shape)[:, None, None, :]
         out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask, is_causal=causal)
         outputs.append(out_BHLD.transpose(1, 2).reshape(-1, *q.shape[1:]))
-    return _FromBuckets.apply(torch.cat(outputs), layout)  # type: ignore[no-any-return]
+    return _Rows.apply(torch.cat(outputs), layout.row, layout.event, layout.padding)  # type: ignore[no-any-return]
 
 
 def _layout(bounds: npt.NDArray[np.int64], device: torch.device) -> _Layout:
@@ -68,28 +70,15 @@ def _layout(bounds: npt.NDArray[np.int64], device: torch.device) -> _Layout:
     return _Layout(event, row, is_padding, shapes)
 
 
-class _ToBuckets(torch.autograd.Function):
-    """[N, H, D] to [P, H, D]. The gradient of padding is zero: nothing real depends on it."""
+class _Rows(torch.autograd.Function):
+    """The rows `there` of x. Its gradient is gathered by `back`, and zero in the rows `unused` (bool) of x."""
 
     @staticmethod
-    def forward(ctx: Any, x_NHD: Tensor, layout: _Layout) -> Tensor:
-        ctx.layout = layout
-        return x_NHD.index_select(0, layout.event)
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, unused: Tensor | None) -> Tensor:
+        ctx.back, ctx.unused = back, unused
+        return x.index_select(0, there)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_select(0, ctx.layout.row), None
-
-
-class _FromBuckets(torch.autograd.Function):
-    """[P, H, D] to [N, H, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, x_PHD: Tensor, layout: _Layout) -> Tensor:
-        ctx.layout = layout
-        return x_PHD.index_select(0, layout.row)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        layout: _Layout = ctx.layout
-        return grads[0].index_select(0, layout.event).masked_fill_(layout.padding[:, None, None], 0.0), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        grad = grads[0].index_select(0, ctx.back)
+        return grad if ctx.unused is None else grad.masked_fill_(ctx.unused[:, None, None], 0.0), None, None, None

@@ -1,0 +1,34 @@
+"""What every benchmark's row says of its run, and where rows and sizes of processes are written and read."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from argparse import Namespace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def circumstances(library: str = "torch") -> dict[str, str]:
+    """When and where; `library`: whose version matters."""
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {library} {version(library)}"
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine}
+
+
+def finish(found: dict[str, Any], options: Namespace, results: Path, *, module: str) -> None:
+    """Adds the command, appends the row to `results` if --keep was given, and prints it: for people, or --json."""
+    found["command"] = " ".join([f"python -m {module}", *sys.argv[1:]])
+    if options.keep:
+        with results.open("a") as file:
+            file.write(json.dumps(found, sort_keys=True) + "\n")
+    print(json.dumps(found) if options.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+def own_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process alone: ru_maxrss would start with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
