@@ -47,7 +47,7 @@ FLOORS = ("popularity", "recent", "markov", "item-knn")
 SASREC = "sasrec-refit"
 SIMULATED = "simulated"
 REPEATING = ("deskdrop", "online_retail_0910", "tmall2014", SIMULATED)
-_SIMULATED_EVENTS = 10  # of a user, on average
+_SIMULATED_EVENTS = 10  # of a user, on average, those without any included
 
 
 def measure(
@@ -91,19 +91,25 @@ def _data(name: str, users: int | None, folder: Path) -> Path:
     if users is None:
         return DATA / name / "events.parquet"
     path = folder / "events.parquet"
-    if name == SIMULATED:
-        from_ms, year = 1_700_000_000_000, 365 * 86_400_000
-        events, items = _SIMULATED_EVENTS * users, max(users // 10, 100)
-        made = SimulatorSettings(
-            events=events, users=users, items=items, tastes=100, from_ms=from_ms, to_ms=from_ms + year
-        )
-        pq.write_table(pa.concat_tables(simulate(made)), path)
-        return path
-    table = pq.read_table(DATA / name / "events.parquet")
+    table = _simulated(users) if name == SIMULATED else pq.read_table(DATA / name / "events.parquet")
     known = table["user_id"].unique().to_numpy(zero_copy_only=False)
     chosen = np.random.default_rng(0).choice(known, users, replace=False)
     pq.write_table(table.filter(pc.is_in(table["user_id"], pa.array(chosen))), path)
     return path
+
+
+def _simulated(users: int) -> pa.Table:
+    """Events of more users than asked for: a Zipf law leaves half of them without any."""
+    from_ms, year, users_drawn = 1_700_000_000_000, 365 * 86_400_000, 3 * users
+    made = SimulatorSettings(
+        events=_SIMULATED_EVENTS * users_drawn,
+        users=users_drawn,
+        items=max(users // 10, 100),
+        tastes=100,
+        from_ms=from_ms,
+        to_ms=from_ms + year,
+    )
+    return pa.concat_tables(simulate(made))
 
 
 def _spoor(*arguments: str) -> dict[str, Any]:

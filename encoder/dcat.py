@@ -1,8 +1,9 @@
 """DCAT's two passes over a user encoder (PinFM, arXiv 2507.12704): each history once, however many candidates it has.
 
 `context` runs the causal transformer over the histories and keeps every layer's keys and values; `cross` appends each
-candidate as a last token without action and reads them. Attention is causal, so no history ever sees a candidate and
-the result is that of the plain transformer over history + candidate (dcat_reference.py).
+candidate as a last token without action and reads them; `context_and_cross` does both at once. Attention is causal, so
+no history ever sees a candidate and the result is that of the plain transformer over history + candidate
+(dcat_reference.py).
 
 - A candidate takes index n, the one that the next event had in pretraining. A learnable token, where there is one, is
   put between history and candidate as a part of the context, at index n too: it shifts nobody.
@@ -53,28 +54,19 @@ def context(
     `token` float [A]: the learnable token. Without `outputs` the last layer stops at its keys and values, which is all
     that candidates need.
     """
-    users = _users(offsets, items.shape[0])
-    positions = torch.arange(items.shape[0], device=items.device) - offsets[users]
-    x = model.embed(items, actions, surfaces, positions, log_gaps)
-    lengths, rows = offsets.diff(), None
-    if token is not None:
-        rows = torch.arange(items.shape[0], device=items.device) + users
-        token_rows = offsets[1:] + torch.arange(lengths.shape[0], device=items.device)
-        order = torch.cat([rows, token_rows]).argsort()
-        x = torch.cat([x, token.expand(lengths.shape[0], -1)]).index_select(0, order)
-        positions = torch.cat([positions, lengths]).index_select(0, order)
-        offsets = offsets + torch.arange(offsets.shape[0], device=offsets.device)
-    turn = model.rotary(positions)
+    entered = _enter(model, items, actions, surfaces, offsets, log_gaps, token=token)
+    x, turn = entered.x, model.rotary(entered.positions)
     keys, values = [], []
     for layer, block in enumerate(_blocks(model), 1):
-        q, k, v = block.queries_keys_values(x, turn)
+        if outputs or layer < model.config.layers:
+            q, k, v = block.queries_keys_values(x, turn)
+            x = block.after_attention(x, jagged_attention(q, k, v, entered.offsets))
+        else:
+            k, v = block.keys_values(x, turn)
         keys.append(k)
         values.append(v)
-        if outputs or layer < model.config.layers:
-            x = block.after_attention(x, jagged_attention(q, k, v, offsets))
-    events = x if rows is None else x.index_select(0, rows)
-    vectors = model.user_vectors(events) if outputs else None
-    return Context(tuple(keys), tuple(values), offsets, lengths, vectors)
+    vectors = entered.vectors(model, x) if outputs else None
+    return Context(tuple(keys), tuple(values), entered.offsets, entered.lengths, vectors)
 
 
 def cross(
@@ -106,14 +98,95 @@ def cross(
     return model.user_vectors(x)
 
 
+def context_and_cross(
+    model: UserEncoder,
+    events: tuple[Tensor, Tensor, Tensor],
+    offsets: Tensor,
+    candidates: tuple[Tensor, Tensor],
+    candidate_user: Tensor,
+    log_gaps: tuple[Tensor, Tensor] | None = None,
+    *,
+    token: Tensor | None = None,
+    content: Tensor | None = None,
+    window: int | None = None,
+    outputs: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Both passes in one, for contexts that are read once: events and candidates go through each layer together, so
+    that its weights are read once. The output at each candidate [C, E], and the user vectors after each event [N, E],
+    if asked for.
+
+    `events`: items, actions, surfaces [N]; `candidates`: items, surfaces [C]; `log_gaps`: of events and of candidates;
+    otherwise as `context` and `cross` take them.
+    """
+    gaps, candidate_gaps = log_gaps or (None, None)
+    entered = _enter(model, *events, offsets, gaps, token=token)
+    items, surfaces = candidates
+    positions = entered.lengths[candidate_user]
+    crossing = model.embed(items, None, surfaces, positions, candidate_gaps, content=content)
+    x, rows = torch.cat([entered.x, crossing]), len(entered.x)
+    turn = model.rotary(torch.cat([entered.positions, positions]))
+    hidden = None if window is None else hidden_rows(entered.offsets, window=window)
+    *blocks, last = _blocks(model)
+    for block in blocks if not outputs else [*blocks, last]:
+        q, k, v = block.queries_keys_values(x, turn)
+        attended = jagged_attention(q[:rows], k[:rows], v[:rows], entered.offsets)
+        crossed = dcat_attention(
+            q[rows:], k[rows:], v[rows:], k[:rows], v[:rows], entered.offsets, candidate_user, hidden=hidden
+        )
+        x = block.after_attention(x, torch.cat([attended, crossed]))
+    if outputs:
+        return model.user_vectors(x[rows:]), entered.vectors(model, x[:rows])
+    keys, values = last.keys_values(x[:rows], (turn[0][:rows], turn[1][:rows]))
+    q, k, v = last.queries_keys_values(x[rows:], (turn[0][rows:], turn[1][rows:]))
+    crossed = dcat_attention(q, k, v, keys, values, entered.offsets, candidate_user, hidden=hidden)
+    return model.user_vectors(last.after_attention(x[rows:], crossed)), None
+
+
 def hidden_rows(offsets: Tensor, *, window: int) -> Tensor:
     """int64 [U]: how many of a context's oldest rows its candidates do not see, so that with themselves they see at
     most `window`."""
     return (offsets.diff() + 1 - window).clamp_min(0)
 
 
-def _users(offsets: Tensor, events: int) -> Tensor:
-    return torch.searchsorted(offsets, torch.arange(events, device=offsets.device), right=True) - 1
+@dataclass(frozen=True, eq=False)
+class _Entered:
+    """What enters the first block: `x` [N', A], its `positions` int64 [N'], `offsets` int64 [U + 1] into it; `lengths`
+    int64 [U]: events of each history; `events` int64 [N]: the rows of events, None = all."""
+
+    x: Tensor
+    positions: Tensor
+    offsets: Tensor
+    lengths: Tensor
+    events: Tensor | None
+
+    def vectors(self, model: UserEncoder, x: Tensor) -> Tensor:
+        """The last block's output [N', A] to user vectors after each event [N, E]."""
+        return model.user_vectors(x if self.events is None else x.index_select(0, self.events))
+
+
+def _enter(
+    model: UserEncoder,
+    items: Tensor,
+    actions: Tensor,
+    surfaces: Tensor,
+    offsets: Tensor,
+    log_gaps: Tensor | None,
+    *,
+    token: Tensor | None,
+) -> _Entered:
+    rows = torch.arange(items.shape[0], device=items.device)
+    users = torch.searchsorted(offsets, rows, right=True) - 1
+    positions = rows - offsets[users]
+    x = model.embed(items, actions, surfaces, positions, log_gaps)
+    lengths = offsets.diff()
+    if token is None:
+        return _Entered(x, positions, offsets, lengths, None)
+    each = torch.arange(lengths.shape[0], device=items.device)
+    order = torch.cat([rows + users, offsets[1:] + each]).argsort()
+    x = torch.cat([x, token.expand(lengths.shape[0], -1)]).index_select(0, order)
+    positions = torch.cat([positions, lengths]).index_select(0, order)
+    offsets = offsets + torch.arange(offsets.shape[0], device=offsets.device)
+    return _Entered(x, positions, offsets, lengths, rows + users)
 
 
 def _blocks(model: UserEncoder) -> list[Block]:

@@ -65,32 +65,34 @@ class _UnitRows(torch.autograd.Function):
         return grad_ME
 
 
-def turned(qkv_N3HD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [N, 3, H, D] to three times [N, H, D], queries and keys with rotary positions: the pair
-    (x[d], x[d + D / 2]) is turned by an angle of the event, whose cosine and sine are [N, D / 2]."""
-    return _Turned.apply(qkv_N3HD, cos_ND, sin_ND)  # type: ignore[no-any-return]
+def turned(x_NPHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values [N, 3, H, D] (or keys and values, [N, 2, H, D]) to as many times [N, H, D], all but the
+    values with rotary positions: the pair (x[d], x[d + D / 2]) is turned by an angle of the event, whose cosine and
+    sine are [N, D / 2]."""
+    return _Turned.apply(x_NPHD, cos_ND, sin_ND)  # type: ignore[no-any-return]
 
 
 class _Turned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv_N3HD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cos, sin = (x[:, None, :].to(qkv_N3HD.dtype) for x in (cos_ND, sin_ND))
+    def forward(ctx, x_NPHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, ...]:
+        cos, sin = (x[:, None, :].to(x_NPHD.dtype) for x in (cos_ND, sin_ND))
         ctx.save_for_backward(cos, sin)
-        q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv_N3HD.unbind(1))
-        _turn(qkv_N3HD[:, 0], cos, sin, out=q)
-        _turn(qkv_N3HD[:, 1], cos, sin, out=k)
-        return q, k, v.copy_(qkv_N3HD[:, 2])
+        *before, values = x_NPHD.unbind(1)
+        after = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in before]
+        for x, out in zip(before, after, strict=True):
+            _turn(x, cos, sin, out=out)
+        return *after, values.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         back = -sin  # the gradient of a turn is the turn back
-        q, k, v = grads
-        grad_N3HD = q.new_empty(len(q), 3, *q.shape[1:])
-        _turn(q, cos, back, out=grad_N3HD[:, 0])
-        _turn(k, cos, back, out=grad_N3HD[:, 1])
-        grad_N3HD[:, 2] = v
-        return grad_N3HD, None, None
+        *before, values = grads
+        grad_NPHD = values.new_empty(len(values), len(grads), *values.shape[1:])
+        for part, grad in enumerate(before):
+            _turn(grad, cos, back, out=grad_NPHD[:, part])
+        grad_NPHD[:, -1] = values
+        return grad_NPHD, None, None
 
 
 @torch.no_grad()

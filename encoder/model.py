@@ -123,7 +123,14 @@ class Block(nn.Module):
 
     def queries_keys_values(self, x_NC: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
-        return turned(self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1)), *turn)
+        q, k, v = turned(self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1)), *turn)
+        return q, k, v
+
+    def keys_values(self, x_NC: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+        """As `queries_keys_values`, without the queries."""
+        weight, bias = (x[x_NC.shape[1] :] for x in (self.qkv.weight, self.qkv.bias))
+        k, v = turned(F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (2, self.heads, -1)), *turn)
+        return k, v
 
     def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
         """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""

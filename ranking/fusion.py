@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoder.dcat import Context, context, cross
+from encoder.dcat import Context, context, context_and_cross
 from encoder.model import UserEncoder
 from ranking.settings import FusionConfig
 
@@ -105,22 +105,21 @@ class Fusion(nn.Module):
             outputs = _row(batch.user_vectors, batch.item_vectors)
             return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), None, none)
         candidates = self._randomised(batch.candidates, generator)
-        history = context(
-            self.encoder,
-            batch.items,
-            batch.actions,
-            batch.surfaces,
-            batch.offsets,
-            batch.log_gaps,
-            token=self.token,
-            outputs=self.training or self.config.kind != "early",
-        )
         if self.config.kind == "early":
-            fused, alignment = self._crossed(batch, history, candidates)
+            fused, events, alignment = self._crossed(batch, candidates)
         else:
-            fused, alignment = self._summary(history)[batch.candidate_context], none
+            history = context(
+                self.encoder,
+                batch.items,
+                batch.actions,
+                batch.surfaces,
+                batch.offsets,
+                batch.log_gaps,
+                token=self.token,
+            )
+            fused, events, alignment = self._summary(history)[batch.candidate_context], history.outputs, none
         outputs = _row(fused, self.encoder.targets(candidates))
-        return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), history.outputs, alignment)
+        return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), events, alignment)
 
     def initialise(self, seed: int) -> None:
         """Draws what the release does not have: the token (normal, the deviation of an event's floats) and the content
@@ -132,24 +131,27 @@ class Fusion(nn.Module):
             nn.init.normal_(self.content.weight, std=0.02 / math.sqrt(self.content.in_features), generator=generator)
             nn.init.zeros_(self.content.bias)
 
-    def _crossed(self, batch: RankingBatch, history: Context, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def _crossed(self, batch: RankingBatch, candidates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Outputs at the candidates; user vectors after each event, which training asks for; the alignment loss."""
         content = self.content(batch.attributes) if self.content is not None else None
-        crossed = cross(
+        crossed, events = context_and_cross(
             self.encoder,
-            history,
-            candidates,
-            batch.shown_on,
+            (batch.items, batch.actions, batch.surfaces),
+            batch.offsets,
+            (candidates, batch.shown_on),
             batch.candidate_context,
-            batch.candidate_gaps,
+            (batch.log_gaps, batch.candidate_gaps),
+            token=self.token,
             content=content,
             window=self.window,
+            outputs=self.training,
         )
         if content is None:
-            return crossed, batch.features.new_zeros(())
+            return crossed, events, batch.features.new_zeros(())
         # Ties the content of an item to its own id, not to the random one that it may have in this batch.
         known = batch.candidates > 0
         ids = self.encoder.items(batch.candidates[known])
-        return crossed, (1 - F.cosine_similarity(content[known], ids)).sum() / known.sum().clamp_min(1)
+        return crossed, events, (1 - F.cosine_similarity(content[known], ids)).sum() / known.sum().clamp_min(1)
 
     def _summary(self, history: Context) -> Tensor:
         """The user vector of each context, [G, E]: zeros for one without events."""

@@ -10,12 +10,14 @@ the rows context_offsets[u] to context_offsets[u + 1]. `reference.py` says what 
 fast without a GPU, `triton.py` on one, `dense.py` in a form that torch.export can trace.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.backend import backend_of
 from kernels.dcat_attention.cpu import attend_in_tiles
 from kernels.dcat_attention.dense import attend_densely
+from kernels.offsets import Indexes, checked_offsets
 
 __all__ = ["dcat_attention"]
 
@@ -45,9 +47,9 @@ def dcat_attention(
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
     _check_tensors(q, {"k": k, "v": v}, {"k_context": k_context, "v_context": v_context})
-    _check_offsets(context_offsets, events=k_context.shape[0])
-    users = context_offsets.shape[0] - 1
-    _check_users(candidate_user, candidates=q.shape[0], users=users)
+    bounds = checked_offsets(context_offsets, events=k_context.shape[0], name="context_offsets")
+    users = len(bounds) - 1
+    readers = _checked_users(candidate_user, candidates=q.shape[0], users=users)
     if hidden is not None and (hidden.shape != (users,) or hidden.dtype != torch.int64 or bool((hidden < 0).any())):
         raise ValueError(
             f"hidden must be int64 [{users}] and not below 0; found {hidden.dtype} {list(hidden.shape)}"
@@ -57,7 +59,17 @@ def dcat_attention(
         from kernels.dcat_attention.triton import attend_on_gpu
 
         return attend_on_gpu(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
-    return attend_in_tiles(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
+    skipped = 0 if hidden is None else hidden.cpu().numpy()
+    return attend_in_tiles(
+        q,
+        k,
+        v,
+        k_context,
+        v_context,
+        starts=np.minimum(bounds[:-1] + skipped, bounds[1:]),
+        ends=bounds[1:],
+        user=readers,
+    )
 
 
 def _check_tensors(q: Tensor, candidates: dict[str, Tensor], contexts: dict[str, Tensor]) -> None:
@@ -73,25 +85,12 @@ def _check_tensors(q: Tensor, candidates: dict[str, Tensor], contexts: dict[str,
             raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
 
 
-def _check_offsets(offsets: Tensor, *, events: int) -> None:
-    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
-        raise ValueError(
-            f"context_offsets must be int64 of the shape [users + 1]; found {offsets.dtype} {list(offsets.shape)}"
-        )
-    if int(offsets[0]) != 0 or int(offsets[-1]) != events:
-        raise ValueError(
-            f"context_offsets must run from 0 to {events} events; found {int(offsets[0])} to {int(offsets[-1])}"
-        )
-    if bool((offsets.diff() < 0).any()):
-        raise ValueError("context_offsets must not decrease")
-
-
-def _check_users(candidate_user: Tensor, *, candidates: int, users: int) -> None:
+def _checked_users(candidate_user: Tensor, *, candidates: int, users: int) -> Indexes:
     if candidate_user.shape != (candidates,) or candidate_user.dtype != torch.int64:
         raise ValueError(
             f"candidate_user must be int64 [{candidates}]; found {candidate_user.dtype} {list(candidate_user.shape)}"
         )
-    if candidates and (int(candidate_user.min()) < 0 or int(candidate_user.max()) >= users):
-        raise ValueError(
-            f"candidate_user must lie in [0, {users}); found {int(candidate_user.min())} to {int(candidate_user.max())}"
-        )
+    found = candidate_user.cpu().numpy()
+    if candidates and (found.min() < 0 or found.max() >= users):
+        raise ValueError(f"candidate_user must lie in [0, {users}); found {found.min()} to {found.max()}")
+    return found

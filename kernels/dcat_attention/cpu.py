@@ -1,10 +1,11 @@
 """Crossing attention for the CPU: candidates of one user form tiles, tiles of similar size share one padded product.
 
 A tile is at most `_TILE_CANDIDATES` candidates of one user. Its keys and values are gathered once, whatever the number
-of its candidates. Forward keeps the logarithm of each softmax's sum, so that backward makes the weights again tile by
-tile instead of storing them.
+of its candidates, and not at all where a product's tiles already lie one after the other. Backward makes the softmax
+again, product by product, instead of storing it.
 
-Legend: C candidates, N context rows, H heads, D floats per head; in a bucket of B tiles: M candidates, L context rows.
+Legend: C candidates, N context rows, H heads, D floats per head; in a bucket of B tiles: M candidates, L context rows,
+T = L + 1 scores of a candidate.
 """
 
 from __future__ import annotations
@@ -20,22 +21,42 @@ import torch
 from torch import Tensor
 
 from kernels.buckets import buckets
+from kernels.offsets import Indexes, contiguous
 
 _TILE_CANDIDATES = 512
 _BUCKET_SCORES = 1 << 20  # of one head in one product: bounds memory, does not change the result
 
-Indexes = npt.NDArray[np.int64]
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """R rows of each of B tiles. `where` int64 [B * R], padding repeats a tile's last row; a slice where rows without
+    padding follow one another. `real` bool [B, R]: which rows are no padding; None: all of them."""
+
+    where: slice | Tensor
+    shape: tuple[int, int]
+    real: Tensor | None
+
+    def of(self, x: Tensor) -> Tensor:
+        """[*, H, D] to [B, H, R, D]."""
+        found = x[self.where] if isinstance(self.where, slice) else x.index_select(0, self.where)
+        return found.view(*self.shape, *x.shape[1:]).transpose(1, 2)
+
+    def real_only(self, x_BHRD: Tensor) -> Tensor:
+        """[B, H, R, D] to [real rows, H, D]."""
+        x_BRHD = x_BHRD.transpose(1, 2)
+        return x_BRHD.flatten(0, 1) if self.real is None else x_BRHD[self.real]
+
+    @property
+    def real_where(self) -> slice | Tensor:
+        if self.real is None or isinstance(self.where, slice):
+            return self.where
+        return self.where[self.real.flatten()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Bucket:
-    """`candidates` int64 [B * M] and `context` int64 [B * L]: rows to gather, padding repeats a tile's last row;
-    `real_BM`, `real_BL` bool: which of them are no padding."""
-
-    candidates: Tensor
-    context: Tensor
-    real_BM: Tensor
-    real_BL: Tensor
+    candidates: _Rows
+    context: _Rows
 
 
 def attend_in_tiles(
@@ -44,16 +65,18 @@ def attend_in_tiles(
     v: Tensor,
     k_context: Tensor,
     v_context: Tensor,
-    context_offsets: Tensor,
-    candidate_user: Tensor,
     *,
-    hidden: Tensor | None = None,
+    starts: Indexes,
+    ends: Indexes,
+    user: Indexes,
 ) -> Tensor:
-    """Same signature and shapes as `dcat_attention` (inputs checked by the caller)."""
-    ends = context_offsets[1:]
-    starts = context_offsets[:-1] if hidden is None else torch.minimum(context_offsets[:-1] + hidden, ends)
-    found = list(_buckets(starts.cpu().numpy(), ends.cpu().numpy(), candidate_user.cpu().numpy(), q.device))
-    result: Tensor = _Crossing.apply(q, k, v, k_context, v_context, found)  # pyright: ignore[reportAssignmentType]
+    """Shapes as in `dcat_attention`, whose caller has checked them. `starts`, `ends` [U]: the context rows that a
+    user's candidates see; `user` [C]: of each candidate."""
+    if len(user) > 0 and (user == user[0]).all():
+        found = _of_one_user(int(starts[user[0]]), int(ends[user[0]]), len(user))
+    else:
+        found = _buckets(starts, ends, user, q.device)
+    result: Tensor = _Crossing.apply(q, k, v, k_context, v_context, list(found))  # pyright: ignore[reportAssignmentType]
     return result
 
 
@@ -62,56 +85,73 @@ class _Crossing(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, k_context: Tensor, v_context: Tensor, found: list[_Bucket]
     ) -> Tensor:
-        wide = torch.promote_types(q.dtype, torch.float32)
-        scale = 1 / math.sqrt(q.shape[2])
-        own_CH = (q.to(wide) * k.to(wide)).sum(-1) * scale
-        # A candidate without context attends to itself alone: the sum of its softmax is its own term.
-        log_sum_CH, out = own_CH.clone(), v.to(wide, copy=True)
-        for bucket in found:
-            q_BHMD = _gather(q, bucket.candidates, bucket.real_BM).to(wide)
-            k_BHLD, v_BHLD = (_gather(x, bucket.context, bucket.real_BL).to(wide) for x in (k_context, v_context))
-            scores_BHML = (q_BHMD @ k_BHLD.transpose(2, 3)).mul_(scale)
-            scores_BHML.masked_fill_(~bucket.real_BL[:, None, None, :], -math.inf)
-            rows = bucket.candidates[bucket.real_BM.flatten()]
-            own_BHM1 = _gather(own_CH.unsqueeze(2), bucket.candidates, bucket.real_BM)
-            log_sum = torch.logaddexp(scores_BHML.logsumexp(-1, keepdim=True), own_BHM1)
-            crossed = scores_BHML.sub_(log_sum).exp_() @ v_BHLD
-            crossed += (own_BHM1 - log_sum).exp() * _gather(v, bucket.candidates, bucket.real_BM).to(wide)
-            out[rows] = _real_rows(crossed, bucket.real_BM)
-            log_sum_CH[rows] = _real_rows(log_sum, bucket.real_BM).squeeze(2)
-        ctx.save_for_backward(q, k, v, k_context, v_context, out, log_sum_CH)
+        ctx.save_for_backward(q, k, v, k_context, v_context)
         ctx.found = found
-        return out.to(q.dtype)
+        narrow = q.dtype
+        q, k, v, k_context, v_context = _wide(q, k, v, k_context, v_context)
+        out, scaled = v.clone(), q * (1 / math.sqrt(q.shape[2]))
+        for bucket in found:
+            weights_BHMT = _weights(bucket, scaled, k, k_context)
+            crossed = weights_BHMT[..., :-1] @ bucket.context.of(v_context)
+            crossed.addcmul_(weights_BHMT[..., -1:], bucket.candidates.of(v))
+            out[bucket.candidates.real_where] = bucket.candidates.real_only(crossed)
+        return out.to(narrow)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, k_context, v_context, out, log_sum_CH = ctx.saved_tensors
-        wide, scale = out.dtype, 1 / math.sqrt(q.shape[2])
-        d_out = grad_outputs[0].to(wide)
-        inner_CH = (d_out * out).sum(-1)
-        own_CH = ((q.to(wide) * k.to(wide)).sum(-1) * scale - log_sum_CH).exp()
-        d_own = (own_CH * ((d_out * v.to(wide)).sum(-1) - inner_CH) * scale).unsqueeze(2)
-        d_q, d_k, d_v = d_own * k, d_own * q, own_CH.unsqueeze(2) * d_out
-        d_keys, d_values = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k_context, v_context))
+        narrow = ctx.saved_tensors[0].dtype
+        q, k, v, k_context, v_context, d_out = _wide(*ctx.saved_tensors, grad_outputs[0])
+        scale = 1 / math.sqrt(q.shape[2])
+        scaled = q * scale
+        # Where there is no context, the own value is the output.
+        d_q, d_k, d_v = torch.zeros_like(q), torch.zeros_like(k), d_out.clone()
+        d_keys, d_values = torch.zeros_like(k_context), torch.zeros_like(v_context)
         for bucket in ctx.found:
-            q_BHMD = _gather(q, bucket.candidates, bucket.real_BM).to(wide)
-            k_BHLD, v_BHLD = (_gather(x, bucket.context, bucket.real_BL).to(wide) for x in (k_context, v_context))
-            d_out_BHMD = _gather(d_out, bucket.candidates, bucket.real_BM)
-            d_out_BHMD *= bucket.real_BM[:, None, :, None]  # padding repeats a row whose gradient counts once
-            inner, log_sum = (
-                _gather(x.unsqueeze(2), bucket.candidates, bucket.real_BM) for x in (inner_CH, log_sum_CH)
-            )
-            inner = inner * bucket.real_BM[:, None, :, None]
-            weights_BHML = (q_BHMD @ k_BHLD.transpose(2, 3)).mul_(scale)
-            weights_BHML.masked_fill_(~bucket.real_BL[:, None, None, :], -math.inf).sub_(log_sum).exp_()
-            d_scores = weights_BHML * ((d_out_BHMD @ v_BHLD.transpose(2, 3)) - inner) * scale
-            rows = bucket.candidates[bucket.real_BM.flatten()]
-            d_q[rows] += _real_rows(d_scores @ k_BHLD, bucket.real_BM)
-            context = bucket.context[bucket.real_BL.flatten()]
+            candidates, context = bucket.candidates, bucket.context
+            weights_BHMT, d_out_BHMD = _weights(bucket, scaled, k, k_context), candidates.of(d_out)
+            if candidates.real is not None:  # padding repeats a row whose gradient counts once
+                d_out_BHMD = d_out_BHMD * candidates.real[:, None, :, None]
+            d_own = (d_out_BHMD * candidates.of(v)).sum(-1, keepdim=True)
+            d_weights = torch.cat([d_out_BHMD @ context.of(v_context).transpose(2, 3), d_own], dim=-1)
+            inner = torch.linalg.vecdot(weights_BHMT, d_weights).unsqueeze(-1)
+            d_scores = d_weights.sub_(inner).mul_(weights_BHMT)
+            d_own = d_scores[..., -1:]
+            rows = candidates.real_where
+            d_q_BHMD = (d_scores[..., :-1] @ context.of(k_context)).addcmul_(d_own, candidates.of(k)).mul_(scale)
+            d_q[rows] = candidates.real_only(d_q_BHMD)
+            d_k[rows] = candidates.real_only(d_own * candidates.of(scaled))
+            d_v[rows] = candidates.real_only(weights_BHMT[..., -1:] * d_out_BHMD)
             # A user's candidates may fill several tiles, of one bucket too: their gradients add up.
-            d_keys.index_add_(0, context, _real_rows(d_scores.transpose(2, 3) @ q_BHMD, bucket.real_BL))
-            d_values.index_add_(0, context, _real_rows(weights_BHML.transpose(2, 3) @ d_out_BHMD, bucket.real_BL))
-        return (*(x.to(q.dtype) for x in (d_q, d_k, d_v, d_keys, d_values)), None)
+            d_k_context = context.real_only(d_scores[..., :-1].transpose(2, 3) @ candidates.of(scaled))
+            d_v_context = context.real_only(weights_BHMT[..., :-1].transpose(2, 3) @ d_out_BHMD)
+            for target, grad in ((d_keys, d_k_context), (d_values, d_v_context)):
+                where = context.real_where
+                target[where].add_(grad) if isinstance(where, slice) else target.index_add_(0, where, grad)
+        return (*(x.to(narrow) for x in (d_q, d_k, d_v, d_keys, d_values)), None)
+
+
+def _wide(*several: Tensor) -> list[Tensor]:
+    """In float32 at least."""
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in several]
+
+
+def _weights(bucket: _Bucket, scaled: Tensor, k: Tensor, k_context: Tensor) -> Tensor:
+    """The softmax [B, H, M, L + 1]: of the context rows, 0 where a tile has no such row, and last of the candidate
+    itself. `scaled`: q / sqrt(D)."""
+    q_BHMD, context = bucket.candidates.of(scaled), bucket.context
+    scores_BHML = q_BHMD @ context.of(k_context).transpose(2, 3)
+    if context.real is not None:
+        scores_BHML.masked_fill_(~context.real[:, None, None, :], -math.inf)
+    own = (q_BHMD * bucket.candidates.of(k)).sum(-1, keepdim=True)
+    return torch.cat([scores_BHML, own], dim=-1).softmax(dim=-1)
+
+
+def _of_one_user(start: int, end: int, candidates: int) -> Iterator[_Bucket]:
+    """A ranking request: nothing needs to be sorted or gathered."""
+    for first in range(0, candidates if end > start else 0, _TILE_CANDIDATES):
+        last = min(first + _TILE_CANDIDATES, candidates)
+        tile = _Rows(slice(first, last), (1, last - first), None)
+        yield _Bucket(tile, _Rows(slice(start, end), (1, end - start), None))
 
 
 def _buckets(starts: Indexes, ends: Indexes, candidate_user: Indexes, device: torch.device) -> Iterator[_Bucket]:
@@ -121,18 +161,18 @@ def _buckets(starts: Indexes, ends: Indexes, candidate_user: Indexes, device: to
     parts = -(-counts // _TILE_CANDIDATES)
     tile_users = np.repeat(users, parts)
     part = np.arange(len(tile_users)) - np.repeat(np.cumsum(parts) - parts, parts)
-    tile_first = np.repeat(first, parts) + part * _TILE_CANDIDATES
-    tile_counts = np.minimum(np.repeat(counts, parts) - part * _TILE_CANDIDATES, _TILE_CANDIDATES)
+    count, in_parts = np.repeat(counts, parts), np.repeat(parts, parts)
+    cuts = part * count // in_parts, (part + 1) * count // in_parts  # tiles of one user are of one size, or nearly
+    tile_first, tile_counts = np.repeat(first, parts) + cuts[0], cuts[1] - cuts[0]
     lengths = (ends - starts)[tile_users]
     for by_length in buckets(lengths):
         for inner in buckets(tile_counts[by_length]):
             tiles = by_length[inner]
             scores = int(lengths[tiles].max()) * int(tile_counts[tiles].max())
             for some in np.array_split(tiles, -(-len(tiles) * scores // max(_BUCKET_SCORES, scores))):
-                context, real_BL = _padded(starts[tile_users[some]], lengths[some])
-                places, real_BM = _padded(tile_first[some], tile_counts[some])
-                arrays = (order[places], context, real_BM, real_BL)
-                yield _Bucket(*(torch.from_numpy(array).to(device) for array in arrays))
+                places, is_candidate = _padded(tile_first[some], tile_counts[some])
+                context, is_context = _padded(starts[tile_users[some]], lengths[some])
+                yield _Bucket(_rows(order[places], is_candidate, device), _rows(context, is_context, device))
 
 
 def _padded(starts: Indexes, lengths: Indexes) -> tuple[Indexes, npt.NDArray[np.bool_]]:
@@ -141,11 +181,10 @@ def _padded(starts: Indexes, lengths: Indexes) -> tuple[Indexes, npt.NDArray[np.
     return (starts[:, None] + np.minimum(steps, lengths[:, None] - 1)).ravel(), steps < lengths[:, None]
 
 
-def _gather(x: Tensor, rows: Tensor, real: Tensor) -> Tensor:
-    """[*, H, D] to [B, H, rows of a tile, D]."""
-    return x.index_select(0, rows).view(*real.shape, *x.shape[1:]).transpose(1, 2)
-
-
-def _real_rows(x_BHRD: Tensor, real_BR: Tensor) -> Tensor:
-    """The rows that are no padding, [real rows, H, D]."""
-    return x_BHRD.transpose(1, 2)[real_BR]
+def _rows(where: Indexes, real: npt.NDArray[np.bool_], device: torch.device) -> _Rows:
+    shape = (real.shape[0], real.shape[1])
+    as_slice = contiguous(where)
+    if as_slice is not None:
+        return _Rows(as_slice, shape, None)
+    padding = None if real.all() else torch.from_numpy(real).to(device)
+    return _Rows(torch.from_numpy(where).to(device), shape, padding)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.backend import backend_of
 from kernels.jagged_attention.cpu import attend_in_buckets
 from kernels.jagged_attention.dense import attend_densely
+from kernels.offsets import checked_offsets
 
 __all__ = ["jagged_attention"]
 
@@ -29,12 +30,12 @@ def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, offsets, causal=causal)
     _check_tensors(q, k, v)
-    _check_offsets(offsets, events=q.shape[0])
+    bounds = checked_offsets(offsets, events=q.shape[0])
     if backend_of(q) == "triton":
         from kernels.jagged_attention.triton import attend_on_gpu
 
         return attend_on_gpu(q, k, v, offsets, causal=causal)
-    return attend_in_buckets(q, k, v, offsets, causal=causal)
+    return attend_in_buckets(q, k, v, bounds, causal=causal)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -47,15 +48,3 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
     if q.dtype not in _DTYPES:
         raise ValueError(f"q, k and v must be of a floating type ({', '.join(map(str, _DTYPES))}); found {q.dtype}")
-
-
-def _check_offsets(offsets: Tensor, *, events: int) -> None:
-    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
-        raise ValueError(
-            "offsets must be int64 of the shape [sequences + 1], at least [1]; "
-            f"found {offsets.dtype} {list(offsets.shape)}"
-        )
-    if int(offsets[0]) != 0 or int(offsets[-1]) != events:
-        raise ValueError(f"offsets must run from 0 to {events} events; found {int(offsets[0])} to {int(offsets[-1])}")
-    if bool((offsets.diff() < 0).any()):
-        raise ValueError("offsets must not decrease")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.buckets import buckets
+from kernels.offsets import Indexes
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,12 @@ class _Layout:
     shapes: list[tuple[int, int]]
 
 
-def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool) -> Tensor:
-    """q, k, v [N, H, D], offsets int64 [U + 1] (checked by the caller) to [N, H, D]."""
-    layout = _layout(offsets.cpu().numpy(), q.device)
+def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, bounds: Indexes, *, causal: bool) -> Tensor:
+    """q, k, v [N, H, D], bounds int64 [U + 1] (offsets, checked by the caller) to [N, H, D]."""
+    lengths = np.diff(bounds)
+    if len(q) and (lengths == lengths[0]).all():
+        return _attend(q, k, v, (len(lengths), int(lengths[0])), mask=None, causal=causal)
+    layout = _layout(bounds, q.device)
     if not layout.shapes:
         return q + k + v  # no event at all: an empty result that still belongs to the graph of its inputs
     sizes = [sequences * longest for sequences, longest in layout.shapes]
@@ -44,16 +48,21 @@ def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causa
         _Rows.apply(x, layout.event, layout.row, None).split(sizes) for x in (q, k, v)
     ]  # padding gets no gradient
     outputs = []
-    for *qkv, padding, shape in zip(*columns, layout.padding.split(sizes), layout.shapes, strict=True):
-        q_BHLD, k_BHLD, v_BHLD = (x.view(*shape, *q.shape[1:]).transpose(1, 2) for x in qkv)
+    for q_PHD, k_PHD, v_PHD, padding, shape in zip(*columns, layout.padding.split(sizes), layout.shapes, strict=True):
         mask = None if causal or not padding.any() else ~padding.view(shape)[:, None, None, :]
-        out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask, is_causal=causal)
-        outputs.append(out_BHLD.transpose(1, 2).reshape(-1, *q.shape[1:]))
+        outputs.append(_attend(q_PHD, k_PHD, v_PHD, shape, mask=mask, causal=causal))
     return _Rows.apply(torch.cat(outputs), layout.row, layout.event, layout.padding)  # type: ignore[no-any-return]
 
 
-def _layout(bounds: npt.NDArray[np.int64], device: torch.device) -> _Layout:
-    events: list[npt.NDArray[np.int64]] = []
+def _attend(q: Tensor, k: Tensor, v: Tensor, shape: tuple[int, int], *, mask: Tensor | None, causal: bool) -> Tensor:
+    """[B * L, H, D] three times to the same."""
+    q_BHLD, k_BHLD, v_BHLD = (x.unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
+    out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask, is_causal=causal)
+    return out_BHLD.transpose(1, 2).flatten(0, 1)
+
+
+def _layout(bounds: Indexes, device: torch.device) -> _Layout:
+    events: list[Indexes] = []
     padding: list[npt.NDArray[np.bool_]] = []
     shapes: list[tuple[int, int]] = []
     for members in buckets(np.diff(bounds)):

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from encoder.config import MODEL_CONFIGS, ModelConfig
-from encoder.dcat import Context, context, cross, hidden_rows
+from encoder.dcat import Context, context, context_and_cross, cross, hidden_rows
 from encoder.dcat_reference import reference_cross
 from encoder.inference import new_model
 from encoder.model import UserEncoder
@@ -64,7 +66,8 @@ def options(case: Case, chosen: dict) -> tuple[Tensor | None, Tensor | None, int
 
 @pytest.mark.parametrize("config", [TINY, replace(TINY, time_gaps=True, score="dot")], ids=["tiny", "time gaps"])
 @pytest.mark.parametrize("chosen", OPTIONS.values(), ids=OPTIONS.keys())
-def test_it_equals_the_transformer_over_history_and_candidate(chosen: dict, config: ModelConfig) -> None:
+@pytest.mark.parametrize("passes", ["two passes", "one pass", "one pass with outputs"])
+def test_it_equals_the_transformer_over_history_and_candidate(passes: str, chosen: dict, config: ModelConfig) -> None:
     """In float64, so that what is left over is an error and not rounding."""
     case = Case()
     case.token, case.content = case.token.double(), case.content.double()
@@ -72,8 +75,25 @@ def test_it_equals_the_transformer_over_history_and_candidate(chosen: dict, conf
     ours, plain = untrained(config).double(), untrained(config).double()
     token, content, window = options(case, chosen)
     token_ref, content_ref, _ = options(case, chosen)
-    history = context(ours, *case.events, case.offsets, gaps and gaps[0], token=token)
-    out = cross(ours, history, *case.candidates, case.users, gaps and gaps[1], content=content, window=window)
+    if passes == "two passes":
+        history = context(ours, *case.events, case.offsets, gaps and gaps[0], token=token)
+        out = cross(ours, history, *case.candidates, case.users, gaps and gaps[1], content=content, window=window)
+    else:
+        out, events = context_and_cross(
+            ours,
+            case.events,
+            case.offsets,
+            case.candidates,
+            case.users,
+            gaps,
+            token=token,
+            content=content,
+            window=window,
+            outputs=passes == "one pass with outputs",
+        )
+        if events is not None:
+            own_gaps = None if gaps is None else gaps[0]
+            torch.testing.assert_close(events, plain(*case.events, case.offsets, own_gaps), atol=1e-7, rtol=0)
     expected = reference_cross(
         plain,
         case.events,
@@ -96,6 +116,39 @@ def test_it_equals_the_transformer_over_history_and_candidate(chosen: dict, conf
     for mine, theirs in ((token, token_ref), (content, content_ref)):
         if mine is not None and theirs is not None:
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-7, rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5),
+    readers=st.lists(st.integers(0, 4), min_size=1, max_size=9),
+    window=st.none() | st.integers(1, 24),
+)
+def test_it_does_so_for_any_lengths_candidates_and_window(
+    lengths: list[int], readers: list[int], window: int | None
+) -> None:
+    """In float32, to 1e-5, gradients too."""
+    case = Case(lengths, [reader % len(lengths) for reader in readers])
+    gradients, outputs = [], []
+    for number in range(3):
+        model = untrained()
+        if number == 0:
+            out = reference_cross(model, case.events, case.offsets, case.candidates, case.users, window=window)
+        elif number == 1:
+            history = context(model, *case.events, case.offsets)
+            out = cross(model, history, *case.candidates, case.users, window=window)
+        else:
+            out, _ = context_and_cross(
+                model, case.events, case.offsets, case.candidates, case.users, window=window, outputs=False
+            )
+        out.square().sum(1).sub(out[:, 0]).sum().backward()
+        outputs.append(out)
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for out, found in zip(outputs[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(out, outputs[0], atol=1e-5, rtol=0)
+        for name, grad in found.items():
+            expected = gradients[0].get(name, torch.zeros_like(grad))
+            torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_candidate_with_an_action_would_be_the_next_event() -> None:

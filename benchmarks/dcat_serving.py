@@ -1,0 +1,147 @@
+"""How much faster does DCAT score a request's candidates than the transformer over every history + candidate?
+
+    python -m benchmarks.dcat_serving [--repeats 3] [--threads 2] --json [--keep]
+
+d = L = 256, fp32, same weights, inference. The peers (benchmarks/naive.py):
+
+    naive           history + candidate for every candidate; the last layer only at the candidate, as DCAT's
+    naive, no skip  the same with all outputs of the last layer
+    gathering       one context pass, then keys and values copied for each candidate (8 users in the batch)
+
+`ratio` is naive over DCAT with 1,000 candidates and 4 layers, `ratio_r10` with 10; `ratio_gather` is gathering over
+DCAT with 1,000 candidates of 8 users. Each peer runs at its best batch size, tried beforehand; times are the best of
+the repeats on both sides; outputs are compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where
+only keys and values are needed) and 4 d for each pair of a query and a key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.naive import best_seconds, fastest, gathering_cross, model_of, naive_cross
+from benchmarks.rows import circumstances, finish
+from encoder.dcat import context_and_cross
+from encoder.model import UserEncoder
+
+RESULTS = Path(__file__).parent / "results" / "dcat_serving.jsonl"
+GOALS = {"ratio": 120.0, "ratio_r10": 7.6, "ratio_gather": 1.5}
+WIDTH = LENGTH = 256
+ITEMS, GATHER_USERS, GATHER_CANDIDATES = 10_000, 8, 1_000
+_SIZES = (1, 2, 4, 8, 16, 32)  # sequences in one call of the naive peer
+_GATHER_SIZES = (8, 16, 32, 64, 128, 256)
+
+
+class Request:
+    """Random histories of LENGTH events and candidates, spread over the users."""
+
+    def __init__(self, model: UserEncoder, *, users: int, candidates: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.model = model
+        self.items = torch.randint(1, ITEMS + 1, (users * LENGTH,), generator=generator)
+        self.offsets = torch.arange(users + 1) * LENGTH
+        self.candidates = torch.randint(1, ITEMS + 1, (candidates,), generator=generator)
+        self.user = torch.arange(candidates) % users
+
+    def dcat(self) -> Tensor:
+        one = torch.ones_like
+        events = (self.items, one(self.items), one(self.items))
+        return context_and_cross(self.model, events, self.offsets, (self.candidates, one(self.candidates)), self.user)[
+            0
+        ]
+
+    def embedded(self) -> tuple[Tensor, Tensor]:
+        """What enters the first block: [U, LENGTH, C] and [K, C]."""
+        one = torch.ones_like
+        history = self.model.embed(self.items, one(self.items), one(self.items), one(self.items))
+        candidates = self.model.embed(self.candidates, None, one(self.candidates), one(self.candidates))
+        return history.view(-1, LENGTH, WIDTH), candidates
+
+    def naive(self, *, batch: int, skip_last: bool = True) -> Tensor:
+        return naive_cross(self.model, *self.embedded(), self.user, batch=batch, skip_last=skip_last)
+
+    def gathering(self, *, batch: int) -> Tensor:
+        return gathering_cross(self.model, *self.embedded(), self.user, batch=batch)
+
+
+def flops(layers: int, *, candidates: int | None) -> float:
+    """Of DCAT with so many candidates, per candidate; None: of the naive transformer."""
+    whole, pair = 24 * WIDTH**2, 4 * WIDTH
+    at_candidate = whole + pair * (LENGTH + 1)
+    history = LENGTH * whole + pair * LENGTH * (LENGTH + 1) / 2
+    keys_and_values = 4 * WIDTH**2 * LENGTH
+    context_pass = (layers - 1) * history + keys_and_values
+    return context_pass / (candidates or 1) + layers * at_candidate
+
+
+def measure(*, repeats: int) -> dict[str, Any]:
+    seconds: dict[str, dict[str, float]] = {}
+    bounds, differences = {}, {}
+    for layers in (2, 4):
+        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers)
+        sample = Request(model, users=1, candidates=32)
+        batch = fastest(lambda size, sample=sample: sample.naive(batch=size), _SIZES)
+        for candidates in (10, 1_000):
+            name = f"{layers} layers, r = {candidates:,}"
+            request = Request(model, users=1, candidates=candidates)
+            runs = {
+                "dcat": request.dcat,
+                "naive": partial(request.naive, batch=batch),
+                "naive, no skip": partial(request.naive, batch=batch, skip_last=False),
+            }
+            seconds[name] = best_seconds(runs, rounds=repeats * (20 if candidates == 10 else 1), often=10)
+            differences[name] = float((request.dcat() - request.naive(batch=batch)).abs().max())
+            bounds[name] = round(flops(layers, candidates=None) / flops(layers, candidates=candidates), 1)
+            print(f"{name}: {_shown(seconds[name])}, {batch} sequences a batch", file=sys.stderr)
+    request = Request(model, users=GATHER_USERS, candidates=GATHER_CANDIDATES)
+    batch = fastest(lambda size: request.gathering(batch=size), _GATHER_SIZES)
+    name = f"4 layers, {GATHER_USERS} users, {GATHER_CANDIDATES:,} candidates"
+    runs = {"dcat": request.dcat, "gathering": partial(request.gathering, batch=batch)}
+    seconds[name] = best_seconds(runs, rounds=5 * repeats, often=3)
+    differences[name] = float((request.dcat() - request.gathering(batch=batch)).abs().max())
+    print(f"{name}: {_shown(seconds[name])}, {batch} candidates a batch", file=sys.stderr)
+    ratios = {
+        case: {peer: round(took / of["dcat"], 2) for peer, took in of.items() if peer != "dcat"}
+        for case, of in seconds.items()
+    }
+    return {
+        "benchmark": "dcat_serving",
+        "ratio": ratios["4 layers, r = 1,000"]["naive"],
+        "ratio_r10": ratios["4 layers, r = 10"]["naive"],
+        "ratio_gather": ratios[name]["gathering"],
+        "goals": GOALS,
+        "ratios": ratios,
+        "flop_bounds": bounds,
+        "seconds": {case: {who: round(took, 5) for who, took in of.items()} for case, of in seconds.items()},
+        "differences": differences,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+    } | circumstances()
+
+
+def _shown(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{who} {took * 1000:,.1f} ms" for who, took in seconds.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="of the longest runs; shorter ones run more often")
+    parser.add_argument("--threads", type=int, help="default: all cores")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    with torch.inference_mode():
+        found = measure(repeats=options.repeats)
+    finish(found, options, RESULTS, module="benchmarks.dcat_serving")
+
+
+if __name__ == "__main__":
+    main()

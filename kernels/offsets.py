@@ -1,0 +1,32 @@
+"""Offsets of a jagged batch, checked once by each operator that takes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Indexes = npt.NDArray[np.int64]
+
+
+def checked_offsets(offsets: Tensor, *, events: int, name: str = "offsets") -> Indexes:
+    """`offsets` int64 [U + 1] on the host. Raises ValueError unless they run from 0 to `events` without a decrease."""
+    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
+        raise ValueError(
+            f"{name} must be int64 of the shape [sequences + 1], at least [1]; "
+            f"found {offsets.dtype} {list(offsets.shape)}"
+        )
+    bounds = offsets.cpu().numpy()
+    if bounds[0] != 0 or bounds[-1] != events:
+        raise ValueError(f"{name} must run from 0 to {events} events; found {bounds[0]} to {bounds[-1]}")
+    if (np.diff(bounds) < 0).any():
+        raise ValueError(f"{name} must not decrease")
+    return bounds
+
+
+def contiguous(rows: Indexes) -> slice | None:
+    """The slice that takes the same rows, if they follow one another: a view instead of a copy."""
+    if not len(rows) or rows[-1] - rows[0] != len(rows) - 1 or (np.diff(rows) != 1).any():
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1)
