@@ -10,7 +10,7 @@ config.dimension, U users, K candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -136,7 +136,7 @@ def gathering_cross(
     return model.user_vectors(torch.cat(found))
 
 
-def best_seconds(runs: dict[str, Callable[[], object]], *, rounds: int, often: int = 1) -> dict[str, float]:
+def best_seconds(runs: Mapping[str, Callable[[], object]], *, rounds: int, often: int = 1) -> dict[str, float]:
     """The best time of each. They take turns, so that what else the machine does meets all of them; the first, which is
     ours and short, runs `often` times a round. One round before is not counted."""
     found: dict[str, float] = dict.fromkeys(runs, float("inf"))

@@ -61,8 +61,7 @@ class FrozenEncoder:
         vectors = np.zeros((recent.count, self.dimension), np.float32)
         events = [torch.from_numpy(column) for column in self.vocabulary.event_indexes(recent)]
         with torch.inference_mode():
-            for users in _by_length(lengths, self._token_budget):
-                rows, offsets = _rows(recent.offsets, users)
+            for users, rows, offsets in batches_by_length(recent.offsets, token_budget=self._token_budget):
                 items, actions, surfaces = (column[rows] for column in events)
                 gaps = torch.from_numpy(log_gaps(recent.values["timestamp"][rows.numpy()], offsets.numpy()))
                 vectors[users] = self.model.last(items, actions, surfaces, offsets, gaps).numpy()
@@ -140,17 +139,14 @@ def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: 
         ) from None
 
 
-def _by_length(lengths: Indexes, token_budget: int) -> Iterator[Indexes]:
-    """Users with events, short histories first, in groups of at most `token_budget` events (at least one user)."""
+def batches_by_length(offsets: Indexes, *, token_budget: int) -> Iterator[tuple[Indexes, Tensor, Tensor]]:
+    """Users with events, short histories first, in groups of at most `token_budget` events (at least one user): who
+    they are, where their events lie, int64[N], and the offsets of the new batch."""
+    lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     while order.size:
-        within = int(np.searchsorted(np.cumsum(lengths[order]), token_budget, side="right"))
-        yield order[: max(within, 1)]
-        order = order[max(within, 1) :]
-
-
-def _rows(offsets: Indexes, users: Indexes) -> tuple[Tensor, Tensor]:
-    """Where the events of these users lie, int64[N], and the offsets of the new batch."""
-    rows, bounds = slice_rows(offsets[users], offsets[users + 1] - offsets[users])
-    return torch.from_numpy(rows), torch.from_numpy(bounds)
+        within = max(int(np.searchsorted(np.cumsum(lengths[order]), token_budget, side="right")), 1)
+        users, order = order[:within], order[within:]
+        rows, bounds = slice_rows(offsets[users], lengths[users])
+        yield users, torch.from_numpy(rows), torch.from_numpy(bounds)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from encoder.config import ModelConfig
 from encoder.elementwise import Dropout, turned, unit_rows
+from kernels.dcat_attention import dcat_attention
 from kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
@@ -171,14 +172,28 @@ class UserEncoder(nn.Module):
         """int64 [N] vocabulary indexes and offsets [U + 1] to [N, E]: a user vector after each event, of norm 1 where
         the score is the cosine. `log_gaps` float32 [N], log(1 + seconds since the event before), is needed where the
         configuration has time_gaps; that of a user's first event counts as 0."""
-        return self.user_vectors(self._transform(items, actions, surfaces, offsets, log_gaps))
+        x_NC, _ = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers)
+        return self.user_vectors(x_NC)
 
     def last(
         self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None = None
     ) -> Tensor:
-        """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty."""
-        x_NC = self._transform(items, actions, surfaces, offsets, log_gaps)
-        return self.user_vectors(x_NC[offsets[1:] - 1])
+        """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty.
+
+        Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
+        do, which spares most of the block."""
+        x_NC, turn = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
+        users = torch.arange(offsets.shape[0] - 1, device=items.device)
+        last = offsets[1:] - 1
+        earlier_offsets = offsets - torch.arange(offsets.shape[0], device=items.device)
+        earlier = torch.arange(items.shape[0] - users.shape[0], device=items.device)
+        earlier = earlier + torch.searchsorted(earlier_offsets, earlier, right=True) - 1
+        block = self.blocks[-1]
+        assert isinstance(block, Block)
+        keys, values = block.keys_values(x_NC[earlier], (turn[0][earlier], turn[1][earlier]))
+        q, k, v = block.queries_keys_values(x_NC[last], (turn[0][last], turn[1][last]))
+        crossed = dcat_attention(q, k, v, keys, values, earlier_offsets, users)
+        return self.user_vectors(block.after_attention(x_NC[last], crossed))
 
     def targets(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to item vectors [M, E], in the space of the user vectors."""
@@ -260,18 +275,26 @@ class UserEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def _transform(
-        self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None
-    ) -> Tensor:
+        self,
+        items: Tensor,
+        actions: Tensor,
+        surfaces: Tensor,
+        offsets: Tensor,
+        log_gaps: Tensor | None,
+        *,
+        blocks: int,
+    ) -> tuple[Tensor, Turn]:
+        """What leaves the first `blocks` blocks, [N, C], and the turns of the events' positions."""
         rows = torch.arange(items.shape[0], device=items.device)
         positions = rows - offsets[torch.searchsorted(offsets, rows, right=True) - 1]
         x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
         turn = self.rotary(positions)
-        for block in self.blocks:
+        for block in self.blocks[:blocks]:
             if self.recompute and torch.is_grad_enabled():
                 x_NC = checkpoint(block, x_NC, offsets, turn, use_reentrant=False)
             else:
                 x_NC = block(x_NC, offsets, turn)
-        return x_NC
+        return x_NC, turn
 
 
 def _projection(config: ModelConfig, inputs: int, outputs: int, *, unit: bool) -> Projection:

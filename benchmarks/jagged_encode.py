@@ -1,0 +1,157 @@
+"""How much faster are real histories encoded without padding than by right-padded blocks?
+
+    python -m benchmarks.jagged_encode [--rounds 5] [--threads 2] --json [--keep]
+
+Configuration `base` (2 layers, d = 64) with direct items, random weights, inference; histories are the newest events of
+every user of ml1m_order (at most 200) and amazon_beauty (at most 50). Ours is what backfill and stream run (batches of
+similar lengths by a token budget, jagged inside). The peer has the same weights and pads each batch on the right to its
+longest history (SDPA, causal), in random batches (`ratio`, the lower of the two sets) and in batches of sorted lengths
+(`ratio_sorted`); its batch size is the best of those tried beforehand. Best of the rounds on all sides; vectors are
+compared in the same run. Data are read from ../shared/data and never committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from benchmarks.naive import best_seconds, blocks_of, fastest, padded_block
+from benchmarks.rows import circumstances, finish
+from encoder.config import MODEL_CONFIGS
+from encoder.inference import batches_by_length
+from encoder.model import UserEncoder
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+RESULTS = Path(__file__).parent / "results" / "jagged_encode.jsonl"
+SETS = {"ml1m_order": 200, "amazon_beauty": 50}
+GOALS = {"ratio": 1.5, "ratio_sorted": 1.0}
+TOKEN_BUDGET = 8_192  # FrozenEncoder's own
+_SIZES = (16, 32, 64, 128, 256)
+Indexes = npt.NDArray[np.int64]
+
+
+class Histories:
+    """The newest events of every user of a set, as vocabulary indexes."""
+
+    def __init__(self, name: str, *, length: int) -> None:
+        events = pq.read_table(DATA / name / "events.parquet", columns=["user_id", "item_id"])
+        users, items = (
+            events[key].combine_chunks().dictionary_encode().indices.to_numpy() for key in events.schema.names
+        )
+        order = np.argsort(users, kind="stable")
+        ends = np.cumsum(np.bincount(users))
+        starts = np.maximum(ends - length, np.concatenate([[0], ends[:-1]]))
+        self.lengths: Indexes = ends - starts
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        kept = np.concatenate([order[start:end] for start, end in zip(starts, ends, strict=True)])
+        self.items = torch.from_numpy(1 + items[kept].astype(np.int64))
+        config = replace(
+            MODEL_CONFIGS["base"],
+            segment_length=length,
+            served_length=length,
+            items="direct",
+            hash_functions=1,
+            table_rows=0,
+            table_width=MODEL_CONFIGS["base"].width,
+        )
+        rows = torch.arange(int(self.items.max()) + 1)[:, None]
+        self.model = UserEncoder(config, item_rows=rows, actions=1, surfaces=1).eval()
+        self.model.initialise(0)
+
+    def jagged(self) -> Tensor:
+        vectors = torch.empty(len(self.lengths), self.model.config.dimension)
+        for users, rows, offsets in batches_by_length(self.offsets, token_budget=TOKEN_BUDGET):
+            items = self.items[rows]
+            one = torch.ones_like(items)
+            vectors[torch.from_numpy(users)] = self.model.last(items, one, one, offsets)
+        return vectors
+
+    def look(self, batch: int, *, by_length: bool) -> Tensor:
+        return self.padded(batch=batch, by_length=by_length, users=2_048)
+
+    def padded(self, *, batch: int, by_length: bool, users: int | None = None) -> Tensor:
+        """`users`: only so many of them, drawn; for a look at batch sizes."""
+        order = np.random.default_rng(0).permutation(len(self.lengths))[:users]
+        if by_length:
+            order = order[np.argsort(self.lengths[order], kind="stable")]
+        vectors = torch.empty(len(self.lengths), self.model.config.dimension)
+        for start in range(0, len(order), batch):
+            some = order[start : start + batch]
+            lengths = self.lengths[some, None]
+            steps = np.arange(lengths.max())
+            rows = torch.from_numpy(self.offsets[some, None] + np.minimum(steps, lengths - 1)).flatten()
+            one, positions = torch.ones_like(rows), torch.arange(len(steps)).repeat(len(some))
+            x_BLC = self.model.embed(self.items[rows], one, one, positions).view(len(some), len(steps), -1)
+            turn = self.model.rotary(positions)
+            for block in blocks_of(self.model):
+                x_BLC = padded_block(block, x_BLC, turn)
+            last = x_BLC[torch.arange(len(some)), torch.from_numpy(lengths[:, 0]) - 1]
+            vectors[torch.from_numpy(some)] = self.model.user_vectors(last)
+        return vectors
+
+
+def measure(*, rounds: int) -> dict[str, Any]:
+    sets: dict[str, dict[str, Any]] = {}
+    for name, length in SETS.items():
+        histories = Histories(name, length=length)
+        peers = {"padded": False, "padded, sorted": True}
+        batches = {
+            peer: fastest(partial(histories.look, by_length=by_length), _SIZES) for peer, by_length in peers.items()
+        }
+        runs: dict[str, Callable[[], Tensor]] = {"jagged": histories.jagged} | {
+            peer: partial(histories.padded, batch=batches[peer], by_length=by_length)
+            for peer, by_length in peers.items()
+        }
+        seconds = best_seconds(runs, rounds=rounds)
+        expected = histories.jagged()
+        sets[name] = {
+            "ratio": round(seconds["padded"] / seconds["jagged"], 3),
+            "ratio_sorted": round(seconds["padded, sorted"] / seconds["jagged"], 3),
+            "events_per_second": {who: round(len(histories.items) / took) for who, took in seconds.items()},
+            "batch_users": batches,
+            "difference": max(float((run() - expected).abs().max()) for run in runs.values()),
+            "users": len(histories.lengths),
+            "events": len(histories.items),
+        }
+        print(f"{name}: {sets[name]}", file=sys.stderr)
+    return {
+        "benchmark": "jagged_encode",
+        "ratio": min(found["ratio"] for found in sets.values()),
+        "ratio_sorted": min(found["ratio_sorted"] for found in sets.values()),
+        "goals": GOALS,
+        "sets": sets,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+    } | circumstances()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="default: all cores")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
+    options = parser.parse_args()
+    missing = [name for name in SETS if not (DATA / name / "events.parquet").exists()]
+    if missing:
+        sys.exit(f"skipped: {DATA} does not hold {', '.join(missing)}")
+    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    with torch.inference_mode():
+        found = measure(rounds=options.rounds)
+    finish(found, options, RESULTS, module="benchmarks.jagged_encode")
+
+
+if __name__ == "__main__":
+    main()
