@@ -1,10 +1,11 @@
 # make demo    the main job on real data, embedded defaults (installs .venv first)
 # make test    every test, fast ones first
 # make check   format, lint, types, arrows of the house
+# make bench-gpu  on a machine with a GPU: the kernels' tests on it, then their timings (rows in benchmarks/results)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check bench-gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -30,6 +31,15 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+ON_GPU := --device cuda --dtype bfloat16 --json --keep
+
+bench-gpu: install
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU here: PyTorch finds none")'
+	$(BIN)/pytest tests/kernels
+	$(BIN)/python -m benchmarks.jagged_attention $(ON_GPU) --sequences 1024
+	$(BIN)/python -m benchmarks.dcat_serving $(ON_GPU)
+	$(BIN)/python -m benchmarks.dcat_training $(ON_GPU)
 
 clean:
 	-$(BIN)/spoor services down

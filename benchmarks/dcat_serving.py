@@ -1,8 +1,8 @@
 """How much faster does DCAT score a request's candidates than the transformer over every history + candidate?
 
-    python -m benchmarks.dcat_serving [--repeats 3] [--threads 2] --json [--keep]
+    python -m benchmarks.dcat_serving [--repeats 3] [--threads 2] [--device cuda --dtype bfloat16] --json [--keep]
 
-d = L = 256, fp32, same weights, inference. The peers (benchmarks/naive.py):
+d = L = 256, same weights, inference. The peers (benchmarks/naive.py):
 
     naive           history + candidate for every candidate; the last layer only at the candidate, as DCAT's
     naive, no skip  the same with all outputs of the last layer
@@ -17,16 +17,24 @@ only keys and values are needed) and 4 d for each pair of a query and a key.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.naive import best_seconds, fastest, gathering_cross, model_of, naive_cross
+from benchmarks.naive import (
+    add_device_options,
+    best_seconds,
+    fastest,
+    gathering_cross,
+    model_of,
+    naive_cross,
+    use_device,
+)
 from benchmarks.rows import circumstances, finish
 from encoder.dcat import context_and_cross
 from encoder.model import UserEncoder
@@ -35,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "dcat_serving.jsonl"
 GOALS = {"ratio": 120.0, "ratio_r10": 7.6, "ratio_gather": 1.5}
 WIDTH = LENGTH = 256
 ITEMS, GATHER_USERS, GATHER_CANDIDATES = 10_000, 8, 1_000
-_SIZES = (1, 2, 4, 8, 16, 32)  # sequences in one call of the naive peer
+_SIZES = (1, 2, 4, 8, 16, 32, 128)  # sequences in one call of the naive peer
 _GATHER_SIZES = (8, 16, 32, 64, 128, 256)
 
 
@@ -43,19 +51,17 @@ class Request:
     """Random histories of LENGTH events and candidates, spread over the users."""
 
     def __init__(self, model: UserEncoder, *, users: int, candidates: int) -> None:
-        generator = torch.Generator().manual_seed(1)
+        rng = np.random.default_rng(1)
         self.model = model
-        self.items = torch.randint(1, ITEMS + 1, (users * LENGTH,), generator=generator)
+        self.items = torch.tensor(rng.integers(1, ITEMS + 1, users * LENGTH))
         self.offsets = torch.arange(users + 1) * LENGTH
-        self.candidates = torch.randint(1, ITEMS + 1, (candidates,), generator=generator)
+        self.candidates = torch.tensor(rng.integers(1, ITEMS + 1, candidates))
         self.user = torch.arange(candidates) % users
 
     def dcat(self) -> Tensor:
         one = torch.ones_like
-        events = (self.items, one(self.items), one(self.items))
-        return context_and_cross(self.model, events, self.offsets, (self.candidates, one(self.candidates)), self.user)[
-            0
-        ]
+        events, candidates = (self.items, one(self.items), one(self.items)), (self.candidates, one(self.candidates))
+        return context_and_cross(self.model, events, self.offsets, candidates, self.user)[0]
 
     def embedded(self) -> tuple[Tensor, Tensor]:
         """What enters the first block: [U, LENGTH, C] and [K, C]."""
@@ -81,11 +87,11 @@ def flops(layers: int, *, candidates: int | None) -> float:
     return context_pass / (candidates or 1) + layers * at_candidate
 
 
-def measure(*, repeats: int) -> dict[str, Any]:
+def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     seconds: dict[str, dict[str, float]] = {}
     bounds, differences = {}, {}
     for layers in (2, 4):
-        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers)
+        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=dtype)
         sample = Request(model, users=1, candidates=32)
         batch = fastest(lambda size, sample=sample: sample.naive(batch=size), _SIZES)
         for candidates in (10, 1_000):
@@ -97,7 +103,7 @@ def measure(*, repeats: int) -> dict[str, Any]:
                 "naive, no skip": partial(request.naive, batch=batch, skip_last=False),
             }
             seconds[name] = best_seconds(runs, rounds=repeats * (20 if candidates == 10 else 1), often=10)
-            differences[name] = float((request.dcat() - request.naive(batch=batch)).abs().max())
+            differences[name] = float((request.dcat() - request.naive(batch=batch)).float().abs().max())
             bounds[name] = round(flops(layers, candidates=None) / flops(layers, candidates=candidates), 1)
             print(f"{name}: {_shown(seconds[name])}, {batch} sequences a batch", file=sys.stderr)
     request = Request(model, users=GATHER_USERS, candidates=GATHER_CANDIDATES)
@@ -122,8 +128,9 @@ def measure(*, repeats: int) -> dict[str, Any]:
         "seconds": {case: {who: round(took, 5) for who, took in of.items()} for case, of in seconds.items()},
         "differences": differences,
         "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
-    } | circumstances()
+    } | circumstances(device=torch.get_default_device().type)
 
 
 def _shown(seconds: dict[str, float]) -> str:
@@ -133,13 +140,13 @@ def _shown(seconds: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="of the longest runs; shorter ones run more often")
-    parser.add_argument("--threads", type=int, help="default: all cores")
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    dtype = use_device(options)
     with torch.inference_mode():
-        found = measure(repeats=options.repeats)
+        found = measure(repeats=options.repeats, dtype=dtype)
     finish(found, options, RESULTS, module="benchmarks.dcat_serving")
 
 

@@ -1,8 +1,8 @@
 """How much faster is a training step over candidates by DCAT than by the transformer over every history + candidate?
 
-    python -m benchmarks.dcat_training [--repeats 3] [--threads 2] --json [--keep]
+    python -m benchmarks.dcat_training [--repeats 3] [--threads 2] [--device cuda --dtype bfloat16] --json [--keep]
 
-d = L = 256, 4 layers, fp32, same weights, 4 users with 16 candidates each (r = 16): forward and backward. The peer
+d = L = 256, 4 layers, same weights, 4 users with 16 candidates each (r = 16): forward and backward. The peer
 (benchmarks/naive.py) runs every history + candidate, as many sequences at once as is best for it, tried beforehand.
 
     ratio             a loss on the candidates' outputs alone; the last layer only at the candidates on both sides
@@ -16,17 +16,26 @@ Times are the best of the repeats on both sides; losses and gradients are compar
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.dcat_serving import ITEMS, LENGTH, WIDTH, Request, flops
-from benchmarks.naive import best_seconds, blocks_of, fastest, model_of, naive_outputs, padded_block
+from benchmarks.naive import (
+    add_device_options,
+    best_seconds,
+    blocks_of,
+    fastest,
+    model_of,
+    naive_outputs,
+    padded_block,
+    use_device,
+)
 from benchmarks.rows import circumstances, finish
 from encoder.dcat import context_and_cross
 from encoder.losses import Candidates, sampled_softmax_loss
@@ -35,7 +44,7 @@ from encoder.model import UserEncoder
 RESULTS = Path(__file__).parent / "results" / "dcat_training.jsonl"
 GOALS = {"ratio": 8.0, "ratio_with_ntl": 5.0}
 LAYERS, USERS, PER_USER = 4, 4, 16
-_SIZES = (1, 2, 4, 8, 16)  # sequences whose forward and backward pass the peer runs at once
+_SIZES = (1, 2, 4, 8, 16, 64)  # sequences whose forward and backward pass the peer runs at once
 
 
 class Step:
@@ -44,8 +53,8 @@ class Step:
     def __init__(self, model: UserEncoder, *, sequence: bool) -> None:
         self.model, self.sequence = model, sequence
         self.request = Request(model, users=USERS, candidates=USERS * PER_USER)
-        generator = torch.Generator().manual_seed(2)
-        self.wanted = torch.randn(USERS * PER_USER, WIDTH, generator=generator)
+        rng = np.random.default_rng(2)
+        self.wanted = torch.tensor(rng.standard_normal((USERS * PER_USER, WIDTH)), dtype=torch.float32)
         items = self.request.items.unique()
         self.negatives = Candidates(items, torch.zeros(len(items)))
 
@@ -109,10 +118,10 @@ class Step:
         )
 
 
-def measure(*, repeats: int) -> dict[str, Any]:
+def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, sequence in (("ratio", False), ("ratio_with_ntl", True)):
-        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=LAYERS)
+        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=LAYERS, dtype=dtype)
         step = Step(model, sequence=sequence)
         batch = fastest(lambda size, step=step: step.naive(batch=size), _SIZES)
         losses = [step.dcat()]
@@ -140,19 +149,20 @@ def measure(*, repeats: int) -> dict[str, Any]:
         "goals": GOALS,
         "flop_bound": round(bound, 1),
         "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
-    } | circumstances()
+    } | circumstances(device=torch.get_default_device().type)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="of the peer's steps; ours run more often")
-    parser.add_argument("--threads", type=int, help="default: all cores")
+    add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
-    finish(measure(repeats=options.repeats), options, RESULTS, module="benchmarks.dcat_training")
+    dtype = use_device(options)
+    finish(measure(repeats=options.repeats, dtype=dtype), options, RESULTS, module="benchmarks.dcat_training")
 
 
 if __name__ == "__main__":

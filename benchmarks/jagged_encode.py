@@ -4,10 +4,11 @@
 
 Configuration `base` (2 layers, d = 64) with direct items, random weights, inference; histories are the newest events of
 every user of ml1m_order (at most 200) and amazon_beauty (at most 50). Ours is what backfill and stream run (batches of
-similar lengths by a token budget, jagged inside). The peer has the same weights and pads each batch on the right to its
-longest history (SDPA, causal), in random batches (`ratio`, the lower of the two sets) and in batches of sorted lengths
-(`ratio_sorted`); its batch size is the best of those tried beforehand. Best of the rounds on all sides; vectors are
-compared in the same run. Data are read from ../shared/data and never committed.
+similar lengths by a token budget, jagged inside, the last block only at the last events). The peer has the same weights
+and pads each batch on the right to its longest history (SDPA, causal, whole blocks), in random batches (`ratio`, the
+lower of the two sets) and in batches of sorted lengths (`ratio_sorted`); its batch size is the best of those tried
+beforehand. Best of the rounds on all sides; vectors are compared in the same run. Data are read from ../shared/data and
+never committed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ config.dimension, U users, K candidates.
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +26,10 @@ from encoder.model import Block, Turn, UserEncoder
 from kernels.jagged_attention import jagged_attention
 
 
-def model_of(*, items: int, width: int, length: int, layers: int) -> UserEncoder:
-    """A network with random weights whose work is that of its blocks: an item is one row, projections are none."""
+def model_of(*, items: int, width: int, length: int, layers: int, dtype: torch.dtype) -> UserEncoder:
+    """A network with random weights whose work is that of its blocks: an item is one row, projections are none. On the
+    default device."""
+    device = torch.get_default_device()
     config: ModelConfig = replace(
         MODEL_CONFIGS["base"],
         segment_length=length,
@@ -43,9 +48,10 @@ def model_of(*, items: int, width: int, length: int, layers: int) -> UserEncoder
         input_dropout=0.0,
         dropout=0.0,
     )
-    model = UserEncoder(config, item_rows=torch.arange(items + 1)[:, None], actions=1, surfaces=1)
-    model.initialise(0)
-    return model.eval()
+    with torch.device("cpu"):  # where random numbers are drawn
+        model = UserEncoder(config, item_rows=torch.arange(items + 1)[:, None], actions=1, surfaces=1)
+        model.initialise(0)
+    return model.eval().to(device, dtype)
 
 
 def blocks_of(model: UserEncoder) -> list[Block]:
@@ -143,11 +149,36 @@ def best_seconds(runs: Mapping[str, Callable[[], object]], *, rounds: int, often
     for turn in range(rounds + 1):
         for place, (name, run) in enumerate(runs.items()):
             for _ in range(often if turn and not place else 1):
+                _finished()
                 started = time.perf_counter()
                 run()
+                _finished()
                 took = time.perf_counter() - started
                 found[name] = min(found[name], took) if turn else found[name]
     return found
+
+
+def _finished() -> None:
+    """Waits for a GPU's work, where there is one."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights and activations"
+    )
+    parser.add_argument("--threads", type=int, help="of the processor; default: all cores")
+
+
+def use_device(options: argparse.Namespace) -> torch.dtype:
+    """From now on everything is made on --device; returns --dtype. Ends the process where there is no such device."""
+    if options.device != "cpu" and not torch.cuda.is_available():
+        sys.exit(f"no device `{options.device}` here: PyTorch finds no GPU")
+    torch.set_default_device(options.device)
+    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    return getattr(torch, options.dtype)
 
 
 def fastest(run: Callable[[int], object], sizes: Sequence[int]) -> int:

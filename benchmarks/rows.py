@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 
-def circumstances(library: str = "torch") -> dict[str, str]:
+def circumstances(library: str = "torch", *, device: str = "cpu") -> dict[str, str]:
     """When and where; `library`: whose version matters."""
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {library} {version(library)}"
+    if device != "cpu":
+        import torch
+
+        machine = (
+            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, triton {version('triton')}, {machine}"
+        )
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+from benchmarks import roofline
 from spoor.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +39,16 @@ def test_every_command_is_documented():
     text = "\n".join(page.read_text() for page in PAGES)
     for name in app.commands:
         assert f"spoor {name}" in text, name
+
+
+def test_the_roofline_page_holds_the_tables_of_its_model():
+    text = roofline.PAGE.read_text()
+    assert roofline.page(text) == text, "run `python -m benchmarks.roofline --write`"
+
+
+def test_a_crossing_pass_counts_the_context_once_and_copies_count_it_for_each_candidate():
+    crossed, (copy, attended) = roofline.crossing(2, 64), roofline.copied(2, 64)
+    context = 2 * 256 * 2 * 256 * 2  # users, events, keys and values, floats, bytes
+    assert copy.bytes == 2 * 64 * context and attended.bytes > 64 * context
+    assert context < crossed.bytes < 2 * context
+    assert crossed.flops == attended.flops
