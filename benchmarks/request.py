@@ -30,21 +30,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from activity.hashing import hash_items, hash_names
+from activity.hashing import hash_items
 from activity.history import EVENT_DTYPE, Histories
 from activity.packing import unpack
 from activity.settings import HistorySettings
+from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish
 from encoder.batches import log_gaps
-from encoder.config import MODEL_CONFIGS
 from encoder.dcat import context, cross
-from encoder.inference import FrozenEncoder, new_model
-from encoder.release import load_release, save_release
-from encoder.vocabulary import Vocabulary
-from feature_repo.settings import FeatureSettings
+from encoder.inference import FrozenEncoder
+from encoder.release import load_release
 from ranking.recommend import OnlineFeatures
 from store.online import open_online
-from store.repo import apply, create_repo
 from store.writer import GuardedWriter
 
 RESULTS = Path(__file__).parent / "results" / "request.jsonl"
@@ -52,46 +49,22 @@ GOALS = {"outside_ms": {"p50": 15.0, "p99": 30.0}}
 RELEASE = "request-1"
 ITEMS, USERS, EVENTS, CANDIDATES = 10_000, 2_000, 256, 1_000
 STEPS = ("read", "unpack", "index", "context", "cross", "rank")
-_WARM_UP, _USERS_AT_ONCE, _NOW_MS = 20, 250, 1_750_000_000_000
+_WARM_UP, _USERS_AT_ONCE = 20, 250
 
 
 def prepare(folder: Path, *, redis: str | None) -> tuple[OnlineFeatures, FrozenEncoder]:
     """A Feast repo whose online store holds every user's history and embedding."""
-    features = FeatureSettings(
-        feature_repo=folder / "feature_repo", releases_folder=folder / "releases", offline_folder=folder / "offline"
-    )
-    items = [f"item-{number}" for number in range(ITEMS)]
-    hashes = hash_items(items)
-    order = np.argsort(hashes)
-    vocabulary = Vocabulary(
-        hashes[order], np.sort(hash_names(["view"])), np.sort(hash_names(["home"])), tuple(items[k] for k in order)
-    )
-    model = new_model(MODEL_CONFIGS["base"], vocabulary)
-    model.initialise(0)
-    save_release(
-        features.releases_folder / RELEASE,
-        model=MODEL_CONFIGS["base"],
-        weights={name: value.numpy() for name, value in model.state_dict().items()},
-        vocabulary=vocabulary,
-        trained_through_ms=_NOW_MS - 1,
-        data_fingerprint="0" * 64,
-        metrics={},
-        training={},
-        curve_png=b"\x89PNG",
-    )
-    online_store = {"type": "sqlite"} if redis is None else {"type": "redis", "connection_string": redis}
-    create_repo(features.feature_repo, online_store=online_store, state_folder=folder / "state")
-    apply(features)
+    features, vocabulary = applied_repo(folder, release=RELEASE, items=ITEMS, redis=redis)
     encoder = FrozenEncoder(load_release(features.releases_folder / RELEASE))
     writer = GuardedWriter(open_online(features), [encoder], history=HistorySettings())
     rng = np.random.default_rng(0)
     for first in range(0, USERS, _USERS_AT_ONCE):
         users = [f"user-{number}" for number in range(first, first + _USERS_AT_ONCE)]
         values = np.zeros((len(users), EVENTS), EVENT_DTYPE)
-        values["timestamp"] = _NOW_MS - np.sort(rng.integers(1, 10**10, values.shape))[:, ::-1]
-        values["item"] = rng.choice(hashes, values.shape)
+        values["timestamp"] = NOW_MS - np.sort(rng.integers(1, 10**10, values.shape))[:, ::-1]
+        values["item"] = rng.choice(vocabulary.items, values.shape)
         values["action"], values["surface"] = vocabulary.actions[0], vocabulary.surfaces[0]
-        writer.update(users, Histories.of(list(values)), as_of_ms=np.full(len(users), _NOW_MS))
+        writer.update(users, Histories.of(list(values)), as_of_ms=np.full(len(users), NOW_MS))
     return OnlineFeatures(features, RELEASE), encoder
 
 

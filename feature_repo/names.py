@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from activity.release_names import check_release_name
 
 USER_HISTORY = "user_history"
@@ -21,5 +23,6 @@ def ranker_service(release: str) -> str:
     return "ranker_" + _in_feast(release)
 
 
+@lru_cache
 def _in_feast(release: str) -> str:
     return check_release_name(release).replace("-", "_")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import RLock
 
 from feast import FeatureView
@@ -152,8 +153,9 @@ def _upsert(connection: sqlite3.Connection, config: RepoConfig, rows: Sequence[t
         )
 
 
+@lru_cache(4096)  # a user's rows share their times, and a batch its own
 def _stored_time(time_ms: int) -> int:
-    """As Feast's reader expects it: whole seconds, in local time, by Feast's own adapter (once a row, not per cell)."""
+    """As Feast's reader expects it: whole seconds, in local time, by Feast's own adapter."""
     return adapt_datetime_epoch(to_naive_utc(utc(time_ms)))
 
 
