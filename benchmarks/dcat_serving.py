@@ -102,7 +102,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
                 "naive": partial(request.naive, batch=batch),
                 "naive, no skip": partial(request.naive, batch=batch, skip_last=False),
             }
-            seconds[name] = best_seconds(runs, rounds=repeats * (20 if candidates == 10 else 1), often=10)
+            seconds[name] = best_seconds(runs, rounds=repeats * (20 if candidates == 10 else 1))
             differences[name] = float((request.dcat() - request.naive(batch=batch)).float().abs().max())
             bounds[name] = round(flops(layers, candidates=None) / flops(layers, candidates=candidates), 1)
             print(f"{name}: {_shown(seconds[name])}, {batch} sequences a batch", file=sys.stderr)
@@ -110,7 +110,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     batch = fastest(lambda size: request.gathering(batch=size), _GATHER_SIZES)
     name = f"4 layers, {GATHER_USERS} users, {GATHER_CANDIDATES:,} candidates"
     runs = {"dcat": request.dcat, "gathering": partial(request.gathering, batch=batch)}
-    seconds[name] = best_seconds(runs, rounds=5 * repeats, often=3)
+    seconds[name] = best_seconds(runs, rounds=5 * repeats)
     differences[name] = float((request.dcat() - request.gathering(batch=batch)).abs().max())
     print(f"{name}: {_shown(seconds[name])}, {batch} candidates a batch", file=sys.stderr)
     ratios = {
@@ -139,7 +139,9 @@ def _shown(seconds: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="of the longest runs; shorter ones run more often")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="of the longest runs; shorter ones run more often, all sides alike"
+    )
     add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")

@@ -109,8 +109,8 @@ class Step:
         """Each event is asked for the next; negatives are the batch's other items."""
         targets = self.request.items.view(USERS, LENGTH)[users, 1:].flatten()
         return sampled_softmax_loss(
-            outputs_ULE[:, :-1].flatten(0, 1),
-            self.model.targets(self.negatives.items),
+            outputs_ULE[:, :-1].flatten(0, 1).float(),
+            self.model.targets(self.negatives.items).float(),
             self.negatives,
             targets,
             torch.full((len(targets),), 1 / (USERS * (LENGTH - 1))),
@@ -129,7 +129,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
         losses.append(step.naive(batch=batch))
         theirs = step.gradients()
         runs = {"dcat": step.dcat, "naive": partial(step.naive, batch=batch)}
-        seconds = best_seconds(runs, rounds=repeats, often=5)
+        seconds = best_seconds(runs, rounds=repeats)
         found[name] = round(seconds["naive"] / seconds["dcat"], 2)
         found[f"{name}_run"] = {
             "seconds": {who: round(took, 4) for who, took in seconds.items()},
@@ -156,7 +156,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="of the peer's steps; ours run more often")
+    parser.add_argument("--repeats", type=int, default=3, help="of each side")
     add_device_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")

@@ -142,19 +142,18 @@ def gathering_cross(
     return model.user_vectors(torch.cat(found))
 
 
-def best_seconds(runs: Mapping[str, Callable[[], object]], *, rounds: int, often: int = 1) -> dict[str, float]:
-    """The best time of each. They take turns, so that what else the machine does meets all of them; the first, which is
-    ours and short, runs `often` times a round. One round before is not counted."""
+def best_seconds(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+    """The best time of each. They take turns, so that what else the machine does meets all of them, and each runs once a
+    round: a minimum over more runs would favour its side. One round before is not counted."""
     found: dict[str, float] = dict.fromkeys(runs, float("inf"))
     for turn in range(rounds + 1):
-        for place, (name, run) in enumerate(runs.items()):
-            for _ in range(often if turn and not place else 1):
-                _finished()
-                started = time.perf_counter()
-                run()
-                _finished()
-                took = time.perf_counter() - started
-                found[name] = min(found[name], took) if turn else found[name]
+        for name, run in runs.items():
+            _finished()
+            started = time.perf_counter()
+            run()
+            _finished()
+            took = time.perf_counter() - started
+            found[name] = min(found[name], took) if turn else found[name]
     return found
 
 

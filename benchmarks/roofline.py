@@ -73,8 +73,8 @@ def crossing(users: int, candidates: int, *, tile: int = 64) -> Step:
 def copied(users: int, candidates: int) -> list[Step]:
     """What replaces `crossing` where keys and values are copied for each candidate: the copy, then attention."""
     rows = users * candidates
-    copy = rows * LENGTH * 2 * WIDTH * _BYTES
-    return [Step(0, 2 * copy), Step(4.0 * WIDTH * rows * (LENGTH + 1), copy + rows * 4 * WIDTH * _BYTES)]
+    context, copy = (count * LENGTH * 2 * WIDTH * _BYTES for count in (users, rows))
+    return [Step(0, context + copy), Step(4.0 * WIDTH * rows * (LENGTH + 1), copy + rows * 4 * WIDTH * _BYTES)]
 
 
 def gather(items: int, *, row_bytes: int, tables: int = 8, width: int = 32) -> Step:

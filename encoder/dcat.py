@@ -123,7 +123,7 @@ def context_and_cross(
     items, surfaces = candidates
     positions = entered.lengths[candidate_user]
     crossing = model.embed(items, None, surfaces, positions, candidate_gaps, content=content)
-    x, rows = torch.cat([entered.x, crossing]), len(entered.x)
+    x, rows = torch.cat([entered.x, crossing]), entered.x.shape[0]  # len() would fix it in an export
     turn = model.rotary(torch.cat([entered.positions, positions]))
     hidden = None if window is None else hidden_rows(entered.offsets, window=window)
     *blocks, last = _blocks(model)

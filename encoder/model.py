@@ -181,7 +181,7 @@ class UserEncoder(nn.Module):
         """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty.
 
         Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
-        do, which spares most of the block."""
+        do, which spares most of the block. An exported program would not take batches of single events alone."""
         x_NC, turn = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
         users = torch.arange(offsets.shape[0] - 1, device=items.device)
         last = offsets[1:] - 1
