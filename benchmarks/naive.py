@@ -143,8 +143,8 @@ def gathering_cross(
 
 
 def best_seconds(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """The best time of each. They take turns, so that what else the machine does meets all of them, and each runs once a
-    round: a minimum over more runs would favour its side. One round before is not counted."""
+    """The best time of each. They take turns, so that what else the machine does meets all of them, and each runs once
+    a round: a minimum over more runs would favour its side. One round before is not counted."""
     found: dict[str, float] = dict.fromkeys(runs, float("inf"))
     for turn in range(rounds + 1):
         for name, run in runs.items():
