@@ -26,16 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.naive import (
-    add_device_options,
-    best_seconds,
-    fastest,
-    gathering_cross,
-    model_of,
-    naive_cross,
-    use_device,
-)
-from benchmarks.rows import circumstances, finish
+from benchmarks.naive import gathering_cross, model_of, naive_cross
+from benchmarks.rows import finish
+from benchmarks.timing import add_device_options, best_seconds, device_circumstances, fastest, use_device
 from encoder.dcat import context_and_cross
 from encoder.model import UserEncoder
 
@@ -127,10 +120,8 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
         "flop_bounds": bounds,
         "seconds": {case: {who: round(took, 5) for who, took in of.items()} for case, of in seconds.items()},
         "differences": differences,
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
-    } | circumstances(device=torch.get_default_device().type)
+    } | device_circumstances(dtype)
 
 
 def _shown(seconds: dict[str, float]) -> str:

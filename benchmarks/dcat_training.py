@@ -26,17 +26,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.dcat_serving import ITEMS, LENGTH, WIDTH, Request, flops
-from benchmarks.naive import (
-    add_device_options,
-    best_seconds,
-    blocks_of,
-    fastest,
-    model_of,
-    naive_outputs,
-    padded_block,
-    use_device,
-)
-from benchmarks.rows import circumstances, finish
+from benchmarks.naive import model_of, naive_outputs, padded_blocks
+from benchmarks.rows import finish
+from benchmarks.timing import add_device_options, best_seconds, device_circumstances, fastest, use_device
 from encoder.dcat import context_and_cross
 from encoder.losses import Candidates, sampled_softmax_loss
 from encoder.model import UserEncoder
@@ -97,9 +89,7 @@ class Step:
         return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
 
     def _every_output(self, x_BLC: Tensor) -> Tensor:
-        turn = self.model.rotary(torch.arange(x_BLC.shape[1]).repeat(len(x_BLC)))
-        for block in blocks_of(self.model):
-            x_BLC = padded_block(block, x_BLC, turn)
+        x_BLC, _ = padded_blocks(self.model, x_BLC, blocks=LAYERS)
         return self.model.user_vectors(x_BLC.flatten(0, 1)).view(*x_BLC.shape[:2], -1)
 
     def _candidate_loss(self, outputs_KE: Tensor, some: Tensor) -> Tensor:
@@ -148,10 +138,8 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
         **found,
         "goals": GOALS,
         "flop_bound": round(bound, 1),
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
         "repeats": repeats,
-    } | circumstances(device=torch.get_default_device().type)
+    } | device_circumstances(dtype)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from store.online import OnlineStore, open_online
-from store.rows import EmbeddingRow, UserWrite
+from store.rows import EmbeddingRow, UserWrite, embedding_log_table, history_log_table
 
 RESULTS = Path(__file__).parent / "results" / "feast_write.jsonl"
 GOALS = {"sqlite": 2.0, "redis": 3.0}
@@ -71,29 +71,9 @@ def writes_of(users: int, *, revision: int) -> list[UserWrite]:
 
 def frames_of(writes: Sequence[UserWrite]) -> dict[str, pd.DataFrame]:
     """The same rows as Feast takes them, by view."""
-    shared = {
-        "user_id": [write.user_id for write in writes],
-        "revision": [write.revision for write in writes],
-        "event_time_ms": [write.event_time_ms for write in writes],
-        "event_timestamp": pd.to_datetime([write.event_time_ms for write in writes], unit="ms", utc=True),
-        "created_timestamp": pd.to_datetime([write.created_ms for write in writes], unit="ms", utc=True),
-    }
-    rows = [write.embeddings[0] for write in writes]
-    history = {
-        "history": [write.history for write in writes],
-        "events": [write.events for write in writes],
-        "as_of_ms": [write.created_ms for write in writes],
-    }
-    embedding = {
-        "embedding": [row.embedding for row in rows],
-        "events_used": [row.events_used for row in rows],
-        "created_ms": [row.created_ms for row in rows],
-        "computed_at_ms": [row.computed_at_ms for row in rows],
-        "model_version": [row.model_version for row in rows],
-    }
     return {
-        USER_HISTORY: pd.DataFrame(shared | history),
-        user_embedding_view(RELEASE): pd.DataFrame(shared | embedding),
+        USER_HISTORY: history_log_table(writes).to_pandas(),
+        user_embedding_view(RELEASE): embedding_log_table([write.embeddings[0] for write in writes]).to_pandas(),
     }
 
 

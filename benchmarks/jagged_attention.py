@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.naive import add_device_options, best_seconds, use_device
-from benchmarks.rows import circumstances, finish
+from benchmarks.rows import finish
+from benchmarks.timing import add_device_options, best_seconds, device_circumstances, use_device
 from kernels.jagged_attention import jagged_attention
 
 RESULTS = Path(__file__).parent / "results" / "jagged_attention.jsonl"
@@ -101,10 +101,8 @@ def measure(*, sequences: int, rounds: int, dtype: torch.dtype) -> dict[str, Any
         "differences": differences,
         "events": int(batch.lengths.sum()),
         "sequences": sequences,
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
         "rounds": rounds,
-    } | circumstances(device=torch.get_default_device().type)
+    } | device_circumstances(dtype)
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.naive import best_seconds, blocks_of, fastest, padded_block
+from benchmarks.naive import padded_blocks, with_direct_items
 from benchmarks.rows import circumstances, finish
+from benchmarks.timing import best_seconds, fastest
 from encoder.config import MODEL_CONFIGS
 from encoder.inference import batches_by_length
 from encoder.model import UserEncoder
@@ -58,15 +58,7 @@ class Histories:
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         kept = np.concatenate([order[start:end] for start, end in zip(starts, ends, strict=True)])
         self.items = torch.from_numpy(1 + items[kept].astype(np.int64))
-        config = replace(
-            MODEL_CONFIGS["base"],
-            segment_length=length,
-            served_length=length,
-            items="direct",
-            hash_functions=1,
-            table_rows=0,
-            table_width=MODEL_CONFIGS["base"].width,
-        )
+        config = with_direct_items(MODEL_CONFIGS["base"], length=length)
         rows = torch.arange(int(self.items.max()) + 1)[:, None]
         self.model = UserEncoder(config, item_rows=rows, actions=1, surfaces=1).eval()
         self.model.initialise(0)
@@ -95,9 +87,7 @@ class Histories:
             rows = torch.from_numpy(self.offsets[some, None] + np.minimum(steps, lengths - 1)).flatten()
             one, positions = torch.ones_like(rows), torch.arange(len(steps)).repeat(len(some))
             x_BLC = self.model.embed(self.items[rows], one, one, positions).view(len(some), len(steps), -1)
-            turn = self.model.rotary(positions)
-            for block in blocks_of(self.model):
-                x_BLC = padded_block(block, x_BLC, turn)
+            x_BLC, _ = padded_blocks(self.model, x_BLC, blocks=self.model.config.layers)
             last = x_BLC[torch.arange(len(some)), torch.from_numpy(lengths[:, 0]) - 1]
             vectors[torch.from_numpy(some)] = self.model.user_vectors(last)
         return vectors

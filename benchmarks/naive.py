@@ -9,13 +9,7 @@ config.dimension, U users, K candidates.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +24,8 @@ def model_of(*, items: int, width: int, length: int, layers: int, dtype: torch.d
     """A network with random weights whose work is that of its blocks: an item is one row, projections are none. On the
     default device."""
     device = torch.get_default_device()
-    config: ModelConfig = replace(
-        MODEL_CONFIGS["base"],
-        segment_length=length,
-        served_length=length,
-        items="direct",
-        hash_functions=1,
-        table_rows=0,
+    config = replace(
+        with_direct_items(MODEL_CONFIGS["base"], length=length),
         table_width=width,
         width=width,
         dimension=width,
@@ -54,8 +43,17 @@ def model_of(*, items: int, width: int, length: int, layers: int, dtype: torch.d
     return model.eval().to(device, dtype)
 
 
-def blocks_of(model: UserEncoder) -> list[Block]:
-    return [block for block in model.blocks if isinstance(block, Block)]
+def with_direct_items(config: ModelConfig, *, length: int) -> ModelConfig:
+    """A row of the model's width for each item, and histories of `length`."""
+    return replace(
+        config,
+        segment_length=length,
+        served_length=length,
+        items="direct",
+        hash_functions=1,
+        table_rows=0,
+        table_width=config.width,
+    )
 
 
 def padded_block(block: Block, x_BLC: Tensor, turn: Turn) -> Tensor:
@@ -65,6 +63,15 @@ def padded_block(block: Block, x_BLC: Tensor, turn: Turn) -> Tensor:
     q, k, v = (y.view(sequences, length, *y.shape[1:]).transpose(1, 2) for y in block.queries_keys_values(x, turn))
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return block.after_attention(x, attended.transpose(1, 2).flatten(0, 1)).view(x_BLC.shape)
+
+
+def padded_blocks(model: UserEncoder, x_BLC: Tensor, *, blocks: int) -> tuple[Tensor, Turn]:
+    """The first `blocks` blocks over [B, L, C], and the turns of the positions [B * L]."""
+    sequences, length, _ = x_BLC.shape
+    turn = model.rotary(torch.arange(length).repeat(sequences))
+    for block in model.every_block[:blocks]:
+        x_BLC = padded_block(block, x_BLC, turn)
+    return x_BLC, turn
 
 
 def padded_last_block(block: Block, x_BLC: Tensor, turn: Turn) -> Tensor:
@@ -104,11 +111,8 @@ def naive_cross(
 
 def naive_outputs(model: UserEncoder, x_BLC: Tensor, *, skip_last: bool) -> Tensor:
     """What comes out at the last place [B, E]; without `skip_last` the last layer computes all outputs all the same."""
-    sequences, length, _ = x_BLC.shape
-    turn = model.rotary(torch.arange(length).repeat(sequences))
-    *first, last = blocks_of(model)
-    for block in first:
-        x_BLC = padded_block(block, x_BLC, turn)
+    last = model.every_block[-1]
+    x_BLC, turn = padded_blocks(model, x_BLC, blocks=model.config.layers - 1)
     x_BC = padded_last_block(last, x_BLC, turn) if skip_last else padded_block(last, x_BLC, turn)[:, -1]
     return model.user_vectors(x_BC)
 
@@ -120,7 +124,7 @@ def gathering_cross(
     users, length, width = history_UNC.shape
     turn = model.rotary(torch.arange(length).repeat(users))
     offsets = torch.arange(users + 1) * length
-    *first, last = blocks_of(model)
+    *first, last = model.every_block
     x, caches = history_UNC.reshape(-1, width), []
     for block in first:
         q, k, v = block.queries_keys_values(x, turn)
@@ -130,7 +134,7 @@ def gathering_cross(
     found = []
     for some in torch.arange(len(candidate_user)).split(batch):
         x, at = candidates_KC[some], model.rotary(torch.full((len(some),), length))
-        for block, cache in zip(blocks_of(model), caches, strict=True):
+        for block, cache in zip(model.every_block, caches, strict=True):
             q, *own = block.queries_keys_values(x, at)
             k, v = (
                 torch.cat([y.view(users, length, *y.shape[1:]).index_select(0, candidate_user[some]), z[:, None]], 1)
@@ -140,47 +144,3 @@ def gathering_cross(
             x = block.after_attention(x, attended.squeeze(2))
         found.append(x)
     return model.user_vectors(torch.cat(found))
-
-
-def best_seconds(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """The best time of each. They take turns, so that what else the machine does meets all of them, and each runs once
-    a round: a minimum over more runs would favour its side. One round before is not counted."""
-    found: dict[str, float] = dict.fromkeys(runs, float("inf"))
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            _finished()
-            started = time.perf_counter()
-            run()
-            _finished()
-            took = time.perf_counter() - started
-            found[name] = min(found[name], took) if turn else found[name]
-    return found
-
-
-def _finished() -> None:
-    """Waits for a GPU's work, where there is one."""
-    if torch.get_default_device().type == "cuda":
-        torch.cuda.synchronize()
-
-
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights and activations"
-    )
-    parser.add_argument("--threads", type=int, help="of the processor; default: all cores")
-
-
-def use_device(options: argparse.Namespace) -> torch.dtype:
-    """From now on everything is made on --device; returns --dtype. Ends the process where there is no such device."""
-    if options.device != "cpu" and not torch.cuda.is_available():
-        sys.exit(f"no device `{options.device}` here: PyTorch finds no GPU")
-    torch.set_default_device(options.device)
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
-    return getattr(torch, options.dtype)
-
-
-def fastest(run: Callable[[int], object], sizes: Sequence[int]) -> int:
-    """The batch size with which `run` takes least time."""
-    found = best_seconds({str(size): partial(run, size) for size in sizes}, rounds=3)
-    return int(min(found, key=found.__getitem__))

@@ -63,7 +63,7 @@ def measure(folder: Path, *, touched: int, peer_rows: int, rounds: int, seconds:
     record = tables.record
     resident["opened"] = _resident()
     distinct = _distinct(rng, touched, of=record.rows)
-    started, done, gathering = time.perf_counter(), 0, 0.0
+    done, gathering = 0, 0.0
     for share in (0.01, 0.1, 1.0):
         until = int(len(distinct) * share) // TABLES * TABLES
         for part in np.split(distinct[done:until], range(_BATCH_ITEMS * TABLES, until - done, _BATCH_ITEMS * TABLES)):

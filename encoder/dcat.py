@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encoder.model import Block, UserEncoder
+from encoder.model import UserEncoder, rows_and_owners
 from kernels.dcat_attention import dcat_attention
 from kernels.jagged_attention import jagged_attention
 
@@ -57,7 +57,7 @@ def context(
     entered = _enter(model, items, actions, surfaces, offsets, log_gaps, token=token)
     x, turn = entered.x, model.rotary(entered.positions)
     keys, values = [], []
-    for layer, block in enumerate(_blocks(model), 1):
+    for layer, block in enumerate(model.every_block, 1):
         if outputs or layer < model.config.layers:
             q, k, v = block.queries_keys_values(x, turn)
             x = block.after_attention(x, jagged_attention(q, k, v, entered.offsets))
@@ -91,10 +91,8 @@ def cross(
     x = model.embed(items, None, surfaces, positions, log_gaps, content=content)
     turn = model.rotary(positions)
     hidden = None if window is None else hidden_rows(history.offsets, window=window)
-    for block, keys, values in zip(_blocks(model), history.keys, history.values, strict=True):
-        q, k, v = block.queries_keys_values(x, turn)
-        crossed = dcat_attention(q, k, v, keys, values, history.offsets, candidate_user, hidden=hidden)
-        x = block.after_attention(x, crossed)
+    for block, keys, values in zip(model.every_block, history.keys, history.values, strict=True):
+        x = block.cross(x, turn, keys, values, history.offsets, candidate_user, hidden=hidden)
     return model.user_vectors(x)
 
 
@@ -126,8 +124,8 @@ def context_and_cross(
     x, rows = torch.cat([entered.x, crossing]), entered.x.shape[0]  # len() would fix it in an export
     turn = model.rotary(torch.cat([entered.positions, positions]))
     hidden = None if window is None else hidden_rows(entered.offsets, window=window)
-    *blocks, last = _blocks(model)
-    for block in blocks if not outputs else [*blocks, last]:
+    *blocks, last = model.every_block
+    for block in [*blocks, last] if outputs else blocks:
         q, k, v = block.queries_keys_values(x, turn)
         attended = jagged_attention(q[:rows], k[:rows], v[:rows], entered.offsets)
         crossed = dcat_attention(
@@ -137,9 +135,9 @@ def context_and_cross(
     if outputs:
         return model.user_vectors(x[rows:]), entered.vectors(model, x[:rows])
     keys, values = last.keys_values(x[:rows], (turn[0][:rows], turn[1][:rows]))
-    q, k, v = last.queries_keys_values(x[rows:], (turn[0][rows:], turn[1][rows:]))
-    crossed = dcat_attention(q, k, v, keys, values, entered.offsets, candidate_user, hidden=hidden)
-    return model.user_vectors(last.after_attention(x[rows:], crossed)), None
+    at_candidates = (turn[0][rows:], turn[1][rows:])
+    x = last.cross(x[rows:], at_candidates, keys, values, entered.offsets, candidate_user, hidden=hidden)
+    return model.user_vectors(x), None
 
 
 def hidden_rows(offsets: Tensor, *, window: int) -> Tensor:
@@ -174,8 +172,7 @@ def _enter(
     *,
     token: Tensor | None,
 ) -> _Entered:
-    rows = torch.arange(items.shape[0], device=items.device)
-    users = torch.searchsorted(offsets, rows, right=True) - 1
+    rows, users = rows_and_owners(offsets, items.shape[0])
     positions = rows - offsets[users]
     x = model.embed(items, actions, surfaces, positions, log_gaps)
     lengths = offsets.diff()
@@ -187,7 +184,3 @@ def _enter(
     positions = torch.cat([positions, lengths]).index_select(0, order)
     offsets = offsets + torch.arange(offsets.shape[0], device=offsets.device)
     return _Entered(x, positions, offsets, lengths, rows + users)
-
-
-def _blocks(model: UserEncoder) -> list[Block]:
-    return [block for block in model.blocks if isinstance(block, Block)]

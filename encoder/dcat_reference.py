@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from encoder.model import Block, UserEncoder
+from encoder.model import UserEncoder
 
 
 def reference_cross(
@@ -51,8 +51,7 @@ def reference_cross(
         if window is not None:
             seen_LL[-1, : max(0, len(x_LA) - window)] = False  # the slots that the candidate has taken over
         turn = model.rotary(positions)
-        for block in model.blocks:
-            assert isinstance(block, Block)
+        for block in model.every_block:
             q, k, v = block.queries_keys_values(x_LA, turn)
             scores_HLL = torch.einsum("lhd,mhd->hlm", q, k) / math.sqrt(q.shape[2])
             weights_HLL = scores_HLL.masked_fill(~seen_LL, -math.inf).softmax(dim=-1)

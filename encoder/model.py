@@ -133,6 +133,23 @@ class Block(nn.Module):
         k, v = turned(F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (2, self.heads, -1)), *turn)
         return k, v
 
+    def cross(
+        self,
+        x_NC: Tensor,
+        turn: Turn,
+        keys: Tensor,
+        values: Tensor,
+        offsets: Tensor,
+        candidate_user: Tensor,
+        *,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """The block at candidates [N, C], which see the contexts' `keys` and `values` and themselves; the others as
+        `dcat_attention` takes them."""
+        q, k, v = self.queries_keys_values(x_NC, turn)
+        crossed = dcat_attention(q, k, v, keys, values, offsets, candidate_user, hidden=hidden)
+        return self.after_attention(x_NC, crossed)
+
     def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
         """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""
         x_NC = x_NC + self.dropout(self.attention_out(attended_NHD.flatten(1)))
@@ -186,14 +203,12 @@ class UserEncoder(nn.Module):
         users = torch.arange(offsets.shape[0] - 1, device=items.device)
         last = offsets[1:] - 1
         earlier_offsets = offsets - torch.arange(offsets.shape[0], device=items.device)
-        earlier = torch.arange(items.shape[0] - users.shape[0], device=items.device)
-        earlier = earlier + torch.searchsorted(earlier_offsets, earlier, right=True) - 1
-        block = self.blocks[-1]
-        assert isinstance(block, Block)
+        rows, owners = rows_and_owners(earlier_offsets, items.shape[0] - users.shape[0])
+        earlier = rows + owners  # of each user, the last event is left out
+        block = self.every_block[-1]
         keys, values = block.keys_values(x_NC[earlier], (turn[0][earlier], turn[1][earlier]))
-        q, k, v = block.queries_keys_values(x_NC[last], (turn[0][last], turn[1][last]))
-        crossed = dcat_attention(q, k, v, keys, values, earlier_offsets, users)
-        return self.user_vectors(block.after_attention(x_NC[last], crossed))
+        x_UC = block.cross(x_NC[last], (turn[0][last], turn[1][last]), keys, values, earlier_offsets, users)
+        return self.user_vectors(x_UC)
 
     def targets(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to item vectors [M, E], in the space of the user vectors."""
@@ -238,6 +253,11 @@ class UserEncoder(nn.Module):
     def user_vectors(self, x_NC: Tensor) -> Tensor:
         """The last block's output [N, C] to [N, E]."""
         return self.phi_out(self.final_norm(x_NC))
+
+    @property
+    def every_block(self) -> list[Block]:
+        """The blocks, with the type that nn.ModuleList forgets."""
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def temperature(self) -> Tensor:
@@ -285,16 +305,22 @@ class UserEncoder(nn.Module):
         blocks: int,
     ) -> tuple[Tensor, Turn]:
         """What leaves the first `blocks` blocks, [N, C], and the turns of the events' positions."""
-        rows = torch.arange(items.shape[0], device=items.device)
-        positions = rows - offsets[torch.searchsorted(offsets, rows, right=True) - 1]
+        rows, owners = rows_and_owners(offsets, items.shape[0])
+        positions = rows - offsets[owners]
         x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
         turn = self.rotary(positions)
-        for block in self.blocks[:blocks]:
+        for block in self.every_block[:blocks]:
             if self.recompute and torch.is_grad_enabled():
                 x_NC = checkpoint(block, x_NC, offsets, turn, use_reentrant=False)
             else:
                 x_NC = block(x_NC, offsets, turn)
         return x_NC, turn
+
+
+def rows_and_owners(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """int64 [rows] twice: the rows of a jagged batch, and the sequence that each belongs to."""
+    every = torch.arange(rows, device=offsets.device)
+    return every, torch.searchsorted(offsets, every, right=True) - 1
 
 
 def _projection(config: ModelConfig, inputs: int, outputs: int, *, unit: bool) -> Projection:

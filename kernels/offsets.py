@@ -23,10 +23,3 @@ def checked_offsets(offsets: Tensor, *, events: int, name: str = "offsets") -> I
     if (np.diff(bounds) < 0).any():
         raise ValueError(f"{name} must not decrease")
     return bounds
-
-
-def contiguous(rows: Indexes) -> slice | None:
-    """The slice that takes the same rows, if they follow one another: a view instead of a copy."""
-    if not len(rows) or rows[-1] - rows[0] != len(rows) - 1 or (np.diff(rows) != 1).any():
-        return None
-    return slice(int(rows[0]), int(rows[-1]) + 1)

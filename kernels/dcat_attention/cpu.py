@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kernels.buckets import buckets
-from kernels.offsets import Indexes, contiguous
+from kernels.offsets import Indexes
 
 _TILE_CANDIDATES = 512
 _BUCKET_SCORES = 1 << 20  # of one head in one product: bounds memory, does not change the result
@@ -183,8 +183,15 @@ def _padded(starts: Indexes, lengths: Indexes) -> tuple[Indexes, npt.NDArray[np.
 
 def _rows(where: Indexes, real: npt.NDArray[np.bool_], device: torch.device) -> _Rows:
     shape = (real.shape[0], real.shape[1])
-    as_slice = contiguous(where)
+    as_slice = _slice_of(where)
     if as_slice is not None:
         return _Rows(as_slice, shape, None)
     padding = None if real.all() else torch.from_numpy(real).to(device)
     return _Rows(torch.from_numpy(where).to(device), shape, padding)
+
+
+def _slice_of(rows: Indexes) -> slice | None:
+    """The slice that takes the same rows, if they follow one another: a view instead of a copy."""
+    if not len(rows) or rows[-1] - rows[0] != len(rows) - 1 or (np.diff(rows) != 1).any():
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1)
