@@ -249,3 +249,29 @@ def test_both_passes_can_be_exported_and_agree() -> None:
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
         scores = crossing.module()(found, *some.candidates, some.users)
         torch.testing.assert_close(scores, second(found, *some.candidates, some.users), atol=1e-5, rtol=1e-5)
+
+
+class ExportedInOnePass(nn.Module):
+    def __init__(self, model: UserEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, events: tuple[Tensor, Tensor, Tensor], offsets: Tensor, candidates: tuple[Tensor, Tensor], users: Tensor
+    ) -> Tensor:
+        return context_and_cross(self.model, events, offsets, candidates, users, window=8)[0]
+
+
+def test_one_pass_can_be_exported_and_agrees() -> None:
+    """For any number of events, users and candidates."""
+    whole, case, other = ExportedInOnePass(untrained()), Case(), Case([3, 21, 2], [1, 1, 0])
+    events, candidates = (torch.export.Dim(name, min=2, max=4096) for name in ("n", "c"))
+    users = torch.export.Dim("u", min=3, max=4096)
+    program = torch.export.export(
+        whole,
+        (case.events, case.offsets, case.candidates, case.users),
+        dynamic_shapes=(({0: events},) * 3, {0: users}, ({0: candidates},) * 2, {0: candidates}),
+    )
+    for some in (case, other):
+        inputs = (some.events, some.offsets, some.candidates, some.users)
+        torch.testing.assert_close(program.module()(*inputs), whole(*inputs), atol=1e-5, rtol=1e-5)
