@@ -24,6 +24,21 @@ def parse_time_ms(text: str) -> int:
     return round(moment.timestamp() * 1000)
 
 
+_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def parse_duration_ms(text: str) -> int:
+    """A number and a unit (s, m, h, d), such as 90s or 1.5d → ms. Raises UsageError."""
+    number, unit = text[:-1], text[-1:]
+    try:
+        found = round(float(number) * _UNITS_MS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f"`{text}` is not a duration", hint="write for example 30m, 6h or 1d") from None
+    if found <= 0:
+        raise UsageError(f"`{text}` is not above 0", hint="write for example 30m, 6h or 1d")
+    return found
+
+
 def require_at_least(section: str, settings: object, minimum: int, *names: str) -> None:
     """Raises UsageError for the first of these settings that is smaller."""
     for name in names:

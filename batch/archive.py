@@ -26,7 +26,7 @@ from activity.events import decode_event, unknown_names
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
 from batch.archive_embeddings import BAD_ROWS, EMBEDDING_ROWS, land_embeddings, plan_embeddings
-from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, exclusive, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
 
@@ -76,7 +76,7 @@ def run_archive(
     dry_run: bool = False,
     resume: bool = True,
     accept_loss: bool = False,
-    runner: str = LOCAL_RUNNER,
+    runner: Runner = LOCAL,
 ) -> ArchiveResult:
     """Archives the activity topic up to its end at the start of the run, and the embedding topics likewise.
 
@@ -266,7 +266,7 @@ def _note_begins(lake: Lake, topic: str, plan: ArchivePlan) -> None:
         lake.write(f"{item.key}-lost", empty, record | {"lost": True})
 
 
-def _run(settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], *, runner: str) -> dict[str, int]:
+def _run(settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], *, runner: Runner) -> dict[str, int]:
     failures = Failures(settings.state_folder / "jobs" / "archive")
     keys = {item.key for item in items}
     manifest = lake.manifest.folder

@@ -22,7 +22,7 @@ from apache_beam.pvalue import PCollection
 from activity.errors import DataError, UsageError
 from activity.files import Manifest
 from activity.settings import KafkaSettings
-from batch.jobs import Failures, run_pipeline
+from batch.jobs import Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
 from feature_repo.names import user_embedding_view
@@ -101,7 +101,7 @@ def build(
     )
 
 
-def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runner: str) -> dict[str, int]:
+def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runner: Runner) -> dict[str, int]:
     """Runs the pipeline; returns its counters."""
     if not items:
         return {}

@@ -44,7 +44,7 @@ from batch.backfill_steps import (
     offline_key,
 )
 from batch.histories import bucket_groups, snapshot_times
-from batch.jobs import LOCAL_RUNNER, Failures, exclusive, fingerprint, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, exclusive, fingerprint, progress, run_pipeline
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings
@@ -106,7 +106,7 @@ def run_backfill(
     publish: bool = True,
     resume: bool = False,
     dry_run: bool = False,
-    runner: str = LOCAL_RUNNER,
+    runner: Runner = LOCAL,
 ) -> BackfillResult:
     """Backfills `releases` (all live ones by default) with the lake's events before `as_of_ms` (all by default), or
     with `snapshots` (from, to, every; ms) for the offline log: at each time, who changed since the one before.
@@ -231,12 +231,12 @@ def _options(
                 hint="use `--into offline` and leave --as-of out",
             )
         if snapshots[2] <= 0:
-            raise UsageError(f"snapshots {snapshots[2]} ms apart", hint="set --snapshot-hours to an hour or more")
+            raise UsageError(f"snapshots {snapshots[2]} ms apart", hint="set --every to an hour or more")
         times = snapshot_times(*snapshots)
         if not times:
             raise UsageError(
                 f"snapshots from {_moment(snapshots[0])} to {_moment(snapshots[1])}: the end lies before the start",
-                hint="exchange --snapshots-from and --snapshots-to",
+                hint="exchange --from and --to",
             )
     chosen = tuple(chosen_releases(settings, releases))
     return BackfillOptions(chosen, as_of_ms, tuple(times), online, offline, publish and online)
@@ -255,7 +255,7 @@ def _todo(plan: BackfillPlan) -> int:
     return len(plan.groups) + len(plan.item_releases)
 
 
-def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: str) -> dict[str, int]:
+def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: Runner) -> dict[str, int]:
     if plan.options.online:
         online = open_online(settings.features)
         online.check(_written(settings, plan.options))

@@ -27,13 +27,23 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.files import atomic_write
 
-LOCAL_RUNNER = "FnApiRunner"  # named explicitly: Beam's default looks for a binary on the internet
 _FAILURE_FILE = "failure.json"
 _ERRORS: dict[str, type[SpoorError]] = {
     cls.__name__: cls for cls in (DataError, InfrastructureError, SpoorError, UsageError)
 }
 _UNWRITTEN: dict[Path, SpoorError] = {}  # by job folder: what could not be recorded, for lack of space say
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Who executes a pipeline: a runner's name as Beam knows it, and Beam's options for it (`--name=value`)."""
+
+    name: str
+    options: tuple[str, ...] = ()
+
+
+LOCAL = Runner("FnApiRunner")  # named explicitly: Beam's default looks for a binary on the internet
 
 
 @contextmanager
@@ -109,25 +119,35 @@ def _kind(error: SpoorError) -> str:
 
 
 def run_pipeline(
-    build: Callable[[beam.Pipeline], object], *, runner: str, failures: Failures, namespace: str
+    build: Callable[[beam.Pipeline], object], *, runner: Runner, failures: Failures, namespace: str
 ) -> dict[str, int]:
     """Builds and runs a pipeline to its end; returns the counters of `namespace` by name.
 
-    `runner`: a runner's name as Beam knows it. Raises the SpoorError that a DoFn recorded, if one did.
+    Raises the SpoorError that a DoFn recorded where the job failed, and InfrastructureError for a runner that failed
+    for another reason; one that tried again and got through has not failed.
     """
     failures.clear()
-    # flags=[]: Beam would otherwise parse the flags of whatever command runs us.
-    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(flags=[]))
-    build(pipeline)
     try:
+        # Options are given: Beam would otherwise parse the flags of whatever command runs us.
+        pipeline = beam.Pipeline(runner=runner.name, options=PipelineOptions(flags=list(runner.options)))
+        build(pipeline)
         result = pipeline.run()
         result.wait_until_finish()
-    except Exception:
+    except Exception as error:
         failures.raise_recorded()
-        raise
-    failures.raise_recorded()
+        if runner == LOCAL:
+            raise
+        raise InfrastructureError(
+            f"the Beam runner {runner.name} failed: {_first_line(error)}",
+            hint="its own log tells more; what is done is noted, a second run goes on from there",
+        ) from error
     found = result.metrics().query(MetricsFilter().with_namespace(namespace))
-    return {counter.key.metric.name: counter.committed for counter in found["counters"]}
+    # A runner that may try again tells attempted values alone.
+    return {counter.key.metric.name: counter.committed or counter.attempted or 0 for counter in found["counters"]}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

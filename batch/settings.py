@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from activity.errors import UsageError
+from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings, require_at_least
 from feature_repo.settings import FeatureSettings
+
+
+@dataclass(frozen=True)
+class FlinkSettings:
+    """Where `--runner flink` runs. All task managers and worker pools need the same folders and stores in reach."""
+
+    master: str = "[local]"  # host:port of a Flink cluster's REST interface; [local] = inside the job server
+    job_endpoint: str = ""  # host:port of a Beam job server of yours; empty = one is started for the job
+    environment: Literal["LOOPBACK", "EXTERNAL"] = "LOOPBACK"  # Python in this process, or in Beam's worker pools
+    worker_pool: str = ""  # host:port of the pool that each task manager finds beside it, with EXTERNAL
+    parallelism: int = 2  # slices of the job that run at once
+    retries: int = 3  # of the job, after a task manager was lost
+    heap_mb: int = 768  # Java heap of the job server
+
+    def __post_init__(self) -> None:
+        require_at_least("flink", self, 1, "parallelism", "heap_mb")
+        require_at_least("flink", self, 0, "retries")
+        if (self.environment == "EXTERNAL") != bool(self.worker_pool):
+            raise UsageError(
+                f"flink.environment is {self.environment} and flink.worker_pool is {self.worker_pool or 'empty'}",
+                hint="EXTERNAL needs the address of a worker pool, LOOPBACK takes none",
+            )
+        if self.environment == "LOOPBACK" and self.master != "[local]":
+            raise UsageError(
+                f"flink.master is {self.master}, and with LOOPBACK all Python runs in the submitting process",
+                hint="start worker pools beside the task managers and set flink.environment and flink.worker_pool",
+            )
 
 
 class AsOfSettings(Protocol):

@@ -28,7 +28,7 @@ from activity.hashing import buckets_of
 from activity.lake import Lake
 from batch.archive import open_lake
 from batch.histories import bucket_groups
-from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, exclusive, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases
@@ -56,7 +56,7 @@ class VerifyResult:
     remaining_kinds: dict[str, int] = field(default_factory=dict)
 
 
-def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = LOCAL_RUNNER) -> VerifyResult:
+def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner = LOCAL) -> VerifyResult:
     """Compares every user, for all live releases. With `repair`, mends and compares the mended users again.
 
     Raises UsageError (no release, Feast not applied), DataError (damaged lake or release), InfrastructureError.

@@ -36,7 +36,8 @@ RESULTS = Path(__file__).parent / "results" / "dcat_serving.jsonl"
 GOALS = {"ratio": 120.0, "ratio_r10": 7.6, "ratio_gather": 1.5}
 WIDTH = LENGTH = 256
 ITEMS, GATHER_USERS, GATHER_CANDIDATES = 10_000, 8, 1_000
-_SIZES = (1, 2, 4, 8, 16, 32, 128)  # sequences in one call of the naive peer
+_SIZES = {10: (1, 2, 5, 10), 1_000: (1, 2, 4, 8, 16, 32, 64, 128)}  # sequences in one call of the naive peer
+_LOOK = 128  # candidates with which these are tried
 _GATHER_SIZES = (8, 16, 32, 64, 128, 256)
 
 
@@ -82,13 +83,14 @@ def flops(layers: int, *, candidates: int | None) -> float:
 
 def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     seconds: dict[str, dict[str, float]] = {}
-    bounds, differences = {}, {}
+    batches, bounds, differences = {}, {}, {}
     for layers in (2, 4):
         model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=dtype)
-        sample = Request(model, users=1, candidates=32)
-        batch = fastest(lambda size, sample=sample: sample.naive(batch=size), _SIZES)
-        for candidates in (10, 1_000):
+        for candidates, sizes in _SIZES.items():
+            sample = Request(model, users=1, candidates=min(candidates, _LOOK))
+            batch = fastest(lambda size, sample=sample: sample.naive(batch=size), sizes)
             name = f"{layers} layers, r = {candidates:,}"
+            batches[name] = batch
             request = Request(model, users=1, candidates=candidates)
             runs = {
                 "dcat": request.dcat,
@@ -102,6 +104,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     request = Request(model, users=GATHER_USERS, candidates=GATHER_CANDIDATES)
     batch = fastest(lambda size: request.gathering(batch=size), _GATHER_SIZES)
     name = f"4 layers, {GATHER_USERS} users, {GATHER_CANDIDATES:,} candidates"
+    batches[name] = batch
     runs = {"dcat": request.dcat, "gathering": partial(request.gathering, batch=batch)}
     seconds[name] = best_seconds(runs, rounds=5 * repeats)
     differences[name] = float((request.dcat() - request.gathering(batch=batch)).abs().max())
@@ -119,6 +122,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
         "ratios": ratios,
         "flop_bounds": bounds,
         "seconds": {case: {who: round(took, 5) for who, took in of.items()} for case, of in seconds.items()},
+        "peer_batches": batches,
         "differences": differences,
         "repeats": repeats,
     } | device_circumstances(dtype)

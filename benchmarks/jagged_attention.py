@@ -47,7 +47,7 @@ class Batch:
         self.d_out = torch.tensor(rng.standard_normal((bounds[-1], HEADS, HEAD_WIDTH)), dtype=dtype)
         steps = np.arange(self.lengths.max())
         self.rows = torch.tensor(bounds[:-1, None] + np.minimum(steps, self.lengths[:, None] - 1))
-        self.real = torch.tensor(steps < self.lengths[:, None])
+        self.places = torch.tensor(np.flatnonzero(steps < self.lengths[:, None]))
 
     def jagged(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return jagged_attention(q, k, v, self.offsets)
@@ -63,7 +63,8 @@ class Batch:
     def padded(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What it takes where data arrive jagged: padding, SDPA, and the real rows back."""
         q, k, v = (x[self.rows].transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)[self.real]
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return found.flatten(0, 1).index_select(0, self.places)
 
     def forward(self, attend: Attend) -> Tensor:
         with torch.inference_mode():

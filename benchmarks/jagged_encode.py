@@ -5,10 +5,11 @@
 Configuration `base` (2 layers, d = 64) with direct items, random weights, inference; histories are the newest events of
 every user of ml1m_order (at most 200) and amazon_beauty (at most 50). Ours is what backfill and stream run (batches of
 similar lengths by a token budget, jagged inside, the last block only at the last events). The peer has the same weights
-and pads each batch on the right to its longest history (SDPA, causal, whole blocks), in random batches (`ratio`, the
-lower of the two sets) and in batches of sorted lengths (`ratio_sorted`); its batch size is the best of those tried
-beforehand. Best of the rounds on all sides; vectors are compared in the same run. Data are read from ../shared/data and
-never committed.
+and pads each batch on the right to its longest history (SDPA, causal), in random batches (`ratio`, the lower of the two
+sets) and in batches of sorted lengths (`ratio_sorted`). It computes whole blocks, as such encoders do; a second peer
+stops its last block at the last events, as ours does (`ratio_same_skip`, `ratio_sorted_same_skip`): what is left then
+is padding and layout alone. Batch sizes of the peers are the best of those tried beforehand. Best of the rounds on all
+sides; vectors are compared in the same run. Data are read from ../shared/data and never committed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.naive import padded_blocks, with_direct_items
+from benchmarks.naive import padded_block, padded_blocks, padded_last_block, with_direct_items
 from benchmarks.rows import circumstances, finish
 from benchmarks.timing import best_seconds, fastest
 from encoder.config import MODEL_CONFIGS
@@ -38,8 +39,14 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "jagged_encode.jsonl"
 SETS = {"ml1m_order": 200, "amazon_beauty": 50}
 GOALS = {"ratio": 1.5, "ratio_sorted": 1.0}
+PEERS = {
+    "ratio": {"by_length": False, "skip_last": False},
+    "ratio_sorted": {"by_length": True, "skip_last": False},
+    "ratio_same_skip": {"by_length": False, "skip_last": True},
+    "ratio_sorted_same_skip": {"by_length": True, "skip_last": True},
+}
 TOKEN_BUDGET = 8_192  # FrozenEncoder's own
-_SIZES = (16, 32, 64, 128, 256)
+_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 Indexes = npt.NDArray[np.int64]
 
 
@@ -65,16 +72,17 @@ class Histories:
 
     def jagged(self) -> Tensor:
         vectors = torch.empty(len(self.lengths), self.model.config.dimension)
-        for users, rows, offsets in batches_by_length(self.offsets, token_budget=TOKEN_BUDGET):
-            items = self.items[rows]
+        for batch in batches_by_length(self.offsets, token_budget=TOKEN_BUDGET):
+            items = self.items[batch.rows]
             one = torch.ones_like(items)
-            vectors[torch.from_numpy(users)] = self.model.last(items, one, one, offsets)
+            found = self.model.last(items, one, one, batch.offsets, lengths=batch.lengths)
+            vectors[torch.from_numpy(batch.users)] = found
         return vectors
 
-    def look(self, batch: int, *, by_length: bool) -> Tensor:
-        return self.padded(batch=batch, by_length=by_length, users=2_048)
+    def look(self, batch: int, *, by_length: bool, skip_last: bool) -> Tensor:
+        return self.padded(batch=batch, by_length=by_length, skip_last=skip_last, users=2_048)
 
-    def padded(self, *, batch: int, by_length: bool, users: int | None = None) -> Tensor:
+    def padded(self, *, batch: int, by_length: bool, skip_last: bool, users: int | None = None) -> Tensor:
         """`users`: only so many of them, drawn; for a look at batch sizes."""
         order = np.random.default_rng(0).permutation(len(self.lengths))[:users]
         if by_length:
@@ -87,40 +95,38 @@ class Histories:
             rows = torch.from_numpy(self.offsets[some, None] + np.minimum(steps, lengths - 1)).flatten()
             one, positions = torch.ones_like(rows), torch.arange(len(steps)).repeat(len(some))
             x_BLC = self.model.embed(self.items[rows], one, one, positions).view(len(some), len(steps), -1)
-            x_BLC, _ = padded_blocks(self.model, x_BLC, blocks=self.model.config.layers)
-            last = x_BLC[torch.arange(len(some)), torch.from_numpy(lengths[:, 0]) - 1]
+            x_BLC, turn = padded_blocks(self.model, x_BLC, blocks=self.model.config.layers - 1)
+            block, ends = self.model.every_block[-1], torch.from_numpy(lengths[:, 0])
+            if skip_last:
+                last = padded_last_block(block, x_BLC, turn, ends)
+            else:
+                last = padded_block(block, x_BLC, turn)[torch.arange(len(some)), ends - 1]
             vectors[torch.from_numpy(some)] = self.model.user_vectors(last)
         return vectors
 
 
 def measure(*, rounds: int) -> dict[str, Any]:
     sets: dict[str, dict[str, Any]] = {}
-    for name, length in SETS.items():
-        histories = Histories(name, length=length)
-        peers = {"padded": False, "padded, sorted": True}
-        batches = {
-            peer: fastest(partial(histories.look, by_length=by_length), _SIZES) for peer, by_length in peers.items()
-        }
+    for label, length in SETS.items():
+        histories = Histories(label, length=length)
+        batches = {name: fastest(partial(histories.look, **how), _SIZES) for name, how in PEERS.items()}
         runs: dict[str, Callable[[], Tensor]] = {"jagged": histories.jagged} | {
-            peer: partial(histories.padded, batch=batches[peer], by_length=by_length)
-            for peer, by_length in peers.items()
+            name: partial(histories.padded, batch=batches[name], **how) for name, how in PEERS.items()
         }
         seconds = best_seconds(runs, rounds=rounds)
         expected = histories.jagged()
-        sets[name] = {
-            "ratio": round(seconds["padded"] / seconds["jagged"], 3),
-            "ratio_sorted": round(seconds["padded, sorted"] / seconds["jagged"], 3),
+        sets[label] = {
+            **{name: round(seconds[name] / seconds["jagged"], 3) for name in PEERS},
             "events_per_second": {who: round(len(histories.items) / took) for who, took in seconds.items()},
             "batch_users": batches,
             "difference": max(float((run() - expected).abs().max()) for run in runs.values()),
             "users": len(histories.lengths),
             "events": len(histories.items),
         }
-        print(f"{name}: {sets[name]}", file=sys.stderr)
+        print(f"{label}: {sets[label]}", file=sys.stderr)
     return {
         "benchmark": "jagged_encode",
-        "ratio": min(found["ratio"] for found in sets.values()),
-        "ratio_sorted": min(found["ratio_sorted"] for found in sets.values()),
+        **{name: min(found[name] for found in sets.values()) for name in PEERS},
         "goals": GOALS,
         "sets": sets,
         "threads": torch.get_num_threads(),

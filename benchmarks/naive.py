@@ -74,17 +74,20 @@ def padded_blocks(model: UserEncoder, x_BLC: Tensor, *, blocks: int) -> tuple[Te
     return x_BLC, turn
 
 
-def padded_last_block(block: Block, x_BLC: Tensor, turn: Turn) -> Tensor:
-    """The last block's output at the last place alone, [B, C]: of the others only keys and values are computed."""
+def padded_last_block(block: Block, x_BLC: Tensor, turn: Turn, lengths: Tensor | None = None) -> Tensor:
+    """The last block's output at the last place alone, [B, C]: of the others only keys and values are computed.
+    `lengths` int64 [B]: of sequences that are padded on the right, whose last place is that of their last event."""
     sequences, length, width = x_BLC.shape
-    last = x_BLC[:, -1]
     k, v = (
         y.view(sequences, length, *y.shape[1:]).transpose(1, 2)
         for y in block.keys_values(x_BLC.reshape(-1, width), turn)
     )
-    at_last = tuple(angle.view(sequences, length, -1)[:, -1] for angle in turn)
-    q = block.queries_keys_values(last, (at_last[0], at_last[1]))[0]
-    attended = F.scaled_dot_product_attention(q.unsqueeze(2), k, v)
+    ends = torch.full((sequences,), length) if lengths is None else lengths
+    rows = torch.arange(sequences) * length + ends - 1
+    last = x_BLC.reshape(-1, width).index_select(0, rows)
+    q = block.queries_keys_values(last, (turn[0].index_select(0, rows), turn[1].index_select(0, rows)))[0]
+    mask = None if bool((ends == length).all()) else (torch.arange(length) < ends[:, None])[:, None, None]
+    attended = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask)
     return block.after_attention(last, attended.squeeze(2))
 
 
@@ -127,19 +130,19 @@ def gathering_cross(
     *first, last = model.every_block
     x, caches = history_UNC.reshape(-1, width), []
     for block in first:
-        q, k, v = block.queries_keys_values(x, turn)
-        caches.append((k, v))
-        x = block.after_attention(x, jagged_attention(q, k, v, offsets))
+        q, *cached = block.queries_keys_values(x, turn)
+        caches.append(cached)
+        x = block.after_attention(x, jagged_attention(q, *cached, offsets))
     caches.append(last.keys_values(x, turn))
+    # A free place after each context takes the candidate's own, so that keys and values are copied once.
+    caches = [[F.pad(y.view(users, length, *y.shape[1:]), (0, 0, 0, 0, 0, 1)) for y in cached] for cached in caches]
     found = []
     for some in torch.arange(len(candidate_user)).split(batch):
         x, at = candidates_KC[some], model.rotary(torch.full((len(some),), length))
-        for block, cache in zip(model.every_block, caches, strict=True):
+        for block, cached in zip(model.every_block, caches, strict=True):
             q, *own = block.queries_keys_values(x, at)
-            k, v = (
-                torch.cat([y.view(users, length, *y.shape[1:]).index_select(0, candidate_user[some]), z[:, None]], 1)
-                for y, z in zip(cache, own, strict=True)
-            )
+            k, v = (y.index_select(0, candidate_user[some]) for y in cached)
+            k[:, -1], v[:, -1] = own
             attended = F.scaled_dot_product_attention(q.unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2))
             x = block.after_attention(x, attended.squeeze(2))
         found.append(x)

@@ -101,9 +101,9 @@ def expected_ratio(device: Device, *, users: int, candidates: int, training: boo
     last = crossing(rows, 1)
     keys_and_values = (product(rows * LENGTH, WIDTH, 2 * WIDTH), False)
     naive = (LAYERS - 1) * block(rows * (LENGTH + 1), jagged(rows, LENGTH + 1)) + [keys_and_values, *block(rows, last)]
-    context = (LAYERS - 1) * block(users * LENGTH, jagged(users, LENGTH))
-    context.append((product(users * LENGTH, WIDTH, 2 * WIDTH), False))
-    dcat = context + LAYERS * block(rows, crossing(users, candidates))
+    # Both passes in one: events and candidates go through a layer's products together.
+    dcat = (LAYERS - 1) * [*block(users * LENGTH + rows, jagged(users, LENGTH)), (crossing(users, candidates), True)]
+    dcat += [(product(users * LENGTH, WIDTH, 2 * WIDTH), False), *block(rows, crossing(users, candidates))]
 
     def whole(steps: list[tuple[Step, bool]]) -> float:
         back = [backward(step, attention=attention) for step, attention in steps] if training else []
@@ -162,10 +162,10 @@ def tables() -> str:
 
 
 def _measured(benchmark: str, key: str) -> str:
-    """The newest row of all cores; a dash where none is kept."""
+    """The newest row of a CPU's two cores; a dash where none is kept."""
     path = RESULTS / f"{benchmark}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if row.get("dtype", "float32") == "float32" and row["threads"] == 2]
+    rows = [row for row in rows if row["device"] == "cpu" and row["dtype"] == "float32" and row["threads"] == 2]
     return f"{rows[-1][key]:.1f}" if rows else "–"
 
 

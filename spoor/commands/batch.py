@@ -8,15 +8,16 @@ import click
 
 from activity.errors import UsageError
 from spoor.commands.invocation import (
+    DURATION,
+    TIME,
     Invocation,
-    Time,
     dry_run_option,
     json_option,
     pass_invocation,
     release_option,
+    runner_option,
+    runner_options_option,
 )
-
-_HOUR_MS = 3_600_000
 
 
 @click.command()
@@ -24,17 +25,28 @@ _HOUR_MS = 3_600_000
     "--resume/--again", default=True, help="Read what the lake lacks, or every range again.", show_default=True
 )
 @click.option("--accept-loss", is_flag=True, help="Go on where retention has deleted records that the lake lacks.")
+@runner_option
+@runner_options_option
 @dry_run_option
 @json_option
 @pass_invocation
-def archive(invocation: Invocation, resume: bool, accept_loss: bool, dry_run: bool) -> None:
+def archive(
+    invocation: Invocation,
+    resume: bool,
+    accept_loss: bool,
+    runner: str,
+    runner_options: tuple[str, ...],
+    dry_run: bool,
+) -> None:
     """Bring Kafka's events into the lake."""
     from batch.archive import run_archive
+    from spoor.flink import batch_runner
     from spoor.services import require_broker
 
     settings = invocation.settings()
     require_broker(settings.kafka)
-    result = run_archive(settings, dry_run=dry_run, resume=resume, accept_loss=accept_loss)
+    with batch_runner(settings, runner, runner_options, start=not dry_run) as chosen:
+        result = run_archive(settings, dry_run=dry_run, resume=resume, accept_loss=accept_loss, runner=chosen)
     bad = sum(result.bad.values())
     text = (
         f"{result.topic}: {result.planned_records:,} records in {result.items:,} work items to read"
@@ -47,16 +59,10 @@ def archive(invocation: Invocation, resume: bool, accept_loss: bool, dry_run: bo
 
 @click.command()
 @release_option
-@click.option("--as-of", "as_of_ms", type=Time(), help="Histories as they were then. Default: all events.")
-@click.option("--snapshots-from", "from_ms", type=Time(), help="Write snapshots to the offline log from here …")
-@click.option("--snapshots-to", "to_ms", type=Time(), help="… to here …")
-@click.option(
-    "--snapshot-hours",
-    type=click.FloatRange(min=0, min_open=True),
-    default=24.0,
-    show_default=True,
-    help="… so far apart.",
-)
+@click.option("--as-of", "as_of_ms", type=TIME, help="Histories as they were then. Default: all events.")
+@click.option("--from", "from_ms", type=TIME, help="Training history for the offline log: as of this time …")
+@click.option("--to", "to_ms", type=TIME, help="… up to this one …")
+@click.option("--every", "every_ms", type=DURATION, default="1d", show_default=True, help="… so far apart.")
 @click.option(
     "--into",
     type=click.Choice(["both", "online", "offline"]),
@@ -68,6 +74,8 @@ def archive(invocation: Invocation, resume: bool, accept_loss: bool, dry_run: bo
     "--publish/--no-publish", default=True, show_default=True, help="Send changed rows to the embedding topics."
 )
 @click.option("--resume", is_flag=True, help="Go on with what a killed run left.")
+@runner_option
+@runner_options_option
 @dry_run_option
 @json_option
 @click.pass_context
@@ -77,10 +85,12 @@ def backfill(
     as_of_ms: int | None,
     from_ms: int | None,
     to_ms: int | None,
-    snapshot_hours: float,
+    every_ms: int,
     into: Literal["both", "online", "offline"],
     publish: bool,
     resume: bool,
+    runner: str,
+    runner_options: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Compute and write everybody's embedding.
@@ -89,15 +99,14 @@ def backfill(
     1 if an embedding could not be computed.
     """
     if (from_ms is None) != (to_ms is None):
-        raise UsageError(
-            "--snapshots-from and --snapshots-to belong together: one is missing", hint="give both, or neither"
-        )
+        raise UsageError("--from and --to belong together: one is missing", hint="give both, or neither")
     from batch.backfill import run_backfill
     from batch.releases import chosen_releases, live_names
     from spoor.console import say
+    from spoor.flink import batch_runner
     from spoor.kafka_admin import ensure_topics
 
-    snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, round(snapshot_hours * _HOUR_MS))
+    snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, every_ms)
     online = into != "offline" and snapshots is None
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
@@ -105,17 +114,19 @@ def backfill(
     if publish and online and not dry_run:
         for topic in ensure_topics(settings.kafka, releases=live_names(settings)):
             say(topic.describe())
-    result = run_backfill(
-        settings,
-        releases=chosen,
-        as_of_ms=as_of_ms,
-        snapshots=snapshots,
-        online=online,
-        offline=into != "online",
-        publish=publish and online,
-        resume=resume,
-        dry_run=dry_run,
-    )
+    with batch_runner(settings, runner, runner_options, start=not dry_run) as started:
+        result = run_backfill(
+            settings,
+            releases=chosen,
+            as_of_ms=as_of_ms,
+            snapshots=snapshots,
+            online=online,
+            offline=into != "online",
+            publish=publish and online,
+            resume=resume,
+            dry_run=dry_run,
+            runner=started,
+        )
     text = (
         f"{result.job}: {result.items:,} work items, {result.skipped:,} of them finished before"
         if dry_run
@@ -130,18 +141,23 @@ def backfill(
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Mend what differs, through the same guarded write.")
+@runner_option
+@runner_options_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, repair: bool) -> None:
+def verify(ctx: click.Context, repair: bool, runner: str, runner_options: tuple[str, ...]) -> None:
     """Recompute what is online and compare.
 
     Histories and embeddings of every user and live release come from the lake. Exit code 1 if anything differs; with
     --repair, if anything still does.
     """
     from batch.verify import run_verify
+    from spoor.flink import batch_runner
 
     invocation = ctx.ensure_object(Invocation)
-    result = run_verify(invocation.settings(), repair=repair)
+    settings = invocation.settings()
+    with batch_runner(settings, runner, runner_options) as started:
+        result = run_verify(settings, repair=repair, runner=started)
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.kinds.items() if count)
     text = f"{result.users:,} users, {result.differences:,} differences" + (f": {kinds}" if kinds else "")
     if repair:

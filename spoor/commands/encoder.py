@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from activity.errors import UsageError
-from spoor.commands.invocation import Invocation, Time, dry_run_option, json_option, pass_invocation, time_text
+from spoor.commands.invocation import TIME, Invocation, dry_run_option, json_option, pass_invocation, time_text
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--shuffle-ties", type=int, metavar="SEED", help="Order a user's equal times anew, from this seed.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="In place of pretrain.max_minutes.")
 @click.option("--from", "warm_start", metavar="RELEASE", help="Begin with the weights of an earlier release.")
-@click.option("--until", "until_ms", type=Time(), help="Train on events before this only. Default: on all.")
+@click.option("--until", "until_ms", type=TIME, help="Train on events before this only. Default: on all.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")
 @click.option("--overwrite", is_flag=True, help="Replace a release of the same name.")
 @dry_run_option

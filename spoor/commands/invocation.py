@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from activity.errors import UsageError
+from activity.settings import parse_duration_ms, parse_time_ms
 
 if TYPE_CHECKING:
     from spoor.config import Settings
@@ -43,20 +45,24 @@ class Invocation:
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
 
 
-class Time(click.ParamType):
-    """ISO 8601 with a zone → ms since 1970 UTC."""
+class _Parsed(click.ParamType):
+    """Text → int, by a function that raises UsageError; a number is taken as it is."""
 
-    name = "time"
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from activity.settings import parse_time_ms
-
         if isinstance(value, int):
             return value
         try:
-            return parse_time_ms(value)
+            return self._parse(value)
         except UsageError as error:
             self.fail(f"{error.message} ({error.hint})", param, ctx)
+
+
+TIME = _Parsed("time", parse_time_ms)  # ISO 8601 with a zone → ms since 1970 UTC
+DURATION = _Parsed("duration", parse_duration_ms)  # a number and s, m, h or d → ms
 
 
 def _set_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -72,6 +78,20 @@ json_option = click.option(
     help="Print one JSON object on stdout.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing.")
+runner_option = click.option(
+    "--runner",
+    default="local",
+    show_default=True,
+    metavar="NAME",
+    help="Who runs the job: local, flink (settings in [flink]), or another runner by Beam's name.",
+)
+runner_options_option = click.option(
+    "--runner-option",
+    "runner_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of Beam's for the runner; may be repeated.",
+)
 release_option = click.option(
     "--release", "releases", multiple=True, metavar="NAME", help="A release; may be repeated. Default: all live ones."
 )

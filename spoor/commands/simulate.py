@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from activity.errors import UsageError
-from spoor.commands.invocation import Invocation, Time, dry_run_option, json_option, pass_invocation, time_text
+from spoor.commands.invocation import TIME, Invocation, dry_run_option, json_option, pass_invocation, time_text
 
 _DAY_MS = 86_400_000
 
@@ -21,8 +21,8 @@ _DAY_MS = 86_400_000
     metavar="FILE",
     help="Send a file's events instead (Parquet, CSV, JSONL).",
 )
-@click.option("--from", "from_ms", type=Time(), help="Event times from here. Default: the file's, or a day ago.")
-@click.option("--to", "to_ms", type=Time(), help="Event times before this. Default: the file's, or now.")
+@click.option("--from", "from_ms", type=TIME, help="Event times from here. Default: the file's, or a day ago.")
+@click.option("--to", "to_ms", type=TIME, help="Event times before this. Default: the file's, or now.")
 @click.option("--rate", type=float, metavar="EVENTS_PER_SECOND", help="At most so many a second. Default: full speed.")
 @click.option("--events", type=int, help="How many to make up.  [default: 10000]")
 @click.option("--users", type=int, help="Of so many users.  [default: 1000]")

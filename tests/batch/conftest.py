@@ -14,8 +14,10 @@ from kafka.admin import NewTopic
 
 from activity.events import Event, encode_event
 from activity.hashing import hash_item, hash_name
+from activity.packing import unpack
 from spoor.config import Settings
 from store import repo
+from store.online import open_online
 from store.rows import EmbeddingRow, embedding_row_from_json
 from tests.releases import save_untrained_release
 from tests.topics import topic_records
@@ -138,6 +140,19 @@ def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:
 @pytest.fixture
 def last_records() -> Callable[[Settings, str], dict[str, EmbeddingRow]]:
     return _last_records
+
+
+def _online_histories(settings: Settings) -> dict[str, list[tuple]]:
+    """What the store holds, by user."""
+    online = open_online(settings.features)
+    users = sorted(online.user_ids())
+    histories = unpack([user.history or b"" for user in online.read(users, [])])
+    return {user: histories[row].tolist() for row, user in enumerate(users)}
+
+
+@pytest.fixture
+def online_histories() -> Callable[[Settings], dict[str, list[tuple]]]:
+    return _online_histories
 
 
 @pytest.fixture

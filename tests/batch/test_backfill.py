@@ -32,14 +32,7 @@ DAY_MS = 86_400_000
 START_MS = 900_000_000_000  # of the events, and the release's trained-through time
 Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
 Sql = Callable[..., dict[str, list[tuple]]]
-
-
-def _online_histories(settings: Settings) -> dict[str, list[tuple]]:
-    online = open_online(settings.features)
-    users = sorted(online.user_ids())
-    stored = online.read(users, [])
-    histories = unpack([user.history or b"" for user in stored])
-    return {user: histories[row].tolist() for row, user in enumerate(users)}
+Online = Callable[[Settings], dict[str, list[tuple]]]
 
 
 def _offline(settings: Settings, view: str) -> list[dict[str, Any]]:
@@ -58,14 +51,16 @@ def _same_rows(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
     return plain == other_plain and np.allclose(vectors, other_vectors, atol=1e-5)
 
 
-def test_online_histories_are_what_sql_says_about_the_produced_events(world: Any, sql_histories: Sql) -> None:
+def test_online_histories_are_what_sql_says_about_the_produced_events(
+    online_histories: Online, world: Any, sql_histories: Sql
+) -> None:
     events = world.events(1, 400)
     world.produce(events[:250], 0)
     world.produce(events[200:], 1)  # fifty of them twice
     run_archive(world.settings)
     result = run_backfill(world.settings)
     expected = sql_histories(events, 8)
-    assert _online_histories(world.settings) == expected
+    assert online_histories(world.settings) == expected
     assert (result.rows, result.changed, result.published) == (len(expected),) * 3
     assert result.offline_rows == len(expected)
     assert result.users_per_second > 0
@@ -104,25 +99,27 @@ def test_the_last_record_per_user_equals_the_store(world: Any, last_records: Las
     assert all(np.array_equal(records[user].embedding, row.embedding) for user, row in stored.items() if row)
 
 
-def test_a_second_backfill_changes_nothing(world: Any) -> None:
+def test_a_second_backfill_changes_nothing(online_histories: Online, world: Any) -> None:
     world.produce(world.events(5, 100), 0)
     run_archive(world.settings)
     run_backfill(world.settings)
-    before = _online_histories(world.settings), _offline(world.settings, user_embedding_view("base-1"))
+    before = online_histories(world.settings), _offline(world.settings, user_embedding_view("base-1"))
     again = run_backfill(world.settings)
     assert (again.changed, again.published, again.skipped) == (0, 0, 0)
-    after = _online_histories(world.settings), _offline(world.settings, user_embedding_view("base-1"))
+    after = online_histories(world.settings), _offline(world.settings, user_embedding_view("base-1"))
     assert before[0] == after[0] and _same_rows(before[1], after[1])
 
 
-def test_a_new_release_is_encoded_and_published_though_no_history_changes(world: Any, last_records: Last) -> None:
+def test_a_new_release_is_encoded_and_published_though_no_history_changes(
+    online_histories: Online, world: Any, last_records: Last
+) -> None:
     world.produce(world.events(6, 100), 0)
     run_archive(world.settings)
     run_backfill(world.settings)
     world.add_release("base-2", seed=7)
     result = run_backfill(world.settings, releases=["base-2"])
     assert (result.changed, result.published) == (0, result.rows)
-    users = sorted(_online_histories(world.settings))
+    users = sorted(online_histories(world.settings))
     assert None not in open_online(world.settings.features).read_embeddings("base-2", users)
     assert sorted(last_records(world.settings, "base-2")) == users
 
@@ -132,13 +129,13 @@ def _replaying(settings: Settings) -> Settings:
     return dataclasses.replace(settings, stream=dataclasses.replace(settings.stream, as_of="event"))
 
 
-def test_as_of_leaves_out_what_came_at_or_after_it(world: Any, sql_histories: Sql) -> None:
+def test_as_of_leaves_out_what_came_at_or_after_it(online_histories: Online, world: Any, sql_histories: Sql) -> None:
     events = world.events(7, 300)
     world.produce(events, 0)
     run_archive(world.settings)
     as_of = sorted(event.timestamp for event in events)[150]  # an event lies exactly there
     run_backfill(_replaying(world.settings), as_of_ms=as_of, publish=False)
-    assert _online_histories(world.settings) == sql_histories(events, 8, before=as_of)
+    assert online_histories(world.settings) == sql_histories(events, 8, before=as_of)
     rows = _offline(world.settings, user_embedding_view("base-1"))
     assert {row["created_ms"] for row in rows} == {as_of}
 
@@ -176,7 +173,9 @@ def test_snapshots_are_what_sql_says_at_each_time(world: Any, sql_histories: Sql
         assert latest == sql_histories(events, 8, before=time)
 
 
-def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(world: Any, sql_histories: Sql) -> None:
+def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(
+    online_histories: Online, world: Any, sql_histories: Sql
+) -> None:
     events = world.events(10, 200)
     world.produce(events, 0)
     run_archive(world.settings)
@@ -188,7 +187,7 @@ def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(world: Any, 
     assert {row["user_id"]: histories[n].tolist() for n, row in enumerate(rows)} == sql_histories(
         events, 8, before=as_of
     )
-    assert _online_histories(world.settings) == sql_histories(events, 8)
+    assert online_histories(world.settings) == sql_histories(events, 8)
 
 
 CRASH = """
@@ -230,7 +229,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_groups")
 def test_a_killed_backfill_that_resumes_ends_like_one_run(
-    world: Any, last_records: Last, tmp_path: Path, sql_histories: Sql
+    online_histories: Online, world: Any, last_records: Last, tmp_path: Path, sql_histories: Sql
 ) -> None:
     events = world.events(11, 400, users=60)
     world.produce(events, 0)
@@ -240,7 +239,7 @@ def test_a_killed_backfill_that_resumes_ends_like_one_run(
     resumed = run_backfill(world.settings, resume=True)
     assert 0 < resumed.skipped < resumed.items
     assert resumed.rows == 60
-    assert _online_histories(world.settings) == sql_histories(events, 8)
+    assert online_histories(world.settings) == sql_histories(events, 8)
     view = user_embedding_view("base-1")
     after_crash = _offline(world.settings, view)
     run_backfill(world.settings)
@@ -250,14 +249,14 @@ def test_a_killed_backfill_that_resumes_ends_like_one_run(
 
 @pytest.mark.usefixtures("small_groups")
 def test_what_a_killed_backfill_wrote_but_did_not_publish_is_published(
-    world: Any, last_records: Last, tmp_path: Path
+    online_histories: Online, world: Any, last_records: Last, tmp_path: Path
 ) -> None:
     world.produce(world.events(12, 100), 0)
     run_archive(world.settings)
     _killed_backfill(world.settings, tmp_path, where="before-publication", after=1)
     resumed = run_backfill(world.settings, resume=True)
     assert resumed.changed < resumed.rows == 20  # the killed one had written some: nothing changes for them now
-    assert sorted(last_records(world.settings, "base-1")) == sorted(_online_histories(world.settings))
+    assert sorted(last_records(world.settings, "base-1")) == sorted(online_histories(world.settings))
     assert not list((world.settings.state_folder / "jobs" / "unpublished").glob("*"))
 
 
@@ -303,17 +302,17 @@ def test_item_vectors_go_to_their_view_and_the_log(world: Any) -> None:
     assert np.allclose(found["item_embedding"][0], vectors[0], atol=1e-6)
 
 
-def test_a_dry_run_writes_nothing(world: Any) -> None:
+def test_a_dry_run_writes_nothing(online_histories: Online, world: Any) -> None:
     world.produce(world.events(15, 50), 0)
     run_archive(world.settings)
     result = run_backfill(world.settings, dry_run=True)
     assert result.dry_run and result.items == 1 + 1  # all buckets together, and the item vectors
-    assert _online_histories(world.settings) == {}
+    assert online_histories(world.settings) == {}
     assert not (world.settings.state_folder / "jobs" / result.job).exists()
 
 
 def test_embeddings_that_fail_are_counted_and_computed_by_a_resumed_run(
-    world: Any, monkeypatch: pytest.MonkeyPatch, sql_histories: Sql
+    online_histories: Online, world: Any, monkeypatch: pytest.MonkeyPatch, sql_histories: Sql
 ) -> None:
     events = world.events(19, 100)
     world.produce(events, 0)
@@ -326,7 +325,7 @@ def test_embeddings_that_fail_are_counted_and_computed_by_a_resumed_run(
         patch.setattr(FrozenEncoder, "encode", broken)
         failed = run_backfill(world.settings)
     assert (failed.encode_failures, failed.offline_rows) == (20, 0)
-    assert _online_histories(world.settings) == sql_histories(events, 8)  # histories advance all the same
+    assert online_histories(world.settings) == sql_histories(events, 8)  # histories advance all the same
     resumed = run_backfill(world.settings, resume=True)
     assert (resumed.encode_failures, resumed.offline_rows, resumed.published) == (0, 20, 20)
     users = sorted(sql_histories(events, 8))
@@ -377,7 +376,7 @@ def test_a_release_without_checksums_is_a_data_error(world: Any) -> None:
         run_backfill(world.settings, publish=False)
 
 
-def test_a_damaged_release_stops_the_job_with_one_message(world: Any) -> None:
+def test_a_damaged_release_stops_the_job_with_one_message(online_histories: Online, world: Any) -> None:
     world.produce(world.events(16, 20), 0)
     run_archive(world.settings)
     weights = world.settings.features.releases_folder / "base-1" / "model.safetensors"
@@ -385,7 +384,7 @@ def test_a_damaged_release_stops_the_job_with_one_message(world: Any) -> None:
     os.utime(weights.parent / "checksums.json", ns=(1, 1))  # another release as far as this process's cache goes
     with pytest.raises(DataError, match=r"model\.safetensors does not match its checksum"):
         run_backfill(world.settings)
-    assert _online_histories(world.settings) == {}
+    assert online_histories(world.settings) == {}
 
 
 @pytest.mark.parametrize(
@@ -410,8 +409,8 @@ def test_the_manifest_adds_up(world: Any) -> None:
     assert sum(record.get("rows", 0) for record in records.values()) == result.rows == 20
 
 
-def test_an_empty_lake_is_nothing_to_do(world: Any) -> None:
+def test_an_empty_lake_is_nothing_to_do(online_histories: Online, world: Any) -> None:
     run_archive(world.settings)
     result = run_backfill(world.settings)
     assert (result.rows, result.item_vectors) == (0, 40)
-    assert Histories.empty(0).count == len(_online_histories(world.settings))
+    assert Histories.empty(0).count == len(online_histories(world.settings))

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from activity.events import Event
 from activity.history import EVENT_DTYPE, Histories, equal_rows
@@ -36,11 +40,19 @@ def _lake(folder: Path, parts: list[list[Event]]) -> Lake:
     offset = 0
     for number, events in enumerate(parts):
         rows = [(*event, 0, offset + n, 5_000_000 + offset + n) for n, event in enumerate(events)]
-        columns = list(zip(*rows, strict=True)) or [()] * len(LAKE_SCHEMA)
-        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, LAKE_SCHEMA, strict=True)], schema=LAKE_SCHEMA)
-        lake.write(f"item-{number}", table, {"topic": "t", "partition": 0, "start": offset, "end": offset + len(rows)})
+        lake.write(
+            f"item-{number}",
+            _lake_table(rows),
+            {"topic": "t", "partition": 0, "start": offset, "end": offset + len(rows)},
+        )
         offset += len(rows)
     return lake
+
+
+def _lake_table(rows: list[tuple[str | int, ...]]) -> pa.Table:
+    """Rows in the order of LAKE_SCHEMA."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(LAKE_SCHEMA)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, LAKE_SCHEMA, strict=True)], schema=LAKE_SCHEMA)
 
 
 def _as_rows(batch: UserBatch) -> dict[str, Rows]:
@@ -117,18 +129,7 @@ def test_a_snapshot_with_an_event_that_came_late_is_known_from_when_it_came(tmp_
     """Else a point-in-time read at the snapshot's time would see what nobody knew then."""
     times = [100, 200, 300]
     rows = [("a", 10, 50), ("a", 20, 250), ("a", 110, 120), ("a", 210, 215), ("b", 30, 40), ("b", 130, 135)]
-    table = pa.table(
-        {
-            "user_id": [user for user, _, _ in rows],
-            "item_id": [f"item-{n}" for n in range(len(rows))],
-            "action": ["view"] * len(rows),
-            "surface": ["web"] * len(rows),
-            "timestamp": pa.array([time for _, time, _ in rows], pa.int64()),
-            "partition": pa.array([0] * len(rows), pa.int32()),
-            "offset": pa.array(range(len(rows)), pa.int64()),
-            "append_time": pa.array([append for _, _, append in rows], pa.int64()),
-        }
-    )
+    table = _lake_table([(u, f"item-{n}", "view", "web", time, 0, n, at) for n, (u, time, at) in enumerate(rows)])
     lake = Lake(tmp_path / "late", buckets=1)
     lake.write("item", table, {"partition": 0, "start": 0, "end": len(rows)})
     found: dict[str, list[int]] = {"a": [], "b": []}
@@ -136,6 +137,41 @@ def test_a_snapshot_with_an_event_that_came_late_is_known_from_when_it_came(tmp_
         for user, known in zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True):
             found[user].append(known)
     assert found == {"a": [250, 250, 300], "b": [100, 200]}
+
+
+_RECORDS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=25)
+
+
+@settings(max_examples=100)
+@given(records=_RECORDS, from_ms=st.integers(1, 40), every_ms=st.integers(1, 25), count=st.integers(1, 4))
+def test_nothing_later_leaks_into_a_snapshot(
+    records: list[tuple[int, int, int]], from_ms: int, every_ms: int, count: int
+) -> None:
+    """Records are (user, event time, how much later it was appended). What happens at or after T changes no snapshot
+    of T, and no row may be read before its events had happened and were appended."""
+    times = snapshot_times(from_ms, from_ms + (count - 1) * every_ms, every_ms)
+    whole = _snapshots(records, times, as_of="event")
+    for number, time in enumerate(times, 1):
+        earlier = [record for record in records if record[1] < time]
+        assert _snapshots(earlier, times[:number], as_of="event") == [row for row in whole if row[0] <= time]
+    appended = {(f"user-{user}", time): time + delay for user, time, delay in sorted(records, reverse=True)}
+    for known_from, user, history in _snapshots(records, times, as_of="append"):
+        assert all(time < known_from and appended[user, time] <= known_from for time in history)
+
+
+def _snapshots(
+    records: list[tuple[int, int, int]], times: list[int], *, as_of: Literal["append", "event"]
+) -> list[tuple[int, str, list[int]]]:
+    """Per row: from when on it may be read, the user, its events' times; sorted."""
+    rows = [(f"user-{u}", "item", "view", "web", time, 0, n, time + late) for n, (u, time, late) in enumerate(records)]
+    with TemporaryDirectory() as folder:
+        lake = Lake(Path(folder), buckets=1)
+        lake.write("item", _lake_table(rows), {"topic": "t", "partition": 0, "start": 0, "end": len(rows)})
+        return sorted(
+            (known_from, user, batch.histories[n]["timestamp"].tolist())
+            for batch in snapshot_batches(lake, [0], times_ms=times, max_events=L, as_of=as_of)
+            for n, (user, known_from) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True))
+        )
 
 
 def test_several_buckets_are_read_like_one(tmp_path: Path, sql_histories: Sql) -> None:

@@ -14,7 +14,7 @@ import pytest
 from activity.errors import DataError, UsageError
 from activity.hashing import hash_items
 from activity.history import Histories
-from encoder.inference import FrozenEncoder, load_encoders
+from encoder.inference import FrozenEncoder, LengthBatch, batches_by_length, load_encoders
 from encoder.release import load_release
 
 LENGTHS = [7, 0, 1, 32, 33, 80, 2, 31, 0, 16, 5, 5]
@@ -136,3 +136,33 @@ def test_a_release_whose_vectors_no_view_holds_is_refused_before_anything_is_wri
     replace(parts, config=replace(parts.config, score="dot")).save(tmp_path / "dot-1")
     with pytest.raises(UsageError, match="release `dot-1` scores by the dot product"):
         load_encoders(tmp_path, ["dot-1"])
+
+
+def length_batches(lengths: list[int], *, token_budget: int) -> list[LengthBatch]:
+    return list(batches_by_length(np.concatenate([[0], np.cumsum(lengths)]), token_budget=token_budget))
+
+
+@pytest.mark.parametrize("token_budget", [1, 30, 10_000])
+def test_every_user_with_events_is_in_one_batch(token_budget: int) -> None:
+    lengths = np.array([3, 0, 20, 19, 1, 0, 21, 20])
+    starts = np.cumsum(lengths) - lengths
+    seen = []
+    for batch in length_batches(lengths.tolist(), token_budget=token_budget):
+        for place, user in enumerate(batch.users):
+            begin, length = int(batch.offsets[place]), int(batch.lengths[place])
+            assert length == lengths[user]
+            assert batch.rows[begin : begin + length].tolist() == list(range(starts[user], starts[user] + length))
+            seen.append(user)
+    assert sorted(seen) == [0, 2, 3, 4, 6, 7]
+
+
+def test_nearly_equal_histories_repeat_their_last_event() -> None:
+    (batch,) = length_batches([19, 20, 20], token_budget=100)
+    assert batch.offsets.tolist() == [0, 20, 40, 60]
+    assert batch.rows[:20].tolist() == [*range(19), 18]
+    assert batch.lengths.tolist() == [19, 20, 20]
+
+
+def test_unequal_histories_are_not_padded() -> None:
+    (batch,) = length_batches([2, 20], token_budget=100)
+    assert batch.offsets.tolist() == [0, 2, 22]

@@ -45,6 +45,12 @@ def test_last_is_the_last_row_of_each_user(model: UserEncoder) -> None:
     torch.testing.assert_close(model.last(*inputs), model(*inputs)[[4, 5, 37]])
 
 
+def test_last_stops_where_a_history_is_said_to_end(model: UserEncoder) -> None:
+    inputs = batch([9, 9, 9])
+    expected = model(*inputs)[[4, 9, 26]]
+    torch.testing.assert_close(model.last(*inputs, lengths=torch.tensor([5, 1, 9])), expected)
+
+
 def test_a_vector_does_not_feel_later_events(model: UserEncoder) -> None:
     items, actions, surfaces, _ = batch([20])
     whole = model(items, actions, surfaces, torch.tensor([0, 20]))

