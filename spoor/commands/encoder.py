@@ -112,15 +112,20 @@ def release() -> None:
 def list_all(invocation: Invocation) -> None:
     """Show the releases in the folder."""
     from encoder.release import list_releases
+    from feature_repo.releases import promotion
 
     folder = invocation.settings().features.releases_folder
-    found = list_releases(folder)
+    found, switched = list_releases(folder), promotion(folder)
+    promoted = None if switched is None else switched.release
     lines = [
         f"{info.name}  {info.dimension} dimensions  newest {info.max_events} events  "
         f"trained through {time_text(info.trained_through_ms)}"
+        + ("  promoted" if info.name == promoted else "")
+        + ("  retired" if info.retired else "")
         for info in found
     ]
-    invocation.emit({"releases": [_json(info) for info in found]}, "\n".join(lines) or f"no release in {folder}")
+    shown = [_json(info) | {"promoted": info.name == promoted} for info in found]
+    invocation.emit({"releases": shown}, "\n".join(lines) or f"no release in {folder}")
 
 
 @release.command()

@@ -31,6 +31,8 @@ COMMANDS = [
     "dlq-replay",
     "release",
     "release-list",
+    "release-promote",
+    "release-retire",
     "release-show",
     "release-tables",
     "release-tables-build",
