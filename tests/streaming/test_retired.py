@@ -50,6 +50,7 @@ def topics(world: World) -> set[str]:
 def test_a_running_worker_leaves_a_retired_release_and_goes_on(two_releases: World):
     world, events = two_releases, some_events(240)
     worker = world.start_worker()
+    worker.await_log("partitions 0 1 2 3")
     world.produce(events[:120])
     wait_until(world.caught_up, "the first half is committed")
     users = sorted(world.online().user_ids())
