@@ -7,6 +7,8 @@
                     metrics.json, curve.png, MODEL_CARD.md
                     checksums.json          SHA-256 of every file above
                     tables.*                packed item tables (encoder/packed_tables.py), where they are no weights
+                    alignment.*             map into another release's space (encoder/alignment.py), made afterwards and
+                                            checked by itself
 
 The folder appears whole, by one rename. Afterwards one thing alone is changed: `spoor release retire` adds `retired` to
 release.json, which its checksum leaves out. This module does not import torch.

@@ -76,7 +76,7 @@ for _command in (
     settings.config,
 ):
     app.add_command(_command)
-for _command in (versions.promote, versions.retire):
+for _command in (versions.promote, versions.retire, versions.compare):
     encoder.release.add_command(_command)
 
 

@@ -137,10 +137,12 @@ def show(invocation: Invocation, name: str) -> None:
 
     Every file is compared with its checksum first.
     """
+    from encoder.alignment import load_alignment
     from encoder.release import load_release
 
     loaded = load_release(invocation.settings().features.releases_folder / name)
     info = loaded.info
+    aligned = load_alignment(info.folder)
     if info.packed is not None:
         from encoder.packed_tables import open_packed
 
@@ -152,13 +154,19 @@ def show(invocation: Invocation, name: str) -> None:
         f"events per user     {info.max_events}",
         f"items known         {len(loaded.vocabulary.item_ids):,}",
         *([f"item tables         {info.packed['layout']}, of {info.packed['of']}"] if info.packed else []),
+        *([f"rotation            into the space of {aligned.to}"] if aligned else []),
         f"trained through     {time_text(info.trained_through_ms)}",
         f"created             {info.created_at}",
         f"data fingerprint    {info.data_fingerprint}",
         *(f"{key:<19} {value:.6g}" for key, value in numbers.items()),
         "files               whole (checksums match)",
     ]
-    shown = {"release": _json(info), "items": len(loaded.vocabulary.item_ids), "metrics": loaded.metrics}
+    shown = {
+        "release": _json(info),
+        "items": len(loaded.vocabulary.item_ids),
+        "metrics": loaded.metrics,
+        "alignment": None if aligned is None else aligned.report,
+    }
     invocation.emit(shown, "\n".join(lines))
 
 

@@ -30,6 +30,7 @@ COMMANDS = [
     "dlq-list",
     "dlq-replay",
     "release",
+    "release-compare",
     "release-list",
     "release-promote",
     "release-retire",

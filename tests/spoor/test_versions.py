@@ -37,7 +37,7 @@ USERS = [f"user-{n}" for n in range(5)]
 RELEASES = ("base-1", "base-2")
 
 
-def make_world(settings: Settings) -> None:
+def make_world(settings: Settings, *, filled: bool = True) -> None:
     """Two releases, an applied Feast repo, and five users with the embeddings of both."""
     for seed, name in enumerate(RELEASES):
         save_untrained_release(
@@ -45,6 +45,8 @@ def make_world(settings: Settings) -> None:
         )
     create_repo(settings.features.feature_repo, online_store={"type": "sqlite"}, state_folder=settings.state_folder)
     apply(settings.features)
+    if not filled:
+        return
     write(settings, time=0)
     for encoder in load_encoders(settings.features.releases_folder, RELEASES):
         online = open_online(settings.features)
@@ -290,3 +292,34 @@ def test_the_rows_of_the_other_release_stay_as_they_were(world: Settings):
     for one, other in zip(before, after, strict=True):
         assert one is not None and other is not None
         assert np.array_equal(one.embedding, other.embedding) and one.revision == other.revision
+
+
+# Comparing
+
+
+def test_two_releases_are_compared_and_the_rotation_is_kept_with_the_new_one(spoor: Spoor, world: Settings):
+    events = [Event(f"more-{n}", ITEMS[n % 7], "view", "home", T0 + n) for n in range(30)]
+    users, histories = group_events(
+        [event.user_id for event in events], history_values(events_table(events)), max_events=64
+    )
+    encoders = load_encoders(world.features.releases_folder, RELEASES)
+    writer = GuardedWriter(open_online(world.features), encoders, history=world.history)
+    writer.update(users, histories, as_of_ms=np.full(len(users), T0))
+    dry = spoor("release", "compare", "base-1", "base-2", "--dry-run", "--json").json
+    assert (dry["stored"], dry["report"]["users"]["vectors"], dry["report"]["items"]["vectors"]) == (False, 35, 12)
+    assert spoor("release", "show", "base-2", "--json").json["alignment"] is None
+    done = spoor("release", "compare", "base-1", "base-2", "--sample", "20", "--neighbours", "3")
+    assert done.code == 0, done.err
+    assert "20 users: " in done.out and "12 items: " in done.out and "of 3 neighbours in common (" in done.out
+    assert "of 10 held out: cosine with the old vector " in done.out
+    assert "the rotation is in the folder of base-2" in done.out
+    shown = spoor("release", "show", "base-2")
+    assert "rotation            into the space of base-1" in shown.out and "checksums match" in shown.out
+    assert spoor("release", "show", "base-2", "--json").json["alignment"]["users"]["neighbours"] == 3
+
+
+def test_what_cannot_be_compared_exits_with_2(spoor: Spoor, settings: Settings):
+    make_world(settings, filled=False)
+    assert "another one" in spoor("release", "compare", "base-1", "base-1").failed_with(2)
+    assert "no release `base-9`" in spoor("release", "compare", "base-1", "base-9").failed_with(2)
+    assert "no history to compare" in spoor("release", "compare", "base-1", "base-2").failed_with(2)
