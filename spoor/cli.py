@@ -22,6 +22,7 @@ from activity.errors import SpoorError, UsageError
 from spoor.commands import (
     batch,
     demo,
+    drift,
     encoder,
     evaluate,
     finetune,
@@ -76,7 +77,7 @@ for _command in (
     settings.config,
 ):
     app.add_command(_command)
-for _command in (versions.promote, versions.retire, versions.compare):
+for _command in (versions.promote, versions.retire, versions.compare, drift.drift):
     encoder.release.add_command(_command)
 
 

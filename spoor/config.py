@@ -17,7 +17,7 @@ from activity.settings import EventSettings, HistorySettings, KafkaSettings, Lak
 from encoder.settings import PretrainSettings
 from feature_repo.settings import FeatureSettings, follow_events
 from kernels.settings import KernelSettings
-from ranking.settings import FinetuneSettings
+from ranking.settings import DriftSettings, FinetuneSettings
 from streaming.settings import StreamSettings
 
 SECTIONS: dict[str, type] = {
@@ -29,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "stream": StreamSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "drift": DriftSettings,
     "kernels": KernelSettings,
 }
 HIDDEN = "(hidden)"
@@ -47,6 +48,7 @@ class Settings:
     stream: StreamSettings
     pretrain: PretrainSettings
     finetune: FinetuneSettings
+    drift: DriftSettings
     kernels: KernelSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 

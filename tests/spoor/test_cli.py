@@ -31,6 +31,7 @@ COMMANDS = [
     "dlq-replay",
     "release",
     "release-compare",
+    "release-drift",
     "release-list",
     "release-promote",
     "release-retire",
