@@ -24,9 +24,10 @@ from apache_beam.pvalue import PCollection
 from activity.errors import DataError, EventError, UsageError
 from activity.events import decode_event, unknown_names
 from activity.lake import LAKE_SCHEMA, Lake
+from activity.locks import exclusive
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
 from batch.archive_embeddings import BAD_ROWS, EMBEDDING_ROWS, land_embeddings, plan_embeddings
-from batch.jobs import LOCAL, Failures, Runner, exclusive, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -21,8 +21,9 @@ from apache_beam.pvalue import PCollection
 
 from activity.errors import DataError, UsageError
 from activity.files import Manifest
+from activity.locks import exclusive
 from activity.settings import KafkaSettings
-from batch.jobs import Failures, Runner, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
 from feature_repo.names import user_embedding_view
@@ -45,16 +46,20 @@ class TopicRange:
     range: KafkaRange
 
 
-def plan_embeddings(settings: ArchiveSettings, reader: RangeReader) -> list[TopicRange]:
-    """What the live releases' topics hold and the offline log has not been given yet."""
+def plan_embeddings(
+    settings: ArchiveSettings, reader: RangeReader, releases: Sequence[str] | None = None
+) -> list[TopicRange]:
+    """What the topics of `releases` (by default the live ones) hold and the offline log has not been given yet."""
     items: list[TopicRange] = []
-    for release in live_releases(settings.features.releases_folder):
-        topic = settings.kafka.embedding_topic(release.name)
+    if releases is None:
+        releases = [release.name for release in live_releases(settings.features.releases_folder)]
+    for release in releases:
+        topic = settings.kafka.embedding_topic(release)
         try:
             watermarks = reader.watermarks(topic)
         except UsageError:
             continue  # nothing was ever published
-        landed = landed_spans(settings.features, release.name)
+        landed = landed_spans(settings.features, release)
         for partition, spans in landed.items():
             _, high = watermarks.get(partition, (0, 0))
             if spans[-1][1] > high:
@@ -62,14 +67,14 @@ def plan_embeddings(settings: ArchiveSettings, reader: RangeReader) -> list[Topi
                     f"the offline log holds partition {partition} of topic `{topic}` up to offset {spans[-1][1]}, but "
                     f"the partition ends at {high}",
                     hint="was the topic deleted and made again? then remove "
-                    f"{_manifest(settings.features, release.name).folder}/{_PREFIX}*.json",
+                    f"{_manifest(settings.features, release).folder}/{_PREFIX}*.json",
                 )
         missing = {
             partition: gaps(landed.get(partition, []), begin=low, high=high)
             for partition, (low, high) in watermarks.items()
         }
         ranges = plan_ranges(topic, watermarks, missing, range_records=settings.lake.range_records)
-        items += [TopicRange(release.name, each) for each in ranges]
+        items += [TopicRange(release, each) for each in ranges]
     return items
 
 
@@ -112,6 +117,14 @@ def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runne
         failures=failures,
         namespace=NAMESPACE,
     )
+
+
+def land_release(settings: ArchiveSettings, release: str, *, runner: Runner = LOCAL) -> int:
+    """Lands what one release's topic holds; returns the number of rows. Raises as `spoor archive`."""
+    with exclusive(settings.lake.folder / "_archive.lock", job="spoor archive"):
+        with RangeReader(settings.kafka) as reader:
+            items = plan_embeddings(settings, reader, [release])
+        return land_embeddings(settings, items, runner=runner).get(EMBEDDING_ROWS, 0)
 
 
 class LandEmbeddings(beam.DoFn):

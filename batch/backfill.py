@@ -25,6 +25,7 @@ from apache_beam.pvalue import PCollection
 from activity.errors import UsageError
 from activity.files import Manifest
 from activity.lake import Lake
+from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.backfill_steps import (
     CHANGED,
@@ -44,7 +45,7 @@ from batch.backfill_steps import (
     offline_key,
 )
 from batch.histories import bucket_groups, snapshot_times
-from batch.jobs import LOCAL, Failures, Runner, exclusive, fingerprint, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, fingerprint, progress, run_pipeline
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings

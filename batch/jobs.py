@@ -1,4 +1,4 @@
-"""What every batch job shares: one job at a time per folder, errors that cross Beam, progress, and running a pipeline.
+"""What every batch job shares: errors that cross Beam, progress, and running a pipeline.
 
 Beam turns an exception in a DoFn into text. A DoFn therefore records a SpoorError in the job's folder before it raises
 it (`Failures.recorded`), and `run_pipeline` raises the recorded error again where the job was started.
@@ -6,17 +6,14 @@ it (`Failures.recorded`), and `run_pipeline` raises the recorded error again whe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,41 +41,6 @@ class Runner:
 
 
 LOCAL = Runner("FnApiRunner")  # named explicitly: Beam's default looks for a binary on the internet
-
-
-@contextmanager
-def exclusive(path: Path, *, job: str) -> Iterator[None]:
-    """Holds the lock file `path` while the block runs. Raises InfrastructureError if a living process holds it.
-
-    The lock is the kernel's (flock), so a process that dies gives it back; the file's text only tells who has it.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InfrastructureError(
-            f"cannot open lock file `{path}`: {error.strerror}", hint="check permissions of the state folder"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            raise InfrastructureError(
-                f"`{job}` already runs: {holder} holds `{path}`",
-                hint="wait for it to end, or stop that process",
-            ) from None
-        _tell_holder(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _tell_holder(descriptor: int) -> None:
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    with suppress(OSError):  # on a full disk the lock holds all the same; the first file of the job tells
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from activity.errors import SpoorError
 from activity.files import Manifest, atomic_write
 from activity.hashing import buckets_of
 from activity.lake import Lake
+from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.histories import bucket_groups
-from batch.jobs import LOCAL, Failures, Runner, exclusive, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases

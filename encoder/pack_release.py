@@ -113,6 +113,7 @@ def pack_release(
         folder=plan.out,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         packed={"layout": plan.layout, "of": source.name},
+        retired=False,
     )
     files = verified_files(source, without=_DESCRIBED_ANEW)
     with new_folder(plan.out) as folder, _float_tables(source) as weights:

@@ -7,8 +7,11 @@
                     metrics.json, curve.png, MODEL_CARD.md
                     checksums.json          SHA-256 of every file above
                     tables.*                packed item tables (encoder/packed_tables.py), where they are no weights
+                    alignment.*             map into another release's space (encoder/alignment.py), made afterwards and
+                                            checked by itself
 
-The folder appears whole, by one rename, and is never changed afterwards. This module does not import torch.
+The folder appears whole, by one rename. Afterwards one thing alone is changed: `spoor release retire` adds `retired` to
+release.json, which its checksum leaves out. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import replace_folder
+from activity.files import atomic_write, replace_folder
 from activity.hashing import HASH_VERSION, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
@@ -62,6 +65,7 @@ class ReleaseInfo:
     model: ModelConfig
     split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
     packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
+    retired: bool = False  # nobody writes its rows any more
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +193,7 @@ def verified_files(info: ReleaseInfo, *, without: Collection[str] = ()) -> dict[
     for name, expected in checksums(info.folder).items():
         if name not in without:
             files[name] = _read(info.folder / name)
-            if _sha256(files[name]) != expected:
+            if _sha256(_unmarked(files[name]) if name == "release.json" else files[name]) != expected:
                 raise does_not_match(info, name)
     return files
 
@@ -198,6 +202,15 @@ def training_record(info: ReleaseInfo) -> tuple[dict[str, Any], dict[str, Any]]:
     """A release's metrics, and the settings and circumstances of its training."""
     files = verified_files(info, without=checksums(info.folder).keys() - {"metrics.json", "release.json"})
     return json.loads(files["metrics.json"]), json.loads(files["release.json"])["training"]
+
+
+def known_items(info: ReleaseInfo) -> list[str]:
+    """Raw ids of the items that a release knows, without its weights. Raises DataError for a damaged file."""
+    files = verified_files(info, without=checksums(info.folder).keys() - {"items.parquet"})
+    try:
+        return pq.read_table(pa.BufferReader(files["items.parquet"]))["item_id"].to_pylist()
+    except (KeyError, pa.ArrowException) as error:
+        raise DataError(f"release `{info.name}`: items.parquet cannot be read: {error}", hint=_TRAIN_AGAIN) from None
 
 
 def does_not_match(info: ReleaseInfo, name: str) -> DataError:
@@ -235,6 +248,7 @@ def read_info(folder: Path) -> ReleaseInfo:
             data_fingerprint=record["data_fingerprint"],
             split=record["split"],
             packed=_packed(record),
+            retired=bool(record.get("retired", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
@@ -244,6 +258,27 @@ def read_info(folder: Path) -> ReleaseInfo:
             hint=f"a release keeps its name: rename the folder to {info.name}",
         )
     return info
+
+
+def mark_retired(folder: Path) -> ReleaseInfo:
+    """Adds `retired` to release.json, in one atomic step. Marked twice, nothing changes. Raises as `read_info`, and
+    InfrastructureError if the folder cannot be written."""
+    info = read_info(folder)
+    if not info.retired:
+        record = json.loads(_read(folder / "release.json"))
+        atomic_write(folder / "release.json", json_bytes(record | {"retired": True}))
+    return replace(info, retired=True)
+
+
+def _unmarked(data: bytes) -> bytes:
+    """release.json as it was before it was marked retired; other bytes as they are."""
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return data
+    if not isinstance(record, dict) or record.pop("retired", None) is not True:
+        return data
+    return json_bytes(record)
 
 
 def kept_file(folder: Path, name: str) -> bytes | None:

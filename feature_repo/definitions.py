@@ -16,13 +16,14 @@ from feast.types import Array, Bytes, Float32, Int64, String
 
 from feature_repo.names import (
     ITEM_ACTIVITY,
+    PROMOTED_RANKER,
     USER_ACTIVITY,
     USER_HISTORY,
     item_embedding_view,
     ranker_service,
     user_embedding_view,
 )
-from feature_repo.releases import LiveRelease, live_releases
+from feature_repo.releases import LiveRelease, live_releases, promoted_release
 from feature_repo.settings import FeatureSettings, IdType, load_feature_settings
 
 OWNER_TAG = {"owner": "spoor"}  # by it `store/repo.py` knows what it may remove
@@ -67,18 +68,18 @@ def build(settings: FeatureSettings) -> list[Entity | FeatureView | FeatureServi
     user_activity = _view(settings, USER_ACTIVITY, user, USER_ACTIVITY_FIELDS, online=True)
     item_activity = _view(settings, ITEM_ACTIVITY, item, ITEM_ACTIVITY_FIELDS, online=True)
     views, services = [history, user_activity, item_activity], []
-    for release in live_releases(settings.releases_folder):
+    live = live_releases(settings.releases_folder)
+    promoted = promoted_release(settings.releases_folder, live)
+    for release in live:
         users, items = release_views(settings, release)
-        # What a ranker pins: the features it had before, and this release's vectors beside them.
+        # What a ranker reads: the features it had before, and this release's vectors beside them.
         shown = users[["embedding", "events_used", "event_time_ms"]]
         assert shown is not None
-        service = FeatureService(
-            name=ranker_service(release.name),
-            features=[user_activity, item_activity, shown, items],
-            tags=_tags(release),
-        )
+        features = [user_activity, item_activity, shown, items]
+        # A ranker pins a release by its own service, or follows `spoor release promote` by the alias.
+        names = [ranker_service(release.name), *([PROMOTED_RANKER] if release == promoted else [])]
         views += [users, items]
-        services.append(service)
+        services += [FeatureService(name=name, features=[*features], tags=_tags(release)) for name in names]
     return [user, item, *views, *services]
 
 

@@ -9,6 +9,7 @@ from activity.release_names import check_release_name
 USER_HISTORY = "user_history"
 USER_ACTIVITY = "user_activity"
 ITEM_ACTIVITY = "item_activity"
+PROMOTED_RANKER = "ranker"  # the service of the promoted release
 
 
 def user_embedding_view(release: str) -> str:

@@ -1,14 +1,17 @@
-"""The live releases as Feast needs them: each folder's release.json, read without loading a model."""
+"""The live releases as Feast needs them, and which of them is promoted: JSON files, read without loading a model."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from activity.errors import DataError
+from activity.errors import DataError, UsageError
 from activity.release_names import check_release_name
+
+PROMOTED_FILE = "promoted.json"  # beside the release folders; written by `spoor release promote`
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,61 @@ class LiveRelease:
         return datetime.fromtimestamp(self.trained_through_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
+@dataclass(frozen=True)
+class Promotion:
+    """Which release the service `ranker` serves."""
+
+    release: str
+    previous: str | None  # the release that it served before
+    promoted_at_ms: int  # wall clock, ms since 1970 UTC
+
+
 def live_releases(folder: Path) -> list[LiveRelease]:
     """Every release in the folder that is not retired, by name. Raises DataError for a damaged release.json."""
     found = [_read(path) for path in sorted(folder.glob("[!.]*/release.json"))]
     return [release for release in found if release is not None]
+
+
+def is_retired(folder: Path) -> bool:
+    """Whether the release in this folder says that it is retired; a folder that cannot be read says nothing."""
+    try:
+        return bool(json.loads((folder / "release.json").read_text(encoding="utf-8"))["retired"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def promotion(folder: Path) -> Promotion | None:
+    """What was promoted last in this folder of releases. Raises DataError for a damaged file."""
+    path = folder / PROMOTED_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        previous = content["previous"]
+        return Promotion(
+            release=check_release_name(content["release"]),
+            previous=None if previous is None else check_release_name(previous),
+            promoted_at_ms=int(content["promoted_at_ms"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise DataError(
+            f"`{path}` does not say which release is promoted: {type(error).__name__}: {error}",
+            hint="remove it, then run `spoor release promote` again",
+        ) from None
+
+
+def promoted_release(folder: Path, live: Sequence[LiveRelease]) -> LiveRelease | None:
+    """The promoted one of the live releases. Raises DataError where the promoted release is not live."""
+    promoted = promotion(folder)
+    if promoted is None:
+        return None
+    for release in live:
+        if release.name == promoted.release:
+            return release
+    raise DataError(
+        f"`{folder / PROMOTED_FILE}` promotes release `{promoted.release}`, which is not live in that folder",
+        hint="put its folder back, or promote another with `spoor release promote`",
+    )
 
 
 def _read(path: Path) -> LiveRelease | None:

@@ -19,7 +19,20 @@ from typing import Any
 import click
 
 from activity.errors import SpoorError, UsageError
-from spoor.commands import batch, demo, encoder, evaluate, finetune, services, settings, show, simulate, streaming
+from spoor.commands import (
+    batch,
+    demo,
+    drift,
+    encoder,
+    evaluate,
+    finetune,
+    services,
+    settings,
+    show,
+    simulate,
+    streaming,
+    versions,
+)
 from spoor.commands.invocation import Invocation
 from spoor.console import ReaderGone, set_up_logging
 
@@ -64,6 +77,8 @@ for _command in (
     settings.config,
 ):
     app.add_command(_command)
+for _command in (versions.promote, versions.retire, versions.compare, drift.drift):
+    encoder.release.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from batch.settings import FlinkSettings
 from encoder.settings import PretrainSettings
 from feature_repo.settings import FeatureSettings, follow_events
 from kernels.settings import KernelSettings
-from ranking.settings import FinetuneSettings
+from ranking.settings import DriftSettings, FinetuneSettings
 from streaming.settings import StreamSettings
 
 SECTIONS: dict[str, type] = {
@@ -31,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "flink": FlinkSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "drift": DriftSettings,
     "kernels": KernelSettings,
 }
 HIDDEN = "(hidden)"
@@ -50,6 +51,7 @@ class Settings:
     flink: FlinkSettings
     pretrain: PretrainSettings
     finetune: FinetuneSettings
+    drift: DriftSettings
     kernels: KernelSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 

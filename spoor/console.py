@@ -82,6 +82,26 @@ def progress_bar(label: str, *, total: int, unit: str) -> Iterator[Callable[[int
         yield lambda count: bar.advance(task, count)
 
 
+@contextmanager
+def counter(label: str) -> Iterator[Callable[[int], None]]:
+    """Yields advance(n) for work whose end is not known: a count on stderr, or nothing if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    done = 0
+    with Status(label, console=Console(stderr=True)) as status:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            status.update(f"{done:,} {label}")
+
+        yield advance
+
+
 def _rate_column(unit: str) -> Any:
     from rich.progress import ProgressColumn, Task
     from rich.text import Text

@@ -1,4 +1,5 @@
-"""Spoor's topics: created where they are missing, refused where they would lose or misdate events.
+"""Spoor's topics: created where they are missing, refused where they would lose or misdate events, deleted when their
+release is retired.
 
 The activity topic takes the broker's append time as its records' time (event times years back would be deleted by
 retention within minutes) and is never compacted. Dead letters are compacted by origin, so none is forgotten; embedding
@@ -64,6 +65,26 @@ def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = ()) -> list
     check_policies(kafka, configs, [kafka.embedding_topic(release) for release in releases])
     _check_record_time(kafka, configs[kafka.topic])
     return [_topic(name, name in missing, partitions[name], configs[name]) for name in wanted]
+
+
+def delete_topic(kafka: KafkaSettings, topic: str) -> bool:
+    """Returns whether it was there. Raises InfrastructureError if no broker answers or it refuses."""
+    from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+
+    require_broker(kafka)
+    with admin_client(kafka) as admin:
+        if topic not in set(admin.list_topics()):
+            return False
+        try:
+            admin.delete_topics([topic])
+        except UnknownTopicOrPartitionError:
+            return False  # somebody else was faster
+        except KafkaError as error:
+            raise InfrastructureError(
+                f"topic `{topic}` could not be deleted at {kafka.address}: {error}",
+                hint="check the right to DELETE and delete.topic.enable, then run it again, or delete it yourself",
+            ) from error
+    return True
 
 
 def _wanted(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -107,9 +107,25 @@ class OfflineLog:
     def read(self, view: str) -> pa.Table:
         """Every finished row of a view; an empty table without columns if there never was one."""
         folder = source_folder(self.features, view)
-        names = [name for record in self.manifest(view).records().values() for name in record["files"]]
-        files = [folder / name for name in names] or [*folder.glob("schema.parquet")]
+        files = [folder / name for name in self._finished(view)] or [*folder.glob("schema.parquet")]
         return pa.concat_tables([pq.ParquetFile(path).read() for path in files]) if files else pa.table({})
+
+    def read_day(self, view: str, day: date) -> Iterator[pa.Table]:
+        """The finished rows of one UTC day of created_timestamp, one table a file. Raises DataError for a file that the
+        manifest names and that cannot be read."""
+        for name in self._finished(view):
+            if name.startswith(f"day={day.isoformat()}/"):
+                path = source_folder(self.features, view) / name
+                try:
+                    yield pq.ParquetFile(path).read()
+                except (OSError, pa.ArrowException) as error:
+                    raise DataError(
+                        f"`{path}` cannot be read: {error}", hint="restore it from a copy, or write its rows again"
+                    ) from None
+
+    def days(self, view: str) -> list[str]:
+        """The days that have finished rows, oldest first, e.g. 2026-01-31."""
+        return sorted({name.partition("/")[0].removeprefix("day=") for name in self._finished(view)})
 
     def remove_view(self, view: str) -> None:
         """Removes a retired release's log, manifest first: what a crash leaves over is no longer named."""
@@ -118,6 +134,10 @@ class OfflineLog:
                 path.unlink() if path.is_file() else path.rmdir()
             if folder.is_dir():
                 folder.rmdir()
+
+    def _finished(self, view: str) -> list[str]:
+        """Files of finished work items, `day=…/<item>.parquet`."""
+        return [name for record in self.manifest(view).records().values() for name in record["files"]]
 
     def _prepare(self, view: str, schema: pa.Schema) -> None:
         path = source_folder(self.features, view) / "schema.parquet"
@@ -157,5 +177,5 @@ def _by_day(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     created = table["created_timestamp"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     days = created // _DAY_US
     for day in np.unique(days):
-        date = (_EPOCH_DAY + timedelta(days=int(day))).date().isoformat()
-        yield date, table.filter(pa.array(days == day))
+        name = (_EPOCH_DAY + timedelta(days=int(day))).date().isoformat()
+        yield name, table.filter(pa.array(days == day))

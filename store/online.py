@@ -145,6 +145,12 @@ class OnlineStore:
             with self._errors():
                 self._guard.put(self._config, rows)
 
+    def count_items(self, release: str, item_ids: Sequence[str]) -> int:
+        """How many of the items have a vector of the release."""
+        wanted = [(self._view(item_embedding_view(self._known(release))), "item_embedding")]
+        keys = [self._item_keys.to_bytes(item) for item in item_ids]
+        return sum(value is not None for (value,) in self._read_keys(wanted, keys))
+
     def remove_release(self, release: str) -> None:
         """Removes every embedding of the release, users' and items', whether its views are still registered or not."""
         for view in release_views(self.features, LiveRelease(release, 0, 0)):
@@ -201,7 +207,11 @@ class OnlineStore:
             check_vectors(np.stack([row.embedding for row in members]), used, release, dimension)
 
     def _read(self, wanted: Sequence[tuple[FeatureView, str]], user_ids: Sequence[str]) -> Iterator[list[bytes | None]]:
-        keys = [self._user_keys.to_bytes(user) for user in user_ids]
+        return self._read_keys(wanted, [self._user_keys.to_bytes(user) for user in user_ids])
+
+    def _read_keys(
+        self, wanted: Sequence[tuple[FeatureView, str]], keys: Sequence[bytes]
+    ) -> Iterator[list[bytes | None]]:
         for start in range(0, len(keys), _CHUNK_USERS):
             with self._errors():
                 rows = self._guard.read_values(self._config, wanted, keys[start : start + _CHUNK_USERS])

@@ -154,6 +154,10 @@ class GuardedWriter:
             hint="run fewer writers on the same users",
         )
 
+    def drop(self, release: str) -> None:
+        """From now on the release is neither encoded nor written. Not while another thread updates."""
+        del self.encoders[release]
+
     def _round(self, batch: _Batch, pending: Int64s, *, cached: bool) -> Int64s:
         """One pass over the users at positions `pending`; returns the positions to be done again."""
         users = [batch.users[i] for i in pending]

@@ -12,7 +12,8 @@ import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import ProducerSendError
 
-from activity.errors import InfrastructureError, SpoorError
+from activity.errors import InfrastructureError, SpoorError, UsageError
+from feature_repo.releases import is_retired
 from streaming.broker import check_topics
 from streaming.core import Record, decode_batch, group_batch, lost_range
 from streaming.dead_letters import DeadLetter, encode_dead_letter
@@ -172,6 +173,7 @@ class BatchProcessor:
 
     async def _update(self, batch: UserBatch) -> UpdateResult:
         assert self._stores is not None, "open() comes first"
+        await self.in_thread(self._leave_retired)
         self._step_started = time.perf_counter()
         self.fail_point.reached("before-read")
         return await self.in_thread(
@@ -183,14 +185,31 @@ class BatchProcessor:
         )
 
     async def _publish(self, result: UpdateResult) -> int:
-        assert self._publisher is not None, "open() comes first"
-        return await self._publisher.publish(result.rows)
+        assert self._publisher is not None and self._stores is not None, "open() comes first"
+        await self.in_thread(self._leave_retired)
+        live = self._stores.writer.encoders
+        return await self._publisher.publish({name: rows for name, rows in result.rows.items() if name in live})
 
     async def _commit(self) -> None:
         # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure.
         await asyncio.wait_for(self.app.consumer.commit(), timeout=3 * self.settings.kafka.request_timeout_seconds)
 
     # -- helpers of the steps
+
+    def _leave_retired(self) -> None:
+        """Runs in the store's thread before every try of a write or a publication. `spoor release retire` marks a
+        release first and then removes its views and its topic: from the mark on they are not touched any more, and a
+        try that failed because they went succeeds without them. Raises UsageError where no release is left."""
+        assert self._stores is not None, "open() comes first"
+        writer, folder = self._stores.writer, self.settings.features.releases_folder
+        for release in [release for release in writer.encoders if is_retired(folder / release)]:
+            log.warning("release %s is retired: this worker writes it no more", release)
+            writer.drop(release)
+        if not writer.encoders:
+            raise UsageError(
+                "every release that this worker keeps fresh is retired",
+                hint="correct stream.releases and start the worker again: nothing was lost",
+            )
 
     async def _tried(self, step: str, action: Callable[[], Awaitable[T]]) -> T:
         """Runs a step; where its server fails, again after a wait that doubles, `retries` times in all."""

@@ -112,15 +112,20 @@ def release() -> None:
 def list_all(invocation: Invocation) -> None:
     """Show the releases in the folder."""
     from encoder.release import list_releases
+    from feature_repo.releases import promotion
 
     folder = invocation.settings().features.releases_folder
-    found = list_releases(folder)
+    found, switched = list_releases(folder), promotion(folder)
+    promoted = None if switched is None else switched.release
     lines = [
         f"{info.name}  {info.dimension} dimensions  newest {info.max_events} events  "
         f"trained through {time_text(info.trained_through_ms)}"
+        + ("  promoted" if info.name == promoted else "")
+        + ("  retired" if info.retired else "")
         for info in found
     ]
-    invocation.emit({"releases": [_json(info) for info in found]}, "\n".join(lines) or f"no release in {folder}")
+    shown = [_json(info) | {"promoted": info.name == promoted} for info in found]
+    invocation.emit({"releases": shown}, "\n".join(lines) or f"no release in {folder}")
 
 
 @release.command()
@@ -132,10 +137,12 @@ def show(invocation: Invocation, name: str) -> None:
 
     Every file is compared with its checksum first.
     """
+    from encoder.alignment import load_alignment
     from encoder.release import load_release
 
     loaded = load_release(invocation.settings().features.releases_folder / name)
     info = loaded.info
+    aligned = load_alignment(info.folder)
     if info.packed is not None:
         from encoder.packed_tables import open_packed
 
@@ -147,13 +154,19 @@ def show(invocation: Invocation, name: str) -> None:
         f"events per user     {info.max_events}",
         f"items known         {len(loaded.vocabulary.item_ids):,}",
         *([f"item tables         {info.packed['layout']}, of {info.packed['of']}"] if info.packed else []),
+        *([f"rotation            into the space of {aligned.to}"] if aligned else []),
         f"trained through     {time_text(info.trained_through_ms)}",
         f"created             {info.created_at}",
         f"data fingerprint    {info.data_fingerprint}",
         *(f"{key:<19} {value:.6g}" for key, value in numbers.items()),
         "files               whole (checksums match)",
     ]
-    shown = {"release": _json(info), "items": len(loaded.vocabulary.item_ids), "metrics": loaded.metrics}
+    shown = {
+        "release": _json(info),
+        "items": len(loaded.vocabulary.item_ids),
+        "metrics": loaded.metrics,
+        "alignment": None if aligned is None else aligned.report,
+    }
     invocation.emit(shown, "\n".join(lines))
 
 

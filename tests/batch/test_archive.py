@@ -17,8 +17,8 @@ from kafka import KafkaAdminClient, TopicPartition
 from activity.errors import DataError, InfrastructureError, UsageError
 from activity.events import Event
 from activity.lake import LAKE_SCHEMA
+from activity.locks import exclusive
 from batch.archive import open_lake, run_archive
-from batch.jobs import exclusive
 from spoor.config import Settings
 
 ROOT = Path(__file__).parents[2]

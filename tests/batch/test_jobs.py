@@ -8,20 +8,16 @@ import pytest
 
 import batch.jobs
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from batch.jobs import Failures, exclusive
+from batch.jobs import Failures
 
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that a job itself notes can be written."""
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     def refuse_file(path: Path, data: bytes) -> None:
         raise InfrastructureError(f"cannot write `{path}`: {os.strerror(errno.ENOSPC)}", hint="free some space")
 
-    monkeypatch.setattr(batch.jobs.os, "pwrite", refuse)
     monkeypatch.setattr(batch.jobs, "atomic_write", refuse_file)
 
 
@@ -53,13 +49,3 @@ def test_an_error_of_an_earlier_run_is_not_told_again(tmp_path: Path) -> None:
     _fail(failures, DataError("earlier"))
     failures.clear()
     failures.raise_recorded()
-
-
-@pytest.mark.usefixtures("full_disk")
-def test_a_lock_on_a_full_disk_holds_without_telling_by_whom(tmp_path: Path) -> None:
-    with (
-        exclusive(tmp_path / "lock", job="spoor backfill"),
-        pytest.raises(InfrastructureError, match="`spoor backfill` already runs: another process holds"),
-        exclusive(tmp_path / "lock", job="spoor backfill"),
-    ):
-        pass

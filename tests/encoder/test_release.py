@@ -1,5 +1,6 @@
 """Release folders: whole or absent, verified when read, free of anything that runs code."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from encoder.release import list_releases, load_release, read_info
+from encoder.release import known_items, list_releases, load_release, mark_retired, read_info
 
 FILES = {
     "release.json",
@@ -149,3 +150,32 @@ def test_listing_skips_what_is_no_release(parts, tmp_path: Path) -> None:
 def test_reading_a_release_does_not_import_torch() -> None:
     code = "import sys, encoder.release; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_release_that_is_marked_retired_is_still_whole(parts, tmp_path: Path) -> None:
+    parts.save(tmp_path / "base-1")
+    before = load_release(tmp_path / "base-1")
+    for _ in range(2):
+        assert mark_retired(tmp_path / "base-1").retired
+    marked = load_release(tmp_path / "base-1")
+    assert marked.info == dataclasses.replace(before.info, retired=True)
+    assert [info.retired for info in list_releases(tmp_path)] == [True]
+    assert json.loads((tmp_path / "base-1" / "release.json").read_text())["training"] == {"epochs": 0}
+
+
+@pytest.mark.parametrize("change", [{"dimension": 8}, {"retired": 1}, {"retired": False}, {"more": True}])
+def test_no_other_change_of_a_retired_release_passes(parts, tmp_path: Path, change: dict[str, object]) -> None:
+    parts.save(tmp_path / "base-1")
+    mark_retired(tmp_path / "base-1")
+    edit_json(tmp_path / "base-1" / "release.json", change)
+    with pytest.raises(DataError, match=r"release\.json does not match its checksum"):
+        load_release(tmp_path / "base-1")
+
+
+def test_known_items_are_read_without_the_weights(parts, tmp_path: Path) -> None:
+    info = parts.save(tmp_path / "base-1")
+    (tmp_path / "base-1" / "model.safetensors").unlink()
+    assert known_items(info) == list(parts.vocabulary.item_ids)
+    (tmp_path / "base-1" / "items.parquet").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"items\.parquet does not match"):
+        known_items(info)

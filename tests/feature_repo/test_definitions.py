@@ -16,6 +16,7 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView
 
 from feature_repo import definitions
 from feature_repo.definitions import build
+from feature_repo.releases import PROMOTED_FILE
 from feature_repo.settings import FeatureSettings, load_feature_settings
 from store.online import open_online
 from store.reads import historical_features
@@ -61,6 +62,17 @@ def render(settings: FeatureSettings) -> str:
 
 def test_the_plan_of_a_repo_with_one_live_release(features):
     assert render(features) == PLAN.read_text(), "if the change is meant, write the new plan into plan.txt"
+
+
+def test_the_alias_has_the_features_and_tags_of_the_promoted_release(features):
+    note = {"release": "base-3", "previous": "base-2", "promoted_at_ms": 1}
+    (features.releases_folder / PROMOTED_FILE).write_text(json.dumps(note))
+    add_release(features.releases_folder, "base-4")
+    services = {o.name: o for o in build(features) if isinstance(o, FeatureService)}
+    assert set(services) == {"ranker", "ranker_base_3", "ranker_base_4"}
+    alias, pinned = services["ranker"], services["ranker_base_3"]
+    assert alias.feature_view_projections == pinned.feature_view_projections
+    assert alias.tags == pinned.tags and alias.tags["model_version"] == "base-3"
 
 
 def test_the_service_has_no_two_features_of_one_name(features):

@@ -8,7 +8,15 @@ import pytest
 
 from activity.errors import DataError, UsageError
 from feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
-from feature_repo.releases import LiveRelease, live_releases
+from feature_repo.releases import (
+    PROMOTED_FILE,
+    LiveRelease,
+    Promotion,
+    is_retired,
+    live_releases,
+    promoted_release,
+    promotion,
+)
 
 
 def write(folder, name, content) -> None:
@@ -32,6 +40,37 @@ def test_a_damaged_release_json_is_named(tmp_path, content):
     with pytest.raises(DataError, match=r"a/release.json") as caught:
         live_releases(tmp_path)
     assert caught.value.hint
+
+
+def promoted(folder, **content) -> None:
+    note = {"release": "b-1", "previous": None, "promoted_at_ms": 5} | content
+    (folder / PROMOTED_FILE).write_text(json.dumps(note))
+
+
+def test_the_promoted_release_is_one_of_the_live_ones(tmp_path):
+    live = [LiveRelease("a-1", 4, 1000), LiveRelease("b-1", 4, 1000)]
+    assert promotion(tmp_path) is None and promoted_release(tmp_path, live) is None
+    promoted(tmp_path, previous="a-1")
+    assert promotion(tmp_path) == Promotion("b-1", "a-1", 5)
+    assert promoted_release(tmp_path, live) == live[1]
+    with pytest.raises(DataError, match="`b-1`, which is not live") as caught:
+        promoted_release(tmp_path, live[:1])
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"release": "../x", "previous": null, "promoted_at_ms": 1}'])
+def test_a_damaged_note_of_what_is_promoted_is_named(tmp_path, content):
+    (tmp_path / PROMOTED_FILE).write_text(content)
+    with pytest.raises(DataError, match=r"promoted\.json") as caught:
+        promotion(tmp_path)
+    assert caught.value.hint
+
+
+def test_a_release_is_retired_only_where_its_folder_says_so(tmp_path):
+    write(tmp_path, "old-1", {"retired": True})
+    write(tmp_path, "new-1", {})
+    write(tmp_path, "bad-1", "{")
+    assert [is_retired(tmp_path / name) for name in ("old-1", "new-1", "bad-1", "none")] == [True, False, False, False]
 
 
 def test_trained_through_is_a_date():

@@ -6,7 +6,7 @@ from kafka.admin import NewTopic
 
 from activity.errors import InfrastructureError, UsageError
 from spoor.config import Settings
-from spoor.kafka_admin import ensure_topics
+from spoor.kafka_admin import delete_topic, ensure_topics
 
 
 def create(settings: Settings, topic: str, **configs: str) -> None:
@@ -75,3 +75,16 @@ def test_without_a_broker_the_error_says_how_to_start_one(settings: Settings):
     with pytest.raises(InfrastructureError, match="no Kafka broker answers") as caught:
         ensure_topics(kafka)
     assert "spoor services up" in caught.value.hint
+
+
+def test_a_topic_is_deleted_once_and_the_others_stay(kafka_settings: Settings):
+    kafka = kafka_settings.kafka
+    ensure_topics(kafka, releases=["base-1", "base-2"])
+    assert [delete_topic(kafka, kafka.embedding_topic("base-1")) for _ in range(2)] == [True, False]
+    created = {topic.name: topic.created for topic in ensure_topics(kafka, releases=["base-1", "base-2"])}
+    assert created[kafka.embedding_topic("base-1")] and not created[kafka.embedding_topic("base-2")]
+
+
+def test_deleting_without_a_broker_is_an_infrastructure_error(settings: Settings):
+    with pytest.raises(InfrastructureError, match="no Kafka broker answers"):
+        delete_topic(settings.kafka, "user-embeddings.base-1")

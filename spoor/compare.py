@@ -1,0 +1,47 @@
+"""`spoor release compare`: two releases on the same people's histories and the same items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from activity.errors import UsageError
+from encoder.alignment import Compatibility, compare, save_alignment
+from encoder.inference import load_encoders
+from encoder.release import read_info
+from spoor.config import Settings
+from store.online import open_online
+from store.probe import sample_users, stored_histories
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`stored`: the map lies in the new release's folder."""
+
+    report: Compatibility
+    stored: bool
+    dry_run: bool
+
+
+def compare_releases(
+    settings: Settings, old: str, new: str, *, sample: int, neighbours: int, dry_run: bool = False
+) -> Comparison:
+    """On at most `sample` users of the online store and as many items; the map goes into the new release's folder.
+
+    Raises UsageError for an unknown release, two equal ones or an empty store, DataError for a damaged one,
+    InfrastructureError where the store does not answer.
+    """
+    folder = settings.features.releases_folder
+    if old == new:
+        raise UsageError("a release is compared with another one", hint="name two")
+    for name in (old, new):
+        read_info(folder / name)
+    online = open_online(settings.features)
+    histories = stored_histories(online, sample_users(online, sample))
+    if not histories.count:
+        raise UsageError("the online store holds no history to compare releases on", hint="run `spoor backfill` first")
+    first, second = load_encoders(folder, [old, new])
+    report, map_DD = compare(first, second, histories, items=sample, neighbours=neighbours)
+    stored = map_DD is not None and not dry_run
+    if map_DD is not None and stored:
+        save_alignment(folder / new, folder / old, map_DD, report)
+    return Comparison(report, stored, dry_run)

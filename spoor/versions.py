@@ -1,0 +1,220 @@
+"""`spoor release promote` and `spoor release retire`: which release is served, and which are written at all.
+
+Promoting is two steps, a note in the releases folder and the registration of what the note says; retiring is five, of
+which the first, the mark in release.json, is what every writer goes by. Each step may be repeated, so a command that
+was killed is finished by running it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from activity.errors import ProblemsFound, UsageError
+from activity.locks import exclusive
+from encoder.release import ReleaseInfo, known_items, mark_retired, read_info
+from feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
+from feature_repo.releases import live_releases, promoted_release, promotion
+from spoor.config import Settings
+
+if TYPE_CHECKING:
+    from store.promotion import Coverage
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """`changed`: the service `ranker` was, or would be, another release's before."""
+
+    release: str
+    previous: str | None
+    dimension: int
+    previous_dimension: int | None
+    coverage: Coverage
+    cache_seconds: (
+        int | None
+    )  # how long readers may go on with what they read of the registry; None: until they restart
+    changed: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class RetirePlan:
+    release: str
+    views: tuple[str, str]
+    service: str
+    topic: str | None  # None: it is to be kept
+    resumed: bool  # an earlier run has marked the release
+    live: tuple[str, ...]  # releases that stay
+
+    def text(self) -> str:
+        topic = (
+            "its topic stays" if self.topic is None else f"the topic {self.topic} goes once it is in the offline log"
+        )
+        again = "goes on with what an earlier run began: " if self.resumed else ""
+        return (
+            f"{again}the service {self.service} and the views {' and '.join(self.views)} go with their online rows, "
+            f"{topic}; the folder of {self.release} and its offline rows stay; live: {', '.join(self.live)}"
+        )
+
+
+@dataclass(frozen=True)
+class Retired:
+    plan: RetirePlan
+    removed: tuple[str, ...]  # names in Feast that this run removed
+    landed_rows: int  # rows that were on the topic and not in the offline log yet
+    topic_deleted: bool  # by this run
+    dry_run: bool = False
+
+
+def promote(
+    settings: Settings, name: str, *, dry_run: bool = False, progress: Callable[[int], None] = lambda users: None
+) -> Promoted:
+    """Makes the service `ranker` that of release `name`. The release that it served stays live.
+
+    Raises UsageError for a release that is unknown, retired or not registered, ProblemsFound, with counts, while users
+    or items lack the release's present vectors online, DataError for a damaged release, InfrastructureError.
+    """
+    from store.online import open_online
+    from store.promotion import cache_seconds, check_alias_is_ours, coverage
+    from store.promotion import promote as switch
+
+    folder = settings.features.releases_folder
+    with _alone(settings, "spoor release promote"):
+        info = _not_retired(read_info(folder / name))
+        before = promotion(folder)
+        previous = None if before is None else before.release
+        dimensions = {release.name: release.dimension for release in live_releases(folder)}
+        online = open_online(settings.features)
+        online.check([name])
+        check_alias_is_ours(settings.features)
+        found = coverage(online, name, known_items(info), progress=progress)
+        if not found.complete:
+            raise _incomplete(name, found)
+        if not dry_run:
+            switch(settings.features, name, now_ms=time.time_ns() // 1_000_000)
+    return Promoted(
+        release=name,
+        previous=previous,
+        dimension=info.dimension,
+        previous_dimension=None if previous is None else dimensions.get(previous),
+        coverage=found,
+        cache_seconds=cache_seconds(online.feast),
+        changed=previous != name,
+        dry_run=dry_run,
+    )
+
+
+def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) -> RetirePlan:
+    """What retiring would do. Raises UsageError for a release that is unknown, promoted, the last live one or named by
+    stream.releases, ProblemsFound while readers may still be served by it, DataError for a damaged folder."""
+    from store.feast_store import open_feature_store
+    from store.promotion import cache_seconds
+
+    folder = settings.features.releases_folder
+    info = read_info(folder / name)
+    live = live_releases(folder)
+    others = tuple(release.name for release in live if release.name != name)
+    promoted = promoted_release(folder, live)
+    if promoted is not None and promoted.name == name:
+        raise UsageError(
+            f"release `{name}` is promoted: the service `ranker` serves it",
+            hint="promote another one first with `spoor release promote`",
+        )
+    if not others:
+        raise UsageError(
+            f"release `{name}` is the only live one: without it nobody would have an embedding",
+            hint="bring the next release in, backfill and promote it first",
+        )
+    if name in settings.stream.releases:
+        raise UsageError(
+            f"stream.releases names `{name}`: workers would no longer start",
+            hint=f"take `{name}` out of stream.releases, and start the workers again",
+        )
+    store, _ = open_feature_store(settings.features)
+    if not info.retired:
+        _check_readers_have_moved(folder, name, cache_seconds(store))
+    return RetirePlan(
+        release=name,
+        views=(user_embedding_view(name), item_embedding_view(name)),
+        service=ranker_service(name),
+        topic=None if keep_topic else settings.kafka.embedding_topic(name),
+        resumed=info.retired,
+        live=others,
+    )
+
+
+def retire(settings: Settings, name: str, *, keep_topic: bool = False) -> Retired:
+    """Takes a release out of service:
+
+    1. marks it retired: workers leave it out from their next try on, batch jobs do not choose it;
+    2. lands what its topic holds in the offline log;
+    3. removes its service and views from Feast's registry;
+    4. deletes its topic;
+    5. removes its online rows, those too that a batch in flight wrote after step 1.
+
+    Raises as `plan_retirement`, and InfrastructureError where a server or another job is in the way; what was not done
+    is done by the next run.
+    """
+    from batch.archive_embeddings import land_release
+    from spoor.kafka_admin import delete_topic
+    from spoor.services import require_broker
+    from store.online import open_online
+    from store.repo import apply
+
+    # The backfill's lock: such a job, or a repair, would go on writing the release that it has loaded.
+    jobs = settings.state_folder / "jobs"
+    with _alone(settings, "spoor release retire"), exclusive(jobs / "backfill.lock", job="spoor backfill"):
+        plan = plan_retirement(settings, name, keep_topic=keep_topic)
+        if plan.topic is not None:
+            require_broker(settings.kafka)
+        mark_retired(settings.features.releases_folder / name)
+        landed = 0 if plan.topic is None else land_release(settings, name)
+        applied = apply(settings.features)
+        deleted = plan.topic is not None and delete_topic(settings.kafka, plan.topic)
+        open_online(settings.features).remove_release(name)
+    return Retired(plan, applied.removed, landed, deleted)
+
+
+@contextmanager
+def _alone(settings: Settings, job: str) -> Iterator[None]:
+    with exclusive(settings.state_folder / "jobs" / "release.lock", job=job):
+        yield
+
+
+def _not_retired(info: ReleaseInfo) -> ReleaseInfo:
+    if info.retired:
+        raise UsageError(
+            f"release `{info.name}` is retired: its rows are gone and nobody writes it",
+            hint="`spoor release list` shows the live ones; a copy under a new name can be backfilled again",
+        )
+    return info
+
+
+def _incomplete(name: str, found: Coverage) -> ProblemsFound:
+    example = f", for example {found.examples[0]!r}" if found.examples else ""
+    return ProblemsFound(
+        f"release `{name}` cannot be promoted: of {found.users:,} users with a history {found.missing:,} have no "
+        f"embedding and {found.behind:,} one of an earlier history{example}; of {found.items:,} items "
+        f"{found.items_missing:,} have no vector",
+        hint=f"start workers again that began before the release arrived, run `spoor backfill --release {name}`, then "
+        "`spoor verify --repair` for what is left",
+    )
+
+
+def _check_readers_have_moved(folder: Path, name: str, seconds: int | None) -> None:
+    """A reader may go on with the registry that it has read, and so with `ranker` as it was."""
+    switched = promotion(folder)
+    if switched is None or switched.previous != name or not seconds:
+        return
+    until_ms = switched.promoted_at_ms + seconds * 1000
+    if time.time_ns() // 1_000_000 < until_ms:
+        moment = datetime.fromtimestamp(until_ms / 1000, UTC).isoformat(timespec="seconds")
+        raise ProblemsFound(
+            f"readers may be served by release `{name}` until {moment}: they cache Feast's registry for {seconds} s",
+            hint="run it again after that time",
+        )

@@ -1,0 +1,117 @@
+"""The switch of the service `ranker` from one release to another, and what must be true before it is thrown.
+
+A release may be served when everybody who has a history online has an embedding of exactly that history, and every item
+that the release knows has its vector. `coverage` asks the store for revisions, not for what an encoder would compute:
+whether the vectors are right is what `spoor verify` tells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from feast import FeatureStore
+
+from activity.errors import UsageError
+from activity.files import atomic_write
+from feature_repo.definitions import OWNER_TAG
+from feature_repo.names import PROMOTED_RANKER
+from feature_repo.releases import PROMOTED_FILE, promotion
+from feature_repo.settings import FeatureSettings
+from store.feast_store import open_feature_store
+from store.online import OnlineStore
+from store.repo import Applied, apply
+
+_CHUNK_USERS = 10_000
+_MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a release the online store holds."""
+
+    users: int  # that have a history
+    missing: int  # of these, without an embedding of the release
+    behind: int  # of these, with an embedding of an earlier revision of their history
+    items: int  # that the release knows
+    items_missing: int  # of these, without a vector
+    examples: tuple[str, ...]  # some of the users that are missing or behind
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.behind or self.items_missing)
+
+
+def coverage(
+    online: OnlineStore,
+    release: str,
+    item_ids: Sequence[str],
+    *,
+    progress: Callable[[int], None] = lambda users: None,
+) -> Coverage:
+    """One pass over everybody who has a history, and over the release's items (`item_ids`). A user that is written
+    meanwhile is counted as found at the moment of its read. `progress` hears how many users were read.
+
+    Raises UsageError for a release that Feast does not know or a store that cannot list its users,
+    InfrastructureError where the store does not answer.
+    """
+    users = missing = behind = 0
+    examples: list[str] = []
+    for chunk in _chunks(online.user_ids()):
+        for user_id, stored in zip(chunk, online.read(chunk, [release]), strict=True):
+            if stored.history is None:
+                continue  # gone since it was listed
+            users += 1
+            have = stored.embedding_revisions[release]
+            missing += have is None
+            behind += have not in (None, stored.revision)
+            if have != stored.revision and len(examples) < _MAX_EXAMPLES:
+                examples.append(user_id)
+        progress(len(chunk))
+    items_missing = len(item_ids) - online.count_items(release, item_ids)
+    return Coverage(users, missing, behind, len(item_ids), items_missing, tuple(examples))
+
+
+def promote(features: FeatureSettings, release: str, *, now_ms: int) -> Applied:
+    """Notes the release in the releases folder, by which `feast apply` and Spoor agree, then registers the definitions:
+    the service `ranker` is from then on that of the release. Run again, it finishes what was interrupted.
+
+    Raises UsageError where the name `ranker` is somebody else's, DataError for a damaged note, InfrastructureError.
+    """
+    check_alias_is_ours(features)
+    folder = features.releases_folder
+    before = promotion(folder)
+    if before is None or before.release != release:
+        previous = None if before is None else before.release
+        note = {"release": release, "previous": previous, "promoted_at_ms": now_ms}
+        atomic_write(folder / PROMOTED_FILE, json.dumps(note).encode())
+    return apply(features)
+
+
+def check_alias_is_ours(features: FeatureSettings) -> None:
+    """Raises UsageError where a service `ranker` is registered that Spoor has not made."""
+    store, _ = open_feature_store(features)
+    for service in store.list_feature_services():
+        if service.name == PROMOTED_RANKER and not OWNER_TAG.items() <= dict(service.tags).items():
+            raise UsageError(
+                f"Feast has a service `{PROMOTED_RANKER}` that is not Spoor's",
+                hint="give that service another name; rankers can also pin the services of single releases",
+            )
+
+
+def cache_seconds(store: FeatureStore) -> int | None:
+    """How long a reader with the same feature_store.yaml may go on with the registry that it has read: 0 where Feast
+    looks at the file's time at each use, None where it never reads the registry again (docs/releases.md)."""
+    registry = store.config.registry
+    assert registry is not None
+    local = registry.registry_type == "file" and "://" not in str(registry.path)
+    if local and registry.cache_mode == "sync":
+        return 0
+    return registry.cache_ttl_seconds or None
+
+
+def _chunks(users: Iterator[str]) -> Iterator[list[str]]:
+    while chunk := list(islice(users, _CHUNK_USERS)):
+        yield chunk
