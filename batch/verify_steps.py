@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import apache_beam as beam
@@ -21,6 +21,7 @@ from activity.packing import pack, unpack
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
 from batch.jobs import Failures
+from batch.listing import listed_users
 from batch.publish import Journal, Publisher, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
@@ -107,11 +108,8 @@ class VerifyBuckets(beam.DoFn):
         lake = newest_histories(
             open_lake(settings.lake), buckets, max_events=settings.history.max_events, as_of=settings.stream.as_of
         )
-        listed: set[str] = set()
-        for bucket in buckets:
-            for path in sorted((self._folder / "online" / f"{bucket:02d}").glob("[!.]*.json")):
-                listed.update(json.loads(path.read_bytes()))
-        extra = sorted(listed.difference(lake.user_ids))
+        listed = chain.from_iterable(listed_users(self._folder / "online", bucket) for bucket in buckets)
+        extra = sorted(set(listed).difference(lake.user_ids))
         both = UserBatch(
             [*lake.user_ids, *extra],
             concat([lake.histories, Histories.empty(len(extra))]),

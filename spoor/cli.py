@@ -55,6 +55,7 @@ for _command in (
     batch.backfill,
     batch.archive,
     batch.verify,
+    batch.export,
     streaming.stream,
     streaming.dlq,
     encoder.release,

@@ -25,6 +25,7 @@ COMMANDS = [
     "backfill",
     "archive",
     "verify",
+    "export",
     "stream",
     "dlq",
     "dlq-list",
