@@ -16,6 +16,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,9 +99,10 @@ def run_export(
     chosen = chosen_releases(settings, releases)
     to = to.absolute()
     check_target(to, overwrite=overwrite)
-    jobs = settings.state_folder / "jobs"
-    with exclusive(jobs / "export.lock", job="spoor export"):
-        work = jobs / "export"
+    work = settings.state_folder / "jobs" / "export"
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(work.with_name("export.lock"), job="spoor export"))
+        stack.callback(shutil.rmtree, work, ignore_errors=True)  # it names users, also such as may be forgotten later
         shutil.rmtree(work, ignore_errors=True)
         items = [ExportItem(f"items-{release}", release=release) for release in chosen] if what != "users" else []
         listed = 0

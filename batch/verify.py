@@ -90,7 +90,9 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = L
                 namespace=NAMESPACE,
             )
         lag = unarchived(settings, lake)
-    return _result(reports, tuple(releases), lag, time.monotonic() - started)
+        result = _result(reports, tuple(releases), lag, time.monotonic() - started)
+        shutil.rmtree(folder)  # it names users, also such as may be forgotten later
+    return result
 
 
 def build(

@@ -138,6 +138,7 @@ class Mender:
         self._encoders = {encoder.release: encoder for encoder in compared}
         self._writer = GuardedWriter(online, compared, history=settings.history)
         self._journal = Journal(settings.state_folder / "jobs" / "unpublished")
+        self._forgotten = open_lake(settings.lake).forgotten
         self._publisher: Publisher | None = open_publisher(settings.kafka, online, list(self._encoders))
 
     def close(self) -> None:
@@ -151,7 +152,8 @@ class Mender:
         _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
         sound = np.flatnonzero(~damaged)
         part = batch.take(sound)
-        self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms)
+        through = self._forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
+        self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms, forget_through=through)
         for release, encoder in self._encoders.items():
             wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
             self._encode_again(encoder, sorted(wrong.intersection(part.user_ids)))
@@ -164,7 +166,8 @@ class Mender:
         users, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
         rows = np.flatnonzero(damaged & in_lake)
         part = batch.take(rows)
-        packed, times = pack(part.histories), part.histories.last_times()
+        packed = pack(part.histories, self._forgotten.through(part.user_ids))
+        times = part.histories.last_times()
         writes = [
             UserWrite(
                 user_id=user,
@@ -225,13 +228,15 @@ def compare(
     history, so one that is only behind the lake is one difference, not several."""
     user_ids = batch.user_ids
     users, histories, damaged = read_histories(online, user_ids, [encoder.release for encoder in compared])
-    present = np.array([user.history is not None for user in users], bool)
+    present = (histories.lengths > 0) | damaged  # a forgotten user's row without events is none
     equal = equal_rows(batch.histories, histories) & ~damaged
     found: list[Difference] = []
     for n, user_id in enumerate(user_ids):
         if not present[n]:
             if in_lake[n]:
                 found.append(Difference(user_id, MISSING_USER, "", f"{batch.histories.lengths[n]} events in the lake"))
+            for release in (name for name, revision in users[n].embedding_revisions.items() if revision is not None):
+                found.append(Difference(user_id, UNEXPECTED_USER, release, "an embedding without history"))
         elif not in_lake[n]:
             found.append(Difference(user_id, UNEXPECTED_USER, "", f"{histories.lengths[n]} events online"))
         elif damaged[n]:

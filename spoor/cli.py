@@ -56,6 +56,7 @@ for _command in (
     batch.archive,
     batch.verify,
     batch.export,
+    batch.forget,
     streaming.stream,
     streaming.dlq,
     encoder.release,

@@ -22,7 +22,13 @@ from feature_repo.releases import LiveRelease, live_releases
 from feature_repo.settings import FeatureSettings
 from store import protobytes
 from store.fallback import UnguardedStore
-from store.feast_store import not_applied, open_feature_store, registered_releases, registered_view
+from store.feast_store import (
+    not_applied,
+    open_feature_store,
+    registered_releases,
+    registered_user_views,
+    registered_view,
+)
 from store.guard import GuardedStore, GuardedWrite, ViewRow
 from store.rows import EmbeddingRow, StoredUser, UserWrite
 from store.validation import check_vectors
@@ -122,7 +128,8 @@ class OnlineStore:
         return not isinstance(self._guard, UnguardedStore)
 
     def user_ids(self) -> Iterator[str]:
-        """Every user that has a history; one that is written meanwhile may be missing, or come twice."""
+        """Every user that has a history row, forgotten ones included; one that is written meanwhile may be missing, or
+        come twice."""
         keys = self._guard.entity_keys(self._config, self._revision, self._user_keys.prefix)
         while True:
             with self._errors():
@@ -189,7 +196,12 @@ class OnlineStore:
                 raise ValueError(f"embedding of {row.user_id!r}, revision {row.revision}, in {write}")
             rows.append(self._embedding_view_row(row))
         expected = protobytes.int_value(write.expected_revision) if write.expected_revision else protobytes.NO_ROW
-        return GuardedWrite(self._user_keys.to_bytes(write.user_id), expected, rows)
+        removed: list[FeatureView] = []
+        if write.forgets:
+            written = {row.view.name for row in rows}
+            views = registered_user_views(self.feast, self.features)
+            removed = [self._view(name) for name in views if name not in written]
+        return GuardedWrite(self._user_keys.to_bytes(write.user_id), expected, rows, removed)
 
     def _embedding_view_row(self, row: EmbeddingRow) -> ViewRow:
         values = {

@@ -1,9 +1,10 @@
-"""`spoor archive`, `spoor backfill`, `spoor verify` and `spoor export`: the batch jobs."""
+"""`spoor archive`, `spoor backfill`, `spoor verify`, `spoor export` and `spoor forget`: the batch jobs."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,7 +16,11 @@ from spoor.commands.invocation import (
     json_option,
     pass_invocation,
     release_option,
+    time_text,
 )
+
+if TYPE_CHECKING:
+    from batch.forget import ForgetResult
 
 _HOUR_MS = 3_600_000
 
@@ -188,3 +193,57 @@ def export(
     if result.without_embedding:
         text += f"; {result.without_embedding:,} embeddings are missing in the store"
     invocation.emit(result, text)
+
+
+@click.command()
+@click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
+@click.option("--users-from", type=click.Path(path_type=Path), metavar="FILE", help="A text file with an id a line.")
+@click.option("--through", "through_ms", type=Time(), help="Forget events up to then. Default: all up to now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
+@pass_invocation
+def forget(
+    invocation: Invocation,
+    user_ids: tuple[str, ...],
+    users_from: Path | None,
+    through_ms: int | None,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Delete users' past everywhere, for good.
+
+    Their rows leave the online store (all views and releases), the offline log and the lake, and the embedding topics
+    get records without value. A marker keeps replays and late writers from bringing the past back; events that a
+    returning user makes later count. What only Kafka can remove is listed with its latest date.
+    """
+    from batch.forget import read_ids, run_forget
+    from spoor.console import say
+
+    users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
+    settings = invocation.settings()
+    if not (dry_run or yes):
+        _confirm(f"Forget {len(set(users)):,} users for good?")
+    result = run_forget(settings, users, through_ms=through_ms, dry_run=dry_run)
+    for kept in result.kept:
+        say(f"{kept.topic}: {'until ' + kept.until if kept.until else 'no date'} ({kept.why})")
+    invocation.emit(result, _forget_text(result))
+
+
+def _forget_text(result: ForgetResult) -> str:
+    tense = "would leave" if result.dry_run else "left"
+    return (
+        f"{result.job}: {result.users:,} users, {result.online:,} of them online, "
+        f"{'to be ' if result.dry_run else ''}forgotten through {time_text(result.forgotten_through_ms)}; "
+        f"{result.lake_rows:,} events {tense} the lake, {result.offline_rows:,} rows the offline log; "
+        f"{len(result.topics)} embedding topics"
+    )
+
+
+def _confirm(question: str) -> None:
+    """Raises UsageError where nobody can answer, Abort where the answer is no."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"
+        )
+    click.confirm(question, abort=True, err=True)
