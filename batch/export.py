@@ -59,7 +59,7 @@ class ExportedRelease:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`without_embedding`: embeddings that the store does not hold, over all releases and users that were asked for."""
+    """`without_embedding`: how often, over releases, a listed user has none: forgotten, or waiting for a sweep."""
 
     folder: Path
     what: What

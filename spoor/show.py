@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from activity.hashing import hash_name
-from activity.packing import unpack
+from activity.history import NEVER, Histories, Values
+from activity.packing import read_forgotten_through, unpack
 from feature_repo.releases import live_releases
 from spoor.config import Settings
 
@@ -60,10 +61,11 @@ class ShownEmbedding:
 @dataclass(frozen=True)
 class ShownUser:
     user_id: str
-    found: bool  # whether there is a history
+    found: bool  # whether there are events
     revision: int  # 0: none
     events: list[ShownEvent]  # newest first
     embeddings: list[ShownEmbedding]
+    forgotten_through_ms: int | None = None  # events up to then were forgotten, and stay so
 
 
 def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
@@ -75,7 +77,9 @@ def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUse
     online = open_online(settings.features)
     stored = online.read([user_id], [])[0]
     found = [(release, online.read_embeddings(release, [user_id])[0]) for release in releases]
-    items = _items(settings, releases) if stored.history is not None else {}
+    history = Histories.empty(1) if stored.history is None else unpack([stored.history])
+    through = NEVER if stored.history is None else int(read_forgotten_through([stored.history])[0])
+    items = _items(settings, releases) if len(history.values) else {}
     now_ms = time.time_ns() // 1_000_000
     embeddings = [
         ShownEmbedding(
@@ -92,10 +96,11 @@ def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUse
             nearest=nearest_items(online, release, row.embedding, items[release]["item_id"], count=nearest),
         )
         for release, row in found
-        if row is not None
+        if row is not None and release in items
     ]
-    events = [] if stored.history is None else _events(settings, stored.history, items.values())
-    return ShownUser(user_id, stored.history is not None, stored.revision, events, embeddings)
+    events = _events(settings, history[0], items.values())
+    forgotten = None if through == NEVER else through
+    return ShownUser(user_id, bool(events), stored.revision, events, embeddings, forgotten)
 
 
 def nearest_items(
@@ -123,13 +128,12 @@ def _items(settings: Settings, releases: list[str]) -> dict[str, pa.Table]:
     return {release: pq.read_table(folder / release / "items.parquet") for release in releases}
 
 
-def _events(settings: Settings, packed: bytes, tables: Iterable[pa.Table]) -> list[ShownEvent]:
+def _events(settings: Settings, history: Values, tables: Iterable[pa.Table]) -> list[ShownEvent]:
     items: dict[int, str] = {}
     for table in tables:
         items.update(zip(table["hash"].to_pylist(), table["item_id"].to_pylist(), strict=True))
     actions = {hash_name(name): name for name in settings.events.actions}
     surfaces = {hash_name(name): name for name in settings.events.surfaces}
-    history = unpack([packed])[0]
     return [
         ShownEvent(
             timestamp=int(event["timestamp"]),

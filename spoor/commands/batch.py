@@ -191,7 +191,7 @@ def export(
         else f"{counts} to {to} in {result.seconds:.1f} s, {result.files:,} files"
     )
     if result.without_embedding:
-        text += f"; {result.without_embedding:,} embeddings are missing in the store"
+        text += f"; {result.without_embedding:,} times a listed user has no embedding"
     invocation.emit(result, text)
 
 

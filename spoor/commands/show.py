@@ -42,9 +42,11 @@ def user(ctx: click.Context, user_id: str, count: int, nearest: int) -> None:
 
 
 def _text(shown: ShownUser, count: int) -> str:
+    through = shown.forgotten_through_ms
+    forgotten = "" if through is None else f", forgotten through {time_text(through)}"
     if not shown.found:
-        return f"user {shown.user_id}: no history; a ranker reads nulls, `user_vectors` zeros"
-    lines = [f"user {shown.user_id}: {len(shown.events)} events, revision {shown.revision}"]
+        return f"user {shown.user_id}: no history{forgotten}; a ranker reads nulls, `user_vectors` zeros"
+    lines = [f"user {shown.user_id}: {len(shown.events)} events, revision {shown.revision}{forgotten}"]
     lines += [
         f"  {time_text(event.timestamp)}  {event.action:<12}  {event.item}  ({event.surface})"
         for event in shown.events[:count]

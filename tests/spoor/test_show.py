@@ -8,7 +8,7 @@ import pytest
 
 from activity.events import Event, events_table
 from activity.hashing import hash_items
-from activity.history import group_events, history_values
+from activity.history import Histories, group_events, history_values
 from activity.packing import pack
 from encoder.config import MODEL_CONFIGS
 from encoder.release import save_release
@@ -114,6 +114,21 @@ def test_a_user_without_embedding_has_none(settings: Settings):
 def test_an_unknown_user_is_not_found(settings: Settings):
     shown = show_user(settings, "nobody")
     assert (shown.found, shown.revision, shown.events, shown.embeddings) == (False, 0, [], [])
+
+
+def test_a_forgotten_user_is_told_from_one_that_never_was(settings: Settings, spoor: Callable[..., Any]):
+    write(settings, revision=1, embedded=1)
+    online = open_online(settings.features)
+    packed = pack(Histories.empty(1), np.array([T0 + 2]))[0]
+    assert online.write([UserWrite("u", 1, 2, packed, 0, 0, T0, [], forgets=True)]).all()
+    shown = show_user(settings, "u")
+    assert (shown.found, shown.revision, shown.events, shown.embeddings) == (False, 2, [], [])
+    assert shown.forgotten_through_ms == T0 + 2 and show_user(settings, "nobody").forgotten_through_ms is None
+    features = settings.features
+    given = ["--set", f"features.feature_repo={features.feature_repo}"]
+    told = spoor(*given, "--set", f"features.releases_folder={features.releases_folder}", "show", "user", "u")
+    assert told.code == 1
+    assert "user u: no history, forgotten through 2023-11-14 22:13:20Z; a ranker reads nulls" in told.out
 
 
 def test_the_command_tells_it_in_words_and_in_json(settings: Settings, spoor: Callable[..., Any]):
