@@ -69,16 +69,20 @@ class Lake:
     def has(self, item: str) -> bool:
         return self.manifest.get(item) is not None
 
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        """The manifest entries that stand for ranges of Kafka's offsets, by work item; events that `spoor merge-users`
+        has moved to another user are an item of their own, without a range."""
+        return {item: entry for item, entry in self.manifest.records().items() if "partition" in entry}
+
     def partitions(self) -> list[int]:
         """The Kafka partitions of which the lake holds something."""
-        entries = self.manifest.records().values()
-        return sorted({entry["partition"] for entry in entries if "partition" in entry})
+        return sorted({entry["partition"] for entry in self.ranges().values()})
 
     def covered(self, partition: int) -> list[tuple[int, int]]:
         """The offset ranges [start, end) of a Kafka partition that the lake holds, merged and ascending."""
         ranges: list[tuple[int, int]] = []
-        entries = self.manifest.records().values()
-        for start, end in sorted((e["start"], e["end"]) for e in entries if e.get("partition") == partition):
+        entries = self.ranges().values()
+        for start, end in sorted((e["start"], e["end"]) for e in entries if e["partition"] == partition):
             if ranges and start <= ranges[-1][1]:
                 ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
             else:

@@ -146,7 +146,7 @@ def plan_archive(
 ) -> ArchivePlan:
     """What is still to be read. A lake without any entry begins at the low watermarks; in one that has entries, a new
     partition begins at offset 0, so that what retention eats in between is noticed."""
-    entries = lake.manifest.records()
+    entries = lake.ranges()
     others = {entry["topic"] for entry in entries.values()} - {topic}
     if others:
         raise UsageError(

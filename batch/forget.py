@@ -18,11 +18,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ from store.offline import OfflineLog, open_offline
 from store.online import OnlineStore, open_online
 from store.writer import GuardedWriter
 
-AUDIT = "audit/forget.jsonl"  # in the state folder
+AUDIT = "audit/forget.jsonl"  # in the state folder; forgotten and merged users
 BATCH_USERS = 1_000
 _LOG = logging.getLogger(__name__)
 
@@ -82,13 +83,10 @@ def run_forget(
             f"--through lies {(through - now_ms) / 1000:,.0f} s in the future: the user's next events would be lost",
             hint="leave it out to forget everything up to now",
         )
-    _check_ids(users, settings.events.max_id_bytes)
+    check_ids(users, settings.events.max_id_bytes)
     releases = live_names(settings)
     lake, offline = open_lake(settings.lake), open_offline(settings.features)
-    with ExitStack() as stack:
-        # Nothing else may write lake, offline log or journal meanwhile.
-        stack.enter_context(exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"))
-        stack.enter_context(exclusive(lake.folder / "_archive.lock", job="spoor archive"))
+    with alone(settings, lake), ExitStack() as stack:
         online = open_online(settings.features)
         online.check(releases)
         known = _known(online, users)
@@ -99,20 +97,47 @@ def run_forget(
                 result,
                 lake_rows=_lake_rows(lake, users, through),
                 offline_rows=sum(offline.forget(path, users, dry_run=True) for path in offline.user_files()),
-                topics=_embedding_topics(settings, kept),
+                topics=embedding_topics(settings, kept),
                 kept=kept,
             )
         _LOG.info("%s: %d users, %d of them online", result.job, len(users), known)
         publisher = stack.enter_context(Publisher(settings.kafka, online, releases))  # makes missing topics
         kept = kept_until(settings.kafka, now_ms=now_ms)
-        topics = _embedding_topics(settings, kept)
-        lake.forgotten.add(users, through_ms=through, at_ms=now_ms)
-        _forget_online(settings, online, publisher, users, topics=topics, through_ms=through, now_ms=now_ms)
-        lake_rows, offline_rows = _rewrite(lake, offline, users)
-        result = replace(result, lake_rows=lake_rows, offline_rows=offline_rows, topics=topics, kept=kept)
+        topics = embedding_topics(settings, kept)
+        rows = forget_everywhere(
+            settings, online, publisher, users, lake=lake, topics=topics, through_ms=through, now_ms=now_ms
+        )
+        result = replace(result, lake_rows=rows[0], offline_rows=rows[1], topics=topics, kept=kept)
         result = replace(result, seconds=time.monotonic() - started)
-        _audit(settings.state_folder / AUDIT, result)
+        append_audit(settings.state_folder / AUDIT, asdict(result))
     return result
+
+
+@contextmanager
+def alone(settings: BatchSettings, lake: Lake) -> Iterator[None]:
+    """Nothing else may write lake, offline log or journal meanwhile. Raises InfrastructureError if something does."""
+    with (
+        exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"),
+        exclusive(lake.folder / "_archive.lock", job="spoor archive"),
+    ):
+        yield
+
+
+def forget_everywhere(
+    settings: BatchSettings,
+    online: OnlineStore,
+    publisher: Publisher,
+    users: Sequence[str],
+    *,
+    lake: Lake,
+    topics: Sequence[str],
+    through_ms: int,
+    now_ms: int,
+) -> tuple[int, int]:
+    """Steps 1 to 3, in the block of `alone`. Returns the rows removed from the lake and from the offline log."""
+    lake.forgotten.add(users, through_ms=through_ms, at_ms=now_ms)
+    _forget_online(settings, online, publisher, users, topics=topics, through_ms=through_ms, now_ms=now_ms)
+    return _rewrite(lake, open_offline(settings.features), users)
 
 
 def read_ids(path: Path) -> list[str]:
@@ -124,7 +149,7 @@ def read_ids(path: Path) -> list[str]:
     return [line for line in (line.removesuffix("\r") for line in lines) if line]
 
 
-def _check_ids(users: Sequence[str], max_bytes: int) -> None:
+def check_ids(users: Sequence[str], max_bytes: int) -> None:
     """Raises UsageError before anything is done: no event can have such an id, so it is a slip of the pen."""
     if not users:
         raise UsageError("no user to forget", hint="name them with --user ID, or in a file with --users-from FILE")
@@ -147,7 +172,7 @@ def _known(online: OnlineStore, users: Sequence[str]) -> int:
         raise UsageError(error.message, hint=error.hint) from None
 
 
-def _embedding_topics(settings: BatchSettings, kept: Sequence[Kept]) -> tuple[str, ...]:
+def embedding_topics(settings: BatchSettings, kept: Sequence[Kept]) -> tuple[str, ...]:
     """Of every release that was ever published, live or not."""
     return tuple(each.topic for each in kept if each.topic.startswith(settings.kafka.embedding_topic_prefix))
 
@@ -210,17 +235,17 @@ def _lake_rows(lake: Lake, users: Sequence[str], through_ms: int) -> int:
     return rows
 
 
-def _audit(path: Path, result: ForgetResult) -> None:
+def append_audit(path: Path, record: Mapping[str, Any]) -> None:
     """Appends what was done, when, to how many: nothing of whom. Raises InfrastructureError."""
-    record = {"finished_at": datetime.now(UTC).isoformat(timespec="seconds")} | asdict(result)
+    line = {"finished_at": datetime.now(UTC).isoformat(timespec="seconds"), **record}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as file:
-            file.write(json.dumps(record, sort_keys=True).encode() + b"\n")
+            file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise InfrastructureError(
-            f"everything is forgotten, but `{path}` cannot be written: {error.strerror or error}",
+            f"everything is done, but `{path}` cannot be written: {error.strerror or error}",
             hint="mend the folder and run the command again: the audit record is then appended",
         ) from error

@@ -57,6 +57,7 @@ for _command in (
     batch.verify,
     batch.export,
     batch.forget,
+    batch.merge_users,
     streaming.stream,
     streaming.dlq,
     encoder.release,

@@ -230,6 +230,33 @@ def forget(
     invocation.emit(result, _forget_text(result))
 
 
+@click.command("merge-users")
+@click.option("--from", "old", required=True, metavar="ID", help="The anonymous id; it is forgotten.")
+@click.option("--to", "new", required=True, metavar="ID", help="The login, which gets its events.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
+@pass_invocation
+def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: bool) -> None:
+    """Move one user's events to another id.
+
+    For users who did something before they logged in: the histories merge, online and in the lake, and the old id is
+    forgotten through the newest moved event. Run `spoor archive` first: what moves is what the lake holds.
+    """
+    from batch.merge_users import run_merge_users
+    from spoor.console import say
+
+    settings = invocation.settings()
+    if not (dry_run or yes):
+        _confirm("Merge the users, and forget the first for good?")
+    result = run_merge_users(settings, old, new, dry_run=dry_run)
+    for kept in result.kept:
+        say(f"{kept.topic}: {'until ' + kept.until if kept.until else 'no date'} ({kept.why})")
+    verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
+    text = f"{result.job}: {result.events:,} events {verb} through {time_text(result.forgotten_through_ms)}"
+    invocation.emit(result, text)
+
+
 def _forget_text(result: ForgetResult) -> str:
     tense = "would leave" if result.dry_run else "left"
     return (

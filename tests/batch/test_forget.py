@@ -127,7 +127,7 @@ def test_a_part_of_the_past_may_be_forgotten(archived: Any) -> None:
     assert "user-3" not in offline_users(archived)  # rows that may be made of the past; a backfill makes new ones
 
 
-@pytest.mark.parametrize("where", ["_forget_online", "_rewrite", "_audit"])
+@pytest.mark.parametrize("where", ["_forget_online", "_rewrite", "append_audit"])
 def test_a_run_that_was_killed_is_finished_by_running_it_again(
     archived: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -27,6 +27,7 @@ COMMANDS = [
     "verify",
     "export",
     "forget",
+    "merge-users",
     "stream",
     "dlq",
     "dlq-list",
@@ -132,6 +133,8 @@ def test_config_show_tells_values_and_origins_and_hides_secrets(spoor: Spoor, mo
         (["forget", "--users-from", "none.txt"], "cannot read user ids from `none.txt`", "one id a line"),
         (["forget", "--user", "a" * 200, "--yes"], "200 bytes", "one a line"),
         (["forget", "--user", "ann", "--through", "2126-01-01T00:00:00Z", "--yes"], "in the future", "leave it out"),
+        (["merge-users", "--from", "a", "--to", "a", "--yes"], "the same id", "anonymous"),
+        (["merge-users", "--from", "a", "--to", "b"], "stdin is no terminal", "--dry-run"),
         (["release", "show", "none"], "no release `none`", "spoor release list"),
     ],
 )
