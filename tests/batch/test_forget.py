@@ -15,6 +15,7 @@ import pytest
 import batch.forget
 from activity.errors import InfrastructureError, UsageError
 from activity.events import Event
+from activity.packing import read_forgotten_through
 from batch.archive import open_lake, run_archive
 from batch.backfill import run_backfill
 from batch.export import run_export
@@ -24,6 +25,7 @@ from batch.jobs import exclusive
 from batch.retention import kept_until
 from batch.verify import run_verify
 from batch.verify_steps import UNEXPECTED_USER
+from store.feast_store import registered_view
 from store.offline import open_offline
 from store.online import open_online
 from store.rows import UserWrite
@@ -181,6 +183,27 @@ def test_a_store_that_was_restored_from_a_copy_forgets_again(archived: Any) -> N
     assert {k: v for k, v in run_verify(archived.settings).kinds.items() if v} == {UNEXPECTED_USER: 2}
     assert run_verify(archived.settings, repair=True).remaining == 0
     assert_forgotten(archived)
+
+
+def test_rows_that_were_published_before_are_not_landed_afterwards(filled: Any) -> None:
+    """The records lie on the topic still, before those without value; the offline log has not been given them yet."""
+    run_forget(filled.settings, GONE)
+    assert run_archive(filled.settings).embedding_rows == 18
+    assert len(offline_users(filled)) == 18 and not offline_users(filled).intersection(GONE)
+
+
+def test_a_store_that_lost_its_rows_gets_the_markers_of_returning_users_back_with_a_backfill(archived: Any) -> None:
+    run_forget(archived.settings, GONE, through_ms=950_000_000_000)
+    archived.produce([Event("user-3", "item-1", "view", "web", 950_000_000_001)], 0)
+    run_archive(archived.settings)
+    online = open_online(archived.settings.features)
+    for view in ("user_history", "user_embedding_base_1"):
+        online._guard.delete_rows(online._config, registered_view(online.feast, online.features, view))
+    run_backfill(archived.settings)
+    (stored,) = online.read(["user-3"], [])
+    assert stored.history is not None
+    assert read_forgotten_through([stored.history]).tolist() == [950_000_000_000]
+    assert run_verify(archived.settings).differences == 0
 
 
 def test_the_audit_says_what_was_done_and_no_file_of_a_job_names_anybody(archived: Any, tmp_path: Path) -> None:
