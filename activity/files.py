@@ -45,9 +45,10 @@ def atomic_write(path: Path, data: bytes) -> None:
 def replace_folder(folder: Path, temporary: Path) -> None:
     """Puts a finished folder, which lies beside `folder`, in its place: its files are synced, an earlier folder goes.
     Raises OSError."""
-    for path in temporary.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
     if folder.exists():
         replaced = temporary.with_name(temporary.name + ".replaced")
         os.rename(folder, replaced)

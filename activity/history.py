@@ -20,6 +20,7 @@ from activity.hashing import hash_items, hash_names
 EVENT_DTYPE = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u2"), ("surface", "<u2")])
 Values = npt.NDArray[np.void]  # of EVENT_DTYPE
 Int64s = npt.NDArray[np.int64]
+NEVER = int(np.iinfo(np.int64).min)  # through when a user was forgotten who was not: before every event
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,13 @@ class Histories:
     def up_to(self, time_ms: int) -> Histories:
         """Only events before `time_ms` (exclusive): what was known then."""
         return self._keep(self.values["timestamp"] < time_ms)
+
+    def after(self, times_ms: Int64s) -> Histories:
+        """Only events after `times_ms` int64[U] (exclusive), each user's own: what is left of who was forgotten.
+        A user with NEVER keeps all."""
+        if (times_ms == NEVER).all():
+            return self
+        return self._keep(self.values["timestamp"] > np.repeat(times_ms, self.lengths))
 
     def last_times(self) -> Int64s:
         """int64[U]: time of each user's newest event in ms, 0 where there is none."""

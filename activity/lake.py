@@ -3,6 +3,8 @@
     FOLDER/day=2026-01-31/bucket=03/<item>.parquet    day = the broker's append day, so old days never change
     FOLDER/_manifest/<item>.json                      one per finished work item: the truth about what is in the lake
     FOLDER/_backfilled.json                           up to which offsets a backfill has written the online store
+    FOLDER/_forgotten.json                            who was forgotten (activity/forgotten.py): `read` and `batches`
+                                                      leave their past out, removed from the files yet or not
 
 A file that no manifest entry names is left over from a crash: readers never look at it.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 from activity.errors import DataError, UsageError
 from activity.events import EVENT_SCHEMA
 from activity.files import Manifest, atomic_path, atomic_write
+from activity.forgotten import ForgottenUsers
 from activity.hashing import buckets_of
 
 LAKE_SCHEMA = pa.schema(
@@ -66,16 +69,20 @@ class Lake:
     def has(self, item: str) -> bool:
         return self.manifest.get(item) is not None
 
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        """The manifest entries that stand for ranges of Kafka's offsets, by work item; events that `spoor merge-users`
+        has moved to another user are an item of their own, without a range."""
+        return {item: entry for item, entry in self.manifest.records().items() if "partition" in entry}
+
     def partitions(self) -> list[int]:
         """The Kafka partitions of which the lake holds something."""
-        entries = self.manifest.records().values()
-        return sorted({entry["partition"] for entry in entries if "partition" in entry})
+        return sorted({entry["partition"] for entry in self.ranges().values()})
 
     def covered(self, partition: int) -> list[tuple[int, int]]:
         """The offset ranges [start, end) of a Kafka partition that the lake holds, merged and ascending."""
         ranges: list[tuple[int, int]] = []
-        entries = self.manifest.records().values()
-        for start, end in sorted((e["start"], e["end"]) for e in entries if e.get("partition") == partition):
+        entries = self.ranges().values()
+        for start, end in sorted((e["start"], e["end"]) for e in entries if e["partition"] == partition):
             if ranges and start <= ranges[-1][1]:
                 ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
             else:
@@ -102,6 +109,31 @@ class Lake:
         listed = [file for entry in entries for file in entry["files"] if bucket in (None, file["bucket"])]
         return [self.folder / name for name in sorted(file["name"] for file in listed)]
 
+    @property
+    def forgotten(self) -> ForgottenUsers:
+        """Read from the file at every call: another process may have added to it."""
+        return ForgottenUsers(self.folder / "_forgotten.json")
+
+    def purge(self, item: str, buckets: Sequence[int], forgotten: ForgottenUsers) -> int:
+        """Rewrites the work item's files of these user buckets without the past of forgotten users; returns how many
+        rows went. Nobody else may write the item meanwhile. A run that was killed may be repeated: each file is
+        replaced as a whole, and the manifest gets the rows that are there. Raises DataError on a damaged file,
+        InfrastructureError."""
+        record = self.manifest.get(item)
+        if record is None:
+            return 0
+        removed = 0
+        files: list[dict[str, Any]] = []
+        for file in record["files"]:
+            if file["bucket"] in buckets:
+                past, kept = self._purge_file(self.folder / file["name"], forgotten)
+                removed, file = removed + past, file | {"rows": kept}
+            files.append(file)
+        changed = record | {"files": files, "rows": sum(file["rows"] for file in files)}
+        if changed != record:
+            self.manifest.add(item, changed)
+        return removed
+
     def read(
         self,
         *,
@@ -126,14 +158,10 @@ class Lake:
     ) -> Iterator[pa.Table]:
         """As `read`, one table per file."""
         wanted = LAKE_SCHEMA.names if columns is None else columns
+        forgotten = self.forgotten
+        needed = {*wanted, "timestamp", "user_id"} if len(forgotten) else {*wanted, "timestamp"}
         for path in self.files(bucket):
-            try:
-                table = pq.read_table(path, columns=list({*wanted, "timestamp"}), partitioning=None)  # pyright: ignore[reportArgumentType]
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(
-                    f"cannot read lake file `{path}`: {error}",
-                    hint=f"remove its item from {self.manifest.folder} and run `spoor archive` again",
-                ) from None
+            table = forgotten.without_past(_read(path, list(needed), self.manifest.folder))
             if from_ms is not None:
                 table = table.filter(pc.greater_equal(table["timestamp"], from_ms))
             if to_ms is not None:
@@ -151,6 +179,15 @@ class Lake:
         for path in found:
             path.unlink()
         return len(found)
+
+    def _purge_file(self, path: Path, forgotten: ForgottenUsers) -> tuple[int, int]:
+        """Rows removed and rows left. A file that loses all its rows stays: somebody may be about to read it."""
+        past = forgotten.past(_read(path, ["user_id", "timestamp"], self.manifest.folder))
+        if past.any():
+            kept = _read(path, LAKE_SCHEMA.names, self.manifest.folder).filter(pa.array(~past))
+            with atomic_path(path) as temporary:
+                pq.write_table(kept.select(LAKE_SCHEMA.names).cast(LAKE_SCHEMA), temporary, compression="zstd")
+        return int(past.sum()), int((~past).sum())
 
     @property
     def _backfilled(self) -> Path:
@@ -170,3 +207,13 @@ class Lake:
                 f"{self.buckets}",
                 hint=f"set lake.buckets = {text}, or archive into another folder",
             )
+
+
+def _read(path: Path, columns: list[str], manifest: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"cannot read lake file `{path}`: {error}",
+            hint=f"remove its item from {manifest} and run `spoor archive` again",
+        ) from None

@@ -3,14 +3,16 @@
 Little-endian, columns one after the other (n events, k distinct (action, surface) pairs):
 
     header   24 bytes   magic "SPH", codec version u8, header length u16, hash version u8, pair width u8,
-                        events n u32, pairs k u32, CRC-32 of everything after the header u32, reserved u32
+                        events n u32, pairs k u32, CRC-32 of everything after the header u32,
+                        CRC-32 of the header after these 24 bytes u32 (0 where there is nothing)
+              8 bytes   forgotten through i64, ms since 1970: only of a user who was forgotten
     pairs    4·k        action u16, surface u16
     times    6·n        ms since 1970 + 2^47, unsigned
     items    8·n        item hash u64
     codes    1·n or 2·n index into pairs (1 byte up to 256 pairs)
 
 So an event takes 15 bytes, 16 where more than 256 pairs are in use. Later versions may lengthen the header: readers
-skip what lies between the fields they know and its stated length.
+skip what lies between the fields they know and its stated length. Readers from before the marker skip it that way.
 """
 
 from __future__ import annotations
@@ -23,22 +25,25 @@ import numpy as np
 
 from activity.errors import DataError
 from activity.hashing import HASH_VERSION
-from activity.history import EVENT_DTYPE, Histories, Values
+from activity.history import EVENT_DTYPE, NEVER, Histories, Int64s, Values
 
 CODEC_VERSION = 1
 _MAGIC = b"SPH"
 _HEADER = struct.Struct("<3sBHBBIIII")
+_MARKER = struct.Struct("<q")
 _TIME_BYTES = 6
 _TIME_ORIGIN = 1 << 47
 _PAIR = np.dtype([("action", "<u2"), ("surface", "<u2")])
 
 
-def pack(histories: Histories) -> list[bytes]:
-    """One byte string per user. Raises DataError for a time beyond ±2^47 ms (the years -2490 to 6429)."""
+def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[bytes]:
+    """One byte string per user. `forgotten_through` int64[U] in ms: through when each user was forgotten, NEVER for
+    the others; by default nobody was. Raises DataError for a time beyond ±2^47 ms (the years -2490 to 6429)."""
     times = histories.values["timestamp"]
     if len(times) and not (times.min() >= -_TIME_ORIGIN and times.max() < _TIME_ORIGIN):
         raise DataError("a history holds a time beyond ±2^47 ms, which its packed form cannot carry")
-    return [_pack_one(histories[user]) for user in range(histories.count)]
+    through = [NEVER] * histories.count if forgotten_through is None else forgotten_through.tolist()
+    return [_pack_one(histories[user], through[user]) for user in range(histories.count)]
 
 
 def unpack(packed: Sequence[bytes]) -> Histories:
@@ -46,7 +51,12 @@ def unpack(packed: Sequence[bytes]) -> Histories:
     return Histories.of([_unpack_one(data) for data in packed])
 
 
-def _pack_one(events: Values) -> bytes:
+def read_forgotten_through(packed: Sequence[bytes]) -> Int64s:
+    """int64[U] in ms: through when each user was forgotten, NEVER for who was not. Raises DataError as `unpack`."""
+    return np.fromiter((_marker(data) for data in packed), np.int64, count=len(packed))
+
+
+def _pack_one(events: Values, forgotten_through: int) -> bytes:
     count = len(events)
     both = events["action"].astype(np.uint32) << 16 | events["surface"]
     distinct, codes = np.unique(both, return_inverse=True)
@@ -62,10 +72,21 @@ def _pack_one(events: Values) -> bytes:
             codes.astype(f"<u{width}").tobytes(),
         )
     )
-    header = _HEADER.pack(
-        _MAGIC, CODEC_VERSION, _HEADER.size, HASH_VERSION, width, count, len(pairs), zlib.crc32(body), 0
-    )
-    return header + body
+    marker = b"" if forgotten_through == NEVER else _MARKER.pack(forgotten_through)
+    length, checks = _HEADER.size + len(marker), (zlib.crc32(body), zlib.crc32(marker))
+    header = _HEADER.pack(_MAGIC, CODEC_VERSION, length, HASH_VERSION, width, count, len(pairs), *checks)
+    return header + marker + body
+
+
+def _marker(data: bytes) -> int:
+    if len(data) < _HEADER.size:
+        raise _damaged(f"{len(data)} bytes, shorter than its header")
+    _, _, header_length, *_, crc = _HEADER.unpack_from(data)
+    if header_length < _HEADER.size + _MARKER.size:
+        return NEVER
+    if len(data) < header_length or zlib.crc32(memoryview(data)[_HEADER.size : header_length]) != crc:
+        raise _damaged("the checksum of its header does not match")
+    return _MARKER.unpack_from(data, _HEADER.size)[0]
 
 
 def _unpack_one(data: bytes) -> Values:
@@ -85,6 +106,7 @@ def _unpack_one(data: bytes) -> Values:
         raise _damaged(f"{len(data)} bytes, but its header promises {header_length + body_length}")
     if zlib.crc32(memoryview(data)[header_length:]) != crc:
         raise _damaged("its checksum does not match")
+    _marker(data)  # raises if it is damaged
     at = header_length
     pairs = np.frombuffer(data, _PAIR, pair_count, at)
     at += pairs.nbytes

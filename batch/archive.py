@@ -35,6 +35,7 @@ NAMESPACE = "spoor.archive"
 RECORDS = "records"  # records read
 EVENTS = "events"  # of these: valid, now in the lake
 FOREIGN_KEYS = "foreign_keys"  # valid events whose record key is not the user id
+FORGOTTEN = "forgotten"  # valid events from before their user was forgotten: left out
 UNKNOWN_NAMES = "unknown_names"  # valid events with an action or surface that the settings do not list
 BAD = "bad."  # followed by the reason: records that are no event
 
@@ -55,6 +56,7 @@ class ArchiveResult:
     bad: dict[str, int] = field(default_factory=dict)
     foreign_keys: int = 0
     unknown_names: int = 0
+    forgotten: int = 0  # events from before their user was forgotten, left out
     lost: int = 0  # offsets that retention had deleted, given up with accept_loss
     embedding_rows: int = 0  # published rows that went to the offline log
     bad_embedding_rows: int = 0  # records on the embedding topics that are no row
@@ -121,6 +123,7 @@ def run_archive(
         bad={name.removeprefix(BAD): count for name, count in counts.items() if name.startswith(BAD)},
         foreign_keys=counts.get(FOREIGN_KEYS, 0),
         unknown_names=counts.get(UNKNOWN_NAMES, 0),
+        forgotten=counts.get(FORGOTTEN, 0),
         lost=sum(item.end - item.start for item in plan.lost),
         embedding_rows=landed.get(EMBEDDING_ROWS, 0),
         bad_embedding_rows=landed.get(BAD_ROWS, 0),
@@ -144,7 +147,7 @@ def plan_archive(
 ) -> ArchivePlan:
     """What is still to be read. A lake without any entry begins at the low watermarks; in one that has entries, a new
     partition begins at offset 0, so that what retention eats in between is noticed."""
-    entries = lake.manifest.records()
+    entries = lake.ranges()
     others = {entry["topic"] for entry in entries.values()} - {topic}
     if others:
         raise UsageError(
@@ -219,7 +222,11 @@ class LandRange(beam.DoFn):
 
     def process(self, element: KafkaRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         with self._failures.recorded():
+            lake = open_lake(self._lake)
             table, counts = read_events(self._reader, element, self._events)
+            kept = lake.forgotten.without_past(table)
+            counts[FORGOTTEN] = len(table) - len(kept)
+            counts[EVENTS] = len(kept)
             record = {
                 "topic": element.topic,
                 "partition": element.partition,
@@ -228,7 +235,7 @@ class LandRange(beam.DoFn):
                 "records": counts[RECORDS],
                 "bad": {name.removeprefix(BAD): count for name, count in counts.items() if name.startswith(BAD)},
             }
-            open_lake(self._lake).write(element.key, table, record)
+            lake.write(element.key, kept, record)
         for name, count in counts.items():
             Metrics.counter(NAMESPACE, name).inc(count)
         yield element.key

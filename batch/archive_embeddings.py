@@ -3,8 +3,8 @@ that point-in-time reads see the rows that rankers saw online.
 
 Bounded offset ranges as for the events; the offline log's own manifest tells which are there, because each range is one
 of its items. The topics are compacted: of a user's rows between two archives, those that compaction has left are
-landed, at least the last. Records without a value (a forgotten user) are passed over; those that are no embedding row
-are counted.
+landed, at least the last. Records without a value (a forgotten user) are passed over, and so are rows computed
+before their user was forgotten; those that are no embedding row are counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
@@ -21,14 +22,19 @@ from apache_beam.pvalue import PCollection
 
 from activity.errors import DataError, UsageError
 from activity.files import Manifest
+from activity.forgotten import ForgottenUsers
+from activity.lake import Lake
 from activity.locks import exclusive
-from activity.settings import KafkaSettings
+from activity.settings import KafkaSettings, LakeSettings
 from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
 from feature_repo.names import user_embedding_view
 from feature_repo.releases import live_releases
 from feature_repo.settings import FeatureSettings
+
+if TYPE_CHECKING:
+    from store.rows import EmbeddingRow
 
 NAMESPACE = "spoor.archive_embeddings"
 EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
@@ -97,7 +103,7 @@ def build(
     pipeline: beam.Pipeline, items: list[TopicRange], settings: ArchiveSettings, failures: Failures
 ) -> PCollection[str]:
     """The pipeline: one element per offset range, one DoFn that lands it."""
-    landing = LandEmbeddings(settings.kafka, settings.features, failures)
+    landing = LandEmbeddings(settings.kafka, settings.features, settings.lake, failures)
     return (
         pipeline
         | "List offset ranges of embeddings" >> beam.Create(items, reshuffle=False)
@@ -130,9 +136,10 @@ def land_release(settings: ArchiveSettings, release: str, *, runner: Runner = LO
 class LandEmbeddings(beam.DoFn):
     """Reads one TopicRange, writes its rows as one item of the offline log; yields the range's key."""
 
-    def __init__(self, kafka: KafkaSettings, features: FeatureSettings, failures: Failures) -> None:
+    def __init__(self, kafka: KafkaSettings, features: FeatureSettings, lake: LakeSettings, failures: Failures) -> None:
         self._kafka = kafka
         self._features = features
+        self._lake = lake
         self._failures = failures
 
     def setup(self) -> None:
@@ -163,8 +170,16 @@ class LandEmbeddings(beam.DoFn):
                         _LOG.warning(
                             "%s, partition %d, offset %d: %s", item.topic, item.partition, record.offset, error
                         )
+            rows = _without_past(rows, Lake(self._lake.folder, buckets=self._lake.buckets).forgotten)
             counts[EMBEDDING_ROWS] = len(rows)
             self._offline.write_embeddings(element.release, f"{_PREFIX}{item.key}", rows)
         for name, count in counts.items():
             Metrics.counter(NAMESPACE, name).inc(count)
         yield item.key
+
+
+def _without_past(rows: list[EmbeddingRow], forgotten: ForgottenUsers) -> list[EmbeddingRow]:
+    """Without rows that were made of a forgotten user's past: of events up to then, or computed before."""
+    users = [row.user_id for row in rows]
+    times = zip(rows, forgotten.through(users), forgotten.at(users), strict=True)
+    return [row for row, through, at in times if row.event_time_ms > through and row.computed_at_ms > at]

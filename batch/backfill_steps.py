@@ -147,6 +147,7 @@ class EncodeAndWrite(beam.DoFn):
             self._started_ms = 0
             if self._options.online:
                 online = open_online(self._settings.features)
+                self._forgotten = open_lake(self._settings.lake).forgotten
                 self._writer = GuardedWriter(
                     online, list(self._encoders.values()), history=self._settings.history, now_ms=self._now_ms
                 )
@@ -176,7 +177,12 @@ class EncodeAndWrite(beam.DoFn):
     def _write_online(self, batch: UserBatch, counts: dict[str, int]) -> UpdateResult:
         note = self._journal.note(batch.user_ids) if self._options.publish else None
         self._started_ms = _wall_ms()
-        result = self._writer.update(batch.user_ids, batch.histories, as_of_ms=batch.as_of_ms)
+        result = self._writer.update(
+            batch.user_ids,
+            batch.histories,
+            as_of_ms=batch.as_of_ms,
+            forget_through=self._forgotten.through(batch.user_ids),  # a store that was lost has lost its markers
+        )
         counts[CHANGED] = int(result.changed.sum())
         counts[REFUSED] = result.refused
         counts[ENCODE_FAILURES] = result.encode_failures

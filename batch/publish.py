@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,9 +25,9 @@ from activity.errors import InfrastructureError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
 from store.online import OnlineStore
-from store.rows import EmbeddingRow, embedding_row_to_json
+from store.rows import EmbeddingRow, NoEmbedding, record_value
 
-Rows = Mapping[str, Sequence[EmbeddingRow]]  # by release
+Rows = Mapping[str, Sequence[EmbeddingRow | NoEmbedding]]  # by release
 _MAX_ROUNDS = 100
 _READ_USERS = 1_000
 _LOG = logging.getLogger(__name__)
@@ -81,38 +81,39 @@ class Publisher:
         )
 
     def publish_users(self, user_ids: Sequence[str]) -> int:
-        """Publishes what the store holds of these users."""
+        """Publishes what the store holds of these users; who has no embedding gets a record without value."""
         for start in range(0, len(user_ids), _READ_USERS):
             part = user_ids[start : start + _READ_USERS]
-            found = {release: self._online.read_embeddings(release, part) for release in self._releases}
-            self.publish({release: [row for row in rows if row] for release, rows in found.items()})
+            self.publish({release: self._stored(release, part) for release in self._releases})
         return len(user_ids)
 
+    def publish_gone(self, topic: str, user_ids: Sequence[str]) -> None:
+        """Records without value to the topic of a release that is not written any more."""
+        self._send_records((topic, user.encode(), None) for user in user_ids)
+
     def _send(self, rows: Rows) -> None:
+        self._send_records(
+            (self._kafka.embedding_topic(release), row.user_id.encode(), record_value(row))
+            for release, part in rows.items()
+            for row in part
+        )
+
+    def _send_records(self, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:
         try:
-            sent = [
-                self._producer.send(
-                    self._kafka.embedding_topic(release),
-                    key=row.user_id.encode(),
-                    value=embedding_row_to_json(row),
-                )
-                for release, part in rows.items()
-                for row in part
-            ]
+            sent = [self._producer.send(topic, key=key, value=value) for topic, key, value in records]
             for future in sent:
                 future.get(timeout=self._kafka.request_timeout_seconds)
         except (KafkaError, OSError) as error:
             raise _down(self._kafka, error) from error
 
-    def _moved(self, release: str, sent: Sequence[EmbeddingRow]) -> list[EmbeddingRow]:
-        """The rows now in the store of users whose published row is not that one. A user that is gone is left to
-        whoever removed it."""
-        found = self._online.read_embeddings(release, [row.user_id for row in sent]) if sent else []
-        return [
-            now
-            for row, now in zip(sent, found, strict=True)
-            if now is not None and (now.revision, now.computed_at_ms) != (row.revision, row.computed_at_ms)
-        ]
+    def _moved(self, release: str, sent: Sequence[EmbeddingRow | NoEmbedding]) -> list[EmbeddingRow | NoEmbedding]:
+        """What the store now holds of users whose published row is not that one, or whose row is gone."""
+        now = self._stored(release, [row.user_id for row in sent])
+        return [row for row, before in zip(now, sent, strict=True) if _version(row) != _version(before)]
+
+    def _stored(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | NoEmbedding]:
+        found = self._online.read_embeddings(release, user_ids) if user_ids else []
+        return [row or NoEmbedding(user) for user, row in zip(user_ids, found, strict=True)]
 
 
 def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> Publisher | None:
@@ -154,6 +155,10 @@ class Journal:
         if users:
             _LOG.info("published %d users that an interrupted job had left unpublished", users)
         return users
+
+
+def _version(row: EmbeddingRow | NoEmbedding) -> tuple[int, int] | None:
+    return (row.revision, row.computed_at_ms) if isinstance(row, EmbeddingRow) else None
 
 
 def _create_topics(kafka: KafkaSettings, topics: Sequence[str], options: dict[str, Any]) -> None:

@@ -10,12 +10,10 @@ lake is kept, and still reported. Most such events are in Kafka and not archived
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,21 +21,20 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
 from activity.errors import SpoorError
-from activity.files import Manifest, atomic_write
-from activity.hashing import buckets_of
+from activity.files import Manifest
 from activity.lake import Lake
 from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.histories import bucket_groups
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
+from batch.listing import list_users
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases
 from batch.settings import BatchSettings
 from batch.verify_steps import KINDS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
-from store.online import OnlineStore, open_online
+from store.online import open_online
 
-LISTING_USERS = 100_000  # online users that are sorted into buckets at a time
 _LOG = logging.getLogger(__name__)
 
 
@@ -75,7 +72,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         if repair and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
             with publisher:
                 Journal(jobs / "unpublished").publish_left(publisher)
-        listing = list_online_users(online, folder / "online", buckets=lake.buckets)
+        listing = list_users(online.user_ids(), folder / "online", buckets=lake.buckets)
         groups = bucket_groups(lake)
         groups += [(bucket,) for bucket in listing if not any(bucket in group for group in groups)]
         reports = Manifest(folder / "manifest")
@@ -94,7 +91,9 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
                 namespace=NAMESPACE,
             )
         lag = unarchived(settings, lake)
-    return _result(reports, tuple(releases), lag, time.monotonic() - started)
+        result = _result(reports, tuple(releases), lag, time.monotonic() - started)
+        shutil.rmtree(folder)  # it names users, also such as may be forgotten later
+    return result
 
 
 def build(
@@ -117,21 +116,6 @@ def build(
     )
 
 
-def list_online_users(
-    online: OnlineStore, folder: Path, *, buckets: int, chunk_users: int = LISTING_USERS
-) -> list[int]:
-    """Writes the store's user ids to folder/<bucket>/<chunk>.json; returns the buckets that have any."""
-    found: set[int] = set()
-    for number, chunk in enumerate(_chunks(online.user_ids(), chunk_users)):
-        by_bucket: dict[int, list[str]] = {}
-        for user, bucket in zip(chunk, buckets_of(chunk, buckets).tolist(), strict=True):
-            by_bucket.setdefault(bucket, []).append(user)
-        for bucket, users in by_bucket.items():
-            atomic_write(folder / f"{bucket:02d}" / f"{number:08d}.json", json.dumps(users).encode())
-        found |= by_bucket.keys()
-    return sorted(found)
-
-
 def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
     """Records per partition that Kafka has and the lake has not; None, after a warning, if Kafka is not there."""
     try:
@@ -144,17 +128,6 @@ def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
         partition: sum(end - start for start, end in gaps(lake.covered(partition), begin=low, high=high))
         for partition, (low, high) in watermarks.items()
     }
-
-
-def _chunks(users: Iterator[str], size: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for user in users:
-        chunk.append(user)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | None, seconds: float) -> VerifyResult:

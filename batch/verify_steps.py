@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import apache_beam as beam
@@ -21,6 +21,7 @@ from activity.packing import pack, unpack
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
 from batch.jobs import Failures
+from batch.listing import listed_users
 from batch.publish import Journal, Publisher, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
@@ -107,11 +108,8 @@ class VerifyBuckets(beam.DoFn):
         lake = newest_histories(
             open_lake(settings.lake), buckets, max_events=settings.history.max_events, as_of=settings.stream.as_of
         )
-        listed: set[str] = set()
-        for bucket in buckets:
-            for path in sorted((self._folder / "online" / f"{bucket:02d}").glob("[!.]*.json")):
-                listed.update(json.loads(path.read_bytes()))
-        extra = sorted(listed.difference(lake.user_ids))
+        listed = chain.from_iterable(listed_users(self._folder / "online", bucket) for bucket in buckets)
+        extra = sorted(set(listed).difference(lake.user_ids))
         both = UserBatch(
             [*lake.user_ids, *extra],
             concat([lake.histories, Histories.empty(len(extra))]),
@@ -140,6 +138,7 @@ class Mender:
         self._encoders = {encoder.release: encoder for encoder in compared}
         self._writer = GuardedWriter(online, compared, history=settings.history)
         self._journal = Journal(settings.state_folder / "jobs" / "unpublished")
+        self._forgotten = open_lake(settings.lake).forgotten
         self._publisher: Publisher | None = open_publisher(settings.kafka, online, list(self._encoders))
 
     def close(self) -> None:
@@ -153,7 +152,8 @@ class Mender:
         _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
         sound = np.flatnonzero(~damaged)
         part = batch.take(sound)
-        self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms)
+        through = self._forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
+        self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms, forget_through=through)
         for release, encoder in self._encoders.items():
             wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
             self._encode_again(encoder, sorted(wrong.intersection(part.user_ids)))
@@ -166,7 +166,8 @@ class Mender:
         users, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
         rows = np.flatnonzero(damaged & in_lake)
         part = batch.take(rows)
-        packed, times = pack(part.histories), part.histories.last_times()
+        packed = pack(part.histories, self._forgotten.through(part.user_ids))
+        times = part.histories.last_times()
         writes = [
             UserWrite(
                 user_id=user,
@@ -227,13 +228,15 @@ def compare(
     history, so one that is only behind the lake is one difference, not several."""
     user_ids = batch.user_ids
     users, histories, damaged = read_histories(online, user_ids, [encoder.release for encoder in compared])
-    present = np.array([user.history is not None for user in users], bool)
+    present = (histories.lengths > 0) | damaged  # a forgotten user's row without events is none
     equal = equal_rows(batch.histories, histories) & ~damaged
     found: list[Difference] = []
     for n, user_id in enumerate(user_ids):
         if not present[n]:
             if in_lake[n]:
                 found.append(Difference(user_id, MISSING_USER, "", f"{batch.histories.lengths[n]} events in the lake"))
+            for release in (name for name, revision in users[n].embedding_revisions.items() if revision is not None):
+                found.append(Difference(user_id, UNEXPECTED_USER, release, "an embedding without history"))
         elif not in_lake[n]:
             found.append(Difference(user_id, UNEXPECTED_USER, "", f"{histories.lengths[n]} events online"))
         elif damaged[n]:

@@ -1,4 +1,4 @@
-"""`spoor show user`: what is stored about one user, in words where names are known.
+"""`spoor show user`: what is stored about one user, in words where names are known, and the items nearest to it.
 
 A stored history holds hashes. Items get their ids back from the releases' item lists, actions and surfaces from the
 configured names; what neither knows is shown as its hash.
@@ -6,18 +6,27 @@ configured names; what neither knows is shown as its hash.
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from activity.hashing import hash_name
-from activity.packing import unpack
+from activity.history import NEVER, Histories, Values
+from activity.packing import read_forgotten_through, unpack
 from feature_repo.releases import live_releases
 from spoor.config import Settings
+
+if TYPE_CHECKING:
+    from store.online import OnlineStore
+
+_CHUNK_ITEMS = 10_000  # item vectors read at once
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,12 @@ class ShownEvent:
     item: str
     action: str
     surface: str
+
+
+@dataclass(frozen=True)
+class NearItem:
+    item: str
+    cosine: float  # between the user's vector and the item's, as the store holds both
 
 
 @dataclass(frozen=True)
@@ -40,25 +55,31 @@ class ShownEmbedding:
     created_ms: int  # from when on it could honestly be known
     computed_at_ms: int  # wall clock
     age_seconds: float  # since it was computed
+    nearest: list[NearItem]  # nearest first; empty where the store holds no item vectors, or the user's is zeros
 
 
 @dataclass(frozen=True)
 class ShownUser:
     user_id: str
-    found: bool  # whether there is a history
+    found: bool  # whether there are events
     revision: int  # 0: none
     events: list[ShownEvent]  # newest first
     embeddings: list[ShownEmbedding]
+    forgotten_through_ms: int | None = None  # events up to then were forgotten, and stay so
 
 
-def show_user(settings: Settings, user_id: str) -> ShownUser:
-    """Raises UsageError where Feast is not set up, InfrastructureError where the store does not answer."""
+def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
+    """`nearest`: how many items. Raises UsageError where Feast is not set up, InfrastructureError where the store does
+    not answer."""
     from store.online import open_online
 
     releases = [release.name for release in live_releases(settings.features.releases_folder)]
     online = open_online(settings.features)
     stored = online.read([user_id], [])[0]
     found = [(release, online.read_embeddings(release, [user_id])[0]) for release in releases]
+    history = Histories.empty(1) if stored.history is None else unpack([stored.history])
+    through = NEVER if stored.history is None else int(read_forgotten_through([stored.history])[0])
+    items = _items(settings, releases) if len(history.values) else {}
     now_ms = time.time_ns() // 1_000_000
     embeddings = [
         ShownEmbedding(
@@ -72,28 +93,47 @@ def show_user(settings: Settings, user_id: str) -> ShownUser:
             created_ms=row.created_ms,
             computed_at_ms=row.computed_at_ms,
             age_seconds=(now_ms - row.computed_at_ms) / 1000,
+            nearest=nearest_items(online, release, row.embedding, items[release]["item_id"], count=nearest),
         )
         for release, row in found
-        if row is not None
+        if row is not None and release in items
     ]
-    events = [] if stored.history is None else _events(settings, stored.history, releases)
-    return ShownUser(user_id, stored.history is not None, stored.revision, events, embeddings)
+    events = _events(settings, history[0], items.values())
+    forgotten = None if through == NEVER else through
+    return ShownUser(user_id, bool(events), stored.revision, events, embeddings, forgotten)
 
 
-def item_names(releases_folder: Path, releases: list[str]) -> dict[int, str]:
-    """Hash → raw id of every item that some of the releases knows."""
-    names: dict[int, str] = {}
-    for release in releases:
-        table = pq.read_table(releases_folder / release / "items.parquet")
-        names.update(zip(table["hash"].to_pylist(), table["item_id"].to_pylist(), strict=True))
-    return names
+def nearest_items(
+    online: OnlineStore, release: str, vector: npt.NDArray[np.float32], item_ids: pa.ChunkedArray, *, count: int
+) -> list[NearItem]:
+    """The `count` of the items whose vectors in the store have the largest cosine with `vector` float32[d]; equal ones
+    by id. Items are read a chunk at a time, so memory does not grow with the catalogue."""
+    best: list[tuple[float, str]] = []  # (-cosine, item), so that sorting puts the nearest first
+    if count == 0 or not vector.any():
+        return []
+    unit = vector / np.linalg.norm(vector)
+    for start in range(0, len(item_ids), _CHUNK_ITEMS):
+        part = item_ids[start : start + _CHUNK_ITEMS].to_pylist()
+        vectors, found = online.read_items(release, part)
+        norms = np.linalg.norm(vectors, axis=1)
+        cosines = vectors @ unit / np.where(norms > 0, norms, 1)
+        best += [(-float(cosine), item) for cosine, item, here in zip(cosines, part, found, strict=True) if here]
+        best = heapq.nsmallest(count, best)
+    return [NearItem(item, round(-negative, 6)) for negative, item in best]
 
 
-def _events(settings: Settings, packed: bytes, releases: list[str]) -> list[ShownEvent]:
-    items = item_names(settings.features.releases_folder, releases)
+def _items(settings: Settings, releases: list[str]) -> dict[str, pa.Table]:
+    """By release: `item_id` and `hash` of every item that it knows."""
+    folder = settings.features.releases_folder
+    return {release: pq.read_table(folder / release / "items.parquet") for release in releases}
+
+
+def _events(settings: Settings, history: Values, tables: Iterable[pa.Table]) -> list[ShownEvent]:
+    items: dict[int, str] = {}
+    for table in tables:
+        items.update(zip(table["hash"].to_pylist(), table["item_id"].to_pylist(), strict=True))
     actions = {hash_name(name): name for name in settings.events.actions}
     surfaces = {hash_name(name): name for name in settings.events.surfaces}
-    history = unpack([packed])[0]
     return [
         ShownEvent(
             timestamp=int(event["timestamp"]),

@@ -53,7 +53,7 @@ class UnguardedStore:
             )
         current = self._guards(config, guard, writes)
         accepted = [write for write, now in zip(writes, current, strict=True) if now == write.expected]
-        self.put(config, [(write.key, row) for write in accepted for row in write.rows])
+        self.put(config, [(write.key, row) for write in accepted for row in [*write.rows, *_nulls(write)]])
         after = self._guards(config, guard, writes)
         return [
             now == write.expected and then == _revision_after(write, guard)
@@ -98,6 +98,13 @@ def _revision_after(write: GuardedWrite, guard: tuple[FeatureView, str]) -> byte
     view, feature = guard
     written = [row.values[feature] for row in write.rows if row.view.name == view.name]
     return written[-1] if written else write.expected
+
+
+def _nulls(write: GuardedWrite) -> list[ViewRow]:
+    """Feast's interface cannot remove one entity's rows: nulls are written over them."""
+    when = write.rows[0].created_ms
+    null = Value().SerializeToString()
+    return [ViewRow(view, {f.name: null for f in view.features}, when, when) for view in write.removed]
 
 
 def _entity(key: bytes) -> EntityKey:

@@ -17,6 +17,7 @@ from feast.infra.passthrough_provider import PassthroughProvider
 from feast.repo_config import FeastConfigError, RepoConfig, load_repo_config
 
 from activity.errors import InfrastructureError, UsageError
+from feature_repo.definitions import OWNER_TAG
 from feature_repo.names import user_embedding_view
 from feature_repo.settings import FeatureSettings
 from store.fallback import UnguardedStore
@@ -64,6 +65,13 @@ def registered_releases(store: FeatureStore) -> list[str]:
     views = store.registry.list_feature_views(store.project, allow_cache=True)
     versions = {view.name: view.tags.get("model_version", "") for view in views}
     return sorted(version for name, version in versions.items() if version and name == user_embedding_view(version))
+
+
+def registered_user_views(store: FeatureStore, features: FeatureSettings) -> list[str]:
+    """The names of all of Spoor's views that are keyed by the user alone, of live and of other releases."""
+    views = store.registry.list_feature_views(store.project, allow_cache=True)
+    owned = [view for view in views if OWNER_TAG.items() <= dict(view.tags).items()]
+    return sorted(view.name for view in owned if view.join_keys == [features.user_join_key])
 
 
 def not_applied(features: FeatureSettings, what: str) -> UsageError:

@@ -1,13 +1,13 @@
 """What a guarded online store can do, over Feast's own layout and in serialised bytes.
 
-`compare_and_set` is the heart: a user's rows in all views change together, and only if the revision in the history
-view is still, byte for byte, the one that the writer read.
+`compare_and_set` is the heart: a user's rows in all views change or go together, and only if the revision in the
+history view is still, byte for byte, the one that the writer read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class GuardedWrite:
     key: bytes  # serialised entity key
     expected: bytes  # serialised revision, or NO_ROW
     rows: list[ViewRow]
+    removed: list[FeatureView] = field(default_factory=list)  # the entity's rows in these views go
 
 
 class GuardedStore(Protocol):

@@ -13,10 +13,12 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from activity.errors import DataError
@@ -98,6 +100,36 @@ class OfflineLog:
         for path in set(folder.glob(f"day=*/{glob.escape(item_key)}.parquet")) - {folder / name for name in files}:
             path.unlink(missing_ok=True)
 
+    def user_files(self) -> list[Path]:
+        """Every file with rows about users: of all views, of releases that are gone too, and also files that no
+        manifest names, as those of an interrupted job and of `user_activity`."""
+        schemas = sorted(self.folder.glob("*/schema.parquet"))
+        folders = [path.parent for path in schemas if self.features.user_join_key in _read(path).column_names]
+        return [path for folder in folders for path in sorted(folder.glob("*/[!.]*.parquet"))]
+
+    def forget(self, path: Path, user_ids: Sequence[str], *, dry_run: bool = False) -> int:
+        """Rewrites one of the `user_files` without the rows of these users; returns how many went, or would. Nobody
+        else may write it meanwhile. A run that was killed may be repeated. Raises DataError on a damaged file or an id
+        that the entity's type cannot hold, InfrastructureError."""
+        join_key = self.features.user_join_key
+        wanted = self._with_entity(pa.table({"user_id": pa.array(list(user_ids), pa.string())}))[join_key]
+        theirs = pc.is_in(_read(path, [join_key])[join_key], value_set=wanted.combine_chunks())
+        gone = pc.sum(theirs).as_py() or 0
+        if gone and not dry_run:
+            kept = _read(path).filter(pc.invert(theirs))
+            with atomic_path(path) as temporary:
+                pq.write_table(kept, temporary, compression="zstd")
+        return gone
+
+    def recount(self) -> None:
+        """Brings the manifests' numbers of rows up to date with the files, after `forget`."""
+        for manifest in sorted((self.folder / "_manifest").glob("*")):
+            for item, record in self.manifest(manifest.name).records().items():
+                files = [source_folder(self.features, manifest.name) / name for name in record["files"]]
+                rows = sum(pq.read_metadata(path).num_rows for path in files)
+                if rows != record["rows"]:
+                    self.manifest(manifest.name).add(item, record | {"rows": rows})
+
     def manifest(self, view: str) -> Manifest:
         return Manifest(self.folder / "_manifest" / view)
 
@@ -163,6 +195,16 @@ class OfflineLog:
                     raise DataError(f"{column}: {error}", hint="the entity's join key is INT64") from None
             table = table.set_column(index, pa.field(join_key, ids.type, nullable=False), ids)
         return table
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read(columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"cannot read `{path}` of the offline log: {error}",
+            hint="remove its work item's manifest entry, and run the command that wrote it again",
+        ) from None
 
 
 def activity_log_schema(view: str) -> pa.Schema:

@@ -21,7 +21,14 @@ from feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding
 from feature_repo.releases import LiveRelease, live_releases
 from feature_repo.settings import FeatureSettings
 from store import protobytes
-from store.feast_store import not_applied, open_feature_store, registered_releases, registered_view
+from store.fallback import UnguardedStore
+from store.feast_store import (
+    not_applied,
+    open_feature_store,
+    registered_releases,
+    registered_user_views,
+    registered_view,
+)
 from store.guard import GuardedStore, GuardedWrite, ViewRow
 from store.rows import EmbeddingRow, StoredUser, UserWrite
 from store.validation import check_vectors
@@ -83,7 +90,7 @@ class OnlineStore:
         wanted = [(history, feature) for feature in _HISTORY_READ]
         wanted += [(self._user_view(release), "revision") for release in releases]
         users = []
-        for packed, revision, as_of, *embeddings in self._read(wanted, user_ids):
+        for packed, revision, as_of, *embeddings in self._read(wanted, self._keys(user_ids)):
             revisions = {
                 release: None if value is None else protobytes.read_int(value)
                 for release, value in zip(releases, embeddings, strict=True)
@@ -100,7 +107,7 @@ class OnlineStore:
         """One per user, in the given order; None where there is no embedding."""
         view, dimension = self._user_view(release), self.dimension(release)
         wanted = [(view, feature) for feature in _EMBEDDING_READ]
-        rows = self._read(wanted, user_ids)
+        rows = self._read(wanted, self._keys(user_ids))
         return [_embedding_row(user, row, dimension) for user, row in zip(user_ids, rows, strict=True)]
 
     def write(self, writes: Sequence[UserWrite]) -> npt.NDArray[np.bool_]:
@@ -115,8 +122,14 @@ class OnlineStore:
                 done += self._guard.compare_and_set(self._config, self._revision, part)
         return np.array(done, bool)
 
+    @property
+    def lists_users(self) -> bool:
+        """Whether `user_ids` can tell the users: Feast itself has no call for that."""
+        return not isinstance(self._guard, UnguardedStore)
+
     def user_ids(self) -> Iterator[str]:
-        """Every user that has a history; one that is written meanwhile may be missing, or come twice."""
+        """Every user that has a history row, forgotten ones included; one that is written meanwhile may be missing, or
+        come twice."""
         keys = self._guard.entity_keys(self._config, self._revision, self._user_keys.prefix)
         while True:
             with self._errors():
@@ -149,7 +162,21 @@ class OnlineStore:
         """How many of the items have a vector of the release."""
         wanted = [(self._view(item_embedding_view(self._known(release))), "item_embedding")]
         keys = [self._item_keys.to_bytes(item) for item in item_ids]
-        return sum(value is not None for (value,) in self._read_keys(wanted, keys))
+        return sum(value is not None for (value,) in self._read(wanted, keys))
+
+    def read_items(
+        self, release: str, item_ids: Sequence[str]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """float32[n, d] of the release's item vectors, zeros where there is none, and bool[n]: whether there is one."""
+        view, dimension = self._view(item_embedding_view(self._known(release))), self.dimension(release)
+        vectors = np.zeros((len(item_ids), dimension), np.float32)
+        keys = [self._item_keys.to_bytes(item) for item in item_ids]
+        found = np.zeros(len(item_ids), bool)
+        for index, (value,) in enumerate(self._read([(view, "item_embedding")], keys)):
+            if value is not None:
+                vectors[index] = protobytes.read_floats(value, dimension)
+                found[index] = True
+        return vectors, found
 
     def remove_release(self, release: str) -> None:
         """Removes every embedding of the release, users' and items', whether its views are still registered or not."""
@@ -175,7 +202,12 @@ class OnlineStore:
                 raise ValueError(f"embedding of {row.user_id!r}, revision {row.revision}, in {write}")
             rows.append(self._embedding_view_row(row))
         expected = protobytes.int_value(write.expected_revision) if write.expected_revision else protobytes.NO_ROW
-        return GuardedWrite(self._user_keys.to_bytes(write.user_id), expected, rows)
+        removed: list[FeatureView] = []
+        if write.forgets:
+            written = {row.view.name for row in rows}
+            views = registered_user_views(self.feast, self.features)
+            removed = [self._view(name) for name in views if name not in written]
+        return GuardedWrite(self._user_keys.to_bytes(write.user_id), expected, rows, removed)
 
     def _embedding_view_row(self, row: EmbeddingRow) -> ViewRow:
         values = {
@@ -206,16 +238,14 @@ class OnlineStore:
             used = np.array([row.events_used for row in members])
             check_vectors(np.stack([row.embedding for row in members]), used, release, dimension)
 
-    def _read(self, wanted: Sequence[tuple[FeatureView, str]], user_ids: Sequence[str]) -> Iterator[list[bytes | None]]:
-        return self._read_keys(wanted, [self._user_keys.to_bytes(user) for user in user_ids])
-
-    def _read_keys(
-        self, wanted: Sequence[tuple[FeatureView, str]], keys: Sequence[bytes]
-    ) -> Iterator[list[bytes | None]]:
+    def _read(self, wanted: Sequence[tuple[FeatureView, str]], keys: Sequence[bytes]) -> Iterator[list[bytes | None]]:
         for start in range(0, len(keys), _CHUNK_USERS):
             with self._errors():
                 rows = self._guard.read_values(self._config, wanted, keys[start : start + _CHUNK_USERS])
             yield from rows
+
+    def _keys(self, user_ids: Sequence[str]) -> list[bytes]:
+        return [self._user_keys.to_bytes(user) for user in user_ids]
 
     def _user_view(self, release: str) -> FeatureView:
         return self._view(user_embedding_view(self._known(release)))

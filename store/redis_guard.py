@@ -26,11 +26,13 @@ from store.guard import GuardedWrite, ViewRow, stored_name
 from store.protobytes import KEY_VERSION
 
 # KEYS[1] the user's hash; ARGV: revision field, expected revision ("" = none), key's life in seconds ("" = for ever),
-# then field, value, field, value, …
+# how many arguments the new values take, then these: field, value, field, value, …; then the fields to remove
 _COMPARE_AND_SET = """
 local current = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if current ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+local last = 4 + tonumber(ARGV[4])
+redis.call('HSET', KEYS[1], unpack(ARGV, 5, last))
+if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
 if ARGV[3] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
@@ -63,7 +65,8 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         calls = []
         for write in writes:
             fields = [part for row in write.rows for pair in _fields(config, row) for part in pair]
-            calls.append((write.key + suffix, guard_field, write.expected, seconds, *fields))
+            gone = [name for view in write.removed for name in _all_fields(config, view)]
+            calls.append((write.key + suffix, guard_field, write.expected, seconds, len(fields), *fields, *gone))
         return [reply == 1 for reply in self._run_script(config, calls)]
 
     def put(self, config: RepoConfig, rows: Sequence[tuple[bytes, ViewRow]]) -> None:
@@ -87,8 +90,7 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         """Redis needs none."""
 
     def delete_rows(self, config: RepoConfig, view: FeatureView) -> None:
-        fields = [_field(config, view, feature.name) for feature in view.features]
-        fields.append(_time_field(config, view))
+        fields = _all_fields(config, view)
         for page in self._pages(config, serialize_entity_key_prefix(view.join_keys, KEY_VERSION)):
             with self._redis(config).pipeline(transaction=False) as pipe:
                 for key in page:
@@ -148,6 +150,11 @@ def _fields(config: RepoConfig, row: ViewRow) -> list[tuple[bytes, bytes]]:
     view = stored_name(config, row.view)
     fields = [(_hashed(view, feature), value) for feature, value in row.values.items()]
     return [*fields, (_time_field(config, row.view), time)]
+
+
+def _all_fields(config: RepoConfig, view: FeatureView) -> list[bytes]:
+    """Everything of the view that an entity's hash may hold."""
+    return [*(_field(config, view, feature.name) for feature in view.features), _time_field(config, view)]
 
 
 def _field(config: RepoConfig, view: FeatureView, feature: str) -> bytes:

@@ -1,6 +1,7 @@
 """What goes into the store and comes out of it, and how an embedding row looks on its topic and in the offline log.
 
-An embedding row on the topic `user-embeddings.<release>` is one JSON object in UTF-8, keyed by the user id:
+An embedding row on the topic `user-embeddings.<release>` is one JSON object in UTF-8, keyed by the user id (a record
+without value: the user has no embedding any more):
 
     user_id         string
     embedding       array of numbers, exact float32 values
@@ -87,7 +88,8 @@ class UserWrite:
     """One user's rows, to be written together if the history still has `expected_revision`.
 
     `revision` equal to `expected_revision` writes the embeddings alone. `created_ms`: from when on all events of the
-    history were known. `embeddings` carry `revision`.
+    history were known. `embeddings` carry `revision`. `forgets`: the user's rows in all other views of Spoor, of every
+    release, go in the same step.
     """
 
     user_id: str
@@ -98,6 +100,14 @@ class UserWrite:
     event_time_ms: int
     created_ms: int
     embeddings: list[EmbeddingRow]
+    forgets: bool = False
+
+
+@dataclass(frozen=True)
+class NoEmbedding:
+    """In the place of the row of a user who has none any more: on the topic, a record without value."""
+
+    user_id: str
 
 
 def embedding_row_to_json(row: EmbeddingRow) -> bytes:
@@ -115,6 +125,11 @@ def embedding_row_to_json(row: EmbeddingRow) -> bytes:
         ensure_ascii=False,
         separators=(",", ":"),
     ).encode()
+
+
+def record_value(row: EmbeddingRow | NoEmbedding) -> bytes | None:
+    """The value of the row's record on its topic."""
+    return embedding_row_to_json(row) if isinstance(row, EmbeddingRow) else None
 
 
 def embedding_row_from_json(value: bytes) -> EmbeddingRow:

@@ -60,6 +60,7 @@ class GuardedSqliteOnlineStore(SqliteOnlineStore):
         view, feature = guard
         done: list[bool] = []
         accepted: list[tuple[bytes, ViewRow]] = []
+        removed: list[tuple[bytes, FeatureView]] = []
         with self._transaction(config, "BEGIN IMMEDIATE") as connection:
             rows = _select(connection, _table(config, view), [feature], [write.key for write in writes])
             current = {key: value for key, _, value in rows}
@@ -67,9 +68,12 @@ class GuardedSqliteOnlineStore(SqliteOnlineStore):
                 done.append(current.get(write.key, NO_ROW) == write.expected)
                 if done[-1]:
                     accepted += [(write.key, row) for row in write.rows]
+                    removed += [(write.key, gone) for gone in write.removed]
                     for row in write.rows:
                         if row.view.name == view.name:
                             current[write.key] = row.values[feature]
+            for key, gone in removed:
+                connection.execute(f'DELETE FROM "{_table(config, gone)}" WHERE entity_key = ?', (key,))
             _upsert(connection, config, accepted)
         return done
 

@@ -7,7 +7,9 @@ For a batch of users, each at most once:
 4. write under the revision that was read;
 5. who was refused goes through all of it again with what the store then holds.
 
-However many writers run at once, each user ends at the merge of all events.
+However many writers run at once, each user ends at the merge of all events. A user who was forgotten has a marker in
+the packed history: merging keeps the later marker and drops events up to it, so what is replayed from before it, or
+merged by a writer that still remembers, has no effect (docs/decisions/0007-forgetting.md).
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from activity.errors import DataError, InfrastructureError, SpoorError
-from activity.history import Histories, equal_rows, merge
-from activity.packing import pack, unpack
+from activity.history import NEVER, Histories, equal_rows, merge
+from activity.packing import pack, read_forgotten_through, unpack
 from activity.settings import HistorySettings
 from store.cache import HistoryCache
 from store.online import OnlineStore
@@ -68,6 +70,7 @@ class UpdateResult:
     changed: Bools  # bool[U]: the history changed by this update
     refused: int  # writes that had to be done again
     encode_failures: int  # embeddings that wait for the sweep
+    forgotten: int = 0  # events of the batch that are a forgotten user's past, and were left out
 
 
 @dataclass(eq=False)
@@ -83,6 +86,8 @@ class _Batch:
     revisions: Int64s
     changed: Bools
     rows: dict[str, list[EmbeddingRow | None]]
+    forget_through: Int64s
+    forgotten: Int64s
     refused: int = 0
     failures: dict[str, int] = field(default_factory=dict)  # by release
 
@@ -119,10 +124,13 @@ class GuardedWriter:
         *,
         as_of_ms: Int64s,
         partitions: Sequence[int | None] | None = None,
+        forget_through: Int64s | None = None,
     ) -> UpdateResult:
         """Merges `events` (one row per user, may be empty) into the stored histories.
 
         `as_of_ms` int64[U]: from when on the events were known. `partitions`: of each user, for the cache.
+        `forget_through` int64[U] in ms, NEVER for nobody: events up to then go, from now on for good, and with them
+        the user's rows in every other view; embeddings of what is left are written as ever.
         Raises DataError for a damaged stored history or embeddings of another dimension than the release's,
         InfrastructureError where the store fails or other writers never let this one through. Embeddings that the
         encoder could not compute, or that are not finite or not of norm 1, are counted and left for the sweep.
@@ -140,6 +148,8 @@ class GuardedWriter:
             revisions=np.zeros(count, np.int64),
             changed=np.zeros(count, bool),
             rows={release: [None] * count for release in self.encoders},
+            forget_through=np.full(count, NEVER) if forget_through is None else np.asarray(forget_through, np.int64),
+            forgotten=np.zeros(count, np.int64),
         )
         pending = np.arange(count)
         for attempt in range(_MAX_ROUNDS):
@@ -164,18 +174,25 @@ class GuardedWriter:
         stored, from_cache = self._load(users, cached=cached)
         self.observe("read")
 
-        before = _unpack(stored)
-        after = merge(before, batch.events.take(pending), max_events=self.history.max_events)
-        changed = ~equal_rows(before, after)
+        before, marked = _unpack(stored)
+        through = np.maximum(marked, batch.forget_through[pending])
+        events = batch.events.take(pending)
+        fresh_events = events.after(through)
+        batch.forgotten[pending] = events.lengths - fresh_events.lengths
+        after = merge(before.after(through), fresh_events, max_events=self.history.max_events)
+        forgets = through > marked
+        changed = ~equal_rows(before, after) | forgets
         self.observe("merged")
 
-        packed = pack(after)
+        packed = pack(after, through)
         as_of = np.array([user.as_of_ms for user in stored], np.int64)
         as_of[changed] = np.maximum(as_of, batch.as_of_ms[pending])[changed]
         expected = np.array([user.revision for user in stored], np.int64)
         revisions = expected + changed
         fresh = {
-            release: self._encode(batch, encoder, users, after, revisions, as_of, _behind(stored, release, revisions))
+            release: self._encode(
+                batch, encoder, users, after, revisions, as_of, _behind(stored, release, revisions, after)
+            )
             for release, encoder in self.encoders.items()
         }
         self.observe("encoded")
@@ -194,6 +211,7 @@ class GuardedWriter:
                     event_time_ms=int(last_times[k]),
                     created_ms=int(as_of[k]),
                     embeddings=embeddings,
+                    forgets=bool(forgets[k]),
                 )
                 positions.append(k)
                 writes.append(write)
@@ -315,18 +333,21 @@ class GuardedWriter:
             changed=batch.changed,
             refused=batch.refused,
             encode_failures=sum(batch.failures.values()),
+            forgotten=int(batch.forgotten.sum()),
         )
 
 
-def _unpack(stored: list[StoredUser]) -> Histories:
+def _unpack(stored: list[StoredUser]) -> tuple[Histories, Int64s]:
+    """The stored histories, and int64[U]: through when each user was forgotten."""
     empty = pack(Histories.empty(1))[0]
-    return unpack([empty if user.history is None else user.history for user in stored])
+    packed = [empty if user.history is None else user.history for user in stored]
+    return unpack(packed), read_forgotten_through(packed)
 
 
-def _behind(stored: list[StoredUser], release: str, revisions: Int64s) -> Int64s:
-    """Positions of users whose embedding is not of their history's revision to be."""
-    have = [user.embedding_revisions[release] for user in stored]
-    return np.array([k for k, revision in enumerate(revisions) if revision and have[k] != revision], np.int64)
+def _behind(stored: list[StoredUser], release: str, revisions: Int64s, histories: Histories) -> Int64s:
+    """Positions of users with events whose embedding is not of their history's revision to be."""
+    have = np.array([user.embedding_revisions[release] or 0 for user in stored], np.int64)
+    return np.flatnonzero((have != revisions) & (histories.lengths > 0))
 
 
 def _revision(row: EmbeddingRow | None) -> int | None:

@@ -49,7 +49,7 @@ def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]
 
 def _begins(lake: Lake, topic: str) -> dict[int, int]:
     """The first offset by partition that the stream has to read."""
-    entries = list(lake.manifest.records().values())
+    entries = list(lake.ranges().values())
     begins = lake.backfilled()
     if not begins:
         raise UsageError(

@@ -27,6 +27,7 @@ class StreamSummary:
     republished: int  # rows published again because another writer moved on meanwhile
     refused: int  # writes that had to be merged and tried again
     encode_failures: int
+    forgotten_events: int  # from before their user was forgotten: left out
     mismatched_keys: int
     unknown_names: int
     lost_events: int  # offsets that retention deleted before the group read them
@@ -96,6 +97,7 @@ class StreamMetrics:
         self.users = counter("users", "user rows handled")
         self.refused = counter("refused_writes", "writes refused because the revision had moved, then merged")
         self.encode_failures = counter("encode_failures", "histories that advanced without an embedding")
+        self.forgotten = counter("forgotten_events", "events from before their user was forgotten, left out")
         self.republished = counter("republished_rows", "rows published again: another writer had moved on")
         self.lost = counter("lost_events", "offsets deleted by retention before they were read")
         self.skipped = counter("skipped_records", "records taken before a rebalance and left to their new owner")
@@ -162,6 +164,7 @@ class StreamMetrics:
             republished=self.republished.total,
             refused=self.refused.total,
             encode_failures=self.encode_failures.total,
+            forgotten_events=self.forgotten.total,
             mismatched_keys=self.mismatched.total,
             unknown_names=self.unknown.total,
             lost_events=self.lost.total,

@@ -239,13 +239,14 @@ class BatchProcessor:
         if self.app.rebalancing:
             self.fail_point.reached("during-rebalance")
 
-    async def _send(self, topic: str, key: bytes, value: bytes) -> Awaitable[object]:
+    async def _send(self, topic: str, key: bytes, value: bytes | None) -> Awaitable[object]:
         return await self.app.producer.send(topic, key, value, None, None, None)
 
     def _count(self, result: UpdateResult, mismatched_keys: int, unknown_names: Any, republished: int) -> None:
         self.metrics.users.add(len(result.users))
         self.metrics.refused.add(result.refused)
         self.metrics.encode_failures.add(result.encode_failures)
+        self.metrics.forgotten.add(result.forgotten)
         self.metrics.republished.add(republished)
         self.metrics.mismatched.add(mismatched_keys)
         for field, events in unknown_names.items():

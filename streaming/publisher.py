@@ -3,7 +3,8 @@
 Two workers can hold one user for a while (a worker that was frozen wakes up after its partitions moved): the slower one
 may publish an older row after the newer one. So revisions are read again once the publication is acknowledged, and who
 moved on meanwhile is published again, by whoever finds it. Every worker writes, publishes, and only then reads: the one
-whose record comes last in the topic also reads last, and sees the other's write.
+whose record comes last in the topic also reads last, and sees the other's write. Who has no embedding any more (was
+forgotten meanwhile) gets a record without value.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from activity.errors import InfrastructureError
-from store.rows import EmbeddingRow, StoredUser, embedding_row_to_json
+from store.rows import EmbeddingRow, NoEmbedding, StoredUser, record_value
 
 _MAX_ROUNDS = 100
 
-Rows = Mapping[str, Sequence[EmbeddingRow]]  # release → rows
-Send = Callable[[str, bytes, bytes], Awaitable[Awaitable[object]]]  # (topic, key, value) → acknowledgement
+Rows = Mapping[str, Sequence[EmbeddingRow | NoEmbedding]]  # release → rows
+Send = Callable[[str, bytes, bytes | None], Awaitable[Awaitable[object]]]  # (topic, key, value) → acknowledgement
 
 
 class Reads(Protocol):
@@ -62,14 +63,14 @@ class Publisher:
 
     async def _send_all(self, rows: Rows) -> None:
         records = (
-            (self._topics[release], row.user_id.encode(), embedding_row_to_json(row))
+            (self._topics[release], row.user_id.encode(), record_value(row))
             for release, of_release in rows.items()
             for row in of_release
         )
         await send_all(self._send, records)
 
 
-async def send_all(send: Send, records: Iterable[tuple[str, bytes, bytes]]) -> None:
+async def send_all(send: Send, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:
     """Hands every record (topic, key, value) to the producer and waits until all are acknowledged. Raises the first
     failure, after all have been answered."""
     waiting = [await send(topic, key, value) for topic, key, value in records]
@@ -78,19 +79,20 @@ async def send_all(send: Send, records: Iterable[tuple[str, bytes, bytes]]) -> N
             raise outcome
 
 
-def moved_on(published: Rows, reads: Reads) -> dict[str, list[EmbeddingRow]]:
-    """The rows that the store now holds of users whose published row has another revision. A user that is gone
-    (forgotten meanwhile) is left to whoever removed it."""
+def moved_on(published: Rows, reads: Reads) -> dict[str, list[EmbeddingRow | NoEmbedding]]:
+    """What the store now holds of users whose published row has another revision, or whose row is gone."""
     users = sorted({row.user_id for of_release in published.values() for row in of_release})
     stored = dict(zip(users, reads.read(users, list(published)), strict=True)) if users else {}
-    moved: dict[str, list[EmbeddingRow]] = {}
+    moved: dict[str, list[EmbeddingRow | NoEmbedding]] = {}
     for release, of_release in published.items():
         behind = [
-            row.user_id
-            for row in of_release
-            if stored[row.user_id].embedding_revisions[release] not in (None, row.revision)
+            row.user_id for row in of_release if stored[row.user_id].embedding_revisions[release] != _revision(row)
         ]
         found = reads.read_embeddings(release, behind) if behind else []
-        if now := [row for row in found if row is not None]:
-            moved[release] = now
+        if found:
+            moved[release] = [row or NoEmbedding(user) for user, row in zip(behind, found, strict=True)]
     return moved
+
+
+def _revision(row: EmbeddingRow | NoEmbedding) -> int | None:
+    return row.revision if isinstance(row, EmbeddingRow) else None

@@ -25,9 +25,10 @@ Metrics (Prometheus, prefix spoor_stream_):
   refused_writes_total      merged and tried again       encode_failures_total     embedding left to the sweep
   republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
   skipped_records_total     left to their new owner      retries_total             by step
-  batch_records             histogram                    step_seconds              by step: read, merged, encoded,
-  freshness_seconds         append → in the store                                  written, dead-letters, published,
-  partitions                assigned now                                           committed
+  forgotten_events_total    a forgotten user's past      step_seconds              by step: read, merged, encoded,
+  batch_records             histogram                                              written, dead-letters, published,
+  freshness_seconds         append → in the store                                  committed
+  partitions                assigned now
 """
 
 from __future__ import annotations

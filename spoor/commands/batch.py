@@ -1,8 +1,10 @@
-"""`spoor archive`, `spoor backfill` and `spoor verify`: the batch jobs."""
+"""`spoor archive`, `spoor backfill`, `spoor verify`, `spoor export` and `spoor forget`: the batch jobs."""
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,7 +19,11 @@ from spoor.commands.invocation import (
     release_option,
     runner_option,
     runner_options_option,
+    time_text,
 )
+
+if TYPE_CHECKING:
+    from batch.forget import ForgetResult
 
 
 @click.command()
@@ -164,3 +170,123 @@ def verify(ctx: click.Context, repair: bool, runner: str, runner_options: tuple[
         text += f"; {result.repaired:,} repaired, {result.remaining:,} left"
     invocation.emit(result, text)
     ctx.exit(1 if result.remaining else 0)
+
+
+@click.command()
+@release_option
+@click.option("--users", "what", flag_value="users", help="Users alone. Default: users and items.")
+@click.option("--items", "what", flag_value="items", help="Items alone.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Where to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in that folder.")
+@dry_run_option
+@json_option
+@pass_invocation
+def export(
+    invocation: Invocation,
+    releases: tuple[str, ...],
+    what: Literal["users", "items"] | None,
+    to: Path,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Write vectors by raw id to Parquet.
+
+    Everybody's embedding as the store holds it, with revision and model version, and every item's vector: Parquet with
+    fixed-size lists of float32, ready for an index of nearest neighbours.
+    """
+    from batch.export import run_export
+
+    result = run_export(
+        invocation.settings(), to, releases=releases, what=what or "both", overwrite=overwrite, dry_run=dry_run
+    )
+    counts = "; ".join(f"{r.release}: {r.users:,} users, {r.items:,} items" for r in result.releases)
+    names = ", ".join(r.release for r in result.releases)
+    text = (
+        f"{names}: {result.listed:,} users listed, {sum(r.items for r in result.releases):,} item vectors to write"
+        if dry_run
+        else f"{counts} to {to} in {result.seconds:.1f} s, {result.files:,} files"
+    )
+    if result.without_embedding:
+        text += f"; {result.without_embedding:,} times a listed user has no embedding"
+    invocation.emit(result, text)
+
+
+@click.command()
+@click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
+@click.option("--users-from", type=click.Path(path_type=Path), metavar="FILE", help="A text file with an id a line.")
+@click.option("--through", "through_ms", type=TIME, help="Forget events up to then. Default: all up to now.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
+@pass_invocation
+def forget(
+    invocation: Invocation,
+    user_ids: tuple[str, ...],
+    users_from: Path | None,
+    through_ms: int | None,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Delete users' past everywhere, for good.
+
+    Their rows leave the online store (all views and releases), the offline log and the lake, and the embedding topics
+    get records without value. A marker keeps replays and late writers from bringing the past back; events that a
+    returning user makes later count. What only Kafka can remove is listed with its latest date.
+    """
+    from batch.forget import read_ids, run_forget
+    from spoor.console import say
+
+    users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
+    settings = invocation.settings()
+    if not (dry_run or yes):
+        _confirm(f"Forget {len(set(users)):,} users for good?")
+    result = run_forget(settings, users, through_ms=through_ms, dry_run=dry_run)
+    for kept in result.kept:
+        say(f"{kept.topic}: {'until ' + kept.until if kept.until else 'no date'} ({kept.why})")
+    invocation.emit(result, _forget_text(result))
+
+
+@click.command("merge-users")
+@click.option("--from", "old", required=True, metavar="ID", help="The anonymous id; it is forgotten.")
+@click.option("--to", "new", required=True, metavar="ID", help="The login, which gets its events.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@json_option
+@pass_invocation
+def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: bool) -> None:
+    """Move one user's events to another id.
+
+    For users who did something before they logged in: the histories merge, online and in the lake, and the old id is
+    forgotten through the newest moved event. Run `spoor archive` first: what moves is what the lake holds.
+    """
+    from batch.merge_users import run_merge_users
+    from spoor.console import say
+
+    settings = invocation.settings()
+    if not (dry_run or yes):
+        _confirm("Merge the users, and forget the first for good?")
+    result = run_merge_users(settings, old, new, dry_run=dry_run)
+    for kept in result.kept:
+        say(f"{kept.topic}: {'until ' + kept.until if kept.until else 'no date'} ({kept.why})")
+    verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
+    text = f"{result.job}: {result.events:,} events {verb} through {time_text(result.forgotten_through_ms)}"
+    invocation.emit(result, text)
+
+
+def _forget_text(result: ForgetResult) -> str:
+    tense = "would leave" if result.dry_run else "left"
+    return (
+        f"{result.job}: {result.users:,} users, {result.online:,} of them online, "
+        f"{'to be ' if result.dry_run else ''}forgotten through {time_text(result.forgotten_through_ms)}; "
+        f"{result.lake_rows:,} events {tense} the lake, {result.offline_rows:,} rows the offline log; "
+        f"{len(result.topics)} embedding topics"
+    )
+
+
+def _confirm(question: str) -> None:
+    """Raises UsageError where nobody can answer, Abort where the answer is no."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"
+        )
+    click.confirm(question, abort=True, err=True)

@@ -22,26 +22,31 @@ def show() -> None:
 @click.option(
     "--events", "count", type=click.IntRange(min=0), default=20, show_default=True, help="Newest events shown."
 )
+@click.option(
+    "--nearest", type=click.IntRange(min=0), default=5, show_default=True, help="Items nearest to each vector."
+)
 @json_option
 @click.pass_context
-def user(ctx: click.Context, user_id: str, count: int) -> None:
+def user(ctx: click.Context, user_id: str, count: int, nearest: int) -> None:
     """Show a user's history and embeddings.
 
-    The newest events, and each release's vector norm, version and age; --json prints every event. Exit code 1 for a
-    user without history.
+    The newest events, and each release's vector norm, version, age and nearest items (by the cosine with the item
+    vectors in the store); --json prints every event. Exit code 1 for a user without history.
     """
     from spoor.show import show_user
 
     invocation = ctx.ensure_object(Invocation)
-    shown = show_user(invocation.settings(), user_id)
+    shown = show_user(invocation.settings(), user_id, nearest=nearest)
     invocation.emit(shown, _text(shown, count))
     ctx.exit(0 if shown.found else 1)
 
 
 def _text(shown: ShownUser, count: int) -> str:
+    through = shown.forgotten_through_ms
+    forgotten = "" if through is None else f", forgotten through {time_text(through)}"
     if not shown.found:
-        return f"user {shown.user_id}: no history; a ranker reads nulls, `user_vectors` zeros"
-    lines = [f"user {shown.user_id}: {len(shown.events)} events, revision {shown.revision}"]
+        return f"user {shown.user_id}: no history{forgotten}; a ranker reads nulls, `user_vectors` zeros"
+    lines = [f"user {shown.user_id}: {len(shown.events)} events, revision {shown.revision}{forgotten}"]
     lines += [
         f"  {time_text(event.timestamp)}  {event.action:<12}  {event.item}  ({event.surface})"
         for event in shown.events[:count]
@@ -54,6 +59,8 @@ def _text(shown: ShownUser, count: int) -> str:
             f"{row.release}: {row.dimension} dimensions, norm {row.norm:.4f}, {row.events_used} events used{behind}, "
             f"computed {time_text(row.computed_at_ms)} ({row.age_seconds:,.0f} s ago)"
         )
+        if row.nearest:
+            lines.append("  nearest: " + ", ".join(f"{near.item} ({near.cosine:.3f})" for near in row.nearest))
     if not shown.embeddings:
         lines.append("no embedding")
     return "\n".join(lines)

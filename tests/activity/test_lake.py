@@ -102,3 +102,39 @@ def test_another_number_of_buckets_is_refused(tmp_path):
     Lake(tmp_path, buckets=2).write("p0-0-3", rows(0, 3), record(0, 3))
     with pytest.raises(UsageError, match="2 user buckets"):
         Lake(tmp_path, buckets=4)
+
+
+def test_a_forgotten_user_s_past_is_out_of_sight_at_once_and_out_of_the_files_after_a_purge(tmp_path):
+    lake = Lake(tmp_path, buckets=3)
+    lake.write("p0-0-10", rows(0, 10), record(0, 10))
+    lake.write("p0-10-25", rows(10, 25), record(10, 25))
+    lake.forgotten.add(["u1", "u2"], through_ms=1009, at_ms=0)  # offsets 1, 8 of u1; 2, 9 of u2; later ones stay
+    left = [o for o in range(25) if o not in (1, 8, 2, 9)]
+    assert offsets(lake.read()) == offsets(lake.read(columns=["offset"])) == left
+    buckets = sorted(set(buckets_of(["u1", "u2"], 3).tolist()))
+    assert [lake.purge(item, buckets, lake.forgotten) for item in ("p0-0-10", "p0-10-25", "none")] == [4, 0, 0]
+    (tmp_path / "_forgotten.json").unlink()
+    assert offsets(lake.read()) == left
+    assert [lake.manifest.get(item)["rows"] for item in ("p0-0-10", "p0-10-25")] == [6, 15]
+    assert lake.covered(0) == [(0, 25)]  # what was read from Kafka stays read
+    assert lake.remove_orphans() == 0
+
+
+def test_a_purge_that_was_killed_is_finished_by_the_next_and_other_buckets_are_left_alone(tmp_path, monkeypatch):
+    lake = Lake(tmp_path, buckets=3)
+    lake.write("p0-0-10", rows(0, 10), record(0, 10))
+    users = [f"u{n}" for n in range(7)]
+    lake.forgotten.add(users, through_ms=2000, at_ms=0)
+    [first, *others] = sorted(set(buckets_of(users, 3).tolist()))
+    with monkeypatch.context() as patch:
+        patch.setattr(lake.manifest, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            lake.purge("p0-0-10", [first], lake.forgotten)
+    assert lake.manifest.get("p0-0-10")["rows"] == 10
+    assert lake.purge("p0-0-10", [first], lake.forgotten) == 0  # the files were done
+    record_now = lake.manifest.get("p0-0-10")
+    assert {file["rows"] > 0 for file in record_now["files"] if file["bucket"] == first} == {False}
+    assert {file["rows"] > 0 for file in record_now["files"] if file["bucket"] != first} == {True}
+    assert record_now["rows"] == sum(file["rows"] for file in record_now["files"]) < 10
+    assert lake.purge("p0-0-10", others, lake.forgotten) > 0
+    assert lake.read(columns=["user_id"]).num_rows == 0 and lake.manifest.get("p0-0-10")["rows"] == 0

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activity.errors import DataError
-from activity.history import EVENT_DTYPE, Histories
-from activity.packing import pack, unpack
+from activity.history import EVENT_DTYPE, NEVER, Histories
+from activity.packing import pack, read_forgotten_through, unpack
 
 event = st.tuples(
     st.integers(-(2**47), 2**47 - 1), st.integers(0, 2**64 - 1), st.integers(0, 65535), st.integers(0, 65535)
@@ -95,3 +95,34 @@ def test_a_reference_to_a_missing_pair_is_damage():
 def test_times_that_do_not_fit_are_refused_before_anything_is_packed():
     with pytest.raises(DataError, match="2\\^47"):
         pack(histories([(2**47, 1, 1, 1)]))
+
+
+MARKED = bytes.fromhex("5350480120000101000000000000000000000000dd732dcb0068e5cf8b010000")
+
+
+def test_the_marker_of_a_forgotten_user_lies_in_a_longer_header():
+    through = np.array([NEVER, 1_700_000_000_000, NEVER])
+    packed = pack(histories(GOLDEN_EVENTS, [], []), through)
+    assert [packed[0], packed[2]] == [GOLDEN, GOLDEN_EMPTY]  # nobody else's bytes change
+    assert packed[1] == MARKED
+    assert read_forgotten_through(packed).tolist() == through.tolist()
+    assert unpack(packed).lengths.tolist() == [3, 0, 0]
+
+
+@given(st.lists(event, max_size=5), st.integers(NEVER, 2**63 - 1))
+def test_a_marker_and_events_come_back(events, through):
+    packed = pack(histories(events), np.array([through]))
+    assert read_forgotten_through(packed).tolist() == [through]
+    assert unpack(packed)[0].tolist() == histories(events)[0].tolist()
+
+
+def test_every_damaged_bit_of_a_marker_is_noticed():
+    for at in range(20, 32):  # its checksum and itself
+        broken = bytearray(MARKED)
+        broken[at] ^= 0x40
+        for read in (unpack, read_forgotten_through):
+            with pytest.raises(DataError, match="checksum of its header"):
+                read([bytes(broken)])
+    for length in range(len(MARKED)):
+        with pytest.raises(DataError, match="damaged"):
+            read_forgotten_through([MARKED[:length]])

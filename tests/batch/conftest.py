@@ -15,6 +15,8 @@ from kafka.admin import NewTopic
 from activity.events import Event, encode_event
 from activity.hashing import hash_item, hash_name
 from activity.packing import unpack
+from batch.archive import run_archive
+from batch.backfill import run_backfill
 from spoor.config import Settings
 from store import repo
 from store.online import open_online
@@ -106,6 +108,15 @@ def world(kafka_settings: Settings, produce: Produce) -> World:
     )
     world = World(settings, produce)
     world.add_release("base-1")
+    return world
+
+
+@pytest.fixture
+def filled(world: World) -> World:
+    """`world` with 20 users produced, archived and backfilled."""
+    world.produce(world.events(1, 200), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
     return world
 
 

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
 from activity.history import Histories
 from activity.packing import pack, unpack
 from batch.archive import run_archive
-from batch.backfill import run_backfill
-from batch.verify import VerifyResult, list_online_users, run_verify
+from batch.verify import VerifyResult, run_verify
 from batch.verify_steps import (
     EMBEDDING_DIFFERS,
     HISTORY_DIFFERS,
@@ -25,15 +23,6 @@ from store.online import OnlineStore, open_online
 from store.rows import EmbeddingRow, UserWrite
 
 Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
-
-
-@pytest.fixture
-def filled(world: Any) -> Any:
-    """`world` with 20 users produced, archived and backfilled."""
-    world.produce(world.events(1, 200), 0)
-    run_archive(world.settings)
-    run_backfill(world.settings)
-    return world
 
 
 def _online(world: Any) -> OnlineStore:
@@ -180,10 +169,3 @@ def test_without_kafka_the_lag_is_unknown(filled: Any, settings: Settings) -> No
     down = dataclasses.replace(filled.settings.kafka, port=settings.kafka.port, request_timeout_seconds=0.5)
     result = run_verify(dataclasses.replace(filled.settings, kafka=down))
     assert (result.differences, result.lag) == (0, None)
-
-
-def test_online_users_are_listed_by_bucket_in_chunks(filled: Any, tmp_path: Any) -> None:
-    listed = list_online_users(_online(filled), tmp_path / "online", buckets=3, chunk_users=7)
-    assert listed == [0, 1, 2]
-    files = list((tmp_path / "online").glob("*/*.json"))
-    assert len({path.name for path in files}) == 3  # 20 users in chunks of 7

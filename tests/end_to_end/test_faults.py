@@ -7,16 +7,20 @@ import json
 import random
 import signal
 from collections import Counter
+from datetime import UTC, datetime
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from activity.events import Event, encode_event, events_table
 from activity.hashing import hash_items, hash_names
 from activity.packing import unpack
+from batch.archive import open_lake
 from store.online import open_online
+from store.rows import StoredUser
 from tests.conftest import wait_until
 from tests.end_to_end.conftest import ACTIONS, ITEMS, RELEASES, SURFACES, World
 from tests.topics import topic_records
@@ -104,7 +108,8 @@ def newest_by_sql(events: list[Event], max_events: int) -> dict[str, list[tuple[
 def assert_store_holds(world: World, events: list[Event]) -> None:
     expected = newest_by_sql(events, world.settings.history.max_events)
     online = open_online(world.settings.features)
-    assert set(online.user_ids()) == set(expected)
+    users = sorted(online.user_ids())
+    assert {user for user, row in zip(users, online.read(users, []), strict=True) if has_events(row)} == set(expected)
     users = sorted(expected)
     stored = unpack([row.history or b"" for row in online.read(users, [])])
     for i, user in enumerate(users):
@@ -112,15 +117,23 @@ def assert_store_holds(world: World, events: list[Event]) -> None:
         assert found == expected[user], user
 
 
+def has_events(row: StoredUser) -> bool:
+    """Whether there is more than a forgotten user's marker."""
+    return row.history is not None and bool(unpack([row.history]).lengths[0])
+
+
 def assert_topics_equal_store(world: World) -> None:
     """The last record per user in each embedding topic is what the store holds."""
     online = open_online(world.settings.features)
     for release in RELEASES:
         topic = world.settings.kafka.embedding_topic(release)
-        last = {record.key.decode(): json.loads(record.value) for record in topic_records(world.settings.kafka, topic)}
+        last = {record.key.decode(): record.value for record in topic_records(world.settings.kafka, topic)}
         assert last, topic
-        for (user, row), stored in zip(last.items(), online.read_embeddings(release, list(last)), strict=True):
-            assert stored is not None, user
+        for (user, value), stored in zip(last.items(), online.read_embeddings(release, list(last)), strict=True):
+            assert (value is None) == (stored is None), user
+            if value is None or stored is None:
+                continue
+            row = json.loads(value)
             assert row["revision"] == stored.revision, user
             np.testing.assert_array_equal(np.float32(row["embedding"]), stored.embedding)
 
@@ -183,3 +196,47 @@ def test_kills_freezes_and_races_end_at_the_same_histories(world: World, traffic
     assert_store_holds(world, traffic.events)
     assert_topics_equal_store(world)
     assert_dead_letters_are(world, traffic.bad)
+
+
+@pytest.mark.timeout(900)
+def test_what_is_forgotten_while_workers_run_freeze_and_replay_does_not_come_back(world: World, traffic: Traffic):
+    gone = ["user-0", "user-1", "user-2"]  # those with most of the events
+    traffic.produce(1200)
+    world.spoor("archive")
+    world.spoor("backfill")
+    worker, zombie = world.worker(), world.worker()
+    wait_until(lambda: world.members() == 2, "both workers have joined")
+    traffic.produce(600)
+    wait_until(world.caught_up, "both have the users in their caches")
+
+    # One worker is frozen with the past in its memory and new records before it; the other goes on.
+    zombie.send_signal(signal.SIGSTOP)
+    past = [event for event in traffic.events if event.user_id in gone]
+    through_ms = max(event.timestamp for event in past)
+    traffic.produce(300)
+    through = datetime.fromtimestamp(through_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    users = [word for user in gone[1:] for word in ("--user", user)]
+    (world.folder / "ids").write_text("user-0\n")
+    told = world.spoor("forget", *users, "--users-from", str(world.folder / "ids"), "--through", through, "--yes")
+    assert (told["users"], told["online"], len(told["topics"])) == (3, 3, 2)
+    zombie.send_signal(signal.SIGCONT)
+
+    # A replay of the past, and of everything else; a returning user's later events are among the traffic above.
+    with world.producer() as producer:
+        for event in random.Random(3).sample(traffic.events, len(traffic.events)):
+            producer.send(world.settings.kafka.topic, key=event.user_id.encode(), value=encode_event(event))
+    wait_until(world.caught_up, "everything is committed")
+    for process in (worker, zombie):
+        process.send_signal(signal.SIGTERM)
+        world.await_exit(process, 0)
+
+    left = [event for event in traffic.events if event.user_id not in gone or event.timestamp > through_ms]
+    assert {event.user_id for event in left} >= set(gone[:1])  # at least the most active one came back
+    world.spoor("archive")
+    assert world.spoor("verify")["differences"] == 0
+    assert_store_holds(world, left)
+    assert_topics_equal_store(world)
+    lake = open_lake(world.settings.lake)
+    in_files = pa.concat_tables([pq.read_table(path, partitioning=None) for path in lake.files()])
+    for event in in_files.select(["user_id", "timestamp"]).to_pylist():
+        assert event["user_id"] not in gone or event["timestamp"] > through_ms

@@ -8,13 +8,13 @@ import pytest
 
 from activity.events import Event, events_table
 from activity.hashing import hash_items
-from activity.history import group_events, history_values
+from activity.history import Histories, group_events, history_values
 from activity.packing import pack
 from encoder.config import MODEL_CONFIGS
 from encoder.release import save_release
 from encoder.vocabulary import Vocabulary
 from spoor.config import Settings
-from spoor.show import ShownEvent, show_user
+from spoor.show import NearItem, ShownEvent, show_user
 from store.online import open_online
 from store.repo import apply, create_repo
 from store.rows import EmbeddingRow, UserWrite
@@ -25,7 +25,8 @@ EVENTS = [
     Event("u", "unknown", "view", "home", T0 + 1),
     Event("u", "known", "wave", "home", T0 + 2),
 ]
-KNOWN = ["known", "other"]
+KNOWN = ["known", "other", "opposite", "unwritten"]
+VECTOR = np.full(16, 0.25, np.float32)  # of the user
 
 
 @pytest.fixture
@@ -60,12 +61,19 @@ def write(settings: Settings, *, revision: int, embedded: int | None) -> None:
     """The user's history at `revision`, with an embedding computed from revision `embedded`, if any."""
     _, histories = group_events([event.user_id for event in EVENTS], history_values(events_table(EVENTS)), max_events=9)
     online = open_online(settings.features)
-    vector = np.full(16, 0.25, np.float32)
     for step in range(1, revision + 1):
-        row = EmbeddingRow("u", vector, step, 3, T0 + 2, T0 + 2, time.time_ns() // 1_000_000 - 90_000, "base-1")
+        row = EmbeddingRow("u", VECTOR, step, 3, T0 + 2, T0 + 2, time.time_ns() // 1_000_000 - 90_000, "base-1")
         assert online.write(
             [UserWrite("u", step - 1, step, pack(histories)[0], 3, T0 + 2, T0 + 2, [row] if step == embedded else [])]
         ).all()
+
+
+def write_items(settings: Settings) -> None:
+    """Vectors of three of the known items, with cosines 1, about 0.83 and -1 to the user's."""
+    other = VECTOR.copy()
+    other[:3] = 0
+    vectors = np.stack([other / np.linalg.norm(other), VECTOR, -VECTOR])
+    open_online(settings.features).write_items("base-1", ["other", "known", "opposite"], vectors, created_ms=T0)
 
 
 def test_a_history_is_told_newest_first_with_names_where_they_are_known(settings: Settings):
@@ -84,6 +92,19 @@ def test_a_history_is_told_newest_first_with_names_where_they_are_known(settings
     assert 90 <= row.age_seconds < 90 + 60
 
 
+def test_the_nearest_items_are_named_nearest_first_and_those_without_vector_left_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    write(settings, revision=1, embedded=1)
+    assert show_user(settings, "u").embeddings[0].nearest == []  # no item vectors yet
+    write_items(settings)
+    expected = [NearItem("known", 1.0), NearItem("other", round(np.sqrt(13) / 4, 6)), NearItem("opposite", -1.0)]
+    assert show_user(settings, "u").embeddings[0].nearest == expected
+    monkeypatch.setattr("spoor.show._CHUNK_ITEMS", 1)
+    assert show_user(settings, "u", nearest=2).embeddings[0].nearest == expected[:2]
+    assert show_user(settings, "u", nearest=0).embeddings[0].nearest == []
+
+
 def test_a_user_without_embedding_has_none(settings: Settings):
     write(settings, revision=1, embedded=None)
     shown = show_user(settings, "u")
@@ -95,6 +116,21 @@ def test_an_unknown_user_is_not_found(settings: Settings):
     assert (shown.found, shown.revision, shown.events, shown.embeddings) == (False, 0, [], [])
 
 
+def test_a_forgotten_user_is_told_from_one_that_never_was(settings: Settings, spoor: Callable[..., Any]):
+    write(settings, revision=1, embedded=1)
+    online = open_online(settings.features)
+    packed = pack(Histories.empty(1), np.array([T0 + 2]))[0]
+    assert online.write([UserWrite("u", 1, 2, packed, 0, 0, T0, [], forgets=True)]).all()
+    shown = show_user(settings, "u")
+    assert (shown.found, shown.revision, shown.events, shown.embeddings) == (False, 2, [], [])
+    assert shown.forgotten_through_ms == T0 + 2 and show_user(settings, "nobody").forgotten_through_ms is None
+    features = settings.features
+    given = ["--set", f"features.feature_repo={features.feature_repo}"]
+    told = spoor(*given, "--set", f"features.releases_folder={features.releases_folder}", "show", "user", "u")
+    assert told.code == 1
+    assert "user u: no history, forgotten through 2023-11-14 22:13:20Z; a ranker reads nulls" in told.out
+
+
 def test_the_command_tells_it_in_words_and_in_json(settings: Settings, spoor: Callable[..., Any]):
     features = settings.features
     given = ["--set", f"features.feature_repo={features.feature_repo}", "--set", "events.actions=view"]
@@ -102,11 +138,14 @@ def test_the_command_tells_it_in_words_and_in_json(settings: Settings, spoor: Ca
     missing = spoor(*given, "show", "user", "u")
     assert (missing.code, "no history" in missing.out) == (1, True)
     write(settings, revision=2, embedded=1)
-    told = spoor(*given, "show", "user", "u", "--events", "2")
+    write_items(settings)
+    told = spoor(*given, "show", "user", "u", "--events", "2", "--nearest", "1")
     assert told.code == 0
     lines = told.out.splitlines()
     assert lines[0] == "user u: 3 events, revision 2"
     assert lines[3] == "  … and 1 older"
     assert lines[4].startswith("base-1: 16 dimensions, norm 1.0000, 3 events used, 1 revisions behind")
+    assert lines[5] == "  nearest: known (1.000)"
     shown = spoor(*given, "show", "user", "u", "--json").json
+    assert [near["item"] for near in shown["embeddings"][0]["nearest"]] == ["known", "other", "opposite"]
     assert len(shown["events"]) == 3 and shown["embeddings"][0]["release"] == "base-1"

@@ -17,7 +17,7 @@ from feast import FeatureStore
 from activity.errors import DataError, InfrastructureError
 from feature_repo.definitions import source_folder
 from feature_repo.settings import FeatureSettings
-from store.offline import OfflineLog
+from store.offline import OfflineLog, activity_log_schema
 from store.reads import historical_features
 from store.repo import apply
 from store.rows import EmbeddingRow, UserWrite, times
@@ -234,3 +234,40 @@ def test_a_folder_that_cannot_be_made_is_an_infrastructure_error(features, log):
 
 def test_times_are_exact_to_the_millisecond():
     assert times([1_700_000_000_123, -1]).cast(pa.int64()).to_pylist() == [1_700_000_000_123_000, -1000]
+
+
+def test_a_forgotten_user_leaves_the_files_of_every_view_and_the_others_stay(
+    features: FeatureSettings, log: OfflineLog
+):
+    rows = [row("ann", START_MS, START_MS, 1), row("bob", START_MS, START_MS + DAY_MS, 2)]
+    log.write_embeddings("base-1", "item-a", rows)
+    log.write_embeddings("base-1", "item-b", [row("ann", START_MS, START_MS, 3)])
+    log.write_histories("item-a", [UserWrite("ann", 0, 1, b"packed", 1, START_MS, START_MS, [])])
+    log.write_items("base-1", "items", ["ann"], np.eye(DIMENSION, dtype=np.float32)[:1], START_MS)
+    activity = source_folder(features, "user_activity") / "month=2023-11" / "activity.parquet"
+    activity.parent.mkdir(parents=True)
+    at = datetime(2023, 11, 1, tzinfo=UTC)
+    counted = [{"user_id": user, "event_timestamp": at, "created_timestamp": at} for user in ("ann", "bob", "ann")]
+    pq.write_table(pa.Table.from_pylist(counted, schema=activity_log_schema("user_activity")), activity)
+    files = log.user_files()
+    assert len(files) == 5
+    assert sum(log.forget(path, ["ann", "cy"], dry_run=True) for path in files) == 5
+    assert len(log.read(VIEW)) == 3
+    assert sum(log.forget(path, ["ann", "cy"]) for path in files) == 5
+    assert sum(log.forget(path, ["ann", "cy"]) for path in files) == 0
+    log.recount()
+    assert log.read(VIEW)["user_id"].to_pylist() == ["bob"]
+    assert [log.manifest(VIEW).get(item)["rows"] for item in ("item-a", "item-b")] == [1, 0]
+    assert len(log.read("user_history")) == 0
+    assert pq.read_table(activity, partitioning=None)["user_id"].to_pylist() == ["bob"]
+    assert len(log.read("item_embedding_base_1")) == 1  # an item of the same name
+    assert ask(features, [("bob", START_MS + 2 * DAY_MS)])["events_used"].tolist() == [3]
+
+
+def test_a_damaged_file_of_the_log_is_named(log: OfflineLog):
+    log.write_embeddings("base-1", "item-a", [row("ann", START_MS, START_MS, 1)])
+    [path] = log.user_files()
+    path.write_bytes(b"torn")
+    with pytest.raises(DataError, match="cannot read") as caught:
+        log.forget(path, ["ann"])
+    assert str(path) in caught.value.message and caught.value.hint

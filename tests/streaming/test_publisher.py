@@ -8,7 +8,7 @@ import pytest
 
 from activity.errors import InfrastructureError
 from store.rows import EmbeddingRow, StoredUser, embedding_row_from_json
-from streaming.publisher import Publisher, moved_on
+from streaming.publisher import Publisher
 
 RELEASES = ("base-1", "base-2")
 
@@ -46,14 +46,14 @@ class Topic:
     """Collects what is sent; acknowledges when asked to wait, or fails."""
 
     def __init__(self, failure: Exception | None = None) -> None:
-        self.sent: list[tuple[str, str, int]] = []
+        self.sent: list[tuple[str, str, int | None]] = []
         self.failure = failure
         self.unanswered = 0
 
-    async def send(self, topic: str, key: bytes, value: bytes):
-        found = embedding_row_from_json(value)
-        assert found.user_id.encode() == key
-        self.sent.append((topic, found.user_id, found.revision))
+    async def send(self, topic: str, key: bytes, value: bytes | None):
+        found = None if value is None else embedding_row_from_json(value)
+        assert found is None or found.user_id.encode() == key
+        self.sent.append((topic, key.decode(), None if found is None else found.revision))
         self.unanswered += 1
         return self._acknowledge()
 
@@ -63,7 +63,7 @@ class Topic:
             raise self.failure
 
     @property
-    def last(self) -> dict[tuple[str, str], int]:
+    def last(self) -> dict[tuple[str, str], int | None]:
         return {(topic, user): revision for topic, user, revision in self.sent}
 
 
@@ -121,5 +121,17 @@ def test_a_failed_acknowledgement_is_raised_after_all_were_answered():
     assert topic.unanswered == 0
 
 
-def test_a_user_that_was_forgotten_meanwhile_is_left_alone():
-    assert moved_on({"base-1": [row("a", 1)]}, Store()) == {}
+def test_a_user_that_was_forgotten_meanwhile_ends_with_a_record_without_value():
+    topic = Topic()
+    assert publish({"base-1": [row("a", 1)]}, Store(), topic) == 1
+    assert topic.sent == [("out.base-1", "a", 1), ("out.base-1", "a", None)]
+
+
+def test_a_forgotten_user_that_comes_back_meanwhile_ends_with_the_new_row():
+    def come_back(store: Store) -> None:
+        if len(topic.sent) == 2:
+            store.put(row("a", 3))
+
+    topic = Topic()
+    assert publish({"base-1": [row("a", 1)]}, Store(between=come_back), topic) == 2
+    assert [revision for _, _, revision in topic.sent] == [1, None, 3]

@@ -1,0 +1,95 @@
+"""Who was forgotten, and through when: a file of the lake that holds no ids.
+
+    FOLDER/_forgotten.json      {"key": 32 random bytes, "users": {keyed hash of the id: [through_ms, at_ms]}}
+
+`through_ms`: events up to and including this time are the past. `at_ms`: when it was forgotten, by the wall clock:
+what was computed before may be made of the past. The hash is BLAKE2b under the lake's own key, so the file tells only
+who asks for an id whether it was forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from activity.errors import DataError
+from activity.files import atomic_write
+from activity.history import NEVER, Int64s
+
+_HASH_BYTES = 16
+
+
+class ForgottenUsers:
+    """The file as it was when it was read. Raises DataError if it is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._key, self._users = _read(path)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def add(self, user_ids: Iterable[str], *, through_ms: int, at_ms: int) -> None:
+        """Writes the file with these users added; of a user who was forgotten before, the later times count. One
+        process at a time may call it. Raises InfrastructureError."""
+        key = self._key or secrets.token_bytes(32)
+        users = dict(self._users)
+        for user in user_ids:
+            name = _hash(user, key)
+            through, at = users.get(name, (NEVER, NEVER))
+            users[name] = (max(through, through_ms), max(at, at_ms))
+        atomic_write(self._path, json.dumps({"key": key.hex(), "users": users}).encode())
+        self._key, self._users = key, users
+
+    def through(self, user_ids: Sequence[str]) -> Int64s:
+        """int64[n] in ms; NEVER for who was not forgotten."""
+        return self._times(user_ids, 0)
+
+    def at(self, user_ids: Sequence[str]) -> Int64s:
+        """int64[n] in ms: when, by the wall clock; NEVER for who was not forgotten."""
+        return self._times(user_ids, 1)
+
+    def past(self, events: pa.Table) -> npt.NDArray[np.bool_]:
+        """bool[n]: which rows (of `user_id` and `timestamp`) are a forgotten user's past."""
+        if not self._users or not len(events):
+            return np.zeros(len(events), bool)
+        distinct = pc.unique(events["user_id"])
+        codes = pc.index_in(events["user_id"], value_set=distinct).to_numpy()
+        return events["timestamp"].to_numpy() <= self.through(distinct.to_pylist())[codes]
+
+    def without_past(self, events: pa.Table) -> pa.Table:
+        """The rows that are not a forgotten user's past."""
+        past = self.past(events)
+        return events.filter(pa.array(~past)) if past.any() else events
+
+    def _times(self, user_ids: Sequence[str], which: int) -> Int64s:
+        if not self._users:
+            return np.full(len(user_ids), NEVER)
+        found = (self._users.get(_hash(user, self._key), (NEVER, NEVER))[which] for user in user_ids)
+        return np.fromiter(found, np.int64, count=len(user_ids))
+
+
+def _read(path: Path) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
+    try:
+        content = json.loads(path.read_bytes())
+        users = {str(name): (int(through), int(at)) for name, (through, at) in content["users"].items()}
+        return bytes.fromhex(content["key"]), users
+    except FileNotFoundError:
+        return b"", {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"`{path}`, which tells who was forgotten, is damaged: {type(error).__name__}: {error}",
+            hint="restore it from a copy, or remove it and run `spoor forget` again for everybody",
+        ) from None
+
+
+def _hash(user_id: str, key: bytes) -> str:
+    return hashlib.blake2b(user_id.encode(), digest_size=_HASH_BYTES, key=key).hexdigest()

@@ -1,0 +1,46 @@
+"""Lists of users by bucket, in files: more users than fit into memory can be sorted into work items this way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from activity.files import atomic_write
+from activity.hashing import buckets_of
+
+LISTING_USERS = 100_000  # users that are sorted into buckets at a time
+
+
+def list_users(
+    user_ids: Iterable[str], folder: Path, *, buckets: int, chunk_users: int = LISTING_USERS
+) -> dict[int, int]:
+    """Writes the ids to folder/<bucket>/<chunk>.json; returns how many ids each bucket with any got, ascending. An id
+    that comes twice is listed twice."""
+    found: Counter[int] = Counter()
+    remaining = iter(user_ids)
+    number = 0
+    while chunk := list(islice(remaining, chunk_users)):
+        by_bucket: dict[int, list[str]] = {}
+        for user, bucket in zip(chunk, buckets_of(chunk, buckets).tolist(), strict=True):
+            by_bucket.setdefault(bucket, []).append(user)
+        for bucket, users in by_bucket.items():
+            atomic_write(folder / f"{bucket:02d}" / f"{number:08d}.json", json.dumps(users).encode())
+            found[bucket] += len(users)
+        number += 1
+    return dict(sorted(found.items()))
+
+
+def listed_users(folder: Path, bucket: int) -> list[str]:
+    """The bucket's ids, sorted, each once."""
+    users: set[str] = set()
+    for chunk in _chunks(folder, bucket):
+        users.update(chunk)
+    return sorted(users)
+
+
+def _chunks(folder: Path, bucket: int) -> Iterator[list[str]]:
+    for path in sorted((folder / f"{bucket:02d}").glob("[!.]*.json")):
+        yield json.loads(path.read_bytes())
