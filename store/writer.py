@@ -68,6 +68,7 @@ class UpdateResult:
     changed: Bools  # bool[U]: the history changed by this update
     refused: int  # writes that had to be done again
     encode_failures: int  # embeddings that wait for the sweep
+    cache_hits: int = 0  # users whose stored state was in the cache
 
 
 @dataclass(eq=False)
@@ -84,6 +85,7 @@ class _Batch:
     changed: Bools
     rows: dict[str, list[EmbeddingRow | None]]
     refused: int = 0
+    cache_hits: int = 0
     failures: dict[str, int] = field(default_factory=dict)  # by release
 
 
@@ -158,6 +160,7 @@ class GuardedWriter:
         """One pass over the users at positions `pending`; returns the positions to be done again."""
         users = [batch.users[i] for i in pending]
         stored, from_cache = self._load(users, cached=cached)
+        batch.cache_hits += int(from_cache.sum())
         self.observe("read")
 
         before = _unpack(stored)
@@ -311,6 +314,7 @@ class GuardedWriter:
             changed=batch.changed,
             refused=batch.refused,
             encode_failures=sum(batch.failures.values()),
+            cache_hits=batch.cache_hits,
         )
 
 
