@@ -21,6 +21,7 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
+from prometheus_client.metrics_core import Metric
 
 from activity.errors import SpoorError
 from activity.files import Manifest, atomic_write
@@ -28,6 +29,7 @@ from activity.hashing import buckets_of
 from activity.lake import Lake
 from batch.archive import open_lake
 from batch.histories import bucket_groups
+from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL_RUNNER, Failures, exclusive, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.publish import Journal, open_publisher
@@ -62,6 +64,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = L
     Raises UsageError (no release, Feast not applied), DataError (damaged lake or release), InfrastructureError.
     """
     started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "verify")
     releases = chosen_releases(settings, None)
     lake = open_lake(settings.lake)
     jobs = settings.state_folder / "jobs"
@@ -83,7 +86,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = L
             return {path.stem for path in reports.folder.glob("[!.]*.json")}
 
         failures = Failures(folder)
-        with progress("verify", total=len(groups), finished=finished):
+        with progress("verify", total=len(groups), finished=finished, metrics=metrics):
             run_pipeline(
                 lambda pipeline: build(
                     pipeline, settings, groups, releases=releases, folder=folder, repair=repair, failures=failures
@@ -93,7 +96,20 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: str = L
                 namespace=NAMESPACE,
             )
         lag = unarchived(settings, lake)
-    return _result(reports, tuple(releases), lag, time.monotonic() - started)
+    result = _result(reports, tuple(releases), lag, time.monotonic() - started)
+    metrics.ended(*figures(result))
+    return result
+
+
+def figures(result: VerifyResult) -> list[Metric]:
+    """For Prometheus."""
+    lag = {str(partition): records for partition, records in (result.lag or {}).items()}
+    return [
+        gauge("spoor_verify_users", "users that the last verify compared", result.users),
+        gauges("spoor_verify_differences", "differences that the last verify left", "kind", result.remaining_kinds),
+        gauge("spoor_verify_repaired", "differences that the last verify mended", result.repaired),
+        gauges("spoor_verify_unarchived_records", "records that Kafka has and the lake has not", "partition", lag),
+    ]
 
 
 def build(

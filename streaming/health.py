@@ -109,5 +109,6 @@ class Health:
 
 
 def _moved_at(before: Place | None, position: int, end: int, now: float) -> float:
-    stands = before is not None and before.position == position and position < end
-    return before.moved_at if stands else now
+    if before is None or before.position != position or position >= end:
+        return now
+    return before.moved_at

@@ -4,13 +4,21 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
+from batch import archive, backfill, verify
+from batch.archive import ArchiveResult
+from batch.backfill import BackfillResult
+from batch.job_metrics import JobMetrics
+from batch.verify import VerifyResult
+from batch.verify_steps import KINDS
 from streaming.metrics import StreamMetrics
 from streaming.settings import StreamSettings
 
@@ -25,23 +33,40 @@ def read(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def exposed(registry: CollectorRegistry) -> dict[str, set[str]]:
-    """Sample name → names of its labels, of everything that a worker serves. The lag has no sample without a
-    partition, so it gets one."""
-    return {
-        sample.name: {name for sample_ in metric.samples if sample_.name == sample.name for name in sample_.labels}
-        for metric in registry.collect()
-        for sample in metric.samples
-    }
+def exposed(families: Iterable[Metric]) -> dict[str, set[str]]:
+    """Sample name → names of its labels."""
+    found: dict[str, set[str]] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        found.setdefault(sample.name, set()).update(sample.labels)
+    return found
 
 
 @pytest.fixture(scope="module")
-def metrics() -> dict[str, set[str]]:
-    worker = StreamMetrics(lambda: {0: 1})
+def job_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the three jobs leave behind."""
+    folder = tmp_path_factory.mktemp("jobs")
+    archived = ArchiveResult("activity", 1, 1, False, {}, bad={"not-json": 1})
+    backfilled = BackfillResult("backfill-1", ("base-1",), None, 0, 1, 0, False)
+    verified = VerifyResult(1, 0, {}, [], (), lag={0: 1}, remaining_kinds=dict.fromkeys(KINDS, 0))
+    for job, figures in (
+        ("archive", archive.figures(archived)),
+        ("backfill", backfill.figures(backfilled)),
+        ("verify", verify.figures(verified)),
+    ):
+        JobMetrics(folder, job).ended(*figures)
+    return folder / "metrics"
+
+
+@pytest.fixture(scope="module")
+def metrics(job_files: Path) -> dict[str, set[str]]:
+    worker = StreamMetrics(lambda: {0: 1})  # there is no lag without a partition
     for by_release in (worker.rows, worker.stale_rows):
         by_release.expect("base-1")
     worker.step_seconds.labels("read")
-    return exposed(worker.registry)
+    found = exposed(worker.registry.collect())
+    for file in job_files.glob("*.prom"):
+        found |= exposed(text_string_to_metric_families(file.read_text()))
+    return found
 
 
 RULES = [rule for group in read(PROMETHEUS / "alerts.yml")["groups"] for rule in group["rules"]]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import redis
 from kafka import KafkaProducer
+from prometheus_client.parser import text_string_to_metric_families
 
 from activity.events import Event, encode_event
 from tests.conftest import free_port, wait_until
@@ -107,6 +108,22 @@ def test_the_services_say_what_they_did(stack: Stack):
     assert f"{len(EVENTS):,} events to" in stack.log("archive") and "1 bad records" in stack.log("archive")
     assert f"{USERS} rows, 0 users changed online" in stack.log("backfill")
     assert f"{USERS:,} users, 0 differences" in stack.log("verify")
+
+
+def test_the_jobs_leave_their_figures_where_node_exporter_serves_them(stack: Stack):
+    (flag,) = [word for word in compose()["services"]["job-metrics"]["command"] if "directory=" in word]
+    folder = Path(stack.translate(flag.partition("=")[2], "archive"))
+    found: dict[tuple[str, ...], float] = {}
+    for file in folder.glob("*.prom"):
+        for family in text_string_to_metric_families(file.read_text()):
+            found |= {(sample.name, *sample.labels.values()): sample.value for sample in family.samples}
+    for job in ("archive", "backfill", "verify"):
+        assert found["spoor_job_items_done", job] == found["spoor_job_items", job] > 0
+        assert found["spoor_job_ended_timestamp_seconds", job] >= found["spoor_job_started_timestamp_seconds", job]
+    assert found["spoor_archive_events",] == len(EVENTS)
+    assert found["spoor_archive_bad_records", "not-json"] == 1
+    assert found["spoor_backfill_rows",] == found["spoor_verify_users",] == USERS
+    assert sum(value for (name, *_), value in found.items() if name == "spoor_verify_differences") == 0
 
 
 def test_rankers_read_embeddings_from_the_feature_server(feature_server: str):
