@@ -59,6 +59,7 @@ class BatchProcessor:
         self._stores: Stores | None = None
         self._publisher: Publisher | None = None
         self._step_started = 0.0
+        self._encoding = False
         self._told_create_time = False
 
     async def open(self) -> None:
@@ -145,12 +146,19 @@ class BatchProcessor:
             self.health.answered("broker")
         except (TimeoutError, KafkaError, FaustError):
             self.health.silent("broker", "does not answer")
+        await self.ask_store()
+
+    async def ask_store(self) -> None:
+        """A read takes its turn in the store's thread. While that thread encodes, a missing answer says nothing."""
+        assert self._stores is not None, "open() comes first"
+        if self._encoding:
+            return
         try:
-            assert self._stores is not None, "open() comes first"
             await asyncio.wait_for(self.in_thread(self._stores.online.read, ["0"], []), _ANSWER_SECONDS)
             self.health.answered("store")
         except TimeoutError:
-            self.health.silent("store", f"has not answered for {_ANSWER_SECONDS:.0f} s")
+            if not self._encoding:
+                self.health.silent("store", f"has not answered for {_ANSWER_SECONDS:.0f} s")
         except SpoorError:
             self.health.silent("store", "does not answer")
 
@@ -212,6 +220,7 @@ class BatchProcessor:
     async def _update(self, batch: UserBatch) -> UpdateResult:
         assert self._stores is not None, "open() comes first"
         self._step_started = time.perf_counter()
+        self._encoding = False
         self.fail_point.reached("before-read")
         return await self.in_thread(
             self._stores.writer.update,
@@ -255,6 +264,7 @@ class BatchProcessor:
         now = time.perf_counter()
         self.metrics.step_seconds.labels(step).observe(now - self._step_started)
         self._step_started = now
+        self._encoding = step == "merged"
         self.fail_point.reached(_FAIL_POINT_AFTER.get(step, ""))
         if self.app.rebalancing:
             self.fail_point.reached("during-rebalance")

@@ -95,7 +95,8 @@ class Stack:
         environment = self.prepare(service)
         with open(self.log_file(service), "wb") as log:
             command = self.command(service, compose()["services"][service]["command"])
-            return subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=log)
+            folder = self.here["/var/lib/spoor"]  # the image's WORKDIR
+            return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
 
     def log_file(self, service: str) -> Path:
         return self.folder / f"{service}.log"

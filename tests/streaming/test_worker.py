@@ -1,11 +1,13 @@
 """Genuine Kafka, Feast on SQLite and a real encoder: what came in is in the store and on the topics, whatever happens
 to the workers. The full matrix of faults is in tests/end_to_end."""
 
+import asyncio
 import dataclasses
 import os
 import re
 import signal
 import sqlite3
+import threading
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -15,6 +17,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
+import streaming.processor
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
 from spoor import services
@@ -279,6 +282,33 @@ def test_a_worker_is_ready_once_it_has_partitions_and_while_store_and_broker_ans
         for table in tables:
             database.execute(f'ALTER TABLE "{table}_gone" RENAME TO "{table}"')
     wait_until(lambda: page(port, "/readyz")[0] == 200, "it is ready again")
+
+
+def test_a_store_that_is_asked_while_its_thread_encodes_is_not_called_silent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(streaming.processor, "_ANSWER_SECONDS", 0.2)
+    processor = build_app(world.settings).processor
+    busy = threading.Event()
+
+    async def told() -> list[str]:
+        await processor.ask_store()
+        return [line for line in processor.health.not_ready() if "store" in line]
+
+    async def ask_at_each_step() -> None:
+        await processor.open()
+        assert await told() == []
+        working = asyncio.create_task(processor.in_thread(busy.wait, 60))
+        processor._observe("merged")
+        assert await told() == []
+        processor._observe("encoded")
+        assert await told() == ["the store has not answered for 0 s"]
+        busy.set()
+        await working
+        assert await told() == []
+
+    asyncio.run(ask_at_each_step())
+    processor.close()
 
 
 def test_an_address_that_is_not_this_machine_s_is_named(world: World):
