@@ -3,6 +3,9 @@
 Sections are frozen dataclasses; a key that no dataclass knows is an error that names the nearest known one. Later
 sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. Relative paths
 in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder.
+
+A secret (a field whose metadata say so) may lie in a file of its own, named by its key with `_file` behind it. It is
+refused as a flag, since every user of a machine sees command lines, and no error repeats it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from activity.errors import UsageError
 
 ENV_PREFIX = "SPOOR_"
+_SECRET_BYTES = 65_536  # of a secret's file, at most
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,14 @@ def load(
         if key := _environment_key(variable):
             given[key] = (text, f"env {variable}", Path.cwd())
     given |= {key: (value, "flag", Path.cwd()) for key, value in (flags or {}).items() if value is not None}
+    secrets = {key for key, known_field in known.items() if known_field.metadata.get("secret")}
+    for key in sorted(secrets):
+        _read_secret(key, given)
     for key, (_, origin, _) in given.items():
         if key not in known and not ignore_unknown:
             raise _unknown(key, origin, list(known))
     values = {
-        key: _convert(raw, hints[key], key=key, origin=origin, base=base)
+        key: _convert(raw, hints[key], key=key, origin=origin, base=base, secret=key in secrets)
         for key, (raw, origin, base) in given.items()
         if key in known
     }
@@ -105,6 +112,37 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read settings file `{file}`: {error}", hint="see docs/configuration.md") from None
 
 
+def _read_secret(key: str, given: dict[str, tuple[object, str, Path]]) -> None:
+    """Takes `key`_file out of `given` and puts what that file holds in, as the value of `key`."""
+    variable = ENV_PREFIX + key.upper().replace(".", "__")
+    if key in given and given[key][1] == "flag":
+        raise UsageError(
+            f"`{key}` is a secret, and a command line is seen by every user of the machine",
+            hint=f"set {variable}, or {variable}_FILE to the path of a file that holds it",
+        )
+    raw, origin, base = given.pop(f"{key}_file", ("", "", Path()))
+    if not raw:
+        return
+    if key in given:
+        raise UsageError(f"both `{key}` ({given[key][1]}) and `{key}_file` ({origin}) are set", hint="set one of them")
+    path = _convert(raw, Path, key=f"{key}_file", origin=origin, base=base)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_SECRET_BYTES + 1)
+        text = content.decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UsageError(
+            f"`{key}_file` ({origin}): cannot read `{path}`: {reason}", hint="check the path and its permissions"
+        ) from None
+    if not text or len(content) > _SECRET_BYTES:
+        raise UsageError(
+            f"`{key}_file` ({origin}): `{path}` holds {'more than 65,536' if text else 'no'} bytes",
+            hint="it must hold the secret and nothing else",
+        )
+    given[key] = (text, f"file {path}", base)
+
+
 def _flatten(content: dict[str, Any], file: Path) -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in content.items():
@@ -131,7 +169,7 @@ def _unknown(key: str, origin: str, known: list[str]) -> UsageError:
     return UsageError(f"unknown setting `{key}` ({origin})", hint=hint)
 
 
-def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path) -> Any:
+def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path, secret: bool = False) -> Any:
     """`raw` as the type `hint`; text (from the environment or a flag) is parsed."""
     if get_origin(hint) in (Union, types.UnionType):
         if raw in (None, ""):
@@ -141,7 +179,7 @@ def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path) -> An
     try:
         value = _parse(raw, str if choices else hint, base)
     except (TypeError, ValueError, KeyError):
-        raise _mismatch(key, origin, raw, _describe(hint)) from None
+        raise _mismatch(key, origin, "(hidden)" if secret else raw, _describe(hint)) from None
     if choices and value not in choices:
         raise _mismatch(key, origin, raw, "one of " + ", ".join(map(repr, choices)))
     return value

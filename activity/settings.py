@@ -63,7 +63,7 @@ class KafkaSettings:
     security_protocol: SecurityProtocol = "PLAINTEXT"  # how clients reach your cluster
     sasl_mechanism: str = ""  # PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = PLAIN
     sasl_username: str = ""  # with SASL_PLAINTEXT and SASL_SSL
-    sasl_password: str = field(default="", repr=False, metadata={"secret": True})  # set it in the environment
+    sasl_password: str = field(default="", repr=False, metadata={"secret": True})  # its file: sasl_password_file
     ssl_cafile: str = ""  # PEM file of the authority that signed the brokers; empty = the system's
     ssl_certfile: str = ""  # PEM file of this client's certificate, if the cluster asks for one
     ssl_keyfile: str = ""  # PEM file of its key

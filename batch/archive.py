@@ -20,6 +20,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
+from prometheus_client.metrics_core import Metric
 
 from activity.errors import DataError, EventError, UsageError
 from activity.events import decode_event, unknown_names
@@ -27,6 +28,7 @@ from activity.lake import LAKE_SCHEMA, Lake
 from activity.locks import exclusive
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
 from batch.archive_embeddings import BAD_ROWS, EMBEDDING_ROWS, land_embeddings, plan_embeddings
+from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
@@ -88,6 +90,7 @@ def run_archive(
     (records lost), UsageError (no such topic), InfrastructureError (broker, disk, or another archive running).
     """
     started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "archive")
     lake = open_lake(settings.lake)
     with exclusive(lake.folder / "_archive.lock", job="spoor archive"):
         with RangeReader(settings.kafka) as reader:
@@ -110,9 +113,9 @@ def run_archive(
                 _LOG.warning("removed %d files that an interrupted archive left unfinished", orphans)
             _note_begins(lake, settings.kafka.topic, plan)
             if plan.items:
-                counts = _run(settings, lake, plan.items, runner=runner)
+                counts = _run(settings, lake, plan.items, metrics, runner=runner)
             landed = land_embeddings(settings, published, runner=runner)
-    return ArchiveResult(
+    result = ArchiveResult(
         topic=settings.kafka.topic,
         items=len(plan.items),
         planned_records=planned,
@@ -129,6 +132,18 @@ def run_archive(
         bad_embedding_rows=landed.get(BAD_ROWS, 0),
         seconds=time.monotonic() - started,
     )
+    if not dry_run:
+        metrics.ended(*figures(result))
+    return result
+
+
+def figures(result: ArchiveResult) -> list[Metric]:
+    """For Prometheus."""
+    return [
+        gauge("spoor_archive_events", "events that the last archive brought into the lake", result.events),
+        gauges("spoor_archive_bad_records", "records of the last archive that are no event", "reason", result.bad),
+        gauge("spoor_archive_lost_records", "records that the last archive gave up to retention", result.lost),
+    ]
 
 
 def open_lake(settings: LakeSettings) -> Lake:
@@ -274,7 +289,9 @@ def _note_begins(lake: Lake, topic: str, plan: ArchivePlan) -> None:
         lake.write(f"{item.key}-lost", empty, record | {"lost": True})
 
 
-def _run(settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], *, runner: Runner) -> dict[str, int]:
+def _run(
+    settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], metrics: JobMetrics, *, runner: Runner
+) -> dict[str, int]:
     failures = Failures(settings.state_folder / "jobs" / "archive")
     keys = {item.key for item in items}
     manifest = lake.manifest.folder
@@ -282,7 +299,7 @@ def _run(settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], *, runn
     def finished() -> set[str]:
         return {path.stem for path in manifest.glob("[!.]*.json")} & keys
 
-    with progress("archive", total=len(items), finished=finished):
+    with progress("archive", total=len(items), finished=finished, metrics=metrics):
         return run_pipeline(
             lambda pipeline: build(pipeline, items, settings, failures),
             runner=runner,

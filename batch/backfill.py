@@ -21,6 +21,7 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
+from prometheus_client.metrics_core import Metric
 
 from activity.errors import UsageError
 from activity.files import Manifest
@@ -45,6 +46,7 @@ from batch.backfill_steps import (
     offline_key,
 )
 from batch.histories import bucket_groups, snapshot_times
+from batch.job_metrics import JobMetrics, gauge
 from batch.jobs import LOCAL, Failures, Runner, fingerprint, progress, run_pipeline
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases, live_names
@@ -116,6 +118,7 @@ def run_backfill(
     that changed online to the embedding topics. Raises UsageError, DataError, InfrastructureError.
     """
     started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "backfill")
     options = _options(settings, releases, as_of_ms, snapshots, online, offline, publish)
     lake = open_lake(settings.lake)
     with exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"):
@@ -126,7 +129,7 @@ def run_backfill(
         if not dry_run:
             if not resume:
                 shutil.rmtree(plan.folder, ignore_errors=True)
-            counts = _run(settings, lake, plan, runner=runner)
+            counts = _run(settings, lake, plan, metrics, runner=runner)
             if options.online and as_of_ms is None:
                 lake.note_backfilled(ends)
     seconds = time.monotonic() - started
@@ -135,7 +138,7 @@ def run_backfill(
     def total(name: str) -> int:
         return sum(record.get(name, 0) for record in records)
 
-    return BackfillResult(
+    result = BackfillResult(
         job=plan.job,
         releases=options.releases,
         as_of_ms=as_of_ms,
@@ -153,6 +156,19 @@ def run_backfill(
         seconds=seconds,
         users_per_second=counts.get(ROWS, 0) / seconds,
     )
+    if not dry_run:
+        metrics.ended(*figures(result))
+    return result
+
+
+def figures(result: BackfillResult) -> list[Metric]:
+    """For Prometheus."""
+    failures = result.encode_failures
+    return [
+        gauge("spoor_backfill_rows", "users, or users and snapshot times, of the last backfill", result.rows),
+        gauge("spoor_backfill_changed_users", "users whose history the last backfill changed online", result.changed),
+        gauge("spoor_backfill_encode_failures", "embeddings that the last backfill could not compute", failures),
+    ]
 
 
 def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions, *, resume: bool) -> BackfillPlan:
@@ -256,7 +272,9 @@ def _todo(plan: BackfillPlan) -> int:
     return len(plan.groups) + len(plan.item_releases)
 
 
-def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: Runner) -> dict[str, int]:
+def _run(
+    settings: BatchSettings, lake: Lake, plan: BackfillPlan, metrics: JobMetrics, *, runner: Runner
+) -> dict[str, int]:
     if plan.options.online:
         online = open_online(settings.features)
         online.check(_written(settings, plan.options))
@@ -274,7 +292,7 @@ def _run(settings: BatchSettings, lake: Lake, plan: BackfillPlan, *, runner: Run
         groups = {f"buckets {group_key(group)}" for group in plan.groups if group_finished(group, noted)}
         return groups | {key for key in map(items_key, plan.item_releases) if key in noted}
 
-    with progress("backfill", total=_todo(plan), finished=finished):
+    with progress("backfill", total=_todo(plan), finished=finished, metrics=metrics):
         counts = run_pipeline(
             lambda pipeline: build(pipeline, settings, plan),
             runner=runner,

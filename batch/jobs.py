@@ -23,6 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.files import atomic_write
+from batch.job_metrics import JobMetrics
 
 _FAILURE_FILE = "failure.json"
 _ERRORS: dict[str, type[SpoorError]] = {
@@ -113,21 +114,33 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def progress(label: str, *, total: int, finished: Callable[[], set[str]]) -> Iterator[None]:
-    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item.
+def progress(
+    label: str, *, total: int, finished: Callable[[], set[str]], metrics: JobMetrics | None = None
+) -> Iterator[None]:
+    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item. `metrics`,
+    if given, get the same counts.
 
     `finished` returns the keys of the finished items. It is asked twice a second from a thread: the manifest is on
     disk, so this works for every runner.
     """
     stop = threading.Event()
     show = _show_bar if sys.stderr.isatty() else _show_lines
-    thread = threading.Thread(target=show, args=(label, total, finished, stop), daemon=True)
+
+    def counted() -> set[str]:
+        keys = finished()
+        if metrics is not None:
+            metrics.items(done=len(keys), planned=total)
+        return keys
+
+    counted()
+    thread = threading.Thread(target=show, args=(label, total, counted, stop), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
+        counted()
 
 
 def _show_bar(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:

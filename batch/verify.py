@@ -19,6 +19,7 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
+from prometheus_client.metrics_core import Metric
 
 from activity.errors import SpoorError
 from activity.files import Manifest
@@ -26,6 +27,7 @@ from activity.lake import Lake
 from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.histories import bucket_groups
+from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.listing import list_users
@@ -60,6 +62,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
     Raises UsageError (no release, Feast not applied), DataError (damaged lake or release), InfrastructureError.
     """
     started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "verify")
     releases = chosen_releases(settings, None)
     lake = open_lake(settings.lake)
     jobs = settings.state_folder / "jobs"
@@ -81,7 +84,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
             return {path.stem for path in reports.folder.glob("[!.]*.json")}
 
         failures = Failures(folder)
-        with progress("verify", total=len(groups), finished=finished):
+        with progress("verify", total=len(groups), finished=finished, metrics=metrics):
             run_pipeline(
                 lambda pipeline: build(
                     pipeline, settings, groups, releases=releases, folder=folder, repair=repair, failures=failures
@@ -92,8 +95,20 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
             )
         lag = unarchived(settings, lake)
         result = _result(reports, tuple(releases), lag, time.monotonic() - started)
+        metrics.ended(*figures(result))
         shutil.rmtree(folder)  # it names users, also such as may be forgotten later
     return result
+
+
+def figures(result: VerifyResult) -> list[Metric]:
+    """For Prometheus."""
+    lag = {str(partition): records for partition, records in (result.lag or {}).items()}
+    return [
+        gauge("spoor_verify_users", "users that the last verify compared", result.users),
+        gauges("spoor_verify_differences", "differences that the last verify left", "kind", result.remaining_kinds),
+        gauge("spoor_verify_repaired", "differences that the last verify mended", result.repaired),
+        gauges("spoor_verify_unarchived_records", "records that Kafka has and the lake has not", "partition", lag),
+    ]
 
 
 def build(

@@ -40,9 +40,9 @@ _PEER_SIZES = (500, 2_000, 10_000)
 _VIEWS = 2
 
 
-def writes_of(users: int, *, revision: int) -> list[UserWrite]:
+def writes_of(users: int, *, revision: int, events: int = EVENTS) -> list[UserWrite]:
     rng = np.random.default_rng(revision)
-    values = np.zeros((users, EVENTS), EVENT_DTYPE)
+    values = np.zeros((users, events), EVENT_DTYPE)
     values["timestamp"] = NOW_MS - np.sort(rng.integers(1, 10**10, values.shape))[:, ::-1]
     values["timestamp"][:, -1] = NOW_MS + revision  # Feast's Redis store keeps a row that is no older
     values["item"] = rng.integers(1, 2**63, values.shape)
@@ -56,12 +56,12 @@ def writes_of(users: int, *, revision: int) -> list[UserWrite]:
             expected_revision=revision - 1,
             revision=revision,
             history=packed[user],
-            events=EVENTS,
+            events=events,
             event_time_ms=times[user],
             created_ms=NOW_MS,
             embeddings=[
                 EmbeddingRow(
-                    f"user-{user}", vectors[user], revision, EVENTS, times[user], NOW_MS, NOW_MS, model_version=RELEASE
+                    f"user-{user}", vectors[user], revision, events, times[user], NOW_MS, NOW_MS, model_version=RELEASE
                 )
             ],
         )

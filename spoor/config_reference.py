@@ -40,6 +40,9 @@ An unknown key is an error that names the nearest known one. Relative paths in t
 to the working folder; `{state_folder}` in a path stands for the state folder. `spoor config show` prints every value
 and where it came from, secrets hidden.
 
+A secret is not taken from the command line, which others can see. It may lie in a file of its own, as container
+engines mount it: `sasl_password_file = "/run/secrets/kafka-password"`, or `SPOOR_KAFKA__SASL_PASSWORD_FILE`.
+
     # spoor.toml
     state_folder = "/var/lib/spoor"
 
@@ -47,7 +50,7 @@ and where it came from, secrets hidden.
     bootstrap_servers = "kafka-1:9092,kafka-2:9092"
     security_protocol = "SASL_SSL"
     sasl_mechanism = "SCRAM-SHA-512"
-    sasl_username = "spoor"        # the password: SPOOR_KAFKA__SASL_PASSWORD
+    sasl_username = "spoor"        # the password: SPOOR_KAFKA__SASL_PASSWORD, or in a file
 
     [events]
     actions = ["view", "click", "save"]

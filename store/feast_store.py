@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastError
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 from feast.infra.passthrough_provider import PassthroughProvider
 from feast.repo_config import FeastConfigError, RepoConfig, load_repo_config
+from pydantic import ValidationError
 
 from activity.errors import InfrastructureError, UsageError
 from feature_repo.definitions import OWNER_TAG
@@ -91,8 +93,8 @@ def _repo_config(features: FeatureSettings) -> RepoConfig:
         )
     try:
         config = load_repo_config(repo, file)
-    except (FeastConfigError, FeastError, OSError) as error:
-        raise UsageError(f"cannot read `{file}`: {error}", hint="mend feature_store.yaml") from None
+    except (FeastConfigError, FeastError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read `{file}`: {_what_is_wrong(error)}", hint="mend feature_store.yaml") from None
     if config.entity_key_serialization_version < KEY_VERSION:
         raise UsageError(
             f"`{file}`: entity_key_serialization_version is {config.entity_key_serialization_version}, "
@@ -100,6 +102,24 @@ def _repo_config(features: FeatureSettings) -> RepoConfig:
             hint="Feast dropped the earlier versions; set 3 and materialise again",
         )
     return config
+
+
+def _what_is_wrong(error: object) -> str:
+    """The error without the values that it found: a connection string holds a password."""
+    if isinstance(error, FeastConfigError):
+        return _what_is_wrong(error._error_message)
+    if isinstance(error, ValidationError):
+        found = error.errors(include_url=False, include_input=False)
+        return "; ".join(
+            _what_is_wrong(inner)
+            if isinstance(inner := detail.get("ctx", {}).get("error"), ValidationError)
+            else f"{'.'.join(map(str, detail['loc'])) or 'the file'}: {detail['msg']}"
+            for detail in found
+        )
+    if isinstance(error, yaml.MarkedYAMLError):
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        return f"line {line} is no YAML: {error.problem}"
+    return str(error)
 
 
 def _registry_file(features: FeatureSettings, config: RepoConfig) -> Path | None:

@@ -71,6 +71,7 @@ class UpdateResult:
     refused: int  # writes that had to be done again
     encode_failures: int  # embeddings that wait for the sweep
     forgotten: int = 0  # events of the batch that are a forgotten user's past, and were left out
+    cache_hits: int = 0  # users whose stored state was in the cache
 
 
 @dataclass(eq=False)
@@ -89,6 +90,7 @@ class _Batch:
     forget_through: Int64s
     forgotten: Int64s
     refused: int = 0
+    cache_hits: int = 0
     failures: dict[str, int] = field(default_factory=dict)  # by release
 
 
@@ -172,6 +174,7 @@ class GuardedWriter:
         """One pass over the users at positions `pending`; returns the positions to be done again."""
         users = [batch.users[i] for i in pending]
         stored, from_cache = self._load(users, cached=cached)
+        batch.cache_hits += int(from_cache.sum())
         self.observe("read")
 
         before, marked = _unpack(stored)
@@ -334,6 +337,7 @@ class GuardedWriter:
             refused=batch.refused,
             encode_failures=sum(batch.failures.values()),
             forgotten=int(batch.forgotten.sum()),
+            cache_hits=batch.cache_hits,
         )
 
 

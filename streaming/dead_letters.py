@@ -18,6 +18,22 @@ REPLAY_HEADER = "spoor-replay-of"  # on a replayed record: the origin key of the
 ORIGIN_CHARACTERS = 300  # of `topic/partition/offset`: a topic's name has at most 249
 ENVELOPE_BYTES = 4096  # of JSON around the original bytes, at most
 
+# Every reason that a dead letter can have, so that their counters stand at 0 before the first of them.
+REASONS = (
+    "no-value",
+    "too-large",
+    "not-json",
+    "missing-field",
+    "bad-type",
+    "bad-text",
+    "bad-length",
+    "too-early",
+    "in-the-future",
+    "unknown-action",
+    "unknown-surface",
+    "decoder-error",
+)
+
 
 @dataclass(frozen=True)
 class DeadLetter:

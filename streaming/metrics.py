@@ -6,12 +6,19 @@ A registry of its own per worker, so that two workers in one process (tests) do 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from streaming.dead_letters import REASONS
+
+STEPS = ("dead-letters", "store", "published", "committed")  # that are tried again when their server fails
+FIELDS = ("action", "surface")
 # Logarithmic bins of 5 % width from 1 ms to about 1 day: quantiles to 5 %, constant memory.
 FRESHNESS_EDGES_MS: npt.NDArray[np.float64] = np.geomspace(1.0, 86_400_000.0, 376)
 
@@ -43,9 +50,17 @@ class Count:
     """A counter of one worker, exported to Prometheus. The total is kept here too: Feast switches prometheus_client to
     shared files when it is imported first, and then its counters go on where another worker's stood."""
 
-    def __init__(self, name: str, text: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, text: str, registry: CollectorRegistry, label: str = "", values: Iterable[str] = ()
+    ) -> None:
         self.total = 0
-        self._counter = Counter(f"spoor_stream_{name}", text, labels, registry=registry)
+        self._counter = Counter(f"spoor_stream_{name}", text, [label] if label else [], registry=registry)
+        self.expect(*values)
+
+    def expect(self, *values: str) -> None:
+        """Exports these values of the label at 0: Prometheus sees no increase in a counter that begins above."""
+        for value in values:
+            self._counter.labels(value)
 
     def add(self, count: int = 1, *labels: str) -> None:
         self.total += count
@@ -80,31 +95,58 @@ class Freshness:
         return FRESHNESS_EDGES_MS[first : last + 1].round(3).tolist(), self.counts[first:last].tolist()
 
 
+class PartitionLag(Collector):
+    """Records that wait, by partition, as they are when Prometheus asks: partitions that were given away go, which a
+    gauge with labels cannot do where prometheus_client keeps its values in shared files."""
+
+    def __init__(self, lag: Callable[[], Mapping[int, int]]) -> None:
+        self._lag = lag
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("spoor_stream_lag_records", "records not committed yet", labels=["partition"])
+        for partition, records in sorted(self._lag().items()):
+            family.add_metric([str(partition)], records)
+        yield family
+
+
 class StreamMetrics:
-    """Counts of one worker. See the table in streaming/worker.py."""
+    """Counts of one worker. See the table in streaming/worker.py. `lag`: records that wait, by partition."""
 
-    def __init__(self) -> None:
+    def __init__(self, lag: Callable[[], Mapping[int, int]] = dict) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(PartitionLag(lag))
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Count:
-            return Count(name, text, self.registry, labels)
+        def counter(name: str, text: str, label: str = "", values: Iterable[str] = ()) -> Count:
+            return Count(name, text, self.registry, label, values)
 
         self.records = counter("records", "records taken from the activity topic")
+        self.decoded = counter("decoded_events", "records that became events")
         self.events = counter("events", "records that became events and were written")
-        self.dead = counter("dead_letters", "records that became dead letters", ("reason",))
+        self.dead = counter("dead_letters", "records that became dead letters", "reason", REASONS)
         self.mismatched = counter("mismatched_keys", "events whose record key is not their user id")
-        self.unknown = counter("unknown_names", "events with a name that is not configured", ("field",))
+        self.unknown = counter("unknown_names", "events with a name that is not configured", "field", FIELDS)
         self.users = counter("users", "user rows handled")
+        self.changed = counter("changed_users", "user rows whose history the batch changed")
+        self.cache_hits = counter("cache_hits", "users whose history was in the worker's memory")
+        self.cache_misses = counter("cache_misses", "users whose history was read from the store")
+        self.rows = counter("embedding_rows", "embedding rows of handled users as fresh as the history", "release")
+        self.stale_rows = counter("stale_rows", "handled users whose embedding is behind their history", "release")
         self.refused = counter("refused_writes", "writes refused because the revision had moved, then merged")
         self.encode_failures = counter("encode_failures", "histories that advanced without an embedding")
         self.forgotten = counter("forgotten_events", "events from before their user was forgotten, left out")
         self.republished = counter("republished_rows", "rows published again: another writer had moved on")
         self.lost = counter("lost_events", "offsets deleted by retention before they were read")
         self.skipped = counter("skipped_records", "records taken before a rebalance and left to their new owner")
-        self.retried = counter("retries", "tries that failed and were repeated", ("step",))
+        self.retried = counter("retries", "tries that failed and were repeated", "step", STEPS)
         self.batch_size = Histogram(
             "spoor_stream_batch_records",
             "records per batch",
+            buckets=(1, 3, 10, 30, 100, 300, 1000, 3000),
+            registry=self.registry,
+        )
+        self.batch_users = Histogram(
+            "spoor_stream_batch_users",
+            "different users per batch",
             buckets=(1, 3, 10, 30, 100, 300, 1000, 3000),
             registry=self.registry,
         )
@@ -127,10 +169,6 @@ class StreamMetrics:
         self._started = time.monotonic()
         self._first_batch: float | None = None
         self._last_batch: float | None = None
-
-    def serve(self, port: int) -> None:
-        """Exposes the metrics on 127.0.0.1:`port`. Raises OSError if the port is taken."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
 
     def start(self) -> None:
         """The worker joins its group now."""

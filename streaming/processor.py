@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import faust
 from aiokafka.errors import KafkaError
-from faust.exceptions import ProducerSendError
+from faust.exceptions import FaustError, ProducerSendError
 
 from activity.errors import InfrastructureError, SpoorError, UsageError
 from feature_repo.releases import is_retired
@@ -18,6 +18,7 @@ from streaming.broker import check_topics
 from streaming.core import Record, decode_batch, group_batch, lost_range
 from streaming.dead_letters import DeadLetter, encode_dead_letter
 from streaming.fail_points import FailPoint
+from streaming.health import Health
 from streaming.metrics import StreamMetrics
 from streaming.publisher import Publisher, send_all
 from streaming.settings import WorkerSettings
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 _FAIL_POINT_AFTER = {"encoded": "after-encode", "written": "after-write"}
 _SERVER_FAILURES = (InfrastructureError, KafkaError, ProducerSendError, ConnectionError, TimeoutError)
+_ANSWER_SECONDS = 10.0  # for a server that is asked how it is
 _APPEND_TIME = 1  # Kafka's code for record times given by the broker
 
 
@@ -44,7 +46,8 @@ class BatchProcessor:
     def __init__(self, settings: WorkerSettings, app: faust.App, *, count: int | None = None) -> None:
         self.settings = settings
         self.app = app
-        self.metrics = StreamMetrics()
+        self.health = Health(settings.stream.stall_seconds)
+        self.metrics = StreamMetrics(self.health.lag)
         self.fail_point = FailPoint(settings.stream.fail_point)
         self.count = count
         self.taken = 0
@@ -52,10 +55,12 @@ class BatchProcessor:
         self.finished = asyncio.Event()
         self.progress = time.monotonic()
         self._assigned: set[int] = set()
+        self._earliest: dict[TP, int] = {}  # of assigned partitions, when they were assigned
         self._thread = StoreThread()
         self._stores: Stores | None = None
         self._publisher: Publisher | None = None
         self._step_started = 0.0
+        self._encoding = False
         self._told_create_time = False
 
     async def open(self) -> None:
@@ -63,6 +68,8 @@ class BatchProcessor:
         releases = releases_to_keep_fresh(self.settings)
         partitions = await self.in_thread(check_topics, self.settings.kafka, releases)
         self._stores = await self.in_thread(open_stores, self.settings, releases, observe=self._observe)
+        self.metrics.rows.expect(*releases)
+        self.metrics.stale_rows.expect(*releases)
         self._publisher = Publisher(
             {release: self.settings.kafka.embedding_topic(release) for release in releases},
             send=self._send,
@@ -77,6 +84,7 @@ class BatchProcessor:
 
     def fail(self, error: BaseException) -> None:
         self.failure = self.failure or error
+        self.health.failed(self.failure)
         self.finished.set()
 
     async def in_thread(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
@@ -90,6 +98,7 @@ class BatchProcessor:
             return
         self.metrics.batch_started(len(current))
         decoded = decode_batch(map(self._record, current), self.settings.events)
+        self.metrics.decoded.add(len(decoded.events))
         await self._tried("dead-letters", lambda: self._send_dead_letters(decoded.dead_letters))
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
         if decoded.events:
@@ -122,11 +131,49 @@ class BatchProcessor:
             if self._stores is not None:
                 self._stores.cache.drop_partition(gone)
         self._assigned = partitions
+        self._earliest = {}
+        self.health.assigned(partitions)
         self.progress = time.monotonic()
         try:
             await self._report_lost(list(assigned))
         except (KafkaError, TimeoutError) as error:
             log.warning("whether retention has deleted unread events could not be checked: %r", error)
+
+    async def look(self) -> None:
+        """Asks broker and store how they are and where the partitions stand, for metrics and probes."""
+        self.health.looked()
+        try:
+            await self._look_at_partitions()
+            self.health.answered("broker")
+        except (TimeoutError, KafkaError, FaustError):
+            self.health.silent("broker", "does not answer")
+        await self.ask_store()
+
+    async def ask_store(self) -> None:
+        """A read takes its turn in the store's thread. While that thread encodes, a missing answer says nothing."""
+        assert self._stores is not None, "open() comes first"
+        if self._encoding:
+            return
+        try:
+            await asyncio.wait_for(self.in_thread(self._stores.online.read, ["0"], []), _ANSWER_SECONDS)
+            self.health.answered("store")
+        except TimeoutError:
+            if not self._encoding:
+                self.health.silent("store", f"has not answered for {_ANSWER_SECONDS:.0f} s")
+        except SpoorError:
+            self.health.silent("store", "does not answer")
+
+    async def _look_at_partitions(self) -> None:
+        """Raises TimeoutError, KafkaError or FaustError where the broker does not answer."""
+        consumer = self.app.consumer
+        assigned = consumer.assignment()
+        ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
+        committed: dict[TP, int | None] = consumer._committed_offset  # type: ignore[attr-defined]
+        positions = {tp: max(committed.get(tp) or 0, self._earliest.get(tp, 0)) for tp in ends}
+        self.health.positions(
+            {tp.partition: position for tp, position in positions.items()},
+            {tp.partition: end for tp, end in ends.items()},
+        )
 
     # -- steps
 
@@ -175,6 +222,7 @@ class BatchProcessor:
         assert self._stores is not None, "open() comes first"
         await self.in_thread(self._leave_retired)
         self._step_started = time.perf_counter()
+        self._encoding = False
         self.fail_point.reached("before-read")
         return await self.in_thread(
             self._stores.writer.update,
@@ -235,6 +283,7 @@ class BatchProcessor:
         now = time.perf_counter()
         self.metrics.step_seconds.labels(step).observe(now - self._step_started)
         self._step_started = now
+        self._encoding = step == "merged"
         self.fail_point.reached(_FAIL_POINT_AFTER.get(step, ""))
         if self.app.rebalancing:
             self.fail_point.reached("during-rebalance")
@@ -244,6 +293,13 @@ class BatchProcessor:
 
     def _count(self, result: UpdateResult, mismatched_keys: int, unknown_names: Any, republished: int) -> None:
         self.metrics.users.add(len(result.users))
+        self.metrics.batch_users.observe(len(result.users))
+        self.metrics.changed.add(int(result.changed.sum()))
+        self.metrics.cache_hits.add(result.cache_hits)
+        self.metrics.cache_misses.add(len(result.users) - result.cache_hits)
+        for release, (fresh, stale) in rows_by_release(result).items():
+            self.metrics.rows.add(fresh, release)
+            self.metrics.stale_rows.add(stale, release)
         self.metrics.refused.add(result.refused)
         self.metrics.encode_failures.add(result.encode_failures)
         self.metrics.forgotten.add(result.forgotten)
@@ -257,6 +313,7 @@ class BatchProcessor:
             return
         timeout = self.settings.kafka.request_timeout_seconds
         earliest = await asyncio.wait_for(self.app.consumer.earliest_offsets(*assigned), timeout)
+        self._earliest = dict(earliest)
         for tp in assigned:
             committed = await asyncio.wait_for(_committed(self.app, tp), timeout)
             lost = lost_range(committed=committed, earliest=earliest[tp])
@@ -267,6 +324,17 @@ class BatchProcessor:
                     "`spoor backfill` if the lake has them, and raise the topic's retention",
                     tp.topic, tp.partition, lost[0], lost[1] - 1,
                 )  # fmt: skip
+
+
+def rows_by_release(result: UpdateResult) -> dict[str, tuple[int, int]]:
+    """Release → handled users whose embedding is as fresh as their history, and those whose is behind it or missing."""
+    revisions = dict(zip(result.users, result.revisions.tolist(), strict=True))
+    with_history = sum(revision > 0 for revision in revisions.values())
+    counts = {}
+    for release, rows in result.rows.items():
+        fresh = sum(row.revision == revisions[row.user_id] for row in rows)
+        counts[release] = fresh, with_history - fresh
+    return counts
 
 
 async def _committed(app: faust.App, tp: TP) -> int | None:

@@ -23,7 +23,8 @@ class StreamSettings:
     retries: int = 5  # tries of a step whose server fails before the worker stops
     retry_seconds: float = 0.25  # wait before the second try; doubles each time
     stall_seconds: float = 120.0  # without progress while events wait, the worker stops
-    metrics_port: int = 0  # Prometheus metrics on 127.0.0.1; 0 = none
+    metrics_host: str = "127.0.0.1"  # where metrics and probes are served; 0.0.0.0 = on every address
+    metrics_port: int = 0  # of /metrics (Prometheus), /healthz and /readyz; 0 = none
     releases: tuple[str, ...] = ()  # releases to keep fresh; empty = every live release in the folder
     fail_point: str = ""  # tests only: NAME or NAME:N, the worker kills itself there (the N-th time)
 

@@ -19,16 +19,21 @@ A step whose server fails is tried `retries` times with growing waits; then the 
 `run_worker` raises InfrastructureError (exit code 3). Nothing a record holds stops the worker: it is a dead letter.
 
 Metrics (Prometheus, prefix spoor_stream_):
-  records_total             records taken                events_total              events written
-  dead_letters_total        by reason                    mismatched_keys_total     key is not the user id
-  unknown_names_total       by field                     users_total               user rows handled
+  records_total             records taken                decoded_events_total      records that became events
+  events_total              events written               dead_letters_total        by reason
+  mismatched_keys_total     key is not the user id       unknown_names_total       by field
+  users_total               user rows handled            changed_users_total       whose history the batch changed
+  cache_hits_total          histories found in memory    cache_misses_total        histories read from the store
+  embedding_rows_total      by release: fresh rows       stale_rows_total          by release: behind the history
   refused_writes_total      merged and tried again       encode_failures_total     embedding left to the sweep
   republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
   skipped_records_total     left to their new owner      retries_total             by step
-  forgotten_events_total    a forgotten user's past      step_seconds              by step: read, merged, encoded,
-  batch_records             histogram                                              written, dead-letters, published,
-  freshness_seconds         append → in the store                                  committed
-  partitions                assigned now
+  forgotten_events_total    a forgotten user's past      partitions                assigned now
+  batch_records             histogram                    batch_users               histogram of different users
+  freshness_seconds         append → in the store        step_seconds              by step: read, merged, encoded,
+  lag_records               by partition, not committed                            written, dead-letters, published,
+                                                         committed
+They are served beside /healthz and /readyz (streaming/status_server.py) on stream.metrics_port.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,7 +60,8 @@ from activity.files import atomic_write
 from streaming.broker import broker_urls, credentials
 from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
-from streaming.settings import WorkerSettings
+from streaming.settings import StreamSettings, WorkerSettings
+from streaming.status_server import serve
 from streaming.transport import FreshTransport
 
 if TYPE_CHECKING:
@@ -67,6 +73,7 @@ _POLL_RECORDS = 500  # small polls keep the consumer thread answering the group 
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a record may be
 _STOP_SECONDS = 60.0  # for the batch in flight and the commit
 _WATCH_SECONDS = 5.0
+_LOOK_SECONDS = 2.0  # between two looks for metrics and probes
 _ANSWER_SECONDS = 10.0
 _REPEAT_SECONDS = 30.0  # between two equal lines of a library
 
@@ -121,6 +128,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
                 await asyncio.Event().wait()  # nothing more is taken until the app has stopped
 
     async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
+        app.processor.health.revoked()
         if revoked:
             app.processor.fail_point.reached("during-rebalance")
 
@@ -166,8 +174,7 @@ async def _run(
     processor.count = count
     metrics = processor.metrics
     _stop_on_signals(processor.finished)
-    if settings.stream.metrics_port:
-        _serve_metrics(app, settings.stream.metrics_port)
+    stop_serving = _serve_status(app, settings.stream)
     tasks: list[asyncio.Task[None]] = []
     try:
         await processor.open()
@@ -177,6 +184,7 @@ async def _run(
             # The watch comes first: a broker that dies while the worker joins would let it join for ever.
             tasks.append(asyncio.create_task(_watch(app, settings.stream.stall_seconds)))
             tasks.append(asyncio.create_task(_start(app, settings)))
+            tasks.append(asyncio.create_task(_look(app)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(processor.finished.wait(), timeout_seconds)
     finally:
@@ -185,6 +193,7 @@ async def _run(
         if app.started:
             await _stop(app)
         processor.close()
+        stop_serving()
         summary = metrics.summary()
         if summary_file is not None:
             atomic_write(summary_file, json.dumps(asdict(summary)).encode())
@@ -220,6 +229,17 @@ async def _stop(app: StreamApp) -> None:
                 hint="nothing was lost: what is not committed is delivered again",
             )
         )
+
+
+async def _look(app: StreamApp) -> None:
+    """Keeps lag and probes up to date from when the worker has joined its group."""
+    while not app.processor.finished.is_set():
+        if app.processor.health.joined:
+            try:
+                await app.processor.look()
+            except Exception as error:  # a look that ended in silence would make a worker that works look dead
+                app.processor.fail(error)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _watch(app: StreamApp, stall_seconds: float) -> None:
@@ -264,13 +284,18 @@ def _stop_on_signals(finished: asyncio.Event) -> None:
             loop.add_signal_handler(number, finished.set)
 
 
-def _serve_metrics(app: StreamApp, port: int) -> None:
+def _serve_status(app: StreamApp, stream: StreamSettings) -> Callable[[], None]:
+    """Serves metrics and probes, if a port is set; returns what ends that."""
+    if not stream.metrics_port:
+        return lambda: None
+    processor = app.processor
     try:
-        app.processor.metrics.serve(port)
+        return serve(processor.metrics.registry, processor.health, host=stream.metrics_host, port=stream.metrics_port)
     except OSError as error:
         raise UsageError(
-            f"metrics cannot be served on 127.0.0.1:{port}: {error.strerror}",
-            hint="set stream.metrics_port to a free port, or to 0 for none",
+            f"metrics cannot be served on {stream.metrics_host}:{stream.metrics_port}: {error.strerror or error}",
+            hint="set stream.metrics_host to an address of this machine and stream.metrics_port to a free port, "
+            "or the port to 0 for none",
         ) from error
 
 

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ class Sample:
     on: bool = False
     names: tuple[str, ...] = ()
     mode: Literal["a", "b"] = "a"
+    password: str = field(default="", repr=False, metadata={"secret": True})
 
 
 def load_sample(tmp_path, text="", environ=None, flags=None):
@@ -89,3 +90,48 @@ def test_files_that_are_absent_or_no_toml_are_usage_errors(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert find_file({}) == Path("spoor.toml")
     assert find_file({"SPOOR_CONFIG": str(tmp_path / "spoor.toml")}) == tmp_path / "spoor.toml"
+
+
+@pytest.mark.parametrize("by", ["file", "environment"])
+def test_a_secret_may_lie_in_a_file_of_its_own(tmp_path, by):
+    (tmp_path / "password").write_text("s3cret-word\n")
+    text = '[sample]\npassword_file = "password"\n' if by == "file" else ""
+    environ = {"SPOOR_SAMPLE__PASSWORD_FILE": str(tmp_path / "password")} if by == "environment" else {}
+    loaded = load_sample(tmp_path, text, environ)
+    assert loaded.sections["sample"].password == "s3cret-word"
+    assert loaded.origins["sample.password"] == f"file {tmp_path / 'password'}"
+
+
+def test_an_empty_name_of_a_secret_s_file_is_none(tmp_path):
+    assert load_sample(tmp_path, environ={"SPOOR_SAMPLE__PASSWORD_FILE": ""}).sections["sample"].password == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), (b"", "holds no bytes"), (b"\n", "holds no bytes"), (b"\xff\xfe", "not UTF-8"),
+     (b"s3cret" * 20_000, "holds more than 65,536 bytes")],
+)  # fmt: skip
+def test_a_secret_s_file_that_cannot_be_one_is_named_and_not_shown(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "password").write_bytes(content)
+    with pytest.raises(UsageError, match=message) as error:
+        load_sample(tmp_path, '[sample]\npassword_file = "password"')
+    assert str(tmp_path / "password") in error.value.message
+    assert "s3cret" not in error.value.message + error.value.hint
+
+
+def test_a_secret_set_twice_a_secret_on_the_command_line_and_one_of_the_wrong_type_are_refused_unseen(tmp_path):
+    twice = '[sample]\npassword = "s3cret"\npassword_file = "password"'
+    for text, flags, message in (
+        (twice, {}, "both `sample.password`"),
+        ("", {"sample.password": "s3cret"}, "seen by every user"),
+        ("[sample]\npassword = [53, 3]", {}, r"found '\(hidden\)', expected a str"),
+    ):
+        with pytest.raises(UsageError, match=message) as error:
+            load_sample(tmp_path, text, flags=flags)
+        assert "s3cret" not in error.value.message and "53" not in error.value.message
+
+
+def test_only_a_secret_has_a_file_of_its_own(tmp_path):
+    with pytest.raises(UsageError, match=r"unknown setting `sample\.count_file`"):
+        load_sample(tmp_path, '[sample]\ncount_file = "password"')

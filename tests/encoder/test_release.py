@@ -1,8 +1,10 @@
 """Release folders: whole or absent, verified when read, free of anything that runs code."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,30 @@ def test_a_missing_file_is_noticed(parts, tmp_path: Path, name: str) -> None:
     (tmp_path / "base-1" / name).unlink()
     with pytest.raises(DataError, match=f"{name}` is missing"):
         load_release(tmp_path / "base-1")
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vocabulary.safetensors", "items.parquet", "metrics.json"])
+def test_a_pickle_in_the_place_of_a_file_is_refused_and_not_run(parts, tmp_path: Path, name: str) -> None:
+    """Its checksum fits: whoever can put a pickle there can write checksums.json too."""
+    parts.save(tmp_path / "base-1")
+    ran, data = tmp_path / "ran", pickle.dumps({"items.weight": Touch(tmp_path / "ran")})
+    (tmp_path / "base-1" / name).write_bytes(data)
+    edit_json(tmp_path / "base-1" / "checksums.json", {name: hashlib.sha256(data).hexdigest()})
+    with pytest.raises(DataError, match="cannot be read"):
+        load_release(tmp_path / "base-1")
+    assert not ran.exists()
+    pickle.loads(data)
+    assert ran.exists(), "the pickle would have run"
 
 
 @pytest.mark.parametrize("name", ["release.json", "checksums.json"])

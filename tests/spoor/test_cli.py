@@ -107,12 +107,23 @@ def test_config_show_tells_values_and_origins_and_hides_secrets(spoor: Spoor, mo
     assert "clicks  (file spoor.toml)" in text
     assert "s3cret-word" not in done.out + text
 
+    monkeypatch.delenv("SPOOR_KAFKA__SASL_PASSWORD")
+    Path("password").write_text("s3cret-word\n")
+    monkeypatch.setenv("SPOOR_KAFKA__SASL_PASSWORD_FILE", "password")
+    done = spoor("config", "show", "--json")
+    assert done.json["settings"]["kafka.sasl_password"] == {
+        "value": "(hidden)",
+        "origin": f"file {Path.cwd()}/password",
+    }
+    assert "s3cret-word" not in done.out + done.err
+
 
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
         (["--set", "kafka.prt=1", "config", "show"], "unknown setting `kafka.prt`", "kafka.port"),
         (["--set", "kafka.port", "config", "show"], "found no `=`", "kafka.port=9092"),
+        (["--set", "kafka.sasl_password=s3cret", "config", "show"], "is seen by every user", "SASL_PASSWORD_FILE"),
         (["--set", "kafka.port=many", "config", "show"], "found 'many'", "docs/configuration.md"),
         (["--config", "none.toml", "config", "show"], "no settings file `none.toml`", "--config"),
         (["--config", "bad.toml", "config", "show"], "cannot read settings file", "docs/configuration.md"),
@@ -148,6 +159,7 @@ def test_wrong_usage_and_settings_exit_with_2(spoor: Spoor, arguments: list[str]
     told = spoor(*arguments).failed_with(2)
     assert message in told
     assert hint in told.splitlines()[-1]
+    assert "s3cret" not in told
 
 
 @pytest.mark.parametrize(

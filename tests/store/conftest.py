@@ -43,12 +43,13 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     program = shutil.which("redis-server")
     servers: list[RedisServer] = []
 
-    def start(*options: str) -> RedisServer:
+    def start(*options: str, config: Path | None = None) -> RedisServer:
         if program is None:
             pytest.skip(REDIS_MISSING)
         port = free_port()
         folder = tmp_path_factory.mktemp("redis")
-        command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
+        command = [program, *([] if config is None else [str(config)]), "--port", str(port), "--bind", "127.0.0.1"]
+        command += ["--save", "", "--dir", str(folder), *options]
         with (folder / "log").open("wb") as log:
             server = RedisServer(port, subprocess.Popen(command, stdout=log, stderr=log))
         servers.append(server)
@@ -127,5 +128,7 @@ def _answers(server: RedisServer) -> bool:
     assert server.process.poll() is None, "redis-server ended at once"
     try:
         return bool(server.client().ping())
+    except redis.exceptions.AuthenticationError:
+        return True
     except redis.exceptions.RedisError:
         return False

@@ -225,10 +225,11 @@ def test_a_cached_user_is_not_read_again_and_a_wiped_store_is_noticed(online, fe
     cache = HistoryCache(10)
     writer = writer_of(online, cache=cache)
     users, events = events_of(("ann", "i1", 0))
-    writer.update(users, events, as_of_ms=as_of(users))
+    assert writer.update(users, events, as_of_ms=as_of(users)).cache_hits == 0
     assert cache.get("ann") is not None
     online.remove_release("base-1")  # behind the writer's back
     result = writer.update(users, events, as_of_ms=as_of(users))
+    assert result.cache_hits == 1
     assert [row.revision for row in result.rows["base-1"]] == [1]
     assert online.read_embeddings("base-1", users)[0] is not None
 

@@ -36,6 +36,10 @@ RELEASE = "base-1"
 MAX_EVENTS = 8
 ITEMS = [f"item-{n}" for n in range(30)]
 START_MS = 1_750_000_000_000
+LOGIN = [  # how to reach the broker
+    "security_protocol", "sasl_mechanism", "sasl_username", "sasl_password",
+    "ssl_cafile", "ssl_certfile", "ssl_keyfile",
+]  # fmt: skip
 WORKER = Path(__file__).with_name("worker_process.py")
 ROOT = Path(__file__).parents[2]
 
@@ -177,12 +181,14 @@ def untrained_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(tmp_path: Path, kafka: KafkaSettings, untrained_release: Path) -> Iterator[World]:
     """Four partitions, one release, sessions of 6 s; topics exist and definitions are applied."""
     name = uuid.uuid4().hex[:12]
+    login = "\n".join(f'{key} = "{getattr(kafka, key)}"' for key in LOGIN)
     config = tmp_path / "spoor.toml"
     config.write_text(
         f"""
 state_folder = "state"
 [kafka]
 bootstrap_servers = "{kafka.address}"
+{login}
 topic = "activity-{name}"
 dead_letter_topic = "activity-dead-letters-{name}"
 embedding_topic_prefix = "user-embeddings-{name}."

@@ -1,14 +1,16 @@
-"""What the worker counts adds up, and is served."""
+"""What the worker counts adds up."""
 
+import inspect
 import re
-import urllib.request
 
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 
+from activity import events
 from streaming import worker
+from streaming.dead_letters import REASONS
 from streaming.metrics import FRESHNESS_EDGES_MS, Freshness, StreamMetrics
-from tests.conftest import free_port
 
 
 @pytest.mark.parametrize("q", [0.5, 0.99])
@@ -46,13 +48,16 @@ def test_the_summary_adds_up():
     assert summary.freshness_p99_ms == pytest.approx(1000, rel=0.06)
 
 
-def test_metrics_are_served_on_the_loopback_address():
-    metrics, port = StreamMetrics(), free_port()
-    metrics.serve(port)
-    metrics.written(np.array([0]), 7)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        (value,) = re.findall(rb"^spoor_stream_events_total (.+)$", answer.read(), re.MULTILINE)
-    assert float(value) >= 1  # of all workers in this process, if Feast was imported before prometheus_client
+def test_lag_is_by_partition_and_that_of_partitions_given_away_goes():
+    lag = {0: 7, 3: 0}
+    metrics = StreamMetrics(lambda: lag)
+
+    def shown() -> list[str]:
+        return [line for line in generate_latest(metrics.registry).decode().splitlines() if "lag_records{" in line]
+
+    assert shown() == ['spoor_stream_lag_records{partition="0"} 7.0', 'spoor_stream_lag_records{partition="3"} 0.0']
+    del lag[0]
+    assert shown() == ['spoor_stream_lag_records{partition="3"} 0.0']
 
 
 def test_every_metric_is_in_the_worker_s_table():
@@ -62,3 +67,15 @@ def test_every_metric_is_in_the_worker_s_table():
     }
     assert names
     assert [name for name in sorted(names) if f" {name} " not in (worker.__doc__ or "")] == []
+
+
+def test_counters_with_labels_are_served_before_anything_happens():
+    """An alert on their increase would otherwise miss the first one."""
+    text = generate_latest(StreamMetrics().registry).decode()
+    for name in ('dead_letters_total{reason="not-json"}', 'retries_total{step="store"}'):
+        assert f"spoor_stream_{name} " in text
+
+
+def test_every_reason_of_the_decoder_has_its_counter():
+    found = set(re.findall(r'reason="([a-z-]+)"', inspect.getsource(events)))
+    assert found | {"unknown-action", "unknown-surface", "decoder-error"} == set(REASONS)

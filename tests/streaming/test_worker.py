@@ -1,10 +1,14 @@
 """Genuine Kafka, Feast on SQLite and a real encoder: what came in is in the store and on the topics, whatever happens
 to the workers. The full matrix of faults is in tests/end_to_end."""
 
+import asyncio
 import dataclasses
 import os
+import re
 import signal
 import sqlite3
+import threading
+import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
+import streaming.processor
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
 from spoor import services
@@ -206,12 +211,111 @@ def test_events_that_retention_deleted_unread_are_counted_and_told(world: World,
     assert f"partition {partition.partition} offsets {committed[partition]} to {ends[partition] - 1}" in caplog.text
 
 
-def test_metrics_are_served_while_the_worker_runs(world: World):
+def page(port: int, path: str) -> tuple[int, str]:
+    """Status and text; (0, "") while nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def metric(port: int, name: str) -> float:
+    """The sum of a metric over its labels; NaN, which equals nothing, while there is none."""
+    lines = re.findall(rf"^{name}(?:{{.*}})? (.+)$", page(port, "/metrics")[1], re.MULTILINE)
+    return sum(map(float, lines)) if lines else float("nan")
+
+
+def test_metrics_tell_what_the_worker_did_and_how_much_waits(world: World):
+    port, events = free_port(), some_events(150, users=12)
+    world.produce(events, raw=[b"not json"])
+    worker = world.start_worker(SPOOR_STREAM__METRICS_PORT=str(port))
+    worker.await_log("batch records=")
+    wait_until(world.caught_up, "the worker has committed everything")
+    wait_until(lambda: metric(port, "spoor_stream_lag_records") == 0, "no lag is shown")
+    found = {
+        name: metric(port, f"spoor_stream_{name}")
+        for name in ("records_total", "decoded_events_total", "events_total", "dead_letters_total", "partitions")
+    }
+    assert found == {
+        "records_total": 151, "decoded_events_total": 150, "events_total": 150, "dead_letters_total": 1, "partitions": 4
+    }  # fmt: skip
+    users = metric(port, "spoor_stream_users_total")
+    assert metric(port, "spoor_stream_batch_users_sum") == users
+    assert metric(port, "spoor_stream_cache_misses_total") == 12  # each user's first batch, then memory
+    assert metric(port, "spoor_stream_cache_hits_total") == users - 12
+    assert metric(port, "spoor_stream_embedding_rows_total") == users
+    assert metric(port, "spoor_stream_stale_rows_total") == 0
+    assert 12 <= metric(port, "spoor_stream_changed_users_total") <= users
+    assert metric(port, "spoor_stream_freshness_seconds_count") == 150
+
+    with closing(sqlite3.connect(world.settings.state_folder / "online.db")) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        world.produce(some_events(40, seed=1))
+        wait_until(lambda: metric(port, "spoor_stream_lag_records") == 40, "what waits for the store is shown")
+    wait_until(lambda: metric(port, "spoor_stream_lag_records") == 0, "no lag is shown again")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.log
+
+
+def test_a_worker_is_ready_once_it_has_partitions_and_while_store_and_broker_answer(world: World):
     port = free_port()
     worker = world.start_worker(SPOOR_STREAM__METRICS_PORT=str(port))
-    worker.await_log("partitions 0 1 2 3")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        assert b"spoor_stream_partitions 4.0" in answer.read()
+    statuses: list[int] = []
+
+    def ready() -> bool:
+        statuses.append(page(port, "/readyz")[0])
+        return statuses[-1] == 200
+
+    wait_until(ready, "the worker is ready")
+    assert set(statuses) <= {0, 503, 200} and 503 in statuses  # it told before that it was starting
+    assert "partitions 0 1 2 3" in worker.log
+    assert page(port, "/healthz") == (200, "ok\n")
+    with closing(sqlite3.connect(world.settings.state_folder / "online.db")) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            database.execute(f'ALTER TABLE "{table}" RENAME TO "{table}_gone"')
+        wait_until(lambda: page(port, "/readyz") == (503, "the store does not answer\n"), "it is not ready any more")
+        assert page(port, "/healthz") == (200, "ok\n")  # a restart would not bring the store back
+        for table in tables:
+            database.execute(f'ALTER TABLE "{table}_gone" RENAME TO "{table}"')
+    wait_until(lambda: page(port, "/readyz")[0] == 200, "it is ready again")
+
+
+def test_a_store_that_is_asked_while_its_thread_encodes_is_not_called_silent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(streaming.processor, "_ANSWER_SECONDS", 0.2)
+    processor = build_app(world.settings).processor
+    busy = threading.Event()
+
+    async def told() -> list[str]:
+        await processor.ask_store()
+        return [line for line in processor.health.not_ready() if "store" in line]
+
+    async def ask_at_each_step() -> None:
+        await processor.open()
+        assert await told() == []
+        working = asyncio.create_task(processor.in_thread(busy.wait, 60))
+        processor._observe("merged")
+        assert await told() == []
+        processor._observe("encoded")
+        assert await told() == ["the store has not answered for 0 s"]
+        busy.set()
+        await working
+        assert await told() == []
+
+    asyncio.run(ask_at_each_step())
+    processor.close()
+
+
+def test_an_address_that_is_not_this_machine_s_is_named(world: World):
+    stream = dataclasses.replace(world.settings.stream, metrics_host="192.0.2.1", metrics_port=free_port())
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1") as raised:
+        run_worker(dataclasses.replace(world.settings, stream=stream), timeout_seconds=60)
+    assert "stream.metrics_host" in raised.value.hint
 
 
 def test_a_broker_that_is_down_is_one_clear_error(world: World):

@@ -1,0 +1,114 @@
+"""Whether a worker is alive and ready, from what its loop saw at its last look (streaming/worker.py looks).
+
+Alive: the committed position of every partition moved within `stall_seconds`, or stands at the partition's end.
+Ready: alive, partitions are assigned, and broker and store answered when they were last asked. A worker beyond the
+number of partitions is assigned none, and ready: it stands by.
+
+The loop writes, threads that serve HTTP read: every change replaces a whole value, so neither waits for the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+SERVERS = ("broker", "store")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one partition stood, as the worker has committed it."""
+
+    position: int  # offset of the next record to be handled
+    end: int  # offset after the last record that the broker has
+    moved_at: float  # clock time at which the position last moved, or stood at the end
+
+
+class Health:
+    """`clock`: seconds, monotonic."""
+
+    def __init__(self, stall_seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stall_seconds = stall_seconds
+        self._clock = clock
+        self._assigned = False
+        self._looked_at: float | None = None  # None: the worker has not joined its group yet
+        self._places: Mapping[int, Place] = {}
+        self._problems: Mapping[str, str] = dict.fromkeys(SERVERS, "has not been asked yet")
+        self._failure = ""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has given this worker its partitions at least once."""
+        return self._looked_at is not None
+
+    def assigned(self, partitions: Iterable[int]) -> None:
+        """The group has given these partitions to this worker, perhaps none; what was known of others goes."""
+        kept = set(partitions)
+        self._places = {partition: place for partition, place in self._places.items() if partition in kept}
+        self._looked_at = self._clock()
+        self._assigned = True
+
+    def revoked(self) -> None:
+        """The group is about to share the partitions anew."""
+        self._assigned = False
+
+    def looked(self) -> None:
+        """The worker's loop runs."""
+        self._looked_at = self._clock()
+
+    def positions(self, positions: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Both by partition, for every assigned one."""
+        now, before = self._clock(), self._places
+        self._places = {
+            partition: Place(
+                position, ends[partition], _moved_at(before.get(partition), position, ends[partition], now)
+            )
+            for partition, position in positions.items()
+        }
+
+    def answered(self, server: str) -> None:
+        self._problems = {**self._problems, server: ""}
+
+    def silent(self, server: str, problem: str) -> None:
+        """`problem` continues the server's name: `does not answer: …`."""
+        self._problems = {**self._problems, server: problem}
+
+    def failed(self, error: BaseException) -> None:
+        """The worker is stopping because of this."""
+        self._failure = f"the worker stops: {type(error).__name__}"
+
+    def lag(self) -> dict[int, int]:
+        """Records that wait, by partition."""
+        return {partition: max(0, place.end - place.position) for partition, place in self._places.items()}
+
+    def not_alive(self) -> list[str]:
+        """Why an orchestrator should restart this worker; empty while it is alive. A worker that is still starting is
+        alive: what it waits for has deadlines of its own."""
+        if self._failure:
+            return [self._failure]
+        if self._looked_at is None:
+            return []
+        now = self._clock()
+        problems = [
+            f"partition {partition} has stood at offset {place.position} for {now - place.moved_at:.0f} s, "
+            f"{place.end - place.position} records wait"
+            for partition, place in sorted(self._places.items())
+            if now - place.moved_at >= self._stall_seconds
+        ]
+        if now - self._looked_at >= self._stall_seconds:
+            problems.append(f"the worker's loop has not run for {now - self._looked_at:.0f} s")
+        return problems
+
+    def not_ready(self) -> list[str]:
+        """Why this worker does not do its work now; empty while it does."""
+        problems = self.not_alive()
+        if not self._assigned:
+            problems.append("partitions are not assigned yet")
+        return problems + [f"the {server} {problem}" for server, problem in self._problems.items() if problem]
+
+
+def _moved_at(before: Place | None, position: int, end: int, now: float) -> float:
+    if before is None or before.position != position or position >= end:
+        return now
+    return before.moved_at

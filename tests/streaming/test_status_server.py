@@ -1,0 +1,75 @@
+"""One port, three pages, on the loopback address unless told."""
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from streaming import status_server
+from streaming.health import Health
+from streaming.metrics import StreamMetrics
+from streaming.settings import StreamSettings
+from tests.conftest import free_port
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health(30.0)
+
+
+@pytest.fixture
+def port(health: Health) -> Iterator[int]:
+    port = free_port()
+    stop = status_server.serve(StreamMetrics().registry, health, host="127.0.0.1", port=port)
+    yield port
+    stop()
+
+
+def page(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_pages_answer_with_what_they_are_for(port: int, health: Health):
+    assert "spoor_stream_records_total" in page(port, "/metrics")[1]
+    assert page(port, "/healthz") == (200, "ok\n")
+    assert page(port, "/readyz")[0] == 503
+    health.assigned([0])
+    health.answered("broker")
+    health.answered("store")
+    assert page(port, "/readyz") == (200, "ok\n")
+    health.failed(RuntimeError())
+    assert page(port, "/healthz") == (503, "the worker stops: RuntimeError\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/../etc/passwd", "/healthz/x"])
+def test_other_paths_are_not_found(port: int, path: str):
+    assert page(port, path)[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_nothing_can_be_sent(port: int, method: str):
+    assert page(port, "/metrics", method)[0] == 405
+
+
+def test_a_client_that_says_nothing_is_dropped_and_holds_up_nobody(port: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(status_server._Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+        assert page(port, "/healthz")[0] == 200
+        assert silent.recv(1) == b""  # the server closed it
+
+
+def test_a_port_that_was_given_up_is_free(health: Health):
+    port = free_port()
+    for _ in range(2):
+        status_server.serve(StreamMetrics().registry, health, host="127.0.0.1", port=port)()
+
+
+def test_the_default_address_is_the_loopback():
+    assert StreamSettings().metrics_host == "127.0.0.1"
