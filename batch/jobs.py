@@ -20,6 +20,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult
 
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.files import atomic_write
@@ -35,10 +36,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Runner:
-    """Who executes a pipeline: a runner's name as Beam knows it, and Beam's options for it (`--name=value`)."""
+    """Who executes a pipeline: a runner's name as Beam knows it, and Beam's options for it (`--name=value`). A job that
+    the runner loses, with a machine say, is run again up to `retries` times: what is noted as done is passed over."""
 
     name: str
     options: tuple[str, ...] = ()
+    retries: int = 0
 
 
 LOCAL = Runner("FnApiRunner")  # named explicitly: Beam's default looks for a binary on the internet
@@ -89,21 +92,29 @@ def run_pipeline(
     Raises the SpoorError that a DoFn recorded where the job failed, and InfrastructureError for a runner that failed
     for another reason; one that tried again and got through has not failed.
     """
-    failures.clear()
-    try:
-        # Options are given: Beam would otherwise parse the flags of whatever command runs us.
-        pipeline = beam.Pipeline(runner=runner.name, options=PipelineOptions(flags=list(runner.options)))
-        build(pipeline)
-        result = pipeline.run()
-        result.wait_until_finish()
-    except Exception as error:
-        failures.raise_recorded()
-        if runner == LOCAL:
-            raise
-        raise InfrastructureError(
-            f"the Beam runner {runner.name} failed: {_first_line(error)}",
-            hint="its own log tells more; what is done is noted, a second run goes on from there",
-        ) from error
+    for retries_left in reversed(range(runner.retries + 1)):
+        failures.clear()
+        try:
+            # Options are given: Beam would otherwise parse the flags of whatever command runs us.
+            pipeline = beam.Pipeline(runner=runner.name, options=PipelineOptions(flags=list(runner.options)))
+            build(pipeline)
+            result = pipeline.run()
+            result.wait_until_finish()
+            return _counters(result, namespace)
+        except Exception as error:
+            failures.raise_recorded()
+            if runner == LOCAL:
+                raise
+            if not retries_left:
+                raise InfrastructureError(
+                    f"the Beam runner {runner.name} failed: {_first_line(error)}",
+                    hint="its own log tells more; what is done is noted, a second run goes on from there",
+                ) from error
+            _LOG.warning("the Beam runner %s failed, the job is run again: %s", runner.name, _first_line(error))
+    raise AssertionError("a runner has no tries")
+
+
+def _counters(result: PipelineResult, namespace: str) -> dict[str, int]:
     found = result.metrics().query(MetricsFilter().with_namespace(namespace))
     # A runner that may try again tells attempted values alone.
     return {counter.key.metric.name: counter.committed or counter.attempted or 0 for counter in found["counters"]}

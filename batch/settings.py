@@ -19,8 +19,8 @@ class FlinkSettings:
     job_endpoint: str = ""  # host:port of a Beam job server of yours; empty = one is started for the job
     environment: Literal["LOOPBACK", "EXTERNAL"] = "LOOPBACK"  # Python in this process, or in Beam's worker pools
     worker_pool: str = ""  # host:port of the pool that each task manager finds beside it, with EXTERNAL
-    parallelism: int = 2  # slices of the job that run at once
-    retries: int = 3  # of the job, after a task manager was lost
+    parallelism: int = 1  # slices of the job that run at once; with LOOPBACK they share one process
+    retries: int = 3  # of a job that Flink lost, with a task manager say; what is noted as done is passed over
     heap_mb: int = 768  # Java heap of the job server
 
     def __post_init__(self) -> None:

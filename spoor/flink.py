@@ -65,7 +65,7 @@ def batch_runner(settings: Settings, name: str, options: tuple[str, ...], *, sta
     started, for a job that runs nothing. Raises UsageError for an option without a value, InfrastructureError where
     Flink does not start.
     """
-    if malformed := next((option for option in options if "=" not in option.strip("=")), None):
+    if malformed := next((option for option in options if option.find("=") < 1), None):
         raise UsageError(
             f"--runner-option {malformed}: found no value", hint="write KEY=VALUE, as Beam names the option"
         )
@@ -78,7 +78,8 @@ def batch_runner(settings: Settings, name: str, options: tuple[str, ...], *, sta
         yield Runner(name, given)
     elif name == "flink":
         with _job_endpoint(settings) as endpoint:
-            yield Runner("PortableRunner", (*_portable_options(settings.flink, endpoint), *given))
+            options = (*_portable_options(settings.flink, endpoint), *given)
+            yield Runner("PortableRunner", options, retries=settings.flink.retries)
     else:
         yield Runner(name, given)
 
@@ -88,7 +89,6 @@ def _portable_options(flink: FlinkSettings, endpoint: str) -> tuple[str, ...]:
         f"--job_endpoint={endpoint}",
         f"--environment_type={flink.environment}",
         f"--parallelism={flink.parallelism}",
-        f"--number_of_execution_retries={flink.retries}",
     ]
     if flink.worker_pool:
         options.append(f"--environment_config={flink.worker_pool}")
@@ -103,7 +103,12 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
         yield flink.job_endpoint
         return
     folder = settings.state_folder / "flink"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot make `{folder}`: {error.strerror}", hint="check permissions and free space of the state folder"
+        ) from error
     log = folder / "job-server.log"
     with tempfile.TemporaryDirectory(prefix="artifacts-", dir=folder) as artifacts, open(log, "wb") as output:
         ports = _free_ports(3)

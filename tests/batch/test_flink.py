@@ -64,7 +64,7 @@ def test_a_cluster_that_loses_a_task_manager_in_mid_job_ends_the_same(
     events = world.events(32, 300)
     world.produce(events, 0)
     run_archive(world.settings)
-    flink = FlinkSettings(master=cluster.rest, environment="EXTERNAL", worker_pool=cluster.worker_pool)
+    flink = FlinkSettings(master=cluster.rest, environment="EXTERNAL", worker_pool=cluster.worker_pool, parallelism=2)
     settings = dataclasses.replace(world.settings, flink=flink)
     results: list[BackfillResult] = []
     with batch_runner(settings, "flink", ()) as runner:
