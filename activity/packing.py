@@ -51,6 +51,14 @@ def unpack(packed: Sequence[bytes]) -> Histories:
     return Histories.of([_unpack_one(data) for data in packed])
 
 
+def holds_events(packed: bytes) -> bool:
+    """Whether there is any event, by the header alone: a forgotten user's history may be a marker and nothing more.
+    Raises DataError where there is no header."""
+    if len(packed) < _HEADER.size:
+        raise _damaged(f"{len(packed)} bytes, shorter than its header")
+    return _HEADER.unpack_from(packed)[5] > 0
+
+
 def read_forgotten_through(packed: Sequence[bytes]) -> Int64s:
     """int64[U] in ms: through when each user was forgotten, NEVER for who was not. Raises DataError as `unpack`."""
     return np.fromiter((_marker(data) for data in packed), np.int64, count=len(packed))

@@ -51,6 +51,7 @@ from batch.jobs import LOCAL, Failures, Runner, fingerprint, progress, run_pipel
 from batch.publish import Journal, open_publisher
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings
+from batch.sweep import Swept, sweep
 from encoder.release import read_info
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from store.offline import open_offline
@@ -93,6 +94,7 @@ class BackfillResult:
     published: int = 0  # users
     offline_rows: int = 0  # embeddings in the offline log
     item_vectors: int = 0
+    swept: int = 0  # users whose embeddings were behind their histories at the end, and encoded again
     encode_failures: int = 0  # their slices are not noted as done: run again with resume
     seconds: float = 0.0
     users_per_second: float = 0.0
@@ -115,7 +117,8 @@ def run_backfill(
     with `snapshots` (from, to, every; ms) for the offline log: at each time, who changed since the one before.
 
     A row's created time is the later of its as-of time and the release's trained-through time. `publish` sends rows
-    that changed online to the embedding topics. Raises UsageError, DataError, InfrastructureError.
+    that changed online to the embedding topics. Online, it ends with a sweep of embeddings that are behind their
+    histories. Raises UsageError, DataError, InfrastructureError.
     """
     started = time.monotonic()
     metrics = JobMetrics(settings.state_folder, "backfill")
@@ -126,10 +129,15 @@ def run_backfill(
         plan = plan_backfill(settings, lake, options, resume=resume)
         _LOG.info("%s: %d work items, %d finished before", plan.job, _todo(plan), plan.finished)
         counts: dict[str, int] = {}
+        swept = Swept()
         if not dry_run:
             if not resume:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             counts = _run(settings, lake, plan, metrics, runner=runner)
+            if options.online and not counts.get(ENCODE_FAILURES):
+                swept = sweep(
+                    settings, open_online(settings.features), _written(settings, options), publish=options.publish
+                )
             if options.online and as_of_ms is None:
                 lake.note_backfilled(ends)
     seconds = time.monotonic() - started
@@ -152,7 +160,8 @@ def run_backfill(
         published=total(PUBLISHED),
         offline_rows=total(OFFLINE_ROWS),
         item_vectors=total(ITEM_VECTORS),
-        encode_failures=counts.get(ENCODE_FAILURES, 0),
+        swept=swept.users,
+        encode_failures=counts.get(ENCODE_FAILURES, 0) + swept.encode_failures,
         seconds=seconds,
         users_per_second=counts.get(ROWS, 0) / seconds,
     )

@@ -16,6 +16,7 @@ from feast import FeatureStore
 
 from activity.errors import UsageError
 from activity.files import atomic_write
+from activity.packing import holds_events
 from feature_repo.definitions import OWNER_TAG
 from feature_repo.names import PROMOTED_RANKER
 from feature_repo.releases import PROMOTED_FILE, promotion
@@ -32,7 +33,7 @@ _MAX_EXAMPLES = 5
 class Coverage:
     """How much of a release the online store holds."""
 
-    users: int  # that have a history
+    users: int  # that have events
     missing: int  # of these, without an embedding of the release
     behind: int  # of these, with an embedding of an earlier revision of their history
     items: int  # that the release knows
@@ -61,8 +62,8 @@ def coverage(
     examples: list[str] = []
     for chunk in _chunks(online.user_ids()):
         for user_id, stored in zip(chunk, online.read(chunk, [release]), strict=True):
-            if stored.history is None:
-                continue  # gone since it was listed
+            if stored.history is None or not holds_events(stored.history):
+                continue  # gone since it was listed, or forgotten
             users += 1
             have = stored.embedding_revisions[release]
             missing += have is None

@@ -12,6 +12,7 @@ from feast import FeatureService, FeatureStore
 from feast.errors import FeatureViewNotFoundException
 
 from activity.errors import DataError, UsageError
+from activity.history import Histories
 from activity.settings import HistorySettings
 from feature_repo.releases import PROMOTED_FILE, Promotion, promotion
 from feature_repo.settings import FeatureSettings
@@ -58,6 +59,15 @@ def served(features: FeatureSettings, user: str, service: str = "ranker") -> lis
 
 
 # What a release lacks
+
+
+def test_a_forgotten_user_lacks_nothing(online):
+    write(online, ("ann", "i1", 0), ("bob", "i2", 0))
+    write_items(online, "base-2")
+    writer = GuardedWriter(online, encoders_of("base-1", "base-2"), history=HistorySettings())
+    writer.update(["ann"], Histories.empty(1), as_of_ms=as_of(["ann"]), forget_through=np.array([2**45]))
+    found = coverage(online, "base-2", ITEMS)
+    assert (found.users, found.complete) == (1, True)
 
 
 def test_a_release_that_nobody_lacks_is_complete(online):
