@@ -147,9 +147,10 @@ def settings_in(folder: Path, *, redis: str | None) -> Settings:
 
 
 def vectors_of(feast: FeatureStore, users: list[str]) -> np.ndarray:
+    """Zeros for a user without a row: the simulator gives some users no event."""
     view = user_embedding_view(RELEASE)
     found = feast.get_online_features([f"{view}:embedding"], [{"user_id": user} for user in users]).to_dict()
-    return np.asarray(found["embedding"], np.float32)
+    return np.asarray([np.zeros(64) if row is None else row for row in found["embedding"]], np.float32)
 
 
 def measure(*, users: int, events: int, rounds: int, redis: str | None) -> dict[str, Any]:
