@@ -24,7 +24,6 @@ from activity.errors import DataError, UsageError
 from activity.files import Manifest
 from activity.forgotten import ForgottenUsers
 from activity.lake import Lake
-from activity.locks import exclusive
 from activity.settings import KafkaSettings, LakeSettings
 from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
@@ -126,11 +125,11 @@ def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runne
 
 
 def land_release(settings: ArchiveSettings, release: str, *, runner: Runner = LOCAL) -> int:
-    """Lands what one release's topic holds; returns the number of rows. Raises as `spoor archive`."""
-    with exclusive(settings.lake.folder / "_archive.lock", job="spoor archive"):
-        with RangeReader(settings.kafka) as reader:
-            items = plan_embeddings(settings, reader, [release])
-        return land_embeddings(settings, items, runner=runner).get(EMBEDDING_ROWS, 0)
+    """Lands what one release's topic holds, for a caller who holds the archive's lock; returns the number of rows.
+    Raises as `spoor archive`."""
+    with RangeReader(settings.kafka) as reader:
+        items = plan_embeddings(settings, reader, [release])
+    return land_embeddings(settings, items, runner=runner).get(EMBEDDING_ROWS, 0)
 
 
 class LandEmbeddings(beam.DoFn):

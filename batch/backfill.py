@@ -48,7 +48,7 @@ from batch.backfill_steps import (
 from batch.histories import bucket_groups, snapshot_times
 from batch.job_metrics import JobMetrics, gauge
 from batch.jobs import LOCAL, Failures, Runner, fingerprint, progress, run_pipeline
-from batch.publish import Journal, open_publisher
+from batch.publish import publish_left
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings
 from batch.sweep import Swept, sweep
@@ -134,12 +134,12 @@ def run_backfill(
             if not resume:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             counts = _run(settings, lake, plan, metrics, runner=runner)
-            if options.online and not counts.get(ENCODE_FAILURES):
-                swept = sweep(
-                    settings, open_online(settings.features), _written(settings, options), publish=options.publish
-                )
             if options.online and as_of_ms is None:
                 lake.note_backfilled(ends)
+            # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
+            streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
+            if options.online and streamed and not counts.get(ENCODE_FAILURES):
+                swept = sweep(settings, open_online(settings.features), streamed, publish=options.publish)
     seconds = time.monotonic() - started
     records = [] if dry_run else list(plan.manifest.records().values())
 
@@ -288,11 +288,7 @@ def _run(
         online = open_online(settings.features)
         online.check(_written(settings, plan.options))
         if plan.options.publish:
-            journal = Journal(settings.state_folder / "jobs" / "unpublished")
-            publisher = open_publisher(settings.kafka, online, live_names(settings))
-            if publisher is not None:
-                with publisher:
-                    journal.publish_left(publisher)
+            publish_left(settings, online, live_names(settings))
     if not _todo(plan):
         return {}
 
@@ -308,6 +304,8 @@ def _run(
             failures=Failures(plan.folder),
             namespace=NAMESPACE,
         )
+    if plan.options.publish:
+        publish_left(settings, open_online(settings.features), live_names(settings))  # a runner may have lost a try
     if plan.options.offline and not counts.get(ENCODE_FAILURES):
         _remove_replaced(settings, plan)
     return counts

@@ -116,9 +116,13 @@ def run_forget(
 
 @contextmanager
 def alone(settings: BatchSettings, lake: Lake) -> Iterator[None]:
-    """Nothing else may write lake, offline log or journal meanwhile. Raises InfrastructureError if something does."""
+    """Nothing else may write lake, offline log or journal meanwhile, or copy what is about to go. Raises
+    InfrastructureError if something does."""
+    jobs = settings.state_folder / "jobs"
     with (
-        exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"),
+        exclusive(jobs / "backfill.lock", job="spoor backfill"),
+        exclusive(jobs / "export.lock", job="spoor export"),
+        exclusive(jobs / "verify.lock", job="spoor verify"),
         exclusive(lake.folder / "_archive.lock", job="spoor archive"),
     ):
         yield

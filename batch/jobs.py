@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def run_pipeline(
             pipeline = beam.Pipeline(runner=runner.name, options=PipelineOptions(flags=list(runner.options)))
             build(pipeline)
             result = pipeline.run()
-            result.wait_until_finish()
+            _await_end(result)
             return _counters(result, namespace)
         except Exception as error:
             failures.raise_recorded()
@@ -112,6 +112,16 @@ def run_pipeline(
                 ) from error
             _LOG.warning("the Beam runner %s failed, the job is run again: %s", runner.name, _first_line(error))
     raise AssertionError("a runner has no tries")
+
+
+def _await_end(result: PipelineResult) -> None:
+    """An interrupted job must not go on where nobody waits for it: its locks are given back."""
+    try:
+        result.wait_until_finish()
+    except BaseException:
+        with suppress(Exception):
+            result.cancel()
+        raise
 
 
 def _counters(result: PipelineResult, namespace: str) -> dict[str, int]:

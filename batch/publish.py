@@ -24,6 +24,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from activity.errors import InfrastructureError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
+from batch.settings import BatchSettings
 from store.online import OnlineStore
 from store.rows import EmbeddingRow, NoEmbedding, record_value
 
@@ -128,6 +129,14 @@ def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence
         return None
 
 
+def publish_left(settings: BatchSettings, online: OnlineStore, releases: Sequence[str]) -> None:
+    """Publishes what interrupted jobs, or the lost tries of one, have left in the journal, if the broker is there."""
+    journal = Journal(settings.state_folder / "jobs" / "unpublished")
+    if journal.left and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
+        with publisher:
+            journal.publish_left(publisher)
+
+
 class Journal:
     """Users whose rows are about to change, or have changed, and whose records are not known to be out: one file per
     write."""
@@ -143,6 +152,11 @@ class Journal:
 
     def done(self, note: Path) -> None:
         note.unlink()
+
+    @property
+    def left(self) -> bool:
+        """Whether any note, or a part of one, is there."""
+        return self._folder.is_dir() and any(self._folder.iterdir())
 
     def publish_left(self, publisher: Publisher) -> int:
         """Publishes what interrupted jobs left. Returns the number of users."""

@@ -38,11 +38,13 @@ class FlinkSettings:
             )
 
 
-class AsOfSettings(Protocol):
-    """The part of the stream's section that decides a row's as-of time; batch and stream must agree on it."""
+class StreamedSettings(Protocol):
+    """The part of the stream's section on which batch and stream must agree: a row's as-of time, and who is written."""
 
     @property
     def as_of(self) -> Literal["append", "event"]: ...
+    @property
+    def releases(self) -> tuple[str, ...]: ...  # that workers write; empty = all live ones
 
 
 class ArchiveSettings(Protocol):
@@ -66,4 +68,4 @@ class BatchSettings(ArchiveSettings, Protocol):
     @property
     def history(self) -> HistorySettings: ...
     @property
-    def stream(self) -> AsOfSettings: ...
+    def stream(self) -> StreamedSettings: ...

@@ -31,7 +31,7 @@ from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.listing import list_users
-from batch.publish import Journal, open_publisher
+from batch.publish import publish_left
 from batch.releases import chosen_releases
 from batch.settings import BatchSettings
 from batch.verify_steps import KINDS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
@@ -72,9 +72,8 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         shutil.rmtree(folder, ignore_errors=True)
         online = open_online(settings.features)
         online.check(releases)
-        if repair and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
-            with publisher:
-                Journal(jobs / "unpublished").publish_left(publisher)
+        if repair:
+            publish_left(settings, online, releases)
         listing = list_users(online.user_ids(), folder / "online", buckets=lake.buckets)
         groups = bucket_groups(lake)
         groups += [(bucket,) for bucket in listing if not any(bucket in group for group in groups)]
@@ -93,6 +92,8 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
                 failures=failures,
                 namespace=NAMESPACE,
             )
+        if repair:
+            publish_left(settings, online, releases)  # a runner may have lost a try
         lag = unarchived(settings, lake)
         result = _result(reports, tuple(releases), lag, time.monotonic() - started)
         metrics.ended(*figures(result))

@@ -77,6 +77,8 @@ class VerifyBuckets(beam.DoFn):
 
     def process(self, element: tuple[int, ...]) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         key = f"buckets-{element[0]:02d}"
+        if Manifest(self._folder / "manifest").get(key) is not None:  # by a try that the runner lost
+            return
         with self._failures.recorded():
             found: list[Difference] = []
             remaining: list[Difference] = []

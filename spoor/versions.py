@@ -86,6 +86,11 @@ def promote(
     folder = settings.features.releases_folder
     with _alone(settings, "spoor release promote"):
         info = _not_retired(read_info(folder / name))
+        if settings.stream.releases and name not in settings.stream.releases:
+            raise UsageError(
+                f"workers do not write `{name}`: stream.releases names {', '.join(settings.stream.releases)}",
+                hint=f"add `{name}` to stream.releases, start the workers again, and backfill it",
+            )
         before = promotion(folder)
         previous = None if before is None else before.release
         dimensions = {release.name: release.dimension for release in live_releases(folder)}
@@ -160,15 +165,17 @@ def retire(settings: Settings, name: str, *, keep_topic: bool = False) -> Retire
     Raises as `plan_retirement`, and InfrastructureError where a server or another job is in the way; what was not done
     is done by the next run.
     """
+    from batch.archive import open_lake
     from batch.archive_embeddings import land_release
+    from batch.forget import alone
     from spoor.kafka_admin import delete_topic
     from spoor.services import require_broker
     from store.online import open_online
     from store.repo import apply
 
-    # The backfill's lock: such a job, or a repair, would go on writing the release that it has loaded.
-    jobs = settings.state_folder / "jobs"
-    with _alone(settings, "spoor release retire"), exclusive(jobs / "backfill.lock", job="spoor backfill"):
+    # A backfill or a repair would go on writing the release that it has loaded.
+    # The others' locks: an export would miss half of its rows, a verify find everybody behind.
+    with _alone(settings, "spoor release retire"), alone(settings, open_lake(settings.lake)):
         plan = plan_retirement(settings, name, keep_topic=keep_topic)
         if plan.topic is not None:
             require_broker(settings.kafka)
@@ -190,7 +197,7 @@ def _not_retired(info: ReleaseInfo) -> ReleaseInfo:
     if info.retired:
         raise UsageError(
             f"release `{info.name}` is retired: its rows are gone and nobody writes it",
-            hint="`spoor release list` shows the live ones; a copy under a new name can be backfilled again",
+            hint="`spoor release list` shows the live ones; train it again under a new name to bring it back",
         )
     return info
 

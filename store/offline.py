@@ -126,7 +126,7 @@ class OfflineLog:
         for manifest in sorted((self.folder / "_manifest").glob("*")):
             for item, record in self.manifest(manifest.name).records().items():
                 files = [source_folder(self.features, manifest.name) / name for name in record["files"]]
-                rows = sum(pq.read_metadata(path).num_rows for path in files)
+                rows = sum(pq.read_metadata(path).num_rows for path in files if path.exists())  # retention may prune
                 if rows != record["rows"]:
                     self.manifest(manifest.name).add(item, record | {"rows": rows})
 

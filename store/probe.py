@@ -7,7 +7,7 @@ from itertools import islice
 
 from activity.hashing import hash_items
 from activity.history import Histories
-from activity.packing import unpack
+from activity.packing import holds_events, unpack
 from store.online import OnlineStore
 
 _CHUNK_USERS = 10_000
@@ -23,5 +23,6 @@ def sample_users(online: OnlineStore, count: int) -> list[str]:
 
 
 def stored_histories(online: OnlineStore, user_ids: list[str]) -> Histories:
-    """Of the users who have one. Raises DataError for a damaged history."""
-    return unpack([user.history for user in online.read(user_ids, []) if user.history is not None])
+    """Of the users who have events. Raises DataError for a damaged history."""
+    stored = [user.history for user in online.read(user_ids, []) if user.history is not None]
+    return unpack([history for history in stored if holds_events(history)])

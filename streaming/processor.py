@@ -329,7 +329,7 @@ class BatchProcessor:
 def rows_by_release(result: UpdateResult) -> dict[str, tuple[int, int]]:
     """Release → handled users whose embedding is as fresh as their history, and those whose is behind it or missing."""
     revisions = dict(zip(result.users, result.revisions.tolist(), strict=True))
-    with_history = sum(revision > 0 for revision in revisions.values())
+    with_history = int((result.histories.lengths > 0).sum())  # a forgotten user has a revision and no events
     counts = {}
     for release, rows in result.rows.items():
         fresh = sum(row.revision == revisions[row.user_id] for row in rows)

@@ -15,13 +15,13 @@ import pytest
 import batch.forget
 from activity.errors import InfrastructureError, UsageError
 from activity.events import Event
+from activity.locks import exclusive
 from activity.packing import read_forgotten_through
 from batch.archive import open_lake, run_archive
 from batch.backfill import run_backfill
 from batch.export import run_export
 from batch.forget import AUDIT, read_ids, run_forget
 from batch.histories import newest_histories
-from batch.jobs import exclusive
 from batch.retention import kept_until
 from batch.verify import run_verify
 from batch.verify_steps import UNEXPECTED_USER
