@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import apache_beam as beam
 import pytest
+from apache_beam.metrics.metric import Metrics
 
 import batch.jobs
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from batch.jobs import Failures
+from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 
 
 @pytest.fixture
@@ -49,3 +53,31 @@ def test_an_error_of_an_earlier_run_is_not_told_again(tmp_path: Path) -> None:
     _fail(failures, DataError("earlier"))
     failures.clear()
     failures.raise_recorded()
+
+
+def _counted(number: int, *, folder: Path, fails: int) -> Iterator[int]:
+    """Fails as a lost machine would: not by an error of Spoor's."""
+    tries = len(list(folder.glob("try-*")))
+    if tries < fails:
+        (folder / f"try-{tries}").touch()
+        raise RuntimeError("the machine is gone")
+    Metrics.counter("test", "numbers").inc(number)
+    yield number
+
+
+def _run(folder: Path, runner: Runner, *, fails: int) -> dict[str, int]:
+    def build(pipeline: beam.Pipeline) -> object:
+        numbers = pipeline | beam.Create([2, 3], reshuffle=False)
+        return numbers | beam.FlatMap(partial(_counted, folder=folder, fails=fails))
+
+    return run_pipeline(build, runner=runner, failures=Failures(folder), namespace="test")
+
+
+def test_a_job_that_its_runner_loses_is_run_again_and_counts_once(tmp_path: Path) -> None:
+    assert _run(tmp_path, Runner(LOCAL.name, retries=2), fails=2) == {"numbers": 5}
+
+
+def test_a_job_that_is_lost_too_often_is_an_infrastructure_error(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match=r"Beam runner FnApiRunner failed: .*the machine is gone"):
+        _run(tmp_path, Runner(LOCAL.name, retries=1), fails=2)
+    assert len(list(tmp_path.glob("try-*"))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,17 @@ def test_a_backfill_ends_with_it(filled: Any, monkeypatch: pytest.MonkeyPatch) -
     assert result.swept == len(changed) > 0
     kinds = run_verify(filled.settings).kinds
     assert kinds["revision behind"] == kinds["embedding differs"] == 0
+
+
+def test_a_release_that_no_worker_writes_is_not_swept(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under traffic it would be behind for ever."""
+    swept: list[str] = []
+    monkeypatch.setattr(
+        "batch.backfill.sweep", lambda settings, online, releases, publish: swept.extend(releases) or Swept()
+    )
+    settings = filled.settings
+    run_backfill(replace(settings, stream=replace(settings.stream, releases=("base-1",))))
+    assert swept == ["base-1"]
 
 
 def test_forgotten_users_are_not_behind(filled: Any) -> None:

@@ -149,6 +149,13 @@ def test_a_release_without_item_vectors_is_refused(spoor: Spoor, world: Settings
     assert "of 12 items 12 have no vector" in spoor("release", "promote", "base-3").failed_with(1)
 
 
+def test_a_release_that_no_worker_is_told_to_write_cannot_be_promoted(world: Settings):
+    limited = dataclasses.replace(world, stream=dataclasses.replace(world.stream, releases=("base-1",)))
+    with pytest.raises(UsageError, match="workers do not write `base-2`"):
+        promote(limited, "base-2")
+    assert promote(limited, "base-1").changed
+
+
 def test_an_unknown_or_retired_release_cannot_be_promoted(spoor: Spoor, world: Settings):
     assert "no release `base-9`" in spoor("release", "promote", "base-9").failed_with(2)
     mark_retired(world.features.releases_folder / "base-2")
@@ -274,7 +281,7 @@ def test_without_a_broker_nothing_is_marked_unless_the_topic_may_stay(spoor: Spo
     assert not of_release(registered(world), "base-1")
 
 
-@pytest.mark.parametrize("lock", ["backfill.lock", "release.lock"])
+@pytest.mark.parametrize("lock", ["backfill.lock", "export.lock", "release.lock", "verify.lock"])
 def test_another_job_in_the_way_is_told_before_anything_is_marked(world: Settings, lock: str):
     with (
         exclusive(world.state_folder / "jobs" / lock, job="another job"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from activity.history import Histories
 from activity.packing import unpack
 from activity.settings import HistorySettings
 from store.probe import sample_users, stored_histories
@@ -24,6 +27,8 @@ def test_histories_are_those_stored_and_who_has_none_is_left_out(online):
     assert sample_users(online, 5) == [] and stored_histories(online, []).count == 0
     users, events = events_of(("ann", "i1", 0), ("ann", "i2", 1), ("bob", "i3", 0))
     GuardedWriter(online, [ToyEncoder()], history=HistorySettings()).update(users, events, as_of_ms=as_of(users))
-    found = stored_histories(online, ["bob", "nobody", "ann"])
+    forgetting = GuardedWriter(online, [ToyEncoder()], history=HistorySettings())
+    forgetting.update(["eve"], Histories.empty(1), as_of_ms=as_of(["eve"]), forget_through=np.array([2**45]))
+    found = stored_histories(online, ["bob", "nobody", "eve", "ann"])
     assert found.lengths.tolist() == [1, 2]
     assert found[1].tolist() == unpack([online.read(["ann"], [])[0].history])[0].tolist()
