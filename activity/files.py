@@ -75,13 +75,19 @@ class Manifest:
         except FileNotFoundError:
             return None
 
+    def keys(self) -> set[str]:
+        """Of every finished item, without reading an entry."""
+        return {path.stem for path in self._paths()}
+
     def records(self) -> dict[str, dict[str, Any]]:
         """Every finished item, by key. Raises DataError for a damaged entry."""
-        paths = sorted(self.folder.glob("[!.]*.json"))
-        return {path.stem: _entry(path) for path in paths}
+        return {path.stem: _entry(path) for path in sorted(self._paths())}
 
     def remove(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
+
+    def _paths(self) -> Iterator[Path]:
+        return self.folder.glob("[!.]*.json")
 
     def _path(self, key: str) -> Path:
         if not key or key.startswith(".") or "/" in key:

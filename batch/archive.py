@@ -294,12 +294,7 @@ def _run(
 ) -> dict[str, int]:
     failures = Failures(settings.state_folder / "jobs" / "archive")
     keys = {item.key for item in items}
-    manifest = lake.manifest.folder
-
-    def finished() -> set[str]:
-        return {path.stem for path in manifest.glob("[!.]*.json")} & keys
-
-    with progress("archive", total=len(items), finished=finished, metrics=metrics):
+    with progress("archive", total=len(items), finished=lambda: lake.manifest.keys() & keys, metrics=metrics):
         return run_pipeline(
             lambda pipeline: build(pipeline, items, settings, failures),
             runner=runner,

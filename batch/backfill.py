@@ -55,7 +55,7 @@ from batch.sweep import Swept, sweep
 from encoder.release import read_info
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from store.offline import open_offline
-from store.online import open_online
+from store.online import OnlineStore, open_online
 
 _LOG = logging.getLogger(__name__)
 
@@ -130,16 +130,17 @@ def run_backfill(
         _LOG.info("%s: %d work items, %d finished before", plan.job, _todo(plan), plan.finished)
         counts: dict[str, int] = {}
         swept = Swept()
+        store = open_online(settings.features) if options.online and not dry_run else None
         if not dry_run:
             if not resume:
                 shutil.rmtree(plan.folder, ignore_errors=True)
-            counts = _run(settings, lake, plan, metrics, runner=runner)
-            if options.online and as_of_ms is None:
+            counts = _run(settings, store, plan, metrics, runner=runner)
+            if store is not None and as_of_ms is None:
                 lake.note_backfilled(ends)
             # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
             streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
-            if options.online and streamed and not counts.get(ENCODE_FAILURES):
-                swept = sweep(settings, open_online(settings.features), streamed, publish=options.publish)
+            if store is not None and streamed and not counts.get(ENCODE_FAILURES):
+                swept = sweep(settings, store, streamed, publish=options.publish)
     seconds = time.monotonic() - started
     records = [] if dry_run else list(plan.manifest.records().values())
 
@@ -282,18 +283,17 @@ def _todo(plan: BackfillPlan) -> int:
 
 
 def _run(
-    settings: BatchSettings, lake: Lake, plan: BackfillPlan, metrics: JobMetrics, *, runner: Runner
+    settings: BatchSettings, store: OnlineStore | None, plan: BackfillPlan, metrics: JobMetrics, *, runner: Runner
 ) -> dict[str, int]:
-    if plan.options.online:
-        online = open_online(settings.features)
-        online.check(_written(settings, plan.options))
+    if store is not None:
+        store.check(_written(settings, plan.options))
         if plan.options.publish:
-            publish_left(settings, online, live_names(settings))
+            publish_left(settings, store, live_names(settings))
     if not _todo(plan):
         return {}
 
     def finished() -> set[str]:
-        noted = {path.stem for path in plan.manifest.folder.glob("[!.]*.json")}
+        noted = plan.manifest.keys()
         groups = {f"buckets {group_key(group)}" for group in plan.groups if group_finished(group, noted)}
         return groups | {key for key in map(items_key, plan.item_releases) if key in noted}
 
@@ -304,8 +304,8 @@ def _run(
             failures=Failures(plan.folder),
             namespace=NAMESPACE,
         )
-    if plan.options.publish:
-        publish_left(settings, open_online(settings.features), live_names(settings))  # a runner may have lost a try
+    if store is not None and plan.options.publish:
+        publish_left(settings, store, live_names(settings))  # a runner may have lost a try
     if plan.options.offline and not counts.get(ENCODE_FAILURES):
         _remove_replaced(settings, plan)
     return counts

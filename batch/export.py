@@ -279,12 +279,8 @@ def _run(
     settings: BatchSettings, items: list[ExportItem], releases: list[str], *, work: Path, target: Path, runner: Runner
 ) -> list[dict]:
     manifest, failures = Manifest(work / "manifest"), Failures(work)
-
-    def finished() -> set[str]:
-        return {path.stem for path in manifest.folder.glob("[!.]*.json")}
-
     if items:
-        with progress("export", total=len(items), finished=finished):
+        with progress("export", total=len(items), finished=manifest.keys):
             run_pipeline(
                 lambda pipeline: build(
                     pipeline, settings, items, releases=releases, work=work, target=target, failures=failures

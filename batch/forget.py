@@ -200,17 +200,15 @@ def _forget_online(
     writer = GuardedWriter(online, loaded, history=settings.history)
     for start in range(0, len(users), BATCH_USERS):
         part = users[start : start + BATCH_USERS]
-        note = journal.note(part)
-        writer.update(
-            part,
-            Histories.empty(len(part)),
-            as_of_ms=np.full(len(part), now_ms),
-            forget_through=np.full(len(part), through_ms),
-        )
-        publisher.publish_users(part)
-        for topic in sorted(others):
-            publisher.publish_gone(topic, part)
-        journal.done(note)
+        with journal.published(part, publisher):
+            writer.update(
+                part,
+                Histories.empty(len(part)),
+                as_of_ms=np.full(len(part), now_ms),
+                forget_through=np.full(len(part), through_ms),
+            )
+            for topic in sorted(others):
+                publisher.publish_gone(topic, part)
 
 
 def _rewrite(lake: Lake, offline: OfflineLog, users: Sequence[str]) -> tuple[int, int]:

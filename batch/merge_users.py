@@ -153,8 +153,7 @@ def _move(
     journal.publish_left(publisher)
     writer = GuardedWriter(online, list(encoders(settings, live_names(settings)).values()), history=settings.history)
     users, histories = group_events([new] * len(moved), history_values(moved), max_events=settings.history.max_events)
-    note = journal.note(users)
-    result = writer.update(users, histories, as_of_ms=np.array([now_ms]), forget_through=lake.forgotten.through(users))
-    publisher.publish_users(users)
-    journal.done(note)
+    through = lake.forgotten.through(users)
+    with journal.published(users, publisher):
+        result = writer.update(users, histories, as_of_ms=np.array([now_ms]), forget_through=through)
     return bool(result.changed[0])

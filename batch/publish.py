@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -149,6 +150,16 @@ class Journal:
         path = self._folder / f"{uuid.uuid4().hex}.json"
         atomic_write(path, json.dumps(list(user_ids)).encode())
         return path
+
+    @contextmanager
+    def published(self, user_ids: Sequence[str], publisher: Publisher | None) -> Iterator[None]:
+        """The block changes these users; after it, what the store then holds of them is published. Where it fails, or
+        there is no publisher, the note stays for the next job."""
+        note = self.note(user_ids)
+        yield
+        if publisher is not None:
+            publisher.publish_users(user_ids)
+            self.done(note)
 
     def done(self, note: Path) -> None:
         note.unlink()

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
-from activity.errors import InfrastructureError, UsageError
+from activity.errors import InfrastructureError
 from activity.history import Histories
-from activity.packing import holds_events
 from batch.publish import Journal, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
@@ -42,16 +41,22 @@ def sweep(
     Raises InfrastructureError where users fall behind as fast as they are encoded, or as the guarded writer and the
     publisher do. A store that cannot list its users is not swept.
     """
+    if not online.lists_users:
+        _LOG.warning("the online store cannot list its users: nobody looked for embeddings behind their histories")
+        return Swept()
     users = failures = 0
-    for number in range(1, _MAX_PASSES + 1):
-        found = 0
-        for behind in _behind(online, releases, chunk):
-            found += len(behind)
-            failures += _encode_again(settings, online, releases, behind, publish=publish)
-        users += found
-        _LOG.info("sweep, pass %d: %d users were behind", number, found)
-        if not found or failures:
-            return Swept(users, number, failures)
+    with ExitStack() as stack:
+        writing: _Writing | None = None
+        for number in range(1, _MAX_PASSES + 1):
+            found = 0
+            for behind in _behind(online, releases, chunk):
+                writing = writing or _Writing(settings, online, releases, stack, publish=publish)
+                failures += writing.encode_again(behind)
+                found += len(behind)
+            users += found
+            _LOG.info("sweep, pass %d: %d users were behind", number, found)
+            if not found or failures:
+                return Swept(users, number, failures)
     raise InfrastructureError(
         f"after {_MAX_PASSES} passes over all users, embeddings still fall behind their histories",
         hint="restart the workers that were started before the release arrived, then run it again with --resume",
@@ -60,38 +65,31 @@ def sweep(
 
 def _behind(online: OnlineStore, releases: Sequence[str], chunk: int) -> Iterator[list[str]]:
     """Users with events whose embedding is missing or of another revision than their history, some at a time."""
-    listed = _listed(online)
-    while users := list(islice(listed, chunk)):
+    for users in online.user_chunks(chunk):
         behind = [
             user
             for user, stored in zip(users, online.read(users, releases), strict=True)
-            if stored.history is not None
-            and holds_events(stored.history)
-            and any(stored.embedding_revisions[release] != stored.revision for release in releases)
+            if stored.has_events and any(have != stored.revision for have in stored.embedding_revisions.values())
         ]
         if behind:
             yield list(dict.fromkeys(behind))  # a listing may name a user twice
 
 
-def _listed(online: OnlineStore) -> Iterator[str]:
-    """Nobody, after a warning, where Feast cannot tell who is in its store."""
-    try:
-        yield from online.user_ids()
-    except UsageError as error:
-        _LOG.warning("%s: whether embeddings are behind their histories was not looked at", error.message)
+class _Writing:
+    """What it takes to encode, write and publish; made for the first user who is behind. `stack` closes it."""
 
+    def __init__(
+        self, settings: BatchSettings, online: OnlineStore, releases: Sequence[str], stack: ExitStack, *, publish: bool
+    ) -> None:
+        self._writer = GuardedWriter(online, list(encoders(settings, releases).values()), history=settings.history)
+        self._journal = Journal(settings.state_folder / "jobs" / "unpublished") if publish else None
+        self._publisher = open_publisher(settings.kafka, online, releases) if publish else None
+        if self._publisher is not None:
+            stack.enter_context(self._publisher)
 
-def _encode_again(
-    settings: BatchSettings, online: OnlineStore, releases: Sequence[str], users: list[str], *, publish: bool
-) -> int:
-    """Returns how many embeddings could not be computed."""
-    writer = GuardedWriter(online, list(encoders(settings, releases).values()), history=settings.history)
-    journal = Journal(settings.state_folder / "jobs" / "unpublished")
-    note = journal.note(users) if publish else None
-    nothing = Histories.empty(len(users))
-    result = writer.update(users, nothing, as_of_ms=np.zeros(len(users), np.int64))
-    if note is not None and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
-        with publisher:
-            publisher.publish_users(users)
-        journal.done(note)
-    return result.encode_failures
+    def encode_again(self, users: list[str]) -> int:
+        """Returns how many embeddings could not be computed."""
+        noted = nullcontext() if self._journal is None else self._journal.published(users, self._publisher)
+        with noted:
+            nothing = Histories.empty(len(users))
+            return self._writer.update(users, nothing, as_of_ms=np.zeros(len(users), np.int64)).encode_failures

@@ -78,12 +78,8 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         groups = bucket_groups(lake)
         groups += [(bucket,) for bucket in listing if not any(bucket in group for group in groups)]
         reports = Manifest(folder / "manifest")
-
-        def finished() -> set[str]:
-            return {path.stem for path in reports.folder.glob("[!.]*.json")}
-
         failures = Failures(folder)
-        with progress("verify", total=len(groups), finished=finished, metrics=metrics):
+        with progress("verify", total=len(groups), finished=reports.keys, metrics=metrics):
             run_pipeline(
                 lambda pipeline: build(
                     pipeline, settings, groups, releases=releases, folder=folder, repair=repair, failures=failures

@@ -149,19 +149,16 @@ class Mender:
 
     def mend(self, batch: UserBatch, differences: Sequence[Difference], in_lake: npt.NDArray[np.bool_]) -> None:
         """`batch`: the lake's histories of the users that differ. What the lake lacks stays as it is."""
-        note = self._journal.note(batch.user_ids)
-        self._replace_damaged(batch, in_lake)
-        _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
-        sound = np.flatnonzero(~damaged)
-        part = batch.take(sound)
-        through = self._forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
-        self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms, forget_through=through)
-        for release, encoder in self._encoders.items():
-            wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
-            self._encode_again(encoder, sorted(wrong.intersection(part.user_ids)))
-        if self._publisher is not None:
-            self._publisher.publish_users(batch.user_ids)
-            self._journal.done(note)
+        with self._journal.published(batch.user_ids, self._publisher):
+            self._replace_damaged(batch, in_lake)
+            _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
+            sound = np.flatnonzero(~damaged)
+            part = batch.take(sound)
+            through = self._forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
+            self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms, forget_through=through)
+            for release, encoder in self._encoders.items():
+                wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
+                self._encode_again(encoder, sorted(wrong.intersection(part.user_ids)))
 
     def _replace_damaged(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> None:
         """A stored history that cannot be read gives way to the lake's; nothing can be merged with it."""

@@ -11,7 +11,6 @@ import logging
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,12 @@ from activity.errors import InfrastructureError, UsageError
 from batch.jobs import LOCAL, Runner
 from batch.settings import FlinkSettings
 from spoor.config import Settings
-from spoor.java import Artifact, java_executable
+from spoor.java import Artifact, await_start, java_executable, last_lines, listens
 
 JOB_SERVER_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 START_SECONDS = 120.0  # a start takes about 5 s
 _STOP_SECONDS = 20.0
-_POLL_SECONDS = 0.1
-_LOG_LINES = 12
+_CONNECT_SECONDS = 1.0
 _INSTEAD = "set flink.job_endpoint to a Beam job server that you run"
 _FLINK = Artifact(
     "org.apache.beam:beam-runners-flink-1.19:2.62.0", "Apache Flink 1.19 for Beam", megabytes=152, instead=_INSTEAD
@@ -112,6 +110,7 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
     log = folder / "job-server.log"
     with tempfile.TemporaryDirectory(prefix="artifacts-", dir=folder) as artifacts, open(log, "wb") as output:
         ports = _free_ports(3)
+        address = f"127.0.0.1:{ports[0]}"
         arguments = [
             f"--flink-master={flink.master}",
             "--job-host=127.0.0.1",
@@ -126,8 +125,16 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder
         )
         try:
-            _await_answer(process, ports[0], log)
-            yield f"127.0.0.1:{ports[0]}"
+            await_start(
+                process,
+                lambda: listens(address, _CONNECT_SECONDS),
+                server="Flink's job server",
+                address=address,
+                seconds=START_SECONDS,
+                last_words=lambda: last_lines(log.read_text(errors="replace")),
+                hint=f"the whole log is in {log}; flink.heap_mb and flink.master are its settings",
+            )
+            yield address
         finally:
             process.terminate()
             try:
@@ -135,30 +142,6 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not _listens(port):
-        try:
-            code = process.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = None
-        if code is not None or time.monotonic() > deadline:
-            ended = f"stopped while starting (exit status {code})" if code is not None else "does not answer"
-            last = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-            raise InfrastructureError(
-                f"Flink's job server {ended}; its last words:\n{last or '(nothing)'}",
-                hint=f"the whole log is in {log}; flink.heap_mb and flink.master are its settings",
-            )
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 def _free_ports(count: int) -> list[int]:

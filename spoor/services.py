@@ -11,7 +11,6 @@ import json
 import shutil
 import socket
 import subprocess
-import time
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.java import locked
+from spoor.java import await_start, last_lines, listens, locked
 from spoor.kafka_server import (
     FORMAT_CLASS,
     KAFKA_VERSION,
@@ -37,8 +36,6 @@ from spoor.kafka_server import (
 START_SECONDS = 180.0  # a start takes about 5 s; busy cores and a long recovery need more
 STOP_SECONDS = 30.0
 FREE_BYTES_NEEDED = 256 * 1024 * 1024
-_POLL_SECONDS = 0.1
-_LOG_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ def answers(kafka: KafkaSettings) -> bool:
     from kafka.errors import KafkaError
 
     # A plain connection first: Kafka's client logs a warning for each try at a port where nobody listens.
-    if not any(_listens(server, kafka.request_timeout_seconds) for server in kafka.address.split(",")):
+    if not any(listens(server, kafka.request_timeout_seconds) for server in kafka.address.split(",")):
         return False
     timeout_ms = int(kafka.request_timeout_seconds * 1000)
     options: dict[str, Any] = kafka.client_options() | {
@@ -252,7 +249,7 @@ def _format(files: ServerFiles) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
     if done.returncode != 0:
         raise InfrastructureError(
-            f"Kafka could not format `{files.data}`:\n{_last_lines(done.stdout + done.stderr)}",
+            f"Kafka could not format `{files.data}`:\n{last_lines(done.stdout + done.stderr)}",
             hint="check free space and permissions of the state folder",
         )
 
@@ -276,23 +273,15 @@ def _record(files: ServerFiles, pid: int, kafka: KafkaSettings) -> None:
 
 
 def _await_answer(process: subprocess.Popen[bytes], files: ServerFiles, kafka: KafkaSettings) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not answers(kafka):
-        try:
-            code = process.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = None
-        if code is not None:
-            raise InfrastructureError(
-                f"Kafka stopped while starting (exit status {code}); its last words:\n{_log_tail(files)}",
-                hint=f"the whole log is in {files.server_log}",
-            )
-        if time.monotonic() > deadline:
-            raise InfrastructureError(
-                f"Kafka does not answer at {kafka.address} after {START_SECONDS:.0f} s; "
-                f"its last words:\n{_log_tail(files)}",
-                hint=f"the whole log is in {files.server_log}",
-            )
+    await_start(
+        process,
+        lambda: answers(kafka),
+        server="Kafka",
+        address=kafka.address,
+        seconds=START_SECONDS,
+        last_words=lambda: _log_tail(files),
+        hint=f"the whole log is in {files.server_log}",
+    )
 
 
 def _running(files: ServerFiles) -> psutil.Process | None:
@@ -319,19 +308,6 @@ def _stop(process: psutil.Process) -> None:
         pass
 
 
-def _listens(server: str, timeout_seconds: float) -> bool:
-    host, _, port = server.strip().rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_seconds):
-            return True
-    except (OSError, ValueError, OverflowError):
-        return False
-
-
 def _log_tail(files: ServerFiles) -> str:
     texts = [path.read_text(errors="replace") for path in (files.server_log, files.output) if path.exists()]
-    return _last_lines("".join(texts)) or "(nothing)"
-
-
-def _last_lines(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.splitlines()[-_LOG_LINES:])
+    return last_lines("".join(texts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +137,12 @@ class OnlineStore:
             if key is None:
                 return
             yield self._user_keys.to_id(key)
+
+    def user_chunks(self, count: int) -> Iterator[list[str]]:
+        """As `user_ids`, at most `count` at a time."""
+        users = self.user_ids()
+        while chunk := list(islice(users, count)):
+            yield chunk
 
     def write_items(
         self, release: str, item_ids: Sequence[str], vectors: npt.NDArray[np.float32], created_ms: int

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from itertools import islice
 
 from activity.hashing import hash_items
 from activity.history import Histories
-from activity.packing import holds_events, unpack
+from activity.packing import unpack
 from store.online import OnlineStore
 
 _CHUNK_USERS = 10_000
@@ -16,13 +15,12 @@ _CHUNK_USERS = 10_000
 def sample_users(online: OnlineStore, count: int) -> list[str]:
     """The `count` users whose ids have the smallest hashes, or all if there are fewer: a random sample that is the same
     each time. One pass over the store's users; memory holds `count` of them."""
-    listed, chosen = online.user_ids(), set[tuple[int, str]]()
-    while chunk := list(islice(listed, _CHUNK_USERS)):
+    chosen = set[tuple[int, str]]()
+    for chunk in online.user_chunks(_CHUNK_USERS):
         chosen = set(heapq.nsmallest(count, chosen.union(zip(hash_items(chunk).tolist(), chunk, strict=True))))
     return [user for _, user in sorted(chosen)]
 
 
 def stored_histories(online: OnlineStore, user_ids: list[str]) -> Histories:
     """Of the users who have events. Raises DataError for a damaged history."""
-    stored = [user.history for user in online.read(user_ids, []) if user.history is not None]
-    return unpack([history for history in stored if holds_events(history)])
+    return unpack([user.history or b"" for user in online.read(user_ids, []) if user.has_events])

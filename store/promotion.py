@@ -8,15 +8,13 @@ whether the vectors are right is what `spoor verify` tells.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from feast import FeatureStore
 
 from activity.errors import UsageError
 from activity.files import atomic_write
-from activity.packing import holds_events
 from feature_repo.definitions import OWNER_TAG
 from feature_repo.names import PROMOTED_RANKER
 from feature_repo.releases import PROMOTED_FILE, promotion
@@ -60,9 +58,9 @@ def coverage(
     """
     users = missing = behind = 0
     examples: list[str] = []
-    for chunk in _chunks(online.user_ids()):
+    for chunk in online.user_chunks(_CHUNK_USERS):
         for user_id, stored in zip(chunk, online.read(chunk, [release]), strict=True):
-            if stored.history is None or not holds_events(stored.history):
+            if not stored.has_events:
                 continue  # gone since it was listed, or forgotten
             users += 1
             have = stored.embedding_revisions[release]
@@ -111,8 +109,3 @@ def cache_seconds(store: FeatureStore) -> int | None:
     if local and registry.cache_mode == "sync":
         return 0
     return registry.cache_ttl_seconds or None
-
-
-def _chunks(users: Iterator[str]) -> Iterator[list[str]]:
-    while chunk := list(islice(users, _CHUNK_USERS)):
-        yield chunk

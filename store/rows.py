@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from activity.errors import DataError
+from activity.packing import holds_events
 
 Vector = npt.NDArray[np.float32]
 TIME_FIELDS = [
@@ -69,6 +70,11 @@ class StoredUser:
     revision: int  # 0 = no row
     embedding_revisions: dict[str, int | None]  # by live release; None = no embedding
     as_of_ms: int = 0  # from when on all events of the history were known
+
+    @property
+    def has_events(self) -> bool:
+        """False without a row, and for who was forgotten: such a history is a marker and nothing more."""
+        return self.history is not None and holds_events(self.history)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,13 +18,13 @@ from spoor.commands.invocation import (
     json_option,
     pass_invocation,
     release_option,
-    runner_option,
-    runner_options_option,
     time_text,
+    with_runner,
 )
 
 if TYPE_CHECKING:
     from batch.forget import ForgetResult
+    from batch.retention import Kept
 
 
 @click.command()
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     "--resume/--again", default=True, help="Read what the lake lacks, or every range again.", show_default=True
 )
 @click.option("--accept-loss", is_flag=True, help="Go on where retention has deleted records that the lake lacks.")
-@runner_option
-@runner_options_option
+@with_runner
 @dry_run_option
 @json_option
 @pass_invocation
@@ -80,8 +80,7 @@ def archive(
     "--publish/--no-publish", default=True, show_default=True, help="Send changed rows to the embedding topics."
 )
 @click.option("--resume", is_flag=True, help="Go on with what a killed run left.")
-@runner_option
-@runner_options_option
+@with_runner
 @dry_run_option
 @json_option
 @click.pass_context
@@ -147,8 +146,7 @@ def backfill(
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Mend what differs, through the same guarded write.")
-@runner_option
-@runner_options_option
+@with_runner
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, repair: bool, runner: str, runner_options: tuple[str, ...]) -> None:
@@ -234,15 +232,13 @@ def forget(
     returning user makes later count. What only Kafka can remove is listed with its latest date.
     """
     from batch.forget import read_ids, run_forget
-    from spoor.console import say
 
     users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
     settings = invocation.settings()
     if not (dry_run or yes):
         _confirm(f"Forget {len(set(users)):,} users for good?")
     result = run_forget(settings, users, through_ms=through_ms, dry_run=dry_run)
-    for kept in result.kept:
-        say(f"{kept.topic}: {'until ' + kept.until if kept.until else 'no date'} ({kept.why})")
+    _tell_kept(result.kept)
     invocation.emit(result, _forget_text(result))
 
 
@@ -260,17 +256,23 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
     forgotten through the newest moved event. Run `spoor archive` first: what moves is what the lake holds.
     """
     from batch.merge_users import run_merge_users
-    from spoor.console import say
 
     settings = invocation.settings()
     if not (dry_run or yes):
         _confirm("Merge the users, and forget the first for good?")
     result = run_merge_users(settings, old, new, dry_run=dry_run)
-    for kept in result.kept:
-        say(f"{kept.topic}: {'until ' + kept.until if kept.until else 'no date'} ({kept.why})")
+    _tell_kept(result.kept)
     verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
     text = f"{result.job}: {result.events:,} events {verb} through {time_text(result.forgotten_through_ms)}"
     invocation.emit(result, text)
+
+
+def _tell_kept(kept: Sequence[Kept]) -> None:
+    """What only Kafka can remove, a line a topic."""
+    from spoor.console import say
+
+    for each in kept:
+        say(f"{each.topic}: {'until ' + each.until if each.until else 'no date'} ({each.why})")
 
 
 def _forget_text(result: ForgetResult) -> str:

@@ -78,20 +78,27 @@ json_option = click.option(
     help="Print one JSON object on stdout.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing.")
-runner_option = click.option(
-    "--runner",
-    default="local",
-    show_default=True,
-    metavar="NAME",
-    help="Who runs the job: local, flink (settings in [flink]), or another runner by Beam's name.",
-)
-runner_options_option = click.option(
-    "--runner-option",
-    "runner_options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of Beam's for the runner; may be repeated.",
-)
+
+
+def with_runner(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Who runs the job: the arguments `runner` and `runner_options` of the command."""
+    options = click.option(
+        "--runner-option",
+        "runner_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of Beam's for the runner; may be repeated.",
+    )
+    name = click.option(
+        "--runner",
+        default="local",
+        show_default=True,
+        metavar="NAME",
+        help="Who runs the job: local, flink (settings in [flink]), or another runner by Beam's name.",
+    )
+    return name(options(command))
+
+
 release_option = click.option(
     "--release", "releases", multiple=True, metavar="NAME", help="A release; may be repeated. Default: all live ones."
 )
