@@ -114,11 +114,12 @@ class OnlineStore:
         """bool[n]: whether the write was done; False where the revision had moved. Raises DataError, before anything
         is written, for embeddings of wrong dimension, norm or with values that are not finite."""
         self._check_embeddings(writes)
-        guarded = [self._guarded(write) for write in writes]
+        keys = self._keys([write.user_id for write in writes])
         done: list[bool] = []
-        for start in range(0, len(guarded), _CHUNK_USERS):
+        for start in range(0, len(writes), _CHUNK_USERS):  # laid out chunk by chunk: few objects are alive at once
+            chunk = slice(start, start + _CHUNK_USERS)
+            part = [self._guarded(key, write) for key, write in zip(keys[chunk], writes[chunk], strict=True)]
             with self._errors():
-                part = guarded[start : start + _CHUNK_USERS]
                 done += self._guard.compare_and_set(self._config, self._revision, part)
         return np.array(done, bool)
 
@@ -190,7 +191,7 @@ class OnlineStore:
             with self._errors():
                 self._guard.delete_rows(self._config, self._views.pop(view.name, view))
 
-    def _guarded(self, write: UserWrite) -> GuardedWrite:
+    def _guarded(self, key: bytes, write: UserWrite) -> GuardedWrite:
         if not (write.revision >= write.expected_revision and write.revision > 0):
             raise ValueError(f"revision {write.revision} written over {write.expected_revision}")
         rows = []
@@ -213,7 +214,7 @@ class OnlineStore:
             written = {row.view.name for row in rows}
             views = registered_user_views(self.feast, self.features)
             removed = [self._view(name) for name in views if name not in written]
-        return GuardedWrite(self._user_keys.to_bytes(write.user_id), expected, rows, removed)
+        return GuardedWrite(key, expected, rows, removed)
 
     def _embedding_view_row(self, row: EmbeddingRow) -> ViewRow:
         values = {

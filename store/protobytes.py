@@ -7,7 +7,7 @@ filling a repeated field one Python float at a time takes longer than the write 
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key_prefix
@@ -28,6 +28,7 @@ def bytes_value(value: bytes) -> bytes:
     return Value(bytes_val=value).SerializeToString()
 
 
+@lru_cache(4096)  # a user's rows share revision and times
 def int_value(value: int) -> bytes:
     return Value(int64_val=value).SerializeToString()
 

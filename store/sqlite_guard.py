@@ -166,5 +166,10 @@ def _stored_time(time_ms: int) -> int:
 def _text(value: bytes) -> str | None:
     """What Feast keeps beside a string or number for its filters."""
     if value[0] == _INT64_TAG:
-        return str(read_int(value))
+        return _number_text(value)
     return read_string(value) if value[0] == _STRING_TAG else None
+
+
+@lru_cache(4096)  # a user's rows share revision and times
+def _number_text(value: bytes) -> str:
+    return str(read_int(value))
