@@ -139,11 +139,11 @@ def _write_synced(table: pa.Table, path: Path) -> None:
 
 def settings_in(folder: Path, *, redis: str | None) -> Settings:
     """Settings and an applied repo of their own."""
-    features, _ = applied_repo(folder, release=RELEASE, items=ITEMS, redis=redis)
-    flags = {"state_folder": folder / "state", "history.max_events": MAX_EVENTS}
-    (folder / "spoor.toml").touch()
-    settings = load_settings(file=folder / "spoor.toml", environ={}, flags=flags)
-    return replace(settings, features=features)
+    applied_repo(folder, release=RELEASE, items=ITEMS, redis=redis)
+    (folder / "spoor.toml").write_text(
+        f'state_folder = "state"\n[history]\nmax_events = {MAX_EVENTS}\n[features]\noffline_folder = "offline"\n'
+    )
+    return load_settings(file=folder / "spoor.toml", environ={})
 
 
 def vectors_of(feast: FeatureStore, users: list[str]) -> np.ndarray:
