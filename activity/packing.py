@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from activity.errors import DataError
 from activity.hashing import HASH_VERSION
-from activity.history import EVENT_DTYPE, NEVER, Histories, Int64s, Values
+from activity.history import EVENT_DTYPE, NEVER, Histories, Int64s
 
 CODEC_VERSION = 1
 _MAGIC = b"SPH"
@@ -43,12 +45,51 @@ def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[
     if len(times) and not (times.min() >= -_TIME_ORIGIN and times.max() < _TIME_ORIGIN):
         raise DataError("a history holds a time beyond ±2^47 ms, which its packed form cannot carry")
     through = [NEVER] * histories.count if forgotten_through is None else forgotten_through.tolist()
-    return [_pack_one(histories[user], through[user]) for user in range(histories.count)]
+    pairs, pair_offsets, codes = _pair_codes(histories)
+    # Columns of all users as bytes, which each user's slices are cut from: NumPy is called once, not once per user.
+    pair_bytes, item_bytes = pairs.tobytes(), histories.values["item"].astype("<u8").tobytes()
+    shifted = (times + _TIME_ORIGIN).astype("<u8").view(np.uint8).reshape(-1, 8)
+    time_bytes = shifted[:, :_TIME_BYTES].tobytes()
+    code_bytes = {width: codes.astype(f"<u{width}").tobytes() for width in (1, 2)}
+    bounds, pair_bounds = histories.offsets.tolist(), pair_offsets.tolist()
+    packed = []
+    for user in range(histories.count):
+        start, end, first, last = *bounds[user : user + 2], *pair_bounds[user : user + 2]
+        width = 1 if last - first <= 256 else 2
+        body = b"".join(
+            (
+                pair_bytes[_PAIR.itemsize * first : _PAIR.itemsize * last],
+                time_bytes[_TIME_BYTES * start : _TIME_BYTES * end],
+                item_bytes[8 * start : 8 * end],
+                code_bytes[width][width * start : width * end],
+            )
+        )
+        packed.append(_headed(body, through[user], width=width, events=end - start, pairs=last - first))
+    return packed
 
 
 def unpack(packed: Sequence[bytes]) -> Histories:
     """The histories in the given order. Raises DataError if any is damaged or of another version."""
-    return Histories.of([_unpack_one(data) for data in packed])
+    bodies = [_body(data) for data in packed]
+    offsets = _offsets_of(body.events for body in bodies)
+    pair_offsets = _offsets_of(body.pairs for body in bodies)
+    lengths = np.diff(offsets)
+    pairs = np.frombuffer(b"".join(body.pair_bytes for body in bodies), _PAIR)
+    times = np.zeros((offsets[-1], 8), np.uint8)
+    time_bytes = np.frombuffer(b"".join(body.time_bytes for body in bodies), np.uint8)
+    times[:, :_TIME_BYTES] = time_bytes.reshape(-1, _TIME_BYTES)
+    codes = np.empty(offsets[-1], np.int64)
+    wide = np.repeat(np.array([body.width == 2 for body in bodies], bool), lengths)
+    for width, chosen in ((1, ~wide), (2, wide)):
+        codes[chosen] = np.frombuffer(b"".join(body.code_bytes for body in bodies if body.width == width), f"<u{width}")
+    if (codes >= np.repeat(np.diff(pair_offsets), lengths)).any():
+        raise _damaged("an event refers to a pair that is not there")
+    chosen_pairs = pairs[codes + np.repeat(pair_offsets[:-1], lengths)]
+    events = np.empty(offsets[-1], EVENT_DTYPE)
+    events["timestamp"] = times.view("<u8")[:, 0].astype(np.int64) - _TIME_ORIGIN
+    events["item"] = np.frombuffer(b"".join(body.item_bytes for body in bodies), "<u8")
+    events["action"], events["surface"] = chosen_pairs["action"], chosen_pairs["surface"]
+    return Histories(events, offsets)
 
 
 def holds_events(packed: bytes) -> bool:
@@ -64,25 +105,24 @@ def read_forgotten_through(packed: Sequence[bytes]) -> Int64s:
     return np.fromiter((_marker(data) for data in packed), np.int64, count=len(packed))
 
 
-def _pack_one(events: Values, forgotten_through: int) -> bytes:
-    count = len(events)
-    both = events["action"].astype(np.uint32) << 16 | events["surface"]
-    distinct, codes = np.unique(both, return_inverse=True)
+def _pair_codes(histories: Histories) -> tuple[npt.NDArray[np.void], Int64s, Int64s]:
+    """Each user's distinct pairs in ascending order, _PAIR[P]; where each user's begin and end, int64[U + 1]; and of
+    each event the place of its pair among its user's, int64[N]."""
+    values = histories.values
+    users = np.repeat(np.arange(histories.count, dtype=np.uint64), histories.lengths)
+    keys = users << np.uint64(32) | values["action"].astype(np.uint64) << np.uint64(16) | values["surface"]
+    distinct, places = np.unique(keys, return_inverse=True)
     pairs = np.empty(len(distinct), _PAIR)
-    pairs["action"], pairs["surface"] = distinct >> 16, distinct & 0xFFFF
-    width = 1 if len(pairs) <= 256 else 2
-    times = (events["timestamp"] + _TIME_ORIGIN).astype("<u8")
-    body = b"".join(
-        (
-            pairs.tobytes(),
-            times.view(np.uint8).reshape(count, 8)[:, :_TIME_BYTES].tobytes(),
-            events["item"].astype("<u8").tobytes(),
-            codes.astype(f"<u{width}").tobytes(),
-        )
-    )
+    pairs["action"], pairs["surface"] = distinct >> np.uint64(16) & np.uint64(0xFFFF), distinct & np.uint64(0xFFFF)
+    counts = np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=histories.count)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return pairs, offsets, places - np.repeat(offsets[:-1], histories.lengths)
+
+
+def _headed(body: bytes, forgotten_through: int, *, width: int, events: int, pairs: int) -> bytes:
     marker = b"" if forgotten_through == NEVER else _MARKER.pack(forgotten_through)
     length, checks = _HEADER.size + len(marker), (zlib.crc32(body), zlib.crc32(marker))
-    header = _HEADER.pack(_MAGIC, CODEC_VERSION, length, HASH_VERSION, width, count, len(pairs), *checks)
+    header = _HEADER.pack(_MAGIC, CODEC_VERSION, length, HASH_VERSION, width, events, pairs, *checks)
     return header + marker + body
 
 
@@ -97,7 +137,20 @@ def _marker(data: bytes) -> int:
     return _MARKER.unpack_from(data, _HEADER.size)[0]
 
 
-def _unpack_one(data: bytes) -> Values:
+class _Body(NamedTuple):
+    """One user's columns."""
+
+    events: int
+    pairs: int
+    width: int
+    pair_bytes: bytes
+    time_bytes: bytes
+    item_bytes: bytes
+    code_bytes: bytes
+
+
+def _body(data: bytes) -> _Body:
+    """Raises DataError where anything but the codes is wrong."""
     if len(data) < _HEADER.size:
         raise _damaged(f"{len(data)} bytes, shorter than its header")
     magic, version, header_length, hash_version, width, count, pair_count, crc, _ = _HEADER.unpack_from(data)
@@ -115,21 +168,15 @@ def _unpack_one(data: bytes) -> Values:
     if zlib.crc32(memoryview(data)[header_length:]) != crc:
         raise _damaged("its checksum does not match")
     _marker(data)  # raises if it is damaged
-    at = header_length
-    pairs = np.frombuffer(data, _PAIR, pair_count, at)
-    at += pairs.nbytes
-    times = np.zeros((count, 8), np.uint8)
-    times[:, :_TIME_BYTES] = np.frombuffer(data, np.uint8, count * _TIME_BYTES, at).reshape(count, _TIME_BYTES)
-    at += count * _TIME_BYTES
-    items = np.frombuffer(data, "<u8", count, at)
-    codes = np.frombuffer(data, f"<u{width}", count, at + items.nbytes)
-    if count and int(codes.max()) >= pair_count:
-        raise _damaged("an event refers to a pair that is not there")
-    events = np.empty(count, EVENT_DTYPE)
-    events["timestamp"] = times.view("<u8")[:, 0].astype(np.int64) - _TIME_ORIGIN
-    events["item"] = items
-    events["action"], events["surface"] = pairs["action"][codes], pairs["surface"][codes]
-    return events
+    times_at = header_length + _PAIR.itemsize * pair_count
+    items_at = times_at + _TIME_BYTES * count
+    codes_at = items_at + 8 * count
+    columns = data[header_length:times_at], data[times_at:items_at], data[items_at:codes_at], data[codes_at:]
+    return _Body(count, pair_count, width, *columns)
+
+
+def _offsets_of(lengths: Iterable[int]) -> Int64s:
+    return np.concatenate([[0], np.cumsum(np.fromiter(lengths, np.int64))]).astype(np.int64)
 
 
 def _damaged(what: str) -> DataError:
