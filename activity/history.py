@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class Histories:
         """The number of users."""
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> Int64s:
         """int64[U]: events per user."""
         return np.diff(self.offsets)

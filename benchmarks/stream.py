@@ -5,8 +5,8 @@
 12 partitions, users drawn from a Zipf law, the model `base` (2 layers, d = 64) with random weights, histories of 64
 events, Kafka on this machine. Each part runs alone, in a process of its own:
 
- worker   `run_worker` as `spoor stream` runs it, from a store without rows: decoded, merged, encoded, written with
-          guard, published, committed. Events over the time between its first and its last batch.
+ worker   `run_worker` as `spoor stream` runs it: decoded, merged, encoded, written with guard, published, committed.
+          Every user has a history of 64 events in the store. Events over the time from its first batch to its last.
  decode   a Faust agent that takes the same batches, decodes them and commits, and does nothing else.
  encode   the encoder alone on the very histories that the worker encoded, batch by batch.
 
@@ -37,14 +37,18 @@ from feast import FeatureStore
 from kafka import KafkaProducer
 
 from activity.events import Event, encode_event
-from activity.history import Histories
-from benchmarks.repo import applied_repo
+from activity.hashing import hash_items, hash_names
+from activity.history import EVENT_DTYPE, Histories
+from activity.packing import pack
+from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish, own_mb
 from encoder.inference import FrozenEncoder, load_encoders
 from feature_repo.names import user_embedding_view
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics
 from spoor.services import down, up
+from store.online import open_online
+from store.rows import UserWrite
 from streaming.broker import broker_urls
 from streaming.core import Record, decode_batch
 from streaming.worker import run_worker
@@ -72,7 +76,23 @@ def zipf_events(count: int, *, users: int, seed: int) -> list[Event]:
     ]
 
 
-def write_settings(folder: Path, *, kafka: Path, group: str) -> Path:
+def fill_store(settings: Settings, *, users: int) -> None:
+    """A history of MAX_EVENTS events for each user, from before those that the benchmark produces."""
+    rng = np.random.default_rng(1)
+    values = np.zeros((users, MAX_EVENTS), EVENT_DTYPE)
+    values["timestamp"] = NOW_MS - np.sort(rng.integers(1, 10**10, values.shape))[:, ::-1]
+    values["item"] = hash_items([f"item-{number}" for number in range(ITEMS)])[rng.integers(0, ITEMS, values.shape)]
+    values["action"], values["surface"] = hash_names(["view"])[0], hash_names(["home"])[0]
+    packed, last = pack(Histories.of(list(values))), values["timestamp"][:, -1].tolist()
+    writes = [
+        UserWrite(f"user-{user}", 0, 1, packed[user], MAX_EVENTS, last[user], last[user], embeddings=[])
+        for user in range(users)
+    ]
+    if not open_online(settings.features).write(writes).all():
+        sys.exit("the Redis is not empty: give an empty one")
+
+
+def write_settings(folder: Path, *, kafka: Path, group: str, cache_users: int = 100_000) -> Path:
     """Of one round: its own store and group, the common broker and topic."""
     file = folder / "spoor.toml"
     file.write_text(
@@ -87,13 +107,14 @@ feature_repo = "{folder / "feature_repo"}"
 releases_folder = "{folder / "releases"}"
 [stream]
 group = "{group}"
+cache_users = {cache_users}
 """
     )
     return file
 
 
 def produce(settings: Settings, events: list[Event]) -> None:
-    with KafkaProducer(**settings.kafka.client_options(), linger_ms=20, batch_size=256 * 1024) as producer:
+    with closing(KafkaProducer(**settings.kafka.client_options(), linger_ms=20, batch_size=256 * 1024)) as producer:
         for event in events:
             producer.send(settings.kafka.topic, key=event.user_id.encode(), value=encode_event(event))
         producer.flush()
@@ -235,14 +256,14 @@ class Asker:
             time.sleep(_ASK_SECONDS)
 
 
-def readable(settings_file: Path, *, rate: float, seconds: float) -> dict[str, Any]:
+def readable(settings_file: Path, *, users: int, rate: float, seconds: float) -> dict[str, Any]:
     """Milliseconds from append to readable, of every _ASKED_EVERY-th event at a steady rate."""
     settings = load_settings(file=settings_file, environ={})
     command = [sys.executable, "-m", "benchmarks.stream", "--part", "worker", str(settings_file), "--events", "0"]
     worker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     asker = Asker(settings.features.feature_repo)
     try:
-        with KafkaProducer(**settings.kafka.client_options(), linger_ms=5) as producer:
+        with closing(KafkaProducer(**settings.kafka.client_options(), linger_ms=5)) as producer:
 
             def send(event: Event) -> Any:
                 value = encode_event(event)
@@ -258,7 +279,7 @@ def readable(settings_file: Path, *, rate: float, seconds: float) -> dict[str, A
             asker.waited_ms.clear()
             count = round(rate * seconds)
             started = time.monotonic()
-            for n, event in enumerate(zipf_events(count, users=100_000, seed=9)):
+            for n, event in enumerate(zipf_events(count, users=users, seed=9)):
                 time.sleep(max(0.0, started + n / rate - time.monotonic()))
                 event = event._replace(timestamp=time.time_ns() // 1_000_000)
                 future = send(event)
@@ -298,6 +319,7 @@ def measure(*, events: int, users: int, rounds: int, redis: str, rate: float, se
             folder = Path(scratch) / f"round-{turn}"
             applied_repo(folder, release=RELEASE, items=ITEMS, redis=f"{redis},db={turn}")
             files.append(write_settings(folder, kafka=broker, group=f"round-{turn}"))
+            fill_store(load_settings(file=files[-1], environ={}), users=users)
         for file in files[:rounds]:
             for part in PARTS:
                 found[part].append(_alone(part, file, count=events))
@@ -305,7 +327,7 @@ def measure(*, events: int, users: int, rounds: int, redis: str, rate: float, se
         latency = None
         if seconds:
             _skip_what_is_there(files[-1])
-            latency = readable(files[-1], rate=rate, seconds=seconds)
+            latency = readable(files[-1], users=users, rate=rate, seconds=seconds)
     best = {part: max(row["events_per_second"] for row in rows) for part, rows in found.items()}
     worker = max(found["worker"], key=lambda row: row["events_per_second"])
     return {
@@ -343,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--redis", help="an empty Redis, HOST:PORT; each round takes a database of its own")
     parser.add_argument("--events", type=int, default=200_000)
-    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second of the second part")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long it takes; 0 leaves it out")

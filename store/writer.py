@@ -200,7 +200,7 @@ class GuardedWriter:
         }
         self.observe("encoded")
 
-        last_times = after.last_times()
+        last_times, lengths = after.last_times(), after.lengths
         positions, writes = [], []
         for k, user in enumerate(users):
             embeddings = [rows[k] for rows in fresh.values() if k in rows]
@@ -210,7 +210,7 @@ class GuardedWriter:
                     expected_revision=int(expected[k]),
                     revision=int(revisions[k]),
                     history=packed[k],
-                    events=int(after.lengths[k]),
+                    events=int(lengths[k]),
                     event_time_ms=int(last_times[k]),
                     created_ms=int(as_of[k]),
                     embeddings=embeddings,
