@@ -11,6 +11,7 @@ from typing import Any, Literal
 from activity.errors import UsageError
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+IsolationLevel = Literal["read_committed", "read_uncommitted"]
 
 
 def parse_time_ms(text: str) -> int:
@@ -60,6 +61,9 @@ class KafkaSettings:
     partitions: int = 4  # of topics that Spoor creates
     replication_factor: int = 1  # of topics that Spoor creates
     retention_hours: int = 168  # of the activity topic, if Spoor creates it
+    isolation_level: IsolationLevel = (
+        "read_committed"  # of workers and batch jobs: what open and aborted transactions say
+    )
     security_protocol: SecurityProtocol = "PLAINTEXT"  # how clients reach your cluster
     sasl_mechanism: str = ""  # PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = PLAIN
     sasl_username: str = ""  # with SASL_PLAINTEXT and SASL_SSL
@@ -88,7 +92,7 @@ class KafkaSettings:
         return self.embedding_topic_prefix + release
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments for every kafka-python client."""
+        """Keyword arguments for every kafka-python client; consumers take `consumer_options`."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.address.split(","),
             "security_protocol": self.security_protocol,
@@ -107,6 +111,11 @@ class KafkaSettings:
             }
             options |= {name: path for name, path in files.items() if path}
         return options
+
+    def consumer_options(self) -> dict[str, Any]:
+        """Keyword arguments for every kafka-python consumer. With `read_committed` a partition ends, to `end_offsets`
+        too, where its first open transaction begins."""
+        return self.client_options() | {"isolation_level": self.isolation_level, "enable_auto_commit": False}
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def group_lag(kafka: KafkaSettings, group: str) -> dict[int, int]:
     from kafka.errors import KafkaError
 
     try:
-        with closing(KafkaConsumer(group_id=group, enable_auto_commit=False, **kafka.client_options())) as consumer:
+        with closing(KafkaConsumer(group_id=group, **kafka.consumer_options())) as consumer:
             partitions = [
                 TopicPartition(kafka.topic, p) for p in sorted(consumer.partitions_for_topic(kafka.topic) or ())
             ]

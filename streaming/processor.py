@@ -165,11 +165,11 @@ class BatchProcessor:
 
     async def _look_at_partitions(self) -> None:
         """Raises TimeoutError, KafkaError or FaustError where the broker does not answer."""
-        consumer = self.app.consumer
+        consumer: Any = self.app.consumer  # a FreshConsumer
         assigned = consumer.assignment()
         ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
-        committed: dict[TP, int | None] = consumer._committed_offset  # type: ignore[attr-defined]
-        positions = {tp: max(committed.get(tp) or 0, self._earliest.get(tp, 0)) for tp in ends}
+        handled = {tp: await asyncio.wait_for(consumer.handled(tp), _ANSWER_SECONDS) for tp in ends}
+        positions = {tp: max(offset, self._earliest.get(tp, 0)) for tp, offset in handled.items()}
         self.health.positions(
             {tp.partition: position for tp, position in positions.items()},
             {tp.partition: end for tp, end in ends.items()},

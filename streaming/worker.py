@@ -57,6 +57,7 @@ from faust.exceptions import FaustError
 
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
+from activity.settings import IsolationLevel
 from streaming.broker import broker_urls, credentials
 from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
@@ -83,6 +84,7 @@ class StreamApp(faust.App):
 
     logger = logging.getLogger("faust.app")  # mode would name it after this module and so count its lines as ours
     processor: BatchProcessor
+    isolation_level: IsolationLevel
 
     def _create_directories(self) -> None:
         """Faust keeps tables and logs there; this app has neither, and the state folder may be read-only."""
@@ -115,6 +117,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
         autodiscover=False,
     )
     app.processor = BatchProcessor(settings, app)
+    app.isolation_level = kafka.isolation_level
     # Raw bytes: what Faust cannot decode it acknowledges before an agent sees it.
     topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", value_type=bytes, allow_empty=True)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -165,6 +168,23 @@ class World:
             assert row is not None
             assert published[user].revision == row.revision
             np.testing.assert_allclose(published[user].embedding, row.embedding, atol=1e-6)
+
+
+def page(port: int, path: str) -> tuple[int, str]:
+    """Status and text; (0, "") while nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def metric(port: int, name: str) -> float:
+    """The sum of a metric over its labels; NaN, which equals nothing, while there is none."""
+    lines = re.findall(rf"^{name}(?:{{.*}})? (.+)$", page(port, "/metrics")[1], re.MULTILINE)
+    return sum(map(float, lines)) if lines else float("nan")
 
 
 @pytest.fixture(scope="session")
