@@ -12,6 +12,7 @@ from activity.errors import UsageError
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
+EmbeddingFormat = Literal["json", "arrow"]
 
 
 def parse_time_ms(text: str) -> int:
@@ -58,6 +59,8 @@ class KafkaSettings:
     topic: str = "activity"  # the events
     dead_letter_topic: str = "activity-dead-letters"  # records that were no events
     embedding_topic_prefix: str = "user-embeddings."  # followed by the release's name
+    embedding_format: EmbeddingFormat = "json"  # of published rows; readers of Spoor take both
+    embedding_compaction_lag_hours: int = 48  # how long every published row stays; archive more often than that
     partitions: int = 4  # of topics that Spoor creates
     replication_factor: int = 1  # of topics that Spoor creates
     retention_hours: int = 168  # of the activity topic, if Spoor creates it
@@ -76,6 +79,7 @@ class KafkaSettings:
 
     def __post_init__(self) -> None:
         require_at_least("kafka", self, 1, "partitions", "replication_factor", "retention_hours")
+        require_at_least("kafka", self, 0, "embedding_compaction_lag_hours")
         for name in ("session_timeout_seconds", "request_timeout_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"kafka.{name} is {getattr(self, name)}", hint="it must be above 0")
@@ -90,6 +94,12 @@ class KafkaSettings:
 
     def embedding_topic(self, release: str) -> str:
         return self.embedding_topic_prefix + release
+
+    @property
+    def embedding_topic_config(self) -> dict[str, str]:
+        """With which an embedding topic is created."""
+        lag_ms = self.embedding_compaction_lag_hours * 3_600_000
+        return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(lag_ms)}
 
     def client_options(self) -> dict[str, Any]:
         """Keyword arguments for every kafka-python client; consumers take `consumer_options`."""

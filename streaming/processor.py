@@ -75,6 +75,7 @@ class BatchProcessor:
             send=self._send,
             reads=self._stores.online,
             in_thread=self.in_thread,
+            form=self.settings.kafka.embedding_format,
         )
         topic = self.settings.kafka.topic
         log.info("keeping %s fresh from %s (%d partitions)", ", ".join(releases), topic, partitions[topic])

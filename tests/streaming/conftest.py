@@ -30,7 +30,7 @@ from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics
 from store.online import OnlineStore, open_online
 from store.repo import apply, create_repo
-from store.rows import EmbeddingRow, embedding_row_from_json
+from store.rows import EmbeddingRow, embedding_row_from_record
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.releases import save_untrained_release
 from tests.topics import topic_ends, topic_records
@@ -148,7 +148,7 @@ class World:
     def published(self) -> dict[str, EmbeddingRow]:
         """The last record per user of the release's topic."""
         records = topic_records(self.settings.kafka, self.settings.kafka.embedding_topic(RELEASE))
-        return {record.key.decode(): embedding_row_from_json(record.value) for record in records}
+        return {record.key.decode(): embedding_row_from_record(record.value) for record in records}
 
     def assert_holds(self, events: Sequence[Event]) -> None:
         """Histories are those of the model, embeddings are of their revision, and the topic ends with them."""
