@@ -13,6 +13,7 @@ from activity.errors import UsageError
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
 EmbeddingFormat = Literal["json", "arrow"]
+EventFormat = Literal["json", "avro"]
 
 
 def parse_time_ms(text: str) -> int:
@@ -132,6 +133,10 @@ class KafkaSettings:
 class EventSettings:
     """What an event may be. Everything else is a dead letter."""
 
+    format: EventFormat = "json"  # of records' values in Kafka
+    schema_registry: str = ""  # URL, if records carry the ids of schemas; empty = all are of activity/event.avsc
+    schema_registry_user: str = ""  # for HTTP basic authentication
+    schema_registry_password: str = field(default="", repr=False, metadata={"secret": True})  # or …_password_file
     actions: tuple[str, ...] = ()  # names in use; empty = any name
     surfaces: tuple[str, ...] = ()  # names in use; empty = any name
     unknown_names: Literal["keep", "dead-letter"] = "keep"  # an action or surface that is not named above
@@ -145,6 +150,7 @@ class EventSettings:
     def __post_init__(self) -> None:
         """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
         require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
+        self._check_registry()
         if self.actions or self.surfaces:
             from activity.hashing import check_names  # brings NumPy, which `--help` does without
 
@@ -154,6 +160,20 @@ class EventSettings:
             parse_time_ms(self.earliest)
         except UsageError as error:
             raise UsageError(f"events.earliest: {error.message}", hint=error.hint) from None
+
+    def _check_registry(self) -> None:
+        url = self.schema_registry
+        if not url:
+            return
+        if self.format != "avro":
+            raise UsageError(
+                f"events.schema_registry is set and events.format is {self.format}", hint='set it to "avro"'
+            )
+        if not url.startswith(("http://", "https://")) or "@" in url:
+            raise UsageError(
+                "events.schema_registry is no http(s) URL without a user in it",
+                hint="write for example https://registry:8081; user and password are settings of their own",
+            )
 
     @cached_property
     def earliest_ms(self) -> int:

@@ -22,7 +22,7 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
-from activity.errors import DataError, EventError, UsageError
+from activity.errors import DataError, EventError, InfrastructureError, UsageError
 from activity.events import decode_event, unknown_names
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.locks import exclusive
@@ -286,6 +286,8 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
         for record in records:
             try:
                 event = decode_event(record.value, append_time_ms=record.timestamp, settings=settings)
+            except InfrastructureError:
+                raise
             except Exception as error:  # as in the stream: no bytes, whatever they provoke, may stop the partition
                 reason = error.reason if isinstance(error, EventError) else "decoder-error"
                 counts[BAD + reason] += 1

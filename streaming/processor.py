@@ -98,7 +98,8 @@ class BatchProcessor:
         if not current:
             return
         self.metrics.batch_started(len(current))
-        decoded = decode_batch(map(self._record, current), self.settings.events)
+        records = [self._record(event) for event in current]
+        decoded = await self._tried("decoded", lambda: asyncio.to_thread(decode_batch, records, self.settings.events))
         self.metrics.decoded.add(len(decoded.events))
         await self._tried("dead-letters", lambda: self._send_dead_letters(decoded.dead_letters))
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
