@@ -42,7 +42,7 @@ class SchemaRegistry:
             return self._schemas[schema_id]
         when, why = self._refused.get(schema_id, (0.0, None))
         if why is not None and time.monotonic() - when < REFUSED_SECONDS:
-            raise why
+            raise why.with_traceback(None)  # which would grow with every record
         try:
             schema = _parsed(schema_id, self._asked_for(schema_id))
         except EventError as error:

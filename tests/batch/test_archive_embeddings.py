@@ -85,7 +85,10 @@ def test_a_topic_of_both_forms_is_archived_and_followed(world: Any) -> None:
     assert run_archive(world.settings).embedding_rows == len(values) - 20  # JSON had landed before
 
     command = [sys.executable, str(EXAMPLE), in_arrow.address, topic, "5"]
-    followed = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    lines = map(json.loads, done.stdout.splitlines())
+    followed = {line["user_id"]: line for line in lines}
+    assert followed.pop("user-1") == {"user_id": "user-1"}
     online = open_online(world.settings.features)
     users = sorted(set(online.user_ids()) - {"user-1"})
     assert sorted(followed) == users
