@@ -1,4 +1,4 @@
-"""One event, as it travels: JSON in Kafka, an Arrow row in files.
+"""One event, as it travels: JSON or Avro in Kafka, an Arrow row in files.
 
 `decode_event` is the border: what it returns has been validated, what it refuses becomes a dead letter.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -33,8 +33,18 @@ class Event(NamedTuple):
 
 
 def encode_event(event: Event) -> bytes:
-    """The value of a Kafka record; its key is the user id in UTF-8."""
+    """The value of a Kafka record in JSON; its key is the user id in UTF-8."""
     return json.dumps(event._asdict(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event_encoder(settings: EventSettings, topic: str) -> Callable[[Event], bytes]:
+    """`encode_event` for the configured format. Raises InfrastructureError if a registry is needed and away."""
+    if settings.format == "json":
+        return encode_event
+    from activity.avro import avro_encoder
+
+    encode = avro_encoder(settings, topic)
+    return lambda event: encode(event._asdict())
 
 
 def events_table(events: Iterable[Event]) -> pa.Table:
@@ -44,9 +54,10 @@ def events_table(events: Iterable[Event]) -> pa.Table:
 
 
 def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSettings) -> Event:
-    """A record's value → Event. `append_time_ms`: when the broker appended the record. Raises EventError."""
+    """A record's value → Event. `append_time_ms`: when the broker appended the record. Raises EventError, and
+    InfrastructureError where the record's schema cannot be asked for: that is not the record's fault."""
     if value is None:
-        raise EventError(reason="no-value", field="value", found="none", expected="a JSON object")
+        raise EventError(reason="no-value", field="value", found="none", expected="an event")
     if len(value) > settings.max_record_bytes:
         raise EventError(
             reason="too-large",
@@ -58,7 +69,7 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
         raise EventError(
             reason="in-the-future", field="append time", found=str(append_time_ms), expected=f"at most {LATEST_MS}"
         )
-    fields = _parse(value)
+    fields = _fields(value, settings)
     user_id = _text(fields, "user_id", settings.max_id_bytes)
     if settings.user_id_type == "int64" and not _is_canonical_int64(user_id):
         raise EventError(
@@ -98,6 +109,14 @@ def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) 
             expected=f"at most {latest} (append time + {settings.max_skew_seconds} s)",
         )
     return timestamp
+
+
+def _fields(value: bytes, settings: EventSettings) -> dict[str, Any]:
+    if settings.format == "json":
+        return _parse(value)
+    from activity.avro import read_avro  # what fastavro costs, those who send JSON do without
+
+    return read_avro(value, settings)
 
 
 def _parse(value: bytes) -> dict[str, Any]:
@@ -156,13 +175,14 @@ def _timestamp(fields: dict[str, Any]) -> int:
     value = fields["timestamp"]
     if isinstance(value, int) and not isinstance(value, bool) and value in _INT64:
         return value
+    moment = value  # Avro's timestamps are datetimes
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
             moment = None
-        if moment is not None and moment.tzinfo is not None:
-            return round(moment.timestamp() * 1000)
+    if isinstance(moment, datetime) and moment.tzinfo is not None:
+        return round(moment.timestamp() * 1000)
     raise EventError(
         reason="bad-type",
         field="timestamp",

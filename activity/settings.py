@@ -11,6 +11,9 @@ from typing import Any, Literal
 from activity.errors import UsageError
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+IsolationLevel = Literal["read_committed", "read_uncommitted"]
+EmbeddingFormat = Literal["json", "arrow"]
+EventFormat = Literal["json", "avro"]
 
 
 def parse_time_ms(text: str) -> int:
@@ -57,9 +60,14 @@ class KafkaSettings:
     topic: str = "activity"  # the events
     dead_letter_topic: str = "activity-dead-letters"  # records that were no events
     embedding_topic_prefix: str = "user-embeddings."  # followed by the release's name
+    embedding_format: EmbeddingFormat = "json"  # of published rows; readers of Spoor take both
+    embedding_compaction_lag_hours: int = 48  # how long every published row stays; archive more often than that
     partitions: int = 4  # of topics that Spoor creates
     replication_factor: int = 1  # of topics that Spoor creates
     retention_hours: int = 168  # of the activity topic, if Spoor creates it
+    isolation_level: IsolationLevel = (
+        "read_committed"  # of workers and batch jobs: what open and aborted transactions say
+    )
     security_protocol: SecurityProtocol = "PLAINTEXT"  # how clients reach your cluster
     sasl_mechanism: str = ""  # PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty = PLAIN
     sasl_username: str = ""  # with SASL_PLAINTEXT and SASL_SSL
@@ -72,6 +80,7 @@ class KafkaSettings:
 
     def __post_init__(self) -> None:
         require_at_least("kafka", self, 1, "partitions", "replication_factor", "retention_hours")
+        require_at_least("kafka", self, 0, "embedding_compaction_lag_hours")
         for name in ("session_timeout_seconds", "request_timeout_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"kafka.{name} is {getattr(self, name)}", hint="it must be above 0")
@@ -87,8 +96,14 @@ class KafkaSettings:
     def embedding_topic(self, release: str) -> str:
         return self.embedding_topic_prefix + release
 
+    @property
+    def embedding_topic_config(self) -> dict[str, str]:
+        """With which an embedding topic is created."""
+        lag_ms = self.embedding_compaction_lag_hours * 3_600_000
+        return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(lag_ms)}
+
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments for every kafka-python client."""
+        """Keyword arguments for every kafka-python client; consumers take `consumer_options`."""
         options: dict[str, Any] = {
             "bootstrap_servers": self.address.split(","),
             "security_protocol": self.security_protocol,
@@ -108,11 +123,20 @@ class KafkaSettings:
             options |= {name: path for name, path in files.items() if path}
         return options
 
+    def consumer_options(self) -> dict[str, Any]:
+        """Keyword arguments for every kafka-python consumer. With `read_committed` a partition ends, to `end_offsets`
+        too, where its first open transaction begins."""
+        return self.client_options() | {"isolation_level": self.isolation_level, "enable_auto_commit": False}
+
 
 @dataclass(frozen=True)
 class EventSettings:
     """What an event may be. Everything else is a dead letter."""
 
+    format: EventFormat = "json"  # of records' values in Kafka
+    schema_registry: str = ""  # URL, if records carry the ids of schemas; empty = all are of activity/event.avsc
+    schema_registry_user: str = ""  # for HTTP basic authentication
+    schema_registry_password: str = field(default="", repr=False, metadata={"secret": True})  # or …_password_file
     actions: tuple[str, ...] = ()  # names in use; empty = any name
     surfaces: tuple[str, ...] = ()  # names in use; empty = any name
     unknown_names: Literal["keep", "dead-letter"] = "keep"  # an action or surface that is not named above
@@ -126,6 +150,7 @@ class EventSettings:
     def __post_init__(self) -> None:
         """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
         require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
+        self._check_registry()
         if self.actions or self.surfaces:
             from activity.hashing import check_names  # brings NumPy, which `--help` does without
 
@@ -135,6 +160,20 @@ class EventSettings:
             parse_time_ms(self.earliest)
         except UsageError as error:
             raise UsageError(f"events.earliest: {error.message}", hint=error.hint) from None
+
+    def _check_registry(self) -> None:
+        url = self.schema_registry
+        if not url:
+            return
+        if self.format != "avro":
+            raise UsageError(
+                f"events.schema_registry is set and events.format is {self.format}", hint='set it to "avro"'
+            )
+        if not url.startswith(("http://", "https://")) or "@" in url:
+            raise UsageError(
+                "events.schema_registry is no http(s) URL without a user in it",
+                hint="write for example https://registry:8081; user and password are settings of their own",
+            )
 
     @cached_property
     def earliest_ms(self) -> int:

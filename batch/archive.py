@@ -22,12 +22,19 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
-from activity.errors import DataError, EventError, UsageError
+from activity.errors import DataError, EventError, InfrastructureError, UsageError
 from activity.events import decode_event, unknown_names
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.locks import exclusive
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
-from batch.archive_embeddings import BAD_ROWS, EMBEDDING_ROWS, land_embeddings, plan_embeddings
+from batch.archive_embeddings import (
+    BAD_ROWS,
+    COMPACTED,
+    EMBEDDING_ROWS,
+    check_compaction_lag,
+    land_embeddings,
+    plan_embeddings,
+)
 from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
@@ -62,6 +69,7 @@ class ArchiveResult:
     lost: int = 0  # offsets that retention had deleted, given up with accept_loss
     embedding_rows: int = 0  # published rows that went to the offline log
     bad_embedding_rows: int = 0  # records on the embedding topics that are no row
+    compacted_embedding_rows: int = 0  # records on the embedding topics that went before they were archived
     seconds: float = 0.0
 
 
@@ -96,6 +104,7 @@ def run_archive(
         with RangeReader(settings.kafka) as reader:
             watermarks = reader.watermarks(settings.kafka.topic)
             published = plan_embeddings(settings, reader)
+        check_compaction_lag(settings.kafka)
         plan = plan_archive(
             lake,
             watermarks,
@@ -130,8 +139,15 @@ def run_archive(
         lost=sum(item.end - item.start for item in plan.lost),
         embedding_rows=landed.get(EMBEDDING_ROWS, 0),
         bad_embedding_rows=landed.get(BAD_ROWS, 0),
+        compacted_embedding_rows=landed.get(COMPACTED, 0),
         seconds=time.monotonic() - started,
     )
+    if result.compacted_embedding_rows:
+        _LOG.warning(
+            "%d published rows are not in the offline log, unless a backfill has written them: archive more often than "
+            "every %d hours, or raise kafka.embedding_compaction_lag_hours and the topics' min.compaction.lag.ms",
+            result.compacted_embedding_rows, settings.kafka.embedding_compaction_lag_hours,
+        )  # fmt: skip
     if not dry_run:
         metrics.ended(*figures(result))
     return result
@@ -143,6 +159,11 @@ def figures(result: ArchiveResult) -> list[Metric]:
         gauge("spoor_archive_events", "events that the last archive brought into the lake", result.events),
         gauges("spoor_archive_bad_records", "records of the last archive that are no event", "reason", result.bad),
         gauge("spoor_archive_lost_records", "records that the last archive gave up to retention", result.lost),
+        gauge(
+            "spoor_archive_compacted_records",
+            "records of the embedding topics that compaction removed before the last archive",
+            result.compacted_embedding_rows,
+        ),
     ]
 
 
@@ -265,6 +286,8 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
         for record in records:
             try:
                 event = decode_event(record.value, append_time_ms=record.timestamp, settings=settings)
+            except InfrastructureError:
+                raise
             except Exception as error:  # as in the stream: no bytes, whatever they provoke, may stop the partition
                 reason = error.reason if isinstance(error, EventError) else "decoder-error"
                 counts[BAD + reason] += 1

@@ -2,9 +2,10 @@
 that point-in-time reads see the rows that rankers saw online.
 
 Bounded offset ranges as for the events; the offline log's own manifest tells which are there, because each range is one
-of its items. The topics are compacted: of a user's rows between two archives, those that compaction has left are
-landed, at least the last. Records without a value (a forgotten user) are passed over, and so are rows computed
-before their user was forgotten; those that are no embedding row are counted.
+of its items. The topics are compacted, but no record sooner than `min.compaction.lag.ms` after it was appended, which
+must leave an archive its time: offsets that have lost their record are counted and told. Records without a value (a
+forgotten user) are passed over, and so are rows computed before their user was forgotten; those that are no embedding
+row are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
-from activity.errors import DataError, UsageError
+from activity.errors import DataError, InfrastructureError, UsageError
 from activity.files import Manifest
 from activity.forgotten import ForgottenUsers
 from activity.lake import Lake
@@ -28,6 +29,7 @@ from activity.settings import KafkaSettings, LakeSettings
 from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
+from batch.topic_configs import topic_configs
 from feature_repo.names import user_embedding_view
 from feature_repo.releases import live_releases
 from feature_repo.settings import FeatureSettings
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 NAMESPACE = "spoor.archive_embeddings"
 EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
 BAD_ROWS = "bad_rows"  # records that are no embedding row
+COMPACTED = "compacted"  # offsets whose record compaction removed before it was read
 _PREFIX = "published-"
 _ITEM = re.compile(_PREFIX + r"p(\d+)-(\d+)-(\d+)")
 _LOG = logging.getLogger(__name__)
@@ -98,6 +101,24 @@ def _manifest(features: FeatureSettings, release: str) -> Manifest:
     return Manifest(features.offline_folder / "_manifest" / user_embedding_view(release))
 
 
+def check_compaction_lag(kafka: KafkaSettings) -> None:
+    """Warns of every embedding topic that may be compacted before the configured lag has passed."""
+    try:
+        configs = topic_configs(kafka, lambda topic: topic.startswith(kafka.embedding_topic_prefix))
+    except InfrastructureError as error:  # such as a user without the right to read it
+        _LOG.warning("the compaction lag of the embedding topics is not checked: %s", error.message)
+        return
+    wanted_ms = int(kafka.embedding_topic_config["min.compaction.lag.ms"])
+    for topic, config in sorted(configs.items()):
+        if int(config.get("min.compaction.lag.ms", wanted_ms)) < wanted_ms:
+            _LOG.warning(
+                "topic `%s` may be compacted after %s ms, expected %d (kafka.embedding_compaction_lag_hours): rows "
+                "that go before they are archived are missing in point-in-time reads. Raise it: kafka-configs "
+                "--alter --entity-type topics --entity-name %s --add-config min.compaction.lag.ms=%d",
+                topic, config["min.compaction.lag.ms"], wanted_ms, topic, wanted_ms,
+            )  # fmt: skip
+
+
 def build(
     pipeline: beam.Pipeline, items: list[TopicRange], settings: ArchiveSettings, failures: Failures
 ) -> PCollection[str]:
@@ -153,17 +174,18 @@ class LandEmbeddings(beam.DoFn):
             self._reader.close()
 
     def process(self, element: TopicRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        from store.rows import embedding_row_from_json
+        from store.rows import embedding_row_from_record
 
         item = element.range
-        rows, counts = [], Counter({EMBEDDING_ROWS: 0, BAD_ROWS: 0})
+        rows, counts = [], Counter({EMBEDDING_ROWS: 0, BAD_ROWS: 0, COMPACTED: item.end - item.start})
         with self._failures.recorded():
             for records in self._reader.read(item):
+                counts[COMPACTED] -= len(records)
                 for record in records:
                     if record.value is None:
                         continue
                     try:
-                        rows.append(embedding_row_from_json(record.value))
+                        rows.append(embedding_row_from_record(record.value))
                     except DataError as error:
                         counts[BAD_ROWS] += 1
                         _LOG.warning(
@@ -171,6 +193,11 @@ class LandEmbeddings(beam.DoFn):
                         )
             rows = _without_past(rows, Lake(self._lake.folder, buckets=self._lake.buckets).forgotten)
             counts[EMBEDDING_ROWS] = len(rows)
+            if counts[COMPACTED]:
+                _LOG.warning(
+                    "%s, partition %d, offsets %d to %d: %d records were compacted before they were archived",
+                    item.topic, item.partition, item.start, item.end - 1, counts[COMPACTED],
+                )  # fmt: skip
             self._offline.write_embeddings(element.release, f"{_PREFIX}{item.key}", rows)
         for name, count in counts.items():
             Metrics.counter(NAMESPACE, name).inc(count)

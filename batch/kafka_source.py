@@ -2,7 +2,8 @@
 
 A work item is (topic, partition, [start, end)). It ends when the consumer's *position* reaches `end`: transaction
 markers, aborted transactions and compaction leave offsets without a record, so counting records would wait for ever.
-Only committed records are read, and `high` is the last stable offset, so an open transaction is left for the next run.
+With kafka.isolation_level `read_committed`, `high` is the last stable offset: an open transaction, and what follows it,
+is left for the next run.
 """
 
 from __future__ import annotations
@@ -96,11 +97,9 @@ class RangeReader:
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
         timeout_ms = int(kafka.request_timeout_seconds * 1000)
-        options: dict[str, Any] = kafka.client_options() | {
+        options: dict[str, Any] = kafka.consumer_options() | {
             "group_id": None,
-            "enable_auto_commit": False,
             "auto_offset_reset": "none",  # a deleted range is an error, never a silent jump
-            "isolation_level": "read_committed",
             "max_poll_records": POLL_RECORDS,
             "max_partition_fetch_bytes": 8 << 20,
             "bootstrap_timeout_ms": timeout_ms,
@@ -121,7 +120,7 @@ class RangeReader:
         self._consumer.close(autocommit=False)
 
     def watermarks(self, topic: str) -> dict[int, Span]:
-        """(low, high) of every partition: the first offset that is retained, and the end of what is committed.
+        """(low, high) of every partition: the first offset that is retained, and the end of what may be read.
 
         Raises UsageError if there is no such topic.
         """

@@ -95,7 +95,11 @@ class Publisher:
 
     def _send(self, rows: Rows) -> None:
         self._send_records(
-            (self._kafka.embedding_topic(release), row.user_id.encode(), record_value(row))
+            (
+                self._kafka.embedding_topic(release),
+                row.user_id.encode(),
+                record_value(row, self._kafka.embedding_format),
+            )
             for release, part in rows.items()
             for row in part
         )
@@ -196,7 +200,7 @@ def _create_topics(kafka: KafkaSettings, topics: Sequence[str], options: dict[st
                     topic,
                     num_partitions=kafka.partitions,
                     replication_factor=kafka.replication_factor,
-                    topic_configs={"cleanup.policy": "compact"},
+                    topic_configs=kafka.embedding_topic_config,
                 )
                 try:
                     admin.create_topics([new])

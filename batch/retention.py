@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
 
-from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import KafkaError
-
-from activity.errors import InfrastructureError
 from activity.settings import KafkaSettings
+from batch.topic_configs import topic_configs
 
 _FOR_EVER_MS = 2**63 - 1  # Kafka's default of max.compaction.lag.ms
 _LAST_MS = 253_402_300_799_000  # the end of year 9999: later is for ever
@@ -33,7 +29,7 @@ def kept_until(kafka: KafkaSettings, *, now_ms: int) -> list[Kept]:
     letters = "dead letters stay until `spoor dlq replay` closes them"
     return [
         _kept(topic, config, now_ms, letters if topic == kafka.dead_letter_topic else "")
-        for topic, config in sorted(_configs(kafka).items())
+        for topic, config in sorted(topic_configs(kafka, partial(_may_name_users, kafka)).items())
     ]
 
 
@@ -55,25 +51,6 @@ def _kept(topic: str, config: Mapping[str, str], now_ms: int, note: str) -> Kept
 
 def _date(time_ms: int) -> str | None:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds") if time_ms < _LAST_MS else None
-
-
-def _configs(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
-    timeout_ms = int(kafka.request_timeout_seconds * 1000)
-    options: dict[str, Any] = {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
-    try:
-        admin: Any = KafkaAdminClient(**kafka.client_options() | options)
-        try:
-            topics = [topic for topic in admin.list_topics() if _may_name_users(kafka, topic)]
-            resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
-            found = admin.describe_configs(resources, config_filter="all").get("topic", {}) if resources else {}
-        finally:
-            admin.close()
-    except (KafkaError, OSError) as error:
-        raise InfrastructureError(
-            f"Kafka at {kafka.address} does not answer: {type(error).__name__} {error}".rstrip(),
-            hint="start it with `spoor services up`, or check kafka.bootstrap_servers",
-        ) from error
-    return {topic: {name: config["value"] for name, config in configs.items()} for topic, configs in found.items()}
 
 
 def _may_name_users(kafka: KafkaSettings, topic: str) -> bool:

@@ -3,7 +3,7 @@ release is retired.
 
 The activity topic takes the broker's append time as its records' time (event times years back would be deleted by
 retention within minutes) and is never compacted. Dead letters are compacted by origin, so none is forgotten; embedding
-topics are compacted by user, so the last row of each user stays.
+topics are compacted by user, so the last row of each user stays, and earlier ones until they had time to be archived.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _wanted(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, dict[str
         "retention.ms": str(kafka.retention_hours * _HOUR_MS),
     }
     letters = {"cleanup.policy": "compact", "max.message.bytes": str(dead_letter_bytes(_DEFAULT_RECORD_BYTES))}
-    embeddings = {kafka.embedding_topic(release): {"cleanup.policy": "compact"} for release in releases}
+    embeddings = {kafka.embedding_topic(release): kafka.embedding_topic_config for release in releases}
     return {kafka.topic: activity, kafka.dead_letter_topic: letters, **embeddings}
 
 
@@ -178,7 +178,7 @@ def group_lag(kafka: KafkaSettings, group: str) -> dict[int, int]:
     from kafka.errors import KafkaError
 
     try:
-        with closing(KafkaConsumer(group_id=group, enable_auto_commit=False, **kafka.client_options())) as consumer:
+        with closing(KafkaConsumer(group_id=group, **kafka.consumer_options())) as consumer:
             partitions = [
                 TopicPartition(kafka.topic, p) for p in sorted(consumer.partitions_for_topic(kafka.topic) or ())
             ]

@@ -7,7 +7,7 @@ in the value, the record's time is the broker's. Every delivery is confirmed bef
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from activity.errors import InfrastructureError, UsageError
-from activity.events import Event, encode_event
+from activity.events import Event, encode_event, event_encoder
 from activity.settings import KafkaSettings
 from activity.simulator import SimulatorSettings, simulate
 from activity.sources import read_events
@@ -64,11 +64,17 @@ def run_simulate(
         return _result(settings.kafka.topic, tables, seconds=0.0, dry_run=True)
     for topic in ensure_topics(settings.kafka):
         say(topic.describe())
-    return produce(settings.kafka, tables, total=total, rate=rate)
+    encode = event_encoder(settings.events, settings.kafka.topic)
+    return produce(settings.kafka, tables, total=total, rate=rate, encode=encode)
 
 
 def produce(
-    kafka: KafkaSettings, tables: Iterable[pa.Table], *, total: int, rate: float | None = None
+    kafka: KafkaSettings,
+    tables: Iterable[pa.Table],
+    *,
+    total: int,
+    rate: float | None = None,
+    encode: Callable[[Event], bytes] = encode_event,
 ) -> SimulateResult:
     """Sends tables of EVENT_SCHEMA to the activity topic, which must exist. `total`: events in them, for the bar.
     Raises UsageError for a rate that is not above 0, InfrastructureError if a delivery is not confirmed."""
@@ -76,7 +82,7 @@ def produce(
         raise UsageError(f"rate is {rate} events/s, expected above 0", hint="leave --rate out for full speed")
     started = time.monotonic()
     sent: list[pa.Table] = []
-    with _Delivery(kafka) as delivery, progress_bar("simulate", total=total, unit="events") as advance:
+    with _Delivery(kafka, encode) as delivery, progress_bar("simulate", total=total, unit="events") as advance:
         for table in tables:
             for batch in _batches(table, rate, started, sum(len(t) for t in sent)):
                 delivery.send(batch)
@@ -88,8 +94,9 @@ def produce(
 class _Delivery:
     """A producer whose every record is awaited, batch by batch."""
 
-    def __init__(self, kafka: KafkaSettings) -> None:
+    def __init__(self, kafka: KafkaSettings, encode: Callable[[Event], bytes]) -> None:
         self.kafka = kafka
+        self.encode = encode
         self.confirmed = 0
 
     def __enter__(self) -> _Delivery:
@@ -120,7 +127,7 @@ class _Delivery:
 
         try:
             futures = [
-                self.producer.send(self.kafka.topic, key=event.user_id.encode(), value=encode_event(event))
+                self.producer.send(self.kafka.topic, key=event.user_id.encode(), value=self.encode(event))
                 for event in _rows(events)
             ]
             # Not flush(): it takes a batch that the client splits for its size for a failed one.

@@ -1,10 +1,11 @@
 """What goes into the store and comes out of it, and how an embedding row looks on its topic and in the offline log.
 
-An embedding row on the topic `user-embeddings.<release>` is one JSON object in UTF-8, keyed by the user id (a record
-without value: the user has no embedding any more):
+An embedding row on the topic `user-embeddings.<release>` is keyed by the user id (a record without value: the user has
+no embedding any more). Its value is one JSON object in UTF-8, or one row of EMBEDDING_SCHEMA as an Arrow IPC stream,
+which carries its schema; a topic may hold both:
 
     user_id         string
-    embedding       array of numbers, exact float32 values
+    embedding       array of float32, exact in JSON too
     revision        of the history that the embedding was computed from; grows with every change
     events_used     events of the history that the model knew
     event_time_ms   time of the history's last event
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +29,15 @@ import pyarrow as pa
 
 from activity.errors import DataError
 from activity.packing import holds_events
+from activity.settings import EmbeddingFormat
 
 Vector = npt.NDArray[np.float32]
+_ARROW_START = b"\xff\xff\xff\xff"  # of every message of Arrow IPC; no text in UTF-8 has such a byte
 TIME_FIELDS = [
     pa.field("event_timestamp", pa.timestamp("us", "UTC"), nullable=False),
     pa.field("created_timestamp", pa.timestamp("us", "UTC"), nullable=False),
 ]
-EMBEDDING_LOG_SCHEMA = pa.schema(
+EMBEDDING_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32()), nullable=False),
@@ -42,9 +46,9 @@ EMBEDDING_LOG_SCHEMA = pa.schema(
             for name in ("revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms")
         ),
         pa.field("model_version", pa.string(), nullable=False),
-        *TIME_FIELDS,
     ]
 )
+EMBEDDING_LOG_SCHEMA = pa.schema([*EMBEDDING_SCHEMA, *TIME_FIELDS])
 HISTORY_LOG_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
@@ -116,32 +120,30 @@ class NoEmbedding:
     user_id: str
 
 
-def embedding_row_to_json(row: EmbeddingRow) -> bytes:
-    return json.dumps(
-        {
-            "user_id": row.user_id,
-            "embedding": row.embedding.tolist(),
-            "revision": row.revision,
-            "events_used": row.events_used,
-            "event_time_ms": row.event_time_ms,
-            "created_ms": row.created_ms,
-            "computed_at_ms": row.computed_at_ms,
-            "model_version": row.model_version,
-        },
-        ensure_ascii=False,
-        separators=(",", ":"),
-    ).encode()
-
-
-def record_value(row: EmbeddingRow | NoEmbedding) -> bytes | None:
+def record_value(row: EmbeddingRow | NoEmbedding, form: EmbeddingFormat) -> bytes | None:
     """The value of the row's record on its topic."""
-    return embedding_row_to_json(row) if isinstance(row, EmbeddingRow) else None
+    if isinstance(row, NoEmbedding):
+        return None
+    return embedding_row_to_json(row) if form == "json" else embedding_row_to_arrow(row)
 
 
-def embedding_row_from_json(value: bytes) -> EmbeddingRow:
-    """Raises DataError if `value` is not such an object."""
+def embedding_row_to_json(row: EmbeddingRow) -> bytes:
+    content = {name: getattr(row, name) for name in EMBEDDING_SCHEMA.names} | {"embedding": row.embedding.tolist()}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def embedding_row_to_arrow(row: EmbeddingRow) -> bytes:
+    batch = pa.record_batch([[getattr(row, name)] for name in EMBEDDING_SCHEMA.names], schema=EMBEDDING_SCHEMA)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, EMBEDDING_SCHEMA) as stream:
+        stream.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def embedding_row_from_record(value: bytes) -> EmbeddingRow:
+    """The reverse of `record_value` in either form. Raises DataError if `value` is neither."""
     try:
-        content = json.loads(value)
+        content = _from_arrow(value) if value.startswith(_ARROW_START) else json.loads(value)
         return EmbeddingRow(
             user_id=str(content["user_id"]),
             embedding=np.asarray(content["embedding"], np.float32),
@@ -152,8 +154,16 @@ def embedding_row_from_json(value: bytes) -> EmbeddingRow:
             computed_at_ms=int(content["computed_at_ms"]),
             model_version=str(content["model_version"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
         raise DataError(f"not an embedding row: {type(error).__name__}: {error}") from None
+
+
+def _from_arrow(value: bytes) -> dict[str, Any]:
+    with pa.ipc.open_stream(value) as stream:
+        table = stream.read_all()
+    table.validate(full=True)
+    (row,) = table.to_pylist()
+    return row
 
 
 def embedding_log_table(rows: Sequence[EmbeddingRow]) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from activity.errors import InfrastructureError
 from activity.events import Event, decode_event, events_table, unknown_names
 from activity.history import Histories, group_events, history_values
 from activity.settings import EventSettings
@@ -56,7 +57,8 @@ class UserBatch:
 
 
 def decode_batch(records: Iterable[Record], settings: EventSettings) -> DecodedBatch:
-    """Every record becomes an event or a dead letter, in the given order."""
+    """Every record becomes an event or a dead letter, in the given order. Raises InfrastructureError if a schema
+    registry that is needed does not answer."""
     events: list[Event] = []
     times: list[int] = []
     partitions: list[int] = []
@@ -66,6 +68,8 @@ def decode_batch(records: Iterable[Record], settings: EventSettings) -> DecodedB
     for record in records:
         try:
             event = decode_event(record.value, append_time_ms=record.append_time_ms, settings=settings)
+        except InfrastructureError:
+            raise
         except Exception as error:  # unknown bytes: whatever they provoke must not stop the partition for ever
             dead.append(_dead_letter(record, error))
             continue

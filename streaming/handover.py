@@ -8,6 +8,7 @@ stream makes dead letters of them.
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
 from activity.errors import UsageError
 from activity.lake import Lake
@@ -28,7 +29,7 @@ def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]
     group, topic = settings.stream.group, settings.kafka.topic
     begins = _begins(lake, topic)
     with kafka_errors(settings.kafka):
-        options = settings.kafka.client_options() | {"group_id": group, "enable_auto_commit": False}
+        options: dict[str, Any] = settings.kafka.consumer_options() | {"group_id": group}
         options["bootstrap_timeout_ms"] = int(settings.kafka.request_timeout_seconds * 1000)
         with closing(KafkaConsumer(**options)) as consumer:
             partitions = [TopicPartition(topic, partition) for partition in sorted(begins)]

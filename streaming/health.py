@@ -21,7 +21,7 @@ class Place:
     """Where one partition stood, as the worker has committed it."""
 
     position: int  # offset of the next record to be handled
-    end: int  # offset after the last record that the broker has
+    end: int  # offset after the last record that may be read: where an open transaction begins, with read_committed
     moved_at: float  # clock time at which the position last moved, or stood at the end
 
 

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from streaming.dead_letters import REASONS
 
-STEPS = ("dead-letters", "store", "published", "committed")  # that are tried again when their server fails
+STEPS = ("decoded", "dead-letters", "store", "published", "committed")  # that are tried again when their server fails
 FIELDS = ("action", "surface")
 # Logarithmic bins of 5 % width from 1 ms to about 1 day: quantiles to 5 %, constant memory.
 FRESHNESS_EDGES_MS: npt.NDArray[np.float64] = np.geomspace(1.0, 86_400_000.0, 376)

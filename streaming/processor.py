@@ -75,6 +75,7 @@ class BatchProcessor:
             send=self._send,
             reads=self._stores.online,
             in_thread=self.in_thread,
+            form=self.settings.kafka.embedding_format,
         )
         topic = self.settings.kafka.topic
         log.info("keeping %s fresh from %s (%d partitions)", ", ".join(releases), topic, partitions[topic])
@@ -97,7 +98,8 @@ class BatchProcessor:
         if not current:
             return
         self.metrics.batch_started(len(current))
-        decoded = decode_batch(map(self._record, current), self.settings.events)
+        records = [self._record(event) for event in current]
+        decoded = await self._tried("decoded", lambda: asyncio.to_thread(decode_batch, records, self.settings.events))
         self.metrics.decoded.add(len(decoded.events))
         await self._tried("dead-letters", lambda: self._send_dead_letters(decoded.dead_letters))
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
@@ -165,11 +167,11 @@ class BatchProcessor:
 
     async def _look_at_partitions(self) -> None:
         """Raises TimeoutError, KafkaError or FaustError where the broker does not answer."""
-        consumer = self.app.consumer
+        consumer: Any = self.app.consumer  # a FreshConsumer
         assigned = consumer.assignment()
         ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
-        committed: dict[TP, int | None] = consumer._committed_offset  # type: ignore[attr-defined]
-        positions = {tp: max(committed.get(tp) or 0, self._earliest.get(tp, 0)) for tp in ends}
+        handled = {tp: await asyncio.wait_for(consumer.handled(tp), _ANSWER_SECONDS) for tp in ends}
+        positions = {tp: max(offset, self._earliest.get(tp, 0)) for tp, offset in handled.items()}
         self.health.positions(
             {tp.partition: position for tp, position in positions.items()},
             {tp.partition: end for tp, end in ends.items()},

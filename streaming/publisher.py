@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from activity.errors import InfrastructureError
+from activity.settings import EmbeddingFormat
 from store.rows import EmbeddingRow, NoEmbedding, StoredUser, record_value
 
 _MAX_ROUNDS = 100
@@ -30,7 +31,8 @@ class Reads(Protocol):
 
 
 class Publisher:
-    """`topics`: release → topic. `send` hands a record to the producer, `in_thread` runs a call off the loop."""
+    """`topics`: release → topic. `send` hands a record to the producer, `in_thread` runs a call off the loop.
+    `form`: how rows are written."""
 
     def __init__(
         self,
@@ -39,8 +41,10 @@ class Publisher:
         send: Send,
         reads: Reads,
         in_thread: Callable[..., Awaitable[Any]],
+        form: EmbeddingFormat = "json",
     ) -> None:
         self._topics = topics
+        self._form: EmbeddingFormat = form
         self._send = send
         self._reads = reads
         self._in_thread = in_thread
@@ -63,7 +67,7 @@ class Publisher:
 
     async def _send_all(self, rows: Rows) -> None:
         records = (
-            (self._topics[release], row.user_id.encode(), record_value(row))
+            (self._topics[release], row.user_id.encode(), record_value(row, self._form))
             for release, of_release in rows.items()
             for row in of_release
         )

@@ -97,7 +97,7 @@ def _records(kafka: KafkaSettings) -> Iterator[Any]:
                 hint="`spoor stream` creates it; check kafka.dead_letter_topic",
             )
     with kafka_errors(kafka):
-        options: Any = kafka.client_options() | {"auto_offset_reset": "earliest", "enable_auto_commit": False}
+        options: Any = kafka.consumer_options() | {"auto_offset_reset": "earliest"}
         consumer = KafkaConsumer(**options)
         try:
             partitions = consumer.partitions_for_topic(kafka.dead_letter_topic) or set()

@@ -1,17 +1,22 @@
-"""Faust's Kafka transport with a short fetch wait.
+"""Faust's Kafka transport with a short fetch wait and the configured isolation level.
 
 aiokafka has one fetch in flight per broker. Faust lets that fetch wait 1.5 s for data, and a partition whose records
 were taken meanwhile is not fetched before it returns: at a few events per second that wait would be most of the time
-between an event and its embedding. Faust has no setting for it.
+between an event and its embedding. Faust has no setting for it, and reads uncommitted records in any case.
+
+A transaction leaves offsets behind that no record has: its marker, and its records if it was aborted. Faust commits
+only what follows a record, so such offsets at a partition's end stay uncommitted: `FreshConsumer.handled` passes them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.types import TP
 
 FETCH_WAIT_MS = 100  # at most ten empty requests a second per worker and broker
 
@@ -22,10 +27,24 @@ _log = logging.getLogger("faust.transport")  # mode would name these classes' lo
 class ConsumerThread(AIOKafkaConsumerThread):
     logger = _log
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.taken: dict[TP, int] = {}  # offset of the last record that left aiokafka
+
     def _create_worker_consumer(self, transport: Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._isolation_level = self.app.isolation_level  # type: ignore[attr-defined]
         return consumer
+
+    async def _fetch_records(self, *args: Any, **options: Any) -> Mapping[TP, Any]:
+        """In this thread, as a position's move and its note here must not be seen apart."""
+        found = await super()._fetch_records(*args, **options)
+        self.taken.update({tp: records[-1].offset for tp, records in found.items() if records})
+        return found
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's own check takes an open transaction for a stuck stream; the worker's watch and probes do not."""
 
     async def on_thread_stop(self) -> None:
         """Stop the consumer; when the broker is gone, aiokafka's fetcher lets its own cancellation escape.
@@ -50,6 +69,14 @@ class FreshConsumer(Consumer):
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def handled(self, tp: TP) -> int:
+        """The offset below which every record of an assigned partition is committed: the committed one, or, where no
+        record is on its way, the position of the next fetch."""
+        position = await self.position(tp) or 0  # first: what is taken after it is noted before it is looked at
+        committed = self._committed_offset.get(tp) or 0
+        on_its_way = committed <= self._thread.taken.get(tp, -1)  # type: ignore[attr-defined]
+        return committed if on_its_way else max(committed, position)
 
 
 class FreshTransport(Transport):

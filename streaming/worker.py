@@ -6,7 +6,7 @@ crash right after each of them does:
 
  1. take up to `batch_events` records, waiting `batch_seconds` at most      nothing happened: delivered again
  2. leave out records of an earlier generation of the group                 their new owner takes them
- 3. decode: events and dead letters                                         nothing happened: delivered again
+ 3. decode (in a thread, which may ask a schema registry)                   nothing happened: delivered again
  4. produce the dead letters, await their acknowledgement                   produced again under the same key
  5. group by user; read, merge, encode (in a thread)                        nothing happened: delivered again
  6. compare-and-set write of history and embeddings (same thread)           delivered again, merging changes nothing,
@@ -30,9 +30,9 @@ Metrics (Prometheus, prefix spoor_stream_):
   skipped_records_total     left to their new owner      retries_total             by step
   forgotten_events_total    a forgotten user's past      partitions                assigned now
   batch_records             histogram                    batch_users               histogram of different users
-  freshness_seconds         append → in the store        step_seconds              by step: read, merged, encoded,
-  lag_records               by partition, not committed                            written, dead-letters, published,
-                                                         committed
+  freshness_seconds         append → in the store        step_seconds              by step: decoded, read, merged,
+  lag_records               by partition, not committed                            encoded, written, dead-letters,
+                                                         published, committed
 They are served beside /healthz and /readyz (streaming/status_server.py) on stream.metrics_port.
 """
 
@@ -57,6 +57,7 @@ from faust.exceptions import FaustError
 
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
+from activity.settings import IsolationLevel
 from streaming.broker import broker_urls, credentials
 from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
@@ -83,6 +84,7 @@ class StreamApp(faust.App):
 
     logger = logging.getLogger("faust.app")  # mode would name it after this module and so count its lines as ours
     processor: BatchProcessor
+    isolation_level: IsolationLevel
 
     def _create_directories(self) -> None:
         """Faust keeps tables and logs there; this app has neither, and the state folder may be read-only."""
@@ -115,6 +117,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
         autodiscover=False,
     )
     app.processor = BatchProcessor(settings, app)
+    app.isolation_level = kafka.isolation_level
     # Raw bytes: what Faust cannot decode it acknowledges before an agent sees it.
     topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", value_type=bytes, allow_empty=True)
 

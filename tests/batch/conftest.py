@@ -20,7 +20,7 @@ from batch.backfill import run_backfill
 from spoor.config import Settings
 from store import repo
 from store.online import open_online
-from store.rows import EmbeddingRow, embedding_row_from_json
+from store.rows import EmbeddingRow, embedding_row_from_record
 from tests.releases import save_untrained_release
 from tests.topics import topic_records
 
@@ -145,7 +145,7 @@ def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | Non
 def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:
     """The last record of every user on the release's topic."""
     records = topic_records(settings.kafka, settings.kafka.embedding_topic(release))
-    return {record.key.decode(): embedding_row_from_json(record.value) for record in records}
+    return {record.key.decode(): embedding_row_from_record(record.value) for record in records}
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from activity.errors import DataError
 from batch.archive import run_archive
@@ -15,6 +19,10 @@ from feature_repo.names import user_embedding_view
 from store.offline import open_offline
 from store.online import open_online
 from store.rows import embedding_row_to_json
+from tests.conftest import wait_until
+from tests.topics import topic_records
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "follow_embeddings.py"
 
 
 def _landed(world: Any) -> list[dict[str, Any]]:
@@ -60,6 +68,56 @@ def test_what_is_no_row_is_counted_and_a_forgotten_user_passed_over(world: Any) 
     result = run_archive(world.settings)
     assert (result.embedding_rows, result.bad_embedding_rows) == (21, 1)
     assert [row["revision"] for row in _landed(world) if row["user_id"] == "user-1"] == [1, 9]
+
+
+def test_a_topic_of_both_forms_is_archived_and_followed(world: Any) -> None:
+    _published(world)
+    in_arrow = dataclasses.replace(world.settings.kafka, embedding_format="arrow")
+    world = dataclasses.replace(world, settings=dataclasses.replace(world.settings, kafka=in_arrow))
+    world.produce(world.events(2, 60, users=8), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings, offline=False)
+    topic = in_arrow.embedding_topic("base-1")
+    with KafkaProducer(**in_arrow.client_options()) as producer:
+        producer.send(topic, key=b"user-1", value=None)
+    values = [record.value for record in topic_records(in_arrow, topic) if record.value is not None]
+    assert {value[:1] for value in values} == {b"{", b"\xff"}
+    assert run_archive(world.settings).embedding_rows == len(values) - 20  # JSON had landed before
+
+    command = [sys.executable, str(EXAMPLE), in_arrow.address, topic, "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    lines = map(json.loads, done.stdout.splitlines())
+    followed = {line["user_id"]: line for line in lines}
+    assert followed.pop("user-1") == {"user_id": "user-1"}
+    online = open_online(world.settings.features)
+    users = sorted(set(online.user_ids()) - {"user-1"})
+    assert sorted(followed) == users
+    for user, row in zip(users, online.read_embeddings("base-1", users), strict=True):
+        assert row is not None and followed[user]["revision"] == row.revision
+        assert np.array_equal(np.float32(followed[user]["embedding"]), row.embedding)
+
+
+def test_rows_that_compaction_was_faster_at_are_told_and_the_lag_checked(
+    world: Any, admin: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _published(world)
+    topic = world.settings.kafka.embedding_topic("base-1")
+    run_archive(world.settings)
+    assert "compacted" not in caplog.text
+    at_once = {"min.compaction.lag.ms": 0, "min.cleanable.dirty.ratio": 0.0, "segment.ms": 1}
+    broker = ConfigResource(ConfigResourceType.BROKER, "1", {"log.cleaner.backoff.ms": 100})
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, at_once), broker])
+    value = topic_records(world.settings.kafka, topic)[0].value
+    with KafkaProducer(**world.settings.kafka.client_options()) as producer:
+        for _ in range(4):  # each in a segment of its own, of which the last stays open
+            producer.send(topic, key=b"user-1", value=value, partition=0).get(timeout=30)
+    wait_until(lambda: len(topic_records(world.settings.kafka, topic)) < 24, "Kafka has compacted the topic")
+    admin.alter_configs([ConfigResource(ConfigResourceType.BROKER, "1", {"log.cleaner.backoff.ms": 15_000})])
+    caplog.clear()
+    result = run_archive(world.settings)
+    assert 0 < result.compacted_embedding_rows < 4
+    assert f"{result.compacted_embedding_rows} records were compacted before they were archived" in caplog.text
+    assert f"topic `{topic}` may be compacted after 0 ms" in caplog.text
 
 
 def test_a_dry_run_lands_no_embeddings(world: Any) -> None:

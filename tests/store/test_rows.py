@@ -1,38 +1,67 @@
-"""An embedding row on its topic: documented JSON, exact floats."""
+"""An embedding row on its topic: documented JSON or Arrow, exact floats in both."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from activity.errors import DataError
-from store.rows import EMBEDDING_LOG_SCHEMA, EmbeddingRow, embedding_log_table, embedding_row_from_json
-from store.rows import embedding_row_to_json as to_json
+from activity.settings import EmbeddingFormat
+from store.rows import (
+    EMBEDDING_LOG_SCHEMA,
+    EMBEDDING_SCHEMA,
+    EmbeddingRow,
+    NoEmbedding,
+    embedding_log_table,
+    embedding_row_from_record,
+    record_value,
+)
 
 ROW = EmbeddingRow("ä", np.array([0.1, -0.2, 1e-9], np.float32), 2**60 + 1, 3, 1_700_000_000_123, 5, 6, "base-1")
 
 
-def test_a_row_comes_back_exactly():
-    again = embedding_row_from_json(to_json(ROW))
+@pytest.mark.parametrize("form", ["json", "arrow"])
+def test_a_row_comes_back_exactly(form: EmbeddingFormat):
+    value = record_value(ROW, form)
+    assert value is not None and value.startswith({"json": b"{", "arrow": b"\xff"}[form])
+    again = embedding_row_from_record(value)
     assert again.embedding.tobytes() == ROW.embedding.tobytes() and again.embedding.dtype == np.float32
     for name in ("user_id", "revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms"):
         assert getattr(again, name) == getattr(ROW, name)
     assert again.model_version == "base-1"
 
 
-def test_the_json_has_the_documented_fields():
-    assert list(json.loads(to_json(ROW))) == [
+def test_both_forms_have_the_documented_fields():
+    documented = [
         "user_id", "embedding", "revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms",
         "model_version",
     ]  # fmt: skip
+    assert list(json.loads(record_value(ROW, "json") or b"")) == documented
+    assert pa.ipc.open_stream(record_value(ROW, "arrow")).schema == EMBEDDING_SCHEMA
+    assert EMBEDDING_SCHEMA.names == documented
 
 
-@pytest.mark.parametrize("value", [b"", b"[]", b"{}", b"\xff", b'{"user_id": 1}', b"null"])
+@pytest.mark.parametrize("form", ["json", "arrow"])
+def test_a_user_without_an_embedding_has_no_value(form: EmbeddingFormat):
+    assert record_value(NoEmbedding("ä"), form) is None
+
+
+ARROW = record_value(ROW, "arrow") or b""
+TWO_ROWS = pa.BufferOutputStream()
+with pa.ipc.new_stream(TWO_ROWS, EMBEDDING_SCHEMA) as stream:
+    stream.write_table(embedding_log_table([ROW, ROW]).select(EMBEDDING_SCHEMA.names))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"[]", b"{}", b"\xff", b'{"user_id": 1}', b"null", ARROW[:4], ARROW[:600], TWO_ROWS.getvalue().to_pybytes()],
+)
 def test_anything_else_is_a_data_error(value):
     with pytest.raises(DataError, match="not an embedding row"):
-        embedding_row_from_json(value)
+        embedding_row_from_record(value)
 
 
 def test_no_rows_make_an_empty_table():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +30,7 @@ from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics
 from store.online import OnlineStore, open_online
 from store.repo import apply, create_repo
-from store.rows import EmbeddingRow, embedding_row_from_json
+from store.rows import EmbeddingRow, embedding_row_from_record
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.releases import save_untrained_release
 from tests.topics import topic_ends, topic_records
@@ -145,7 +148,7 @@ class World:
     def published(self) -> dict[str, EmbeddingRow]:
         """The last record per user of the release's topic."""
         records = topic_records(self.settings.kafka, self.settings.kafka.embedding_topic(RELEASE))
-        return {record.key.decode(): embedding_row_from_json(record.value) for record in records}
+        return {record.key.decode(): embedding_row_from_record(record.value) for record in records}
 
     def assert_holds(self, events: Sequence[Event]) -> None:
         """Histories are those of the model, embeddings are of their revision, and the topic ends with them."""
@@ -165,6 +168,23 @@ class World:
             assert row is not None
             assert published[user].revision == row.revision
             np.testing.assert_allclose(published[user].embedding, row.embedding, atol=1e-6)
+
+
+def page(port: int, path: str) -> tuple[int, str]:
+    """Status and text; (0, "") while nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def metric(port: int, name: str) -> float:
+    """The sum of a metric over its labels; NaN, which equals nothing, while there is none."""
+    lines = re.findall(rf"^{name}(?:{{.*}})? (.+)$", page(port, "/metrics")[1], re.MULTILINE)
+    return sum(map(float, lines)) if lines else float("nan")
 
 
 @pytest.fixture(scope="session")

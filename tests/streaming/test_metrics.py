@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
-from activity import events
+from activity import avro, events, schema_registry
 from streaming import worker
 from streaming.dead_letters import REASONS
 from streaming.metrics import FRESHNESS_EDGES_MS, Freshness, StreamMetrics
@@ -77,5 +77,6 @@ def test_counters_with_labels_are_served_before_anything_happens():
 
 
 def test_every_reason_of_the_decoder_has_its_counter():
-    found = set(re.findall(r'reason="([a-z-]+)"', inspect.getsource(events)))
+    sources = "".join(map(inspect.getsource, (avro, events, schema_registry)))
+    found = set(re.findall(r'(?:reason=|_refused\()"([a-z-]+)"', sources))
     assert found | {"unknown-action", "unknown-surface", "decoder-error"} == set(REASONS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from activity.errors import InfrastructureError
-from store.rows import EmbeddingRow, StoredUser, embedding_row_from_json
+from store.rows import EmbeddingRow, StoredUser, embedding_row_from_record
 from streaming.publisher import Publisher
 
 RELEASES = ("base-1", "base-2")
@@ -51,7 +51,7 @@ class Topic:
         self.unanswered = 0
 
     async def send(self, topic: str, key: bytes, value: bytes | None):
-        found = None if value is None else embedding_row_from_json(value)
+        found = None if value is None else embedding_row_from_record(value)
         assert found is None or found.user_id.encode() == key
         self.sent.append((topic, key.decode(), None if found is None else found.revision))
         self.unanswered += 1

@@ -4,12 +4,9 @@ to the workers. The full matrix of faults is in tests/end_to_end."""
 import asyncio
 import dataclasses
 import os
-import re
 import signal
 import sqlite3
 import threading
-import urllib.error
-import urllib.request
 from contextlib import closing
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
-from tests.streaming.conftest import RELEASE, World, some_events
+from tests.streaming.conftest import RELEASE, World, metric, page, some_events
 from tests.topics import topic_ends
 
 BAD = [b"not json", b"", None, b"[]", b'{"user_id": 1}', b"\xff", b"{" * 20_000]
@@ -209,23 +206,6 @@ def test_events_that_retention_deleted_unread_are_counted_and_told(world: World,
     summary = run_worker(world.settings, count=left, timeout_seconds=120)
     assert summary.lost_events == unread
     assert f"partition {partition.partition} offsets {committed[partition]} to {ends[partition] - 1}" in caplog.text
-
-
-def page(port: int, path: str) -> tuple[int, str]:
-    """Status and text; (0, "") while nobody listens."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
-
-
-def metric(port: int, name: str) -> float:
-    """The sum of a metric over its labels; NaN, which equals nothing, while there is none."""
-    lines = re.findall(rf"^{name}(?:{{.*}})? (.+)$", page(port, "/metrics")[1], re.MULTILINE)
-    return sum(map(float, lines)) if lines else float("nan")
 
 
 def test_metrics_tell_what_the_worker_did_and_how_much_waits(world: World):
