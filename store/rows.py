@@ -18,13 +18,13 @@ All times are ms since 1970 UTC.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 
 from activity.errors import DataError
@@ -128,8 +128,8 @@ def record_value(row: EmbeddingRow | NoEmbedding, form: EmbeddingFormat) -> byte
 
 
 def embedding_row_to_json(row: EmbeddingRow) -> bytes:
-    content = {name: getattr(row, name) for name in EMBEDDING_SCHEMA.names} | {"embedding": row.embedding.tolist()}
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    content = {name: getattr(row, name) for name in EMBEDDING_SCHEMA.names}
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)  # float32 in its shortest exact form
 
 
 def embedding_row_to_arrow(row: EmbeddingRow) -> bytes:
@@ -143,7 +143,7 @@ def embedding_row_to_arrow(row: EmbeddingRow) -> bytes:
 def embedding_row_from_record(value: bytes) -> EmbeddingRow:
     """The reverse of `record_value` in either form. Raises DataError if `value` is neither."""
     try:
-        content = _from_arrow(value) if value.startswith(_ARROW_START) else json.loads(value)
+        content = _from_arrow(value) if value.startswith(_ARROW_START) else orjson.loads(value)
         return EmbeddingRow(
             user_id=str(content["user_id"]),
             embedding=np.asarray(content["embedding"], np.float32),
