@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,7 @@ class BackfillResult:
     item_vectors: int = 0
     swept: int = 0  # users whose embeddings were behind their histories at the end, and encoded again
     encode_failures: int = 0  # their slices are not noted as done: run again with resume
+    unwritten: tuple[str, ...] = ()  # releases that some worker did not write at the end
     seconds: float = 0.0
     users_per_second: float = 0.0
 
@@ -112,13 +113,15 @@ def run_backfill(
     resume: bool = False,
     dry_run: bool = False,
     runner: Runner = LOCAL,
+    unwritten: Callable[[Sequence[str]], Sequence[str]] = lambda releases: (),
 ) -> BackfillResult:
     """Backfills `releases` (all live ones by default) with the lake's events before `as_of_ms` (all by default), or
     with `snapshots` (from, to, every; ms) for the offline log: at each time, who changed since the one before.
 
     A row's created time is the later of its as-of time and the release's trained-through time. `publish` sends rows
     that changed online to the embedding topics. Online, it ends with a sweep of embeddings that are behind their
-    histories. Raises UsageError, DataError, InfrastructureError.
+    histories; `unwritten` tells which of some releases not every running worker writes. Raises UsageError, DataError,
+    InfrastructureError.
     """
     started = time.monotonic()
     metrics = JobMetrics(settings.state_folder, "backfill")
@@ -140,7 +143,7 @@ def run_backfill(
             # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
             streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
             if store is not None and streamed and not counts.get(ENCODE_FAILURES):
-                swept = sweep(settings, store, streamed, publish=options.publish)
+                swept = sweep(settings, store, streamed, publish=options.publish, unwritten=unwritten)
     seconds = time.monotonic() - started
     records = [] if dry_run else list(plan.manifest.records().values())
 
@@ -163,6 +166,7 @@ def run_backfill(
         item_vectors=total(ITEM_VECTORS),
         swept=swept.users,
         encode_failures=counts.get(ENCODE_FAILURES, 0) + swept.encode_failures,
+        unwritten=swept.unwritten,
         seconds=seconds,
         users_per_second=counts.get(ROWS, 0) / seconds,
     )

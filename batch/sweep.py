@@ -2,12 +2,13 @@
 
 A worker that was started before a release arrived advances histories without that release's embeddings, also such as
 the backfill has just written. A pass asks the store for revisions alone; encoders are loaded only for what it finds.
+Only where all workers write the release before the last pass began does its finding last.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
@@ -31,12 +32,20 @@ class Swept:
     users: int = 0  # encoded again, counted in every pass that found them
     passes: int = 0  # over everybody; the last found nobody, or somebody whom the encoder fails
     encode_failures: int = 0  # embeddings that could not be computed
+    unwritten: tuple[str, ...] = ()  # releases that some worker did not write: its next event leaves a user behind
 
 
 def sweep(
-    settings: BatchSettings, online: OnlineStore, releases: Sequence[str], *, publish: bool, chunk: int = _CHUNK_USERS
+    settings: BatchSettings,
+    online: OnlineStore,
+    releases: Sequence[str],
+    *,
+    publish: bool,
+    unwritten: Callable[[Sequence[str]], Sequence[str]] = lambda releases: (),
+    chunk: int = _CHUNK_USERS,
 ) -> Swept:
     """Brings the embeddings of all `releases` to their histories' revisions; `publish`: also onto their topics.
+    `unwritten`: which of them some running worker does not write; asked before each pass.
 
     Raises InfrastructureError where users fall behind as fast as they are encoded, or as the guarded writer and the
     publisher do. A store that cannot list its users is not swept.
@@ -48,7 +57,7 @@ def sweep(
     with ExitStack() as stack:
         writing: _Writing | None = None
         for number in range(1, _MAX_PASSES + 1):
-            found = 0
+            found, left = 0, tuple(unwritten(releases))
             for behind in _behind(online, releases, chunk):
                 writing = writing or _Writing(settings, online, releases, stack, publish=publish)
                 failures += writing.encode_again(behind)
@@ -56,10 +65,10 @@ def sweep(
             users += found
             _LOG.info("sweep, pass %d: %d users were behind", number, found)
             if not found or failures:
-                return Swept(users, number, failures)
+                return Swept(users, number, failures, left)
     raise InfrastructureError(
         f"after {_MAX_PASSES} passes over all users, embeddings still fall behind their histories",
-        hint="restart the workers that were started before the release arrived, then run it again with --resume",
+        hint="let workers take up the release with `spoor stream reload`, then run it again with --resume",
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from activity.errors import ProblemsFound, UsageError
 from activity.locks import exclusive
@@ -21,6 +21,7 @@ from encoder.release import ReleaseInfo, known_items, mark_retired, read_info
 from feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
 from feature_repo.releases import live_releases, promoted_release, promotion
 from spoor.config import Settings
+from spoor.stream_orders import unwritten
 
 if TYPE_CHECKING:
     from store.promotion import Coverage
@@ -72,12 +73,19 @@ class Retired:
 
 
 def promote(
-    settings: Settings, name: str, *, dry_run: bool = False, progress: Callable[[int], None] = lambda users: None
+    settings: Settings,
+    name: str,
+    *,
+    workers: Literal["ask", "none"] = "ask",
+    dry_run: bool = False,
+    progress: Callable[[int], None] = lambda users: None,
 ) -> Promoted:
-    """Makes the service `ranker` that of release `name`. The release that it served stays live.
+    """Makes the service `ranker` that of release `name`. The release that it served stays live. `workers`: whether to
+    ask Kafka if those of the group write the release; "none" where there is no stream.
 
-    Raises UsageError for a release that is unknown, retired or not registered, ProblemsFound, with counts, while users
-    or items lack the release's present vectors online, DataError for a damaged release, InfrastructureError.
+    Raises UsageError for a release that is unknown, retired or not registered, ProblemsFound, with counts, while a
+    worker does not write it or users or items lack the release's present vectors online, DataError for a damaged
+    release, InfrastructureError.
     """
     from store.online import open_online
     from store.promotion import cache_seconds, check_alias_is_ours, coverage
@@ -97,6 +105,12 @@ def promote(
         online = open_online(settings.features)
         online.check([name])
         check_alias_is_ours(settings.features)
+        # Before the pass: who is not behind then is not left behind afterwards.
+        if workers == "ask" and unwritten(settings, [name]):
+            raise ProblemsFound(
+                f"release `{name}` cannot be promoted: not every worker of group `{settings.stream.group}` writes it",
+                hint="`spoor stream reload` lets them take it up, `spoor stream status` shows what each writes",
+            )
         found = coverage(online, name, known_items(info), progress=progress)
         if not found.complete:
             raise _incomplete(name, found)
@@ -208,8 +222,7 @@ def _incomplete(name: str, found: Coverage) -> ProblemsFound:
         f"release `{name}` cannot be promoted: of {found.users:,} users with a history {found.missing:,} have no "
         f"embedding and {found.behind:,} one of an earlier history{example}; of {found.items:,} items "
         f"{found.items_missing:,} have no vector",
-        hint=f"start workers again that began before the release arrived, run `spoor backfill --release {name}`, then "
-        "`spoor verify --repair` for what is left",
+        hint=f"run `spoor backfill --release {name}`, then `spoor verify --repair` for what is left",
     )
 
 

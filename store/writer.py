@@ -89,6 +89,7 @@ class _Batch:
     rows: dict[str, list[EmbeddingRow | None]]
     forget_through: Int64s
     forgotten: Int64s
+    postpone: Bools
     refused: int = 0
     cache_hits: int = 0
     failures: dict[str, int] = field(default_factory=dict)  # by release
@@ -127,12 +128,14 @@ class GuardedWriter:
         as_of_ms: Int64s,
         partitions: Sequence[int | None] | None = None,
         forget_through: Int64s | None = None,
+        postpone: Bools | None = None,
     ) -> UpdateResult:
         """Merges `events` (one row per user, may be empty) into the stored histories.
 
         `as_of_ms` int64[U]: from when on the events were known. `partitions`: of each user, for the cache.
         `forget_through` int64[U] in ms, NEVER for nobody: events up to then go, from now on for good, and with them
         the user's rows in every other view; embeddings of what is left are written as ever.
+        `postpone` bool[U]: whose embeddings stay as they are although the history advances.
         Raises DataError for a damaged stored history or embeddings of another dimension than the release's,
         InfrastructureError where the store fails or other writers never let this one through. Embeddings that the
         encoder could not compute, or that are not finite or not of norm 1, are counted and left for the sweep.
@@ -152,6 +155,7 @@ class GuardedWriter:
             rows={release: [None] * count for release in self.encoders},
             forget_through=np.full(count, NEVER) if forget_through is None else np.asarray(forget_through, np.int64),
             forgotten=np.zeros(count, np.int64),
+            postpone=np.zeros(count, bool) if postpone is None else postpone,
         )
         pending = np.arange(count)
         for attempt in range(_MAX_ROUNDS):
@@ -192,9 +196,10 @@ class GuardedWriter:
         as_of[changed] = np.maximum(as_of, batch.as_of_ms[pending])[changed]
         expected = np.array([user.revision for user in stored], np.int64)
         revisions = expected + changed
+        encode = (after.lengths > 0) & ~batch.postpone[pending]
         fresh = {
             release: self._encode(
-                batch, encoder, users, after, revisions, as_of, _behind(stored, release, revisions, after)
+                batch, encoder, users, after, revisions, as_of, _behind(stored, release, revisions, encode)
             )
             for release, encoder in self.encoders.items()
         }
@@ -348,10 +353,10 @@ def _unpack(stored: list[StoredUser]) -> tuple[Histories, Int64s]:
     return unpack(packed), read_forgotten_through(packed)
 
 
-def _behind(stored: list[StoredUser], release: str, revisions: Int64s, histories: Histories) -> Int64s:
-    """Positions of users with events whose embedding is not of their history's revision to be."""
+def _behind(stored: list[StoredUser], release: str, revisions: Int64s, encode: Bools) -> Int64s:
+    """Positions of the users to encode whose embedding is not of their history's revision to be."""
     have = np.array([user.embedding_revisions[release] or 0 for user in stored], np.int64)
-    return np.flatnonzero((have != revisions) & (histories.lengths > 0))
+    return np.flatnonzero((have != revisions) & encode)
 
 
 def _revision(row: EmbeddingRow | None) -> int | None:

@@ -2,7 +2,8 @@
 
 Alive: the committed position of every partition moved within `stall_seconds`, or stands at the partition's end.
 Ready: alive, partitions are assigned, and broker and store answered when they were last asked. A worker beyond the
-number of partitions is assigned none, and ready: it stands by.
+number of partitions is assigned none, and ready: it stands by. A worker that was told to pause is alive and ready: a
+restart would change nothing, and it does what it is to do.
 
 The loop writes, threads that serve HTTP read: every change replaces a whole value, so neither waits for the other.
 """
@@ -31,6 +32,7 @@ class Health:
     def __init__(self, stall_seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stall_seconds = stall_seconds
         self._clock = clock
+        self.paused = False  # by order: positions stand though records wait
         self._assigned = False
         self._looked_at: float | None = None  # None: the worker has not joined its group yet
         self._places: Mapping[int, Place] = {}
@@ -62,7 +64,9 @@ class Health:
         now, before = self._clock(), self._places
         self._places = {
             partition: Place(
-                position, ends[partition], _moved_at(before.get(partition), position, ends[partition], now)
+                position,
+                ends[partition],
+                now if self.paused else _moved_at(before.get(partition), position, ends[partition], now),
             )
             for partition, position in positions.items()
         }

@@ -133,6 +133,9 @@ class StreamMetrics:
         self.stale_rows = counter("stale_rows", "handled users whose embedding is behind their history", "release")
         self.refused = counter("refused_writes", "writes refused because the revision had moved, then merged")
         self.encode_failures = counter("encode_failures", "histories that advanced without an embedding")
+        self.postponed = counter(
+            "postponed_encodes", "changed histories whose embedding waits: too soon after the last"
+        )
         self.forgotten = counter("forgotten_events", "events from before their user was forgotten, left out")
         self.republished = counter("republished_rows", "rows published again: another writer had moved on")
         self.lost = counter("lost_events", "offsets deleted by retention before they were read")
@@ -164,6 +167,8 @@ class StreamMetrics:
             registry=self.registry,
         )
         self.partitions = Gauge("spoor_stream_partitions", "partitions assigned", registry=self.registry)
+        self.waiting = Gauge("spoor_stream_waiting_users", "users whose embedding waits", registry=self.registry)
+        self.paused = Gauge("spoor_stream_paused", "1 while paused by order", registry=self.registry)
         self.freshness = Freshness()
         self.batches = 0
         self._started = time.monotonic()

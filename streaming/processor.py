@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import faust
+import numpy as np
+import numpy.typing as npt
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError, ProducerSendError
 
 from activity.errors import InfrastructureError, SpoorError, UsageError
+from activity.history import Histories
 from feature_repo.releases import is_retired
 from streaming.broker import check_topics
-from streaming.core import Record, decode_batch, group_batch, lost_range
+from streaming.core import DecodedBatch, Record, UserBatch, decode_batch, group_batch, lost_range
 from streaming.dead_letters import DeadLetter, encode_dead_letter
 from streaming.fail_points import FailPoint
 from streaming.health import Health
 from streaming.metrics import StreamMetrics
+from streaming.pacer import EncodePacer
 from streaming.publisher import Publisher, send_all
 from streaming.settings import WorkerSettings
 from streaming.store_thread import StoreThread
@@ -29,10 +34,11 @@ if TYPE_CHECKING:
     from faust.types import TP, EventT
 
     from store.writer import UpdateResult
-    from streaming.core import UserBatch
+    from streaming.transport import FreshConsumer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+ByRelease = Mapping[str, Set[str]]  # release → users
 
 _FAIL_POINT_AFTER = {"encoded": "after-encode", "written": "after-write"}
 _SERVER_FAILURES = (InfrastructureError, KafkaError, ProducerSendError, ConnectionError, TimeoutError)
@@ -41,7 +47,9 @@ _APPEND_TIME = 1  # Kafka's code for record times given by the broker
 
 
 class BatchProcessor:
-    """Handles batches one after the other. `failed` and `enough` tell the runner when to stop."""
+    """Handles batches one after the other. `failed` and `enough` tell the runner when to stop.
+
+    Who holds `turn` writes or commits alone: a batch, the embeddings that were postponed, a report."""
 
     def __init__(self, settings: WorkerSettings, app: faust.App, *, count: int | None = None) -> None:
         self.settings = settings
@@ -54,6 +62,10 @@ class BatchProcessor:
         self.failure: BaseException | None = None
         self.finished = asyncio.Event()
         self.progress = time.monotonic()
+        self.turn = asyncio.Lock()
+        self.unreported = False  # partitions have come for which this worker has not committed its report
+        self._pacer = EncodePacer(settings.stream.encode_seconds)
+        self._partitions = 0  # of the topic
         self._assigned: set[int] = set()
         self._earliest: dict[TP, int] = {}  # of assigned partitions, when they were assigned
         self._thread = StoreThread()
@@ -65,20 +77,43 @@ class BatchProcessor:
 
     async def open(self) -> None:
         """Loads releases, opens the store, checks the topics. Slow (seconds), so it comes before joining the group."""
+        self._stores, self._publisher = await self._opened(self._thread)
+        releases, topic = ", ".join(self.releases), self.settings.kafka.topic
+        log.info("keeping %s fresh from %s (%d partitions)", releases, topic, self._partitions)
+
+    async def reload(self) -> tuple[str, ...]:
+        """Opens everything anew beside the batches, with the releases that are live now: from the next batch on they
+        are written. Returns their names. Raises what `open` raises, and then nothing has changed."""
+        loading = StoreThread()
+        try:
+            opened = await self._opened(loading)
+        finally:
+            loading.shutdown(wait=False)
+        async with self.turn:
+            self._stores, self._publisher = opened
+        return self.releases
+
+    @property
+    def releases(self) -> tuple[str, ...]:
+        """Those that every batch writes."""
+        assert self._stores is not None, "open() comes first"
+        return tuple(self._stores.writer.encoders)
+
+    async def _opened(self, thread: Executor) -> tuple[Stores, Publisher]:
         releases = releases_to_keep_fresh(self.settings)
-        partitions = await self.in_thread(check_topics, self.settings.kafka, releases)
-        self._stores = await self.in_thread(open_stores, self.settings, releases, observe=self._observe)
+        partitions = await _in_thread(thread, check_topics, self.settings.kafka, releases)
+        self._partitions = partitions[self.settings.kafka.topic]
+        stores = await _in_thread(thread, open_stores, self.settings, releases, observe=self._observe)
         self.metrics.rows.expect(*releases)
         self.metrics.stale_rows.expect(*releases)
-        self._publisher = Publisher(
+        publisher = Publisher(
             {release: self.settings.kafka.embedding_topic(release) for release in releases},
             send=self._send,
-            reads=self._stores.online,
+            reads=stores.online,
             in_thread=self.in_thread,
             form=self.settings.kafka.embedding_format,
         )
-        topic = self.settings.kafka.topic
-        log.info("keeping %s fresh from %s (%d partitions)", ", ".join(releases), topic, partitions[topic])
+        return stores, publisher
 
     def close(self) -> None:
         self._thread.shutdown(wait=self.failure is None)
@@ -90,10 +125,14 @@ class BatchProcessor:
 
     async def in_thread(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Runs a blocking call in the one thread that touches the store."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **options))
+        return await _in_thread(self._thread, function, *args, **options)
 
     async def handle(self, events: Sequence[EventT]) -> None:
         """One batch: steps 2 to 9 of streaming/worker.py. Raises InfrastructureError when a server stays away."""
+        async with self.turn:
+            await self._handle(events)
+
+    async def _handle(self, events: Sequence[EventT]) -> None:
         current = self._of_this_generation(events)
         if not current:
             return
@@ -105,13 +144,16 @@ class BatchProcessor:
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
         if decoded.events:
             batch = group_batch(decoded, max_events=self.settings.history.max_events, as_of=self.settings.stream.as_of)
-            result = await self._tried("store", lambda: self._update(batch))
+            too_soon = self._pacer.too_soon(batch.user_ids)
+            result = await self._tried("store", lambda: self._update(batch, postpone=too_soon))
             now_ms = time.time_ns() // 1_000_000
             self.metrics.written(decoded.append_times_ms, now_ms)
             oldest = now_ms - int(decoded.append_times_ms.min())
             republished = await self._tried("published", lambda: self._publish(result))
             self.fail_point.reached("after-publish")
-            self._count(result, decoded.mismatched_keys, decoded.unknown_names, republished)
+            behind = users_behind(result)
+            waiting = self._pace(batch, result, behind, too_soon)
+            self._count(result, behind, waiting, decoded, republished)
             line |= {"users": len(result.users), "changed": int(result.changed.sum())}
             line |= {"refused": result.refused, "republished": republished, "oldest_ms": oldest}
         for event in current:
@@ -124,6 +166,19 @@ class BatchProcessor:
         if self.count is not None and self.taken >= self.count:
             self.finished.set()
 
+    async def encode_postponed(self) -> None:
+        """Encodes, writes and publishes who had to wait and has waited enough. Raises as `handle`."""
+        due = self._pacer.due()
+        users, most = list(due), self.settings.stream.batch_events
+        for start in range(0, len(users), most):
+            async with self.turn:
+                await self._encode_again({user: due[user] for user in users[start : start + most]})
+
+    async def encode_everyone_postponed(self) -> None:
+        """As `encode_postponed`, for those too who would have to wait on; from now on nobody waits."""
+        self._pacer.end()
+        await self.encode_postponed()
+
     async def assigned(self, assigned: Iterable[TP]) -> None:
         """After a rebalance: forgets the histories of lost partitions, and reports what retention took from ours."""
         partitions = {tp.partition for tp in assigned}
@@ -133,6 +188,14 @@ class BatchProcessor:
             if self._stores is not None:
                 self._stores.cache.drop_partition(gone)
         self._assigned = partitions
+        self.unreported = bool(partitions)
+        if not partitions:
+            log.warning(
+                "no partition for this worker: all %d of %s belong to other workers of group %s; it stands by",
+                self._partitions,
+                self.settings.kafka.topic,
+                self.settings.stream.group,
+            )
         self._earliest = {}
         self.health.assigned(partitions)
         self.progress = time.monotonic()
@@ -220,7 +283,7 @@ class BatchProcessor:
             self.metrics.dead.add(1, letter.reason)
             log.info("dead letter %s: %s (%s: %s)", letter.origin, letter.reason, letter.field, letter.found)
 
-    async def _update(self, batch: UserBatch) -> UpdateResult:
+    async def _update(self, batch: UserBatch, *, postpone: npt.NDArray[np.bool_]) -> UpdateResult:
         assert self._stores is not None, "open() comes first"
         await self.in_thread(self._leave_retired)
         self._step_started = time.perf_counter()
@@ -232,6 +295,7 @@ class BatchProcessor:
             batch.events,
             as_of_ms=batch.as_of_ms,
             partitions=batch.partitions,
+            postpone=postpone,
         )
 
     async def _publish(self, result: UpdateResult) -> int:
@@ -243,6 +307,15 @@ class BatchProcessor:
     async def _commit(self) -> None:
         # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure.
         await asyncio.wait_for(self.app.consumer.commit(), timeout=3 * self.settings.kafka.request_timeout_seconds)
+
+    async def _encode_again(self, users: Mapping[str, int]) -> None:
+        """`users`: user → partition of its events."""
+        none = np.zeros(len(users), np.int64)
+        batch = UserBatch(list(users), Histories.empty(len(users)), none, list(users.values()))
+        result = await self._tried("store", lambda: self._update(batch, postpone=none.astype(bool)))
+        await self._tried("published", lambda: self._publish(result))
+        self._pacer.encoded(users)
+        self.metrics.waiting.set(self._pacer.waiting)
 
     # -- helpers of the steps
 
@@ -293,31 +366,48 @@ class BatchProcessor:
     async def _send(self, topic: str, key: bytes, value: bytes | None) -> Awaitable[object]:
         return await self.app.producer.send(topic, key, value, None, None, None)
 
-    def _count(self, result: UpdateResult, mismatched_keys: int, unknown_names: Any, republished: int) -> None:
+    def _pace(
+        self, batch: UserBatch, result: UpdateResult, behind: ByRelease, too_soon: npt.NDArray[np.bool_]
+    ) -> Set[str]:
+        """Who had to wait is remembered, everybody else's floor begins. Returns the users who wait."""
+        rows = zip(batch.user_ids, batch.partitions, too_soon, strict=True)
+        somewhere = set().union(*behind.values())
+        waiting = {user: partition for user, partition, soon in rows if soon and user in somewhere}
+        self._pacer.wait(waiting)
+        self._pacer.encoded(batch.user_ids[row] for row in np.flatnonzero(result.changed & ~too_soon))
+        self.metrics.postponed.add(int((result.changed & too_soon).sum()))
+        self.metrics.waiting.set(self._pacer.waiting)
+        return waiting.keys()
+
+    def _count(
+        self, result: UpdateResult, behind: ByRelease, waiting: Set[str], decoded: DecodedBatch, republished: int
+    ) -> None:
         self.metrics.users.add(len(result.users))
         self.metrics.batch_users.observe(len(result.users))
         self.metrics.changed.add(int(result.changed.sum()))
         self.metrics.cache_hits.add(result.cache_hits)
         self.metrics.cache_misses.add(len(result.users) - result.cache_hits)
-        for release, (fresh, stale) in rows_by_release(result).items():
-            self.metrics.rows.add(fresh, release)
-            self.metrics.stale_rows.add(stale, release)
+        with_history = int((result.histories.lengths > 0).sum())  # a forgotten user has a revision and no events
+        for release, users in behind.items():
+            self.metrics.rows.add(with_history - len(users), release)
+            self.metrics.stale_rows.add(len(users - waiting), release)
         self.metrics.refused.add(result.refused)
         self.metrics.encode_failures.add(result.encode_failures)
         self.metrics.forgotten.add(result.forgotten)
         self.metrics.republished.add(republished)
-        self.metrics.mismatched.add(mismatched_keys)
-        for field, events in unknown_names.items():
+        self.metrics.mismatched.add(decoded.mismatched_keys)
+        for field, events in decoded.unknown_names.items():
             self.metrics.unknown.add(events, field)
 
     async def _report_lost(self, assigned: Sequence[TP]) -> None:
         if not assigned:
             return
         timeout = self.settings.kafka.request_timeout_seconds
-        earliest = await asyncio.wait_for(self.app.consumer.earliest_offsets(*assigned), timeout)
+        consumer = cast("FreshConsumer", self.app.consumer)
+        earliest = await asyncio.wait_for(consumer.earliest_offsets(*assigned), timeout)
         self._earliest = dict(earliest)
         for tp in assigned:
-            committed = await asyncio.wait_for(_committed(self.app, tp), timeout)
+            committed = await asyncio.wait_for(consumer.committed(tp), timeout)
             lost = lost_range(committed=committed, earliest=earliest[tp])
             if lost is not None:
                 self.metrics.lost.add(lost[1] - lost[0])
@@ -328,21 +418,18 @@ class BatchProcessor:
                 )  # fmt: skip
 
 
-def rows_by_release(result: UpdateResult) -> dict[str, tuple[int, int]]:
-    """Release → handled users whose embedding is as fresh as their history, and those whose is behind it or missing."""
+def users_behind(result: UpdateResult) -> ByRelease:
+    """Release → handled users with events whose embedding is behind their history or missing."""
     revisions = dict(zip(result.users, result.revisions.tolist(), strict=True))
-    with_history = int((result.histories.lengths > 0).sum())  # a forgotten user has a revision and no events
-    counts = {}
-    for release, rows in result.rows.items():
-        fresh = sum(row.revision == revisions[row.user_id] for row in rows)
-        counts[release] = fresh, with_history - fresh
-    return counts
+    with_history = {result.users[row] for row in np.flatnonzero(result.histories.lengths > 0)}
+    return {
+        release: with_history - {row.user_id for row in rows if row.revision == revisions[row.user_id]}
+        for release, rows in result.rows.items()
+    }
 
 
-async def _committed(app: faust.App, tp: TP) -> int | None:
-    """The group's committed offset. Faust exposes it only after its seek, which hides a lost range."""
-    thread: Any = app.consumer._thread  # type: ignore[attr-defined]
-    return await thread.call_thread(thread._ensure_consumer().committed, tp)
+async def _in_thread(thread: Executor, function: Callable[..., T], *args: Any, **options: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, lambda: function(*args, **options))
 
 
 def _gave_up(step: str, tries: int, error: BaseException) -> SpoorError:

@@ -19,6 +19,7 @@ class StreamSettings:
     batch_events: int = 1000  # most events taken at once
     batch_seconds: float = 0.2  # longest wait for a batch to fill
     cache_users: int = 100_000  # histories kept in memory per worker
+    encode_seconds: float = 0.0  # least time between two encodes of one user; 0 = encode with every batch
     as_of: Literal["append", "event"] = "append"  # a row's as-of time; "event" when old data are replayed
     retries: int = 5  # tries of a step whose server fails before the worker stops
     retry_seconds: float = 0.25  # wait before the second try; doubles each time
@@ -30,7 +31,7 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         require_at_least("stream", self, 1, "batch_events", "retries")
-        require_at_least("stream", self, 0, "cache_users", "retry_seconds", "metrics_port")
+        require_at_least("stream", self, 0, "cache_users", "encode_seconds", "retry_seconds", "metrics_port")
         for name in ("batch_seconds", "stall_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"stream.{name} is {getattr(self, name)}", hint="it must be above 0")

@@ -4,6 +4,8 @@
     /healthz    200 while the worker is alive, else 503 and a line per problem
     /readyz     200 while it does its work, else 503 and a line per problem
 
+200 says `ok`, or `paused` where `spoor stream pause` has told the worker to take no events.
+
 Nothing is read from a request but its path: bodies and parameters are ignored, and a client that says nothing for
 `_SILENCE_SECONDS` is dropped.
 """
@@ -70,7 +72,8 @@ def application(registry: CollectorRegistry, health: Health) -> Callable[..., It
             start_response("404 Not Found", [_TEXT])
             return [b"/metrics, /healthz or /readyz\n"]
         problems = probes[path]()
+        fine = "paused" if health.paused else "ok"
         start_response("503 Service Unavailable" if problems else "200 OK", [_TEXT])
-        return ["".join(f"{line}\n" for line in problems or ["ok"]).encode()]
+        return ["".join(f"{line}\n" for line in problems or [fine]).encode()]
 
     return respond

@@ -1,4 +1,5 @@
-"""Faust's Kafka transport with a short fetch wait and the configured isolation level.
+"""Faust's Kafka transport with a short fetch wait, the configured isolation level, a pause, and reports beside the
+committed offsets.
 
 aiokafka has one fetch in flight per broker. Faust lets that fetch wait 1.5 s for data, and a partition whose records
 were taken meanwhile is not fetched before it returns: at a few events per second that wait would be most of the time
@@ -6,6 +7,9 @@ between an event and its embedding. Faust has no setting for it, and reads uncom
 
 A transaction leaves offsets behind that no record has: its marker, and its records if it was aborted. Faust commits
 only what follows a record, so such offsets at a partition's end stay uncommitted: `FreshConsumer.handled` passes them.
+
+A pause is aiokafka's own: paused partitions are polled and give nothing, so the worker stays a member of its group for
+as long as it takes. Faust's `pause_partitions` ends the polling, after which aiokafka leaves the group.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
@@ -35,6 +40,13 @@ class ConsumerThread(AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         consumer._isolation_level = self.app.isolation_level  # type: ignore[attr-defined]
+        commit = consumer.commit
+
+        async def commit_with_report(offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+            report = self.consumer.report  # type: ignore[attr-defined]
+            await commit({tp: OffsetAndMetadata(place.offset, report) for tp, place in offsets.items()})
+
+        consumer.commit = commit_with_report
         return consumer
 
     async def _fetch_records(self, *args: Any, **options: Any) -> Mapping[TP, Any]:
@@ -44,7 +56,13 @@ class ConsumerThread(AIOKafkaConsumerThread):
         return found
 
     def verify_event_path(self, now: float, tp: TP) -> None:
-        """Faust's own check takes an open transaction for a stuck stream; the worker's watch and probes do not."""
+        """Faust's own check takes an open transaction or a pause for a stuck stream; the worker's watch and probes do
+        not."""
+
+    async def pause(self, paused: bool) -> None:
+        """Pauses every assigned partition, or goes on with all. A partition that is assigned later is not paused."""
+        consumer = self._ensure_consumer()
+        (consumer.pause if paused else consumer.resume)(*consumer.assignment())
 
     async def on_thread_stop(self) -> None:
         """Stop the consumer; when the broker is gone, aiokafka's fetcher lets its own cancellation escape.
@@ -65,7 +83,24 @@ class ConsumerThread(AIOKafkaConsumerThread):
 
 
 class FreshConsumer(Consumer):
+    """`report` goes with every commit as the offsets' metadata."""
+
     logger = _log
+    report = ""
+
+    @property
+    def member(self) -> str:
+        """This worker's id in its group; another one after each time that it joins."""
+        return self._thread._ensure_consumer()._coordinator.member_id  # type: ignore[attr-defined]
+
+    async def committed(self, tp: TP) -> int | None:
+        """The group's offset. Faust exposes it only after its seek, which hides a lost range."""
+        thread: Any = self._thread
+        return await thread.call_thread(thread._ensure_consumer().committed, tp)
+
+    async def pause(self, paused: bool) -> None:
+        """See `ConsumerThread.pause`."""
+        await self._thread.call_thread(self._thread.pause, paused)  # type: ignore[attr-defined]
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)

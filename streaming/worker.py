@@ -28,7 +28,9 @@ Metrics (Prometheus, prefix spoor_stream_):
   refused_writes_total      merged and tried again       encode_failures_total     embedding left to the sweep
   republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
   skipped_records_total     left to their new owner      retries_total             by step
-  forgotten_events_total    a forgotten user's past      partitions                assigned now
+  forgotten_events_total    a forgotten user's past      postponed_encodes_total   too soon after the last
+  partitions                assigned now                 waiting_users             whose embedding waits now
+  paused                    1 while paused by order
   batch_records             histogram                    batch_users               histogram of different users
   freshness_seconds         append → in the store        step_seconds              by step: decoded, read, merged,
   lag_records               by partition, not committed                            encoded, written, dead-letters,
@@ -44,7 +46,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -63,6 +65,7 @@ from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
 from streaming.settings import StreamSettings, WorkerSettings
 from streaming.status_server import serve
+from streaming.steering import Steering
 from streaming.transport import FreshTransport
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ _MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a r
 _STOP_SECONDS = 60.0  # for the batch in flight and the commit
 _WATCH_SECONDS = 5.0
 _LOOK_SECONDS = 2.0  # between two looks for metrics and probes
+_STEER_SECONDS = 1.0  # between two looks for orders and for users who have waited enough
 _ANSWER_SECONDS = 10.0
 _REPEAT_SECONDS = 30.0  # between two equal lines of a library
 
@@ -85,6 +89,7 @@ class StreamApp(faust.App):
     logger = logging.getLogger("faust.app")  # mode would name it after this module and so count its lines as ours
     processor: BatchProcessor
     isolation_level: IsolationLevel
+    steering: Steering
 
     def _create_directories(self) -> None:
         """Faust keeps tables and logs there; this app has neither, and the state folder may be read-only."""
@@ -118,6 +123,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
     )
     app.processor = BatchProcessor(settings, app)
     app.isolation_level = kafka.isolation_level
+    app.steering = Steering(app)
     # Raw bytes: what Faust cannot decode it acknowledges before an agent sees it.
     topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", value_type=bytes, allow_empty=True)
 
@@ -136,6 +142,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
             app.processor.fail_point.reached("during-rebalance")
 
     async def on_assigned(_: Any, assigned: set[TP], **__: Any) -> None:
+        await app.steering.assigned()
         await app.processor.assigned(assigned)
 
     app.on_partitions_revoked.connect(cast(Any, on_revoked))
@@ -180,6 +187,7 @@ async def _run(
     stop_serving = _serve_status(app, settings.stream)
     tasks: list[asyncio.Task[None]] = []
     try:
+        await app.steering.begin()
         await processor.open()
         if not processor.finished.is_set():
             metrics.start()
@@ -188,6 +196,7 @@ async def _run(
             tasks.append(asyncio.create_task(_watch(app, settings.stream.stall_seconds)))
             tasks.append(asyncio.create_task(_start(app, settings)))
             tasks.append(asyncio.create_task(_look(app)))
+            tasks.append(asyncio.create_task(_steer(app)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(processor.finished.wait(), timeout_seconds)
     finally:
@@ -219,19 +228,30 @@ async def _start(app: StreamApp, settings: WorkerSettings) -> None:
 
 
 async def _stop(app: StreamApp) -> None:
-    """Finishes the batch in flight and commits it; after a failure commits only what was acknowledged before."""
-    if app.processor.failure is not None:
+    """Finishes the batch in flight and commits it, and encodes who was to wait; after a failure commits only what was
+    acknowledged before."""
+    processor = app.processor
+    if processor.failure is None:
+        await _within_stop_time(processor, processor.encode_everyone_postponed())
+    if processor.failure is not None:
         app.conf.stream_wait_empty = False
         app.consumer.unacked.clear()
+    await _within_stop_time(processor, app.stop())
+
+
+async def _within_stop_time(processor: BatchProcessor, step: Awaitable[Any]) -> None:
+    """What a step of stopping raises is the worker's failure, if it has none yet."""
     try:
-        await asyncio.wait_for(app.stop(), _STOP_SECONDS)
+        await asyncio.wait_for(step, _STOP_SECONDS)
     except TimeoutError:
-        app.processor.fail(
+        processor.fail(
             InfrastructureError(
                 f"the worker did not stop within {_STOP_SECONDS:.0f} s",
                 hint="nothing was lost: what is not committed is delivered again",
             )
         )
+    except Exception as error:
+        processor.fail(error)
 
 
 async def _look(app: StreamApp) -> None:
@@ -243,6 +263,18 @@ async def _look(app: StreamApp) -> None:
             except Exception as error:  # a look that ended in silence would make a worker that works look dead
                 app.processor.fail(error)
         await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _steer(app: StreamApp) -> None:
+    """Follows orders, and encodes who has waited enough, from when the worker has joined its group."""
+    while not app.processor.finished.is_set():
+        if app.processor.health.joined:
+            try:
+                await app.steering.follow()
+                await app.processor.encode_postponed()
+            except Exception as error:  # in silence it would leave embeddings behind for ever
+                app.processor.fail(error)
+        await asyncio.sleep(_STEER_SECONDS)
 
 
 async def _watch(app: StreamApp, stall_seconds: float) -> None:
@@ -276,6 +308,8 @@ async def _stall(app: StreamApp) -> str:
         positions = {tp: await asyncio.wait_for(consumer.position(tp), _ANSWER_SECONDS) for tp in assigned}
     except (TimeoutError, KafkaError, FaustError):
         return "the broker does not answer"
+    if app.processor.health.paused:
+        return ""
     return "events wait" if any((positions[tp] or 0) < ends[tp] for tp in assigned) else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -101,7 +102,7 @@ def backfill(
     """Compute and write everybody's embedding.
 
     Histories come from the lake and go, with their embeddings, to Feast's online store and the offline log. Exit code
-    1 if an embedding could not be computed.
+    1 if an embedding could not be computed, or a running worker does not write a release.
     """
     if (from_ms is None) != (to_ms is None):
         raise UsageError("--from and --to belong together: one is missing", hint="give both, or neither")
@@ -110,6 +111,7 @@ def backfill(
     from spoor.console import say
     from spoor.flink import batch_runner
     from spoor.kafka_admin import ensure_topics
+    from spoor.stream_orders import unwritten
 
     snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, every_ms)
     online = into != "offline" and snapshots is None
@@ -131,6 +133,7 @@ def backfill(
             resume=resume,
             dry_run=dry_run,
             runner=started,
+            unwritten=partial(unwritten, settings) if publish else lambda releases: (),
         )
     text = (
         f"{result.job}: {result.items:,} work items, {result.skipped:,} of them finished before"
@@ -140,8 +143,10 @@ def backfill(
     )
     if result.encode_failures:
         text += f"; {result.encode_failures:,} embeddings could not be computed: mend the release, then --resume"
+    if result.unwritten:
+        text += f"; workers do not write {', '.join(result.unwritten)}: `spoor stream reload`, then --resume"
     invocation.emit(result, text)
-    ctx.exit(1 if result.encode_failures else 0)
+    ctx.exit(1 if result.encode_failures or result.unwritten else 0)
 
 
 @click.command()

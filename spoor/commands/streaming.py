@@ -1,14 +1,17 @@
-"""`spoor stream` and `spoor dlq`: the worker, and the records it could not take."""
+"""`spoor stream` and `spoor dlq`: the worker, orders to running workers, and the records they could not take."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from activity.errors import UsageError
 from spoor.commands.invocation import (
+    DURATION,
     Invocation,
     dry_run_option,
     json_option,
@@ -18,56 +21,72 @@ from spoor.commands.invocation import (
 )
 
 if TYPE_CHECKING:
+    from spoor.config import Settings
     from streaming.dead_letters import DeadLetter
 
 _SHOWN_BYTES = 60  # of a dead letter's original value
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @release_option
 @click.option("--count", type=int, help="Stop after so many records.")
 @click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
 @click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
+@click.option("--rewind", "rewind_ms", type=DURATION, help="Read again what was appended in the last, e.g. 10m.")
 @click.option(
     "--summary", type=click.Path(path_type=Path), metavar="FILE", help="Write the run's figures there as JSON."
 )
 @dry_run_option
 @json_option
-@pass_invocation
+@click.pass_context
 def stream(
-    invocation: Invocation,
+    ctx: click.Context,
     releases: tuple[str, ...],
     count: int | None,
     timeout_seconds: float | None,
     from_lake: bool,
+    rewind_ms: int | None,
     summary: Path | None,
     dry_run: bool,
 ) -> None:
     """Keep histories and embeddings fresh.
 
-    One worker of the consumer group: events from Kafka, rows to Feast and to the embedding topics.
+    One worker of the consumer group: events from Kafka, rows to Feast and to the embedding topics. The commands below
+    start none: they give orders to the group's workers, or show what these do.
     """
+    if ctx.invoked_subcommand is not None:
+        return
+    if from_lake and rewind_ms is not None:
+        raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
     from activity.lake import Lake
     from spoor.console import say
-    from spoor.kafka_admin import ensure_topics
+    from spoor.kafka_admin import ensure_topics, group_members
     from streaming.handover import start_after_backfill
     from streaming.stores import releases_to_keep_fresh
     from streaming.worker import run_worker
 
+    invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
     if releases:
         settings = replace(settings, stream=replace(settings.stream, releases=releases))
     names = releases_to_keep_fresh(settings)
     say(f"group `{settings.stream.group}` at {settings.kafka.address}, releases: {', '.join(names)}")
     if dry_run:
-        invocation.emit({"releases": names, "topic": settings.kafka.topic, "dry_run": True}, "nothing was done")
+        moved = {} if rewind_ms is None else _rewind(settings, rewind_ms, dry_run=True)
+        shown = {"releases": names, "topic": settings.kafka.topic, "rewound": moved, "dry_run": True}
+        invocation.emit(shown, "nothing was done")
         return
-    for topic in ensure_topics(settings.kafka, releases=names):
+    activity, *others = ensure_topics(settings.kafka, releases=names)
+    for topic in (activity, *others):
         say(topic.describe())
+    if (workers := group_members(settings.kafka, settings.stream.group)) >= activity.partitions:
+        say(f"the group has {workers} workers for {activity.partitions} partitions: one more can only stand by")
     if from_lake:
         lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)
         for partition, offset in start_after_backfill(settings, lake).items():
             say(f"partition {partition}: begins at offset {offset:,}")
+    if rewind_ms is not None:
+        _rewind(settings, rewind_ms)
     result = run_worker(settings, count=count, timeout_seconds=timeout_seconds, summary_file=summary)
     invocation.emit(
         result,
@@ -75,6 +94,87 @@ def stream(
         f"{result.dead_letters:,} dead letters, freshness p50/p99 "
         f"{_milliseconds(result.freshness_p50_ms)}/{_milliseconds(result.freshness_p99_ms)}",
     )
+
+
+def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> dict[int, tuple[int, int]]:
+    """Moves the group back, and says so; the broker's clock and this machine's are taken to be one."""
+    import time
+
+    from spoor.console import say
+    from spoor.services import require_broker
+    from streaming.handover import rewind
+
+    require_broker(settings.kafka)
+    moved = rewind(settings, to_ms=time.time_ns() // 1_000_000 - duration_ms, dry_run=dry_run)
+    for partition, (before, now) in moved.items():
+        say(f"partition {partition}: back from offset {before:,} to {now:,}")
+    say(f"{sum(before - now for before, now in moved.values()):,} records are read again")
+    return moved
+
+
+def _waits(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--timeout-seconds",
+        type=click.FloatRange(min=0),
+        default=120.0,
+        show_default=True,
+        help="How long to wait for the workers' reports.",
+    )(command)
+
+
+@stream.command()
+@_waits
+@json_option
+@pass_invocation
+def pause(invocation: Invocation, timeout_seconds: float) -> None:
+    """Let all workers take no more events.
+
+    They finish what they have taken, stay in their group, and are healthy; workers that start are paused too. Ends when
+    all of them report it. Given again, it changes nothing.
+    """
+    from spoor.stream_orders import pause
+
+    result = pause(invocation.settings(), timeout_seconds=timeout_seconds)
+    invocation.emit(result, result.text())
+
+
+@stream.command()
+@_waits
+@json_option
+@pass_invocation
+def resume(invocation: Invocation, timeout_seconds: float) -> None:
+    """Let paused workers go on."""
+    from spoor.stream_orders import resume
+
+    result = resume(invocation.settings(), timeout_seconds=timeout_seconds)
+    invocation.emit(result, result.text())
+
+
+@stream.command()
+@_waits
+@json_option
+@pass_invocation
+def reload(invocation: Invocation, timeout_seconds: float) -> None:
+    """Let workers take up new releases.
+
+    Each loads the releases that are live now beside its work, and from then on writes all of them with every batch.
+    Exit code 1 where a worker could not, and goes on with those that it had.
+    """
+    from spoor.stream_orders import reload
+
+    result = reload(invocation.settings(), timeout_seconds=timeout_seconds)
+    invocation.emit(result, result.text())
+
+
+@stream.command()
+@json_option
+@pass_invocation
+def status(invocation: Invocation) -> None:
+    """Show what each worker does and writes."""
+    from spoor.stream_orders import status
+
+    result = status(invocation.settings())
+    invocation.emit(result, result.text())
 
 
 @click.group()

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name")
+@click.option("--without-workers", is_flag=True, help="There is no stream: do not ask Kafka whether workers write it.")
 @dry_run_option
 @json_option
 @pass_invocation
-def promote(invocation: Invocation, name: str, dry_run: bool) -> None:
+def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: bool) -> None:
     """Serve a release as the service `ranker`.
 
-    Refused, with exit code 1, while somebody's embedding of it is missing or behind in the online store. The release
-    that was served stays live and written: promoting it again is the way back.
+    Refused, with exit code 1, while a running worker does not write it, or somebody's embedding of it is missing or
+    behind in the online store. The release that was served stays live and written: promoting it again is the way back.
     """
     from spoor.console import counter
     from spoor.versions import promote as run_promote
@@ -33,7 +34,8 @@ def promote(invocation: Invocation, name: str, dry_run: bool) -> None:
     settings = invocation.settings()
     say(f"comparing everybody's embedding of {name} with their history in the online store")
     with counter("users read") as advance:
-        result = run_promote(settings, name, dry_run=dry_run, progress=advance)
+        asked = "none" if without_workers else "ask"
+        result = run_promote(settings, name, workers=asked, dry_run=dry_run, progress=advance)
     invocation.emit(result, _promoted_text(result))
 
 

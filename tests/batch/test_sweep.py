@@ -85,11 +85,27 @@ def test_a_release_that_no_worker_writes_is_not_swept(filled: Any, monkeypatch: 
     """Under traffic it would be behind for ever."""
     swept: list[str] = []
     monkeypatch.setattr(
-        "batch.backfill.sweep", lambda settings, online, releases, publish: swept.extend(releases) or Swept()
+        "batch.backfill.sweep", lambda settings, online, releases, **_: swept.extend(releases) or Swept()
     )
     settings = filled.settings
     run_backfill(replace(settings, stream=replace(settings.stream, releases=("base-1",))))
     assert swept == ["base-1"]
+
+
+def test_whether_workers_write_the_releases_is_asked_before_the_pass_that_finds_nobody(filled: Any) -> None:
+    """Asked after it, a worker could have written in between, and taken the release up since."""
+    old_worker_writes(filled, 54, 30)
+    asked: list[set[str]] = []
+
+    def unwritten(releases: Sequence[str]) -> list[str]:
+        asked.append(behind(open_online(filled.settings.features)))
+        return ["base-2"] if len(asked) == 1 else []
+
+    result = run_backfill(filled.settings, resume=True, unwritten=unwritten)
+    assert [bool(users) for users in asked] == [True, False]
+    assert result.unwritten == ()
+    result = run_backfill(filled.settings, resume=True, unwritten=lambda releases: ["base-2"])
+    assert result.unwritten == ("base-2",)
 
 
 def test_forgotten_users_are_not_behind(filled: Any) -> None:

@@ -29,6 +29,10 @@ COMMANDS = [
     "forget",
     "merge-users",
     "stream",
+    "stream-pause",
+    "stream-reload",
+    "stream-resume",
+    "stream-status",
     "dlq",
     "dlq-list",
     "dlq-replay",
@@ -151,6 +155,8 @@ def test_config_show_tells_values_and_origins_and_hides_secrets(spoor: Spoor, mo
         (["forget", "--user", "ann", "--through", "2126-01-01T00:00:00Z", "--yes"], "in the future", "leave it out"),
         (["merge-users", "--from", "a", "--to", "a", "--yes"], "the same id", "anonymous"),
         (["merge-users", "--from", "a", "--to", "b"], "stdin is no terminal", "--dry-run"),
+        (["stream", "--rewind", "soon"], "not a duration", "spoor stream --help"),
+        (["stream", "--rewind", "1h", "--from-lake"], "--rewind moves one back", "one of them"),
         (["release", "show", "none"], "no release `none`", "spoor release list"),
     ],
 )
@@ -170,6 +176,9 @@ def test_wrong_usage_and_settings_exit_with_2(spoor: Spoor, arguments: list[str]
         ["archive", "--dry-run"],
         ["simulate"],
         ["stream", "--count", "1"],
+        ["stream", "--dry-run", "--rewind", "10m"],
+        ["stream", "pause"],
+        ["stream", "status"],
         ["dlq", "list"],
         ["dlq", "replay"],
     ],
@@ -205,6 +214,14 @@ def test_embeddings_that_could_not_be_computed_exit_with_1(spoor: Spoor, monkeyp
     done = spoor("backfill", "--no-publish", "--json")
     assert (done.code, done.json["encode_failures"]) == (1, 3)
     assert "3 embeddings could not be computed" in spoor("backfill", "--no-publish").out
+
+
+def test_a_release_that_workers_do_not_write_yet_exits_with_1(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
+    release(Path("releases/base-1").absolute())
+    done = BackfillResult("backfill-1", ("base-1",), None, 0, 2, 0, False, unwritten=("base-1",))
+    monkeypatch.setattr("batch.backfill.run_backfill", lambda *_, **__: done)
+    told = spoor("backfill", "--no-publish")
+    assert (told.code, "workers do not write base-1: `spoor stream reload`, then --resume" in told.out) == (1, True)
 
 
 def test_a_state_folder_that_cannot_be_written_exits_with_3(spoor: Spoor, settings: Settings):

@@ -17,6 +17,7 @@ from activity.errors import InfrastructureError, ProblemsFound, UsageError
 from activity.events import Event, events_table
 from activity.history import group_events, history_values
 from activity.locks import exclusive
+from activity.settings import KafkaSettings
 from batch.publish import Publisher
 from encoder.inference import load_encoders
 from encoder.release import load_release, mark_retired, read_info
@@ -28,6 +29,7 @@ from store.offline import open_offline
 from store.online import open_online
 from store.repo import apply, create_repo
 from store.writer import GuardedWriter
+from tests.conftest import free_port
 from tests.releases import save_untrained_release
 
 Spoor = Callable[..., Any]
@@ -72,8 +74,14 @@ def of_release(names: set[str], release: str) -> set[str]:
 
 
 @pytest.fixture
+def settings(settings: Settings, kafka: KafkaSettings) -> Settings:
+    """On the session's broker, which a promotion asks for workers."""
+    return dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, port=kafka.port))
+
+
+@pytest.fixture
 def world(settings: Settings) -> Settings:
-    """Without a broker."""
+    """Without topics."""
     make_world(settings)
     return settings
 
@@ -271,7 +279,19 @@ def test_nothing_is_retired_without_a_yes_or_in_a_dry_run(spoor: Spoor, world: S
     assert not read_info(world.features.releases_folder / "base-1").retired
 
 
-def test_without_a_broker_nothing_is_marked_unless_the_topic_may_stay(spoor: Spoor, world: Settings):
+def test_without_a_broker_nothing_is_switched_unless_there_are_no_workers(
+    spoor: Spoor, world: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SPOOR_KAFKA__PORT", str(free_port()))
+    assert "no Kafka broker answers" in spoor("release", "promote", "base-2").failed_with(3)
+    assert promotion(world.features.releases_folder) is None
+    assert spoor("release", "promote", "base-2", "--without-workers").code == 0
+
+
+def test_without_a_broker_nothing_is_marked_unless_the_topic_may_stay(
+    spoor: Spoor, world: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SPOOR_KAFKA__PORT", str(free_port()))
     assert "no Kafka broker answers" in spoor("release", "retire", "base-1", "--yes").failed_with(3)
     assert not read_info(world.features.releases_folder / "base-1").retired
     done = spoor("release", "retire", "base-1", "--yes", "--keep-topic")

@@ -161,6 +161,23 @@ def test_a_release_that_cannot_encode_waits_for_the_sweep_while_histories_advanc
     assert [row.revision for row in swept.rows["base-2"]] == [1, 1]
 
 
+def test_a_postponed_user_s_history_advances_and_the_embedding_follows_when_it_may(online):
+    encoder = ToyEncoder()
+    writer = writer_of(online, encoder, cache=HistoryCache(10))
+    users, first = events_of(("ann", "i1", 0), ("bob", "i2", 5))
+    writer.update(users, first, as_of_ms=as_of(users))
+    _, second = events_of(("ann", "i3", 10), ("bob", "i4", 15))
+    result = writer.update(users, second, as_of_ms=as_of(users, 20), postpone=np.array([True, False]))
+    assert result.changed.all() and result.encode_failures == 0
+    assert [row.revision for row in result.rows["base-1"]] == [1, 2]  # what is published is what is stored
+    ann, bob = online.read(users, ["base-1"])
+    assert (ann.revision, ann.embedding_revisions, bob.embedding_revisions) == (2, {"base-1": 1}, {"base-1": 2})
+    calls = encoder.calls
+    result = writer.update(["ann"], Histories.empty(1), as_of_ms=as_of(["ann"]))
+    assert (encoder.calls - calls, result.changed.tolist(), result.rows["base-1"][0].revision) == (1, [False], 2)
+    assert result.rows["base-1"][0].created_ms == START_MS + 20
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 5.0, 0.0])
 def test_a_vector_that_may_not_be_stored_waits_and_the_other_users_go_on(online, value):
     class Odd(ToyEncoder):

@@ -1,19 +1,21 @@
-"""Where a group begins that takes over from a backfill, on the genuine broker."""
+"""Where a group begins that takes over from a backfill, and one that goes back, on the genuine broker."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pyarrow as pa
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.structs import OffsetAndMetadata
 
 from activity.errors import InfrastructureError, UsageError
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
-from streaming.handover import start_after_backfill
+from streaming.handover import rewind, start_after_backfill
 from tests.conftest import free_port, wait_until
 
 GROUP = "taking-over"
@@ -111,7 +113,7 @@ def test_the_lake_of_another_topic_says_nothing_about_this_one(settings: Setting
 
 def test_a_group_at_work_is_not_moved_under_its_workers(settings: Settings, lake: Lake, member: KafkaConsumer):
     land(lake, settings, 0, 0, 40)
-    with pytest.raises(UsageError, match="has workers already") as raised:
+    with pytest.raises(UsageError, match="has workers: its offsets are theirs") as raised:
         start_after_backfill(settings, lake)
     assert "--from-lake" in raised.value.hint
     assert committed(settings) == {}
@@ -123,3 +125,44 @@ def test_a_broker_that_is_down_is_one_clear_error(settings: Settings, lake: Lake
     with pytest.raises(InfrastructureError, match="no Kafka broker answers") as raised:
         start_after_backfill(dataclasses.replace(settings, kafka=kafka), lake)
     assert "spoor services up" in raised.value.hint
+
+
+@pytest.fixture
+def appended(settings: Settings) -> int:
+    """Three records in partition 0, and two more that were appended at the returned time or later. All are committed,
+    and so is partition 1, which is empty."""
+    topic, group = settings.kafka.topic, settings.stream.group
+    with KafkaProducer(**settings.kafka.client_options()) as producer:
+        early = [producer.send(topic, partition=0, value=b"x").get(timeout=30).timestamp for _ in range(3)]
+        after = max(early) + 1
+        wait_until(lambda: time.time_ns() // 1_000_000 >= after, "the next millisecond")
+        for _ in range(2):
+            producer.send(topic, partition=0, value=b"x").get(timeout=30)
+    options = settings.kafka.client_options() | {"enable_auto_commit": False}
+    with closing(KafkaConsumer(group_id=group, **options)) as consumer:
+        partitions = [TopicPartition(topic, 0), TopicPartition(topic, 1)]
+        consumer.assign(partitions)
+        consumer.commit({tp: OffsetAndMetadata(5 if tp.partition == 0 else 0, "", -1) for tp in partitions})
+    return after
+
+
+def test_a_rewound_group_reads_again_what_was_appended_since(settings: Settings, appended: int):
+    assert rewind(settings, to_ms=appended, dry_run=True) == {0: (5, 3)}
+    assert committed(settings) == {0: 5, 1: 0}
+    assert rewind(settings, to_ms=appended) == {0: (5, 3)}
+    assert committed(settings) == {0: 3, 1: 0}
+    assert rewind(settings, to_ms=0) == {0: (3, 0)}
+
+
+def test_a_group_is_never_moved_forward(settings: Settings, appended: int):
+    rewind(settings, to_ms=0)
+    for to_ms in (appended, appended + 3_600_000):
+        assert rewind(settings, to_ms=to_ms) == {}
+    assert committed(settings) == {0: 0, 1: 0}
+
+
+def test_a_group_at_work_is_not_rewound(settings: Settings, appended: int, member: KafkaConsumer):
+    with pytest.raises(UsageError, match="has workers: its offsets are theirs") as raised:
+        rewind(settings, to_ms=0)
+    assert "--rewind" in raised.value.hint
+    assert committed(settings) == {0: 5, 1: 0}

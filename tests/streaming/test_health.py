@@ -108,3 +108,20 @@ def test_a_worker_that_stops_is_neither(health: Health):
 def test_lag_is_never_below_zero(health: Health):
     working(health, {0: 5, 1: 9}, {0: 7, 1: 8})
     assert health.lag() == {0: 2, 1: 0}
+
+
+def test_a_worker_that_was_told_to_pause_may_stand_and_then_has_its_time_again(health: Health, clock: Clock):
+    working(health, {0: 5}, {0: 7})
+    health.paused = True
+    for _ in range(10):
+        clock.now += 29
+        health.looked()
+        health.positions({0: 5}, {0: 9})
+    assert health.not_alive() == health.not_ready() == []
+    health.paused = False
+    clock.now += 29
+    health.looked()
+    health.positions({0: 5}, {0: 9})
+    assert health.not_alive() == []
+    clock.now += 1
+    assert health.not_alive() == ["partition 0 has stood at offset 5 for 30 s, 4 records wait"]

@@ -16,6 +16,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 import streaming.processor
 from activity.errors import InfrastructureError, UsageError
+from activity.events import Event
 from activity.settings import KafkaSettings
 from spoor import services
 from spoor.kafka_admin import ensure_topics
@@ -23,7 +24,7 @@ from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
-from tests.streaming.conftest import RELEASE, World, metric, page, some_events
+from tests.streaming.conftest import ITEMS, RELEASE, START_MS, Worker, World, metric, page, some_events
 from tests.topics import topic_ends
 
 BAD = [b"not json", b"", None, b"[]", b'{"user_id": 1}', b"\xff", b"{" * 20_000]
@@ -238,6 +239,56 @@ def test_metrics_tell_what_the_worker_did_and_how_much_waits(world: World):
     wait_until(lambda: metric(port, "spoor_stream_lag_records") == 0, "no lag is shown again")
     worker.process.send_signal(signal.SIGTERM)
     assert worker.ended() == 0, worker.log
+
+
+def hot_user(count: int) -> list[Event]:
+    return [Event("hot", item, "view", "home", START_MS + n) for n, item in enumerate(ITEMS[:count])]
+
+
+def start_with_floor(world: World, port: int, seconds: float) -> Worker:
+    """`stream.encode_seconds`, and each event a batch of its own."""
+    return world.start_worker(
+        SPOOR_STREAM__METRICS_PORT=str(port),
+        SPOOR_STREAM__ENCODE_SECONDS=str(seconds),
+        SPOOR_STREAM__BATCH_EVENTS="1",
+    )
+
+
+def stored_revisions(world: World) -> tuple[int, int | None]:
+    """The hot user's history's and embedding's."""
+    (stored,) = world.online().read(["hot"], [RELEASE])
+    return stored.revision, stored.embedding_revisions[RELEASE]
+
+
+def test_between_two_encodes_of_a_user_lies_the_floor_and_the_last_comes_without_another_event(world: World):
+    events, port = hot_user(4), free_port()
+    world.produce(events)
+    worker = start_with_floor(world, port, 4.0)
+    wait_until(lambda: metric(port, "spoor_stream_batch_records_count") == 4, "each event was a batch")
+    assert metric(port, "spoor_stream_postponed_encodes_total") == 3
+    assert metric(port, "spoor_stream_stale_rows_total") == 0  # nothing is wrong with it
+    wait_until(lambda: stored_revisions(world) == (4, 4), "the embedding has caught up")
+    wait_until(lambda: metric(port, "spoor_stream_waiting_users") == 0, "nobody waits")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.log
+    world.assert_holds(events)
+
+
+def test_a_killed_worker_leaves_an_embedding_to_the_next_event_and_one_that_stops_leaves_none(world: World):
+    events, ports = hot_user(4), (free_port(), free_port())
+    worker = start_with_floor(world, ports[0], 3600.0)
+    world.produce(events[:2])
+    wait_until(lambda: sum(world.committed().values()) == 2, "both are committed")
+    worker.process.kill()
+    worker.process.wait()
+    assert stored_revisions(world) == (2, 1)
+    worker = start_with_floor(world, ports[1], 3600.0)
+    world.produce(events[2:])
+    wait_until(lambda: metric(ports[1], "spoor_stream_waiting_users") == 1, "the last event has come too soon")
+    assert stored_revisions(world) == (4, 3)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.ended() == 0, worker.log
+    world.assert_holds(events)
 
 
 def test_a_worker_is_ready_once_it_has_partitions_and_while_store_and_broker_answer(world: World):

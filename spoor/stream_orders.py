@@ -1,0 +1,111 @@
+"""`spoor stream pause`, `resume`, `reload` and `status`: orders to a group's workers, and what they report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from activity.errors import InfrastructureError, ProblemsFound
+from feature_repo.releases import live_releases
+from spoor.config import Settings
+from spoor.kafka_admin import ensure_topics
+from spoor.services import require_broker
+from streaming.control import GroupState, Orders, Report, give_orders, group_state, read_orders
+
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """What a group's workers are ordered to do, and what they report."""
+
+    orders: Orders
+    state: GroupState
+
+    def text(self) -> str:
+        """For people, a line for the group and one for each worker."""
+        state, ordered = self.state, "paused" if self.orders.paused else "running"
+        lines = [f"group `{state.group}`: {state.workers} workers, ordered to be {ordered}"]
+        by_worker: dict[Report | None, list[int]] = {}
+        for partition, report in sorted(state.partitions.items()):
+            by_worker.setdefault(report, []).append(partition)
+        for report, partitions in by_worker.items():
+            place = f"  partitions {' '.join(map(str, partitions))}: "
+            if report is None:
+                lines.append(place + "not reported yet")
+                continue
+            doing = "paused" if report.paused else "at work"
+            lines.append(f"{place}{doing}, writes {', '.join(report.releases)} ({report.member})")
+            lines += [f"    not reloaded: {report.problem}"] if report.problem else []
+        return "\n".join(lines)
+
+
+def status(settings: Settings) -> StreamStatus:
+    """Raises DataError for damaged orders, InfrastructureError without a broker."""
+    require_broker(settings.kafka)
+    orders = read_orders(settings.features.releases_folder, settings.stream.group)
+    return StreamStatus(orders, group_state(settings.kafka, settings.stream.group))
+
+
+def pause(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
+    """Returns once every worker has committed what it had taken and takes no more. Raises as `status`, and
+    InfrastructureError where a worker does not report in time."""
+    return _order(settings, lambda orders: replace(orders, paused=True), lambda r, _: r.paused, timeout_seconds)
+
+
+def resume(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
+    """Returns once no worker is paused. Raises as `pause`."""
+    return _order(settings, lambda orders: replace(orders, paused=False), lambda r, _: not r.paused, timeout_seconds)
+
+
+def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
+    """Makes the topics of the live releases; returns once every worker has taken the releases up, or has failed to.
+
+    Raises as `pause`, and ProblemsFound where a worker goes on with the releases that it had."""
+    live = [release.name for release in live_releases(settings.features.releases_folder)]
+    ensure_topics(settings.kafka, releases=live)
+    found = _order(
+        settings,
+        lambda orders: replace(orders, reloads=orders.reloads + 1),
+        lambda report, orders: report.reloads == orders.reloads,
+        timeout_seconds,
+    )
+    if found.state.problems:
+        raise ProblemsFound(
+            f"workers go on with the releases that they have: {'; '.join(found.state.problems)}",
+            hint="mend or remove that release, then run it again; `spoor stream status` shows who writes what",
+        )
+    return found
+
+
+def unwritten(settings: Settings, releases: Sequence[str]) -> list[str]:
+    """Those of the releases that the worker of some partition does not report to write; none where there are no
+    workers. Raises InfrastructureError without a broker."""
+    require_broker(settings.kafka)
+    state = group_state(settings.kafka, settings.stream.group)
+    return [name for name in releases if not state.all_report(lambda report: name in report.releases)]  # noqa: B023
+
+
+def _order(
+    settings: Settings,
+    change: Callable[[Orders], Orders],
+    followed: Callable[[Report, Orders], bool],
+    timeout_seconds: float,
+) -> StreamStatus:
+    """Gives changed orders, then waits until every worker's report says that they are followed."""
+    folder, group = settings.features.releases_folder, settings.stream.group
+    require_broker(settings.kafka)
+    orders = change(read_orders(folder, group))
+    give_orders(folder, group, orders)
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        state = group_state(settings.kafka, group)
+        if state.all_report(lambda report: followed(report, orders)):
+            return StreamStatus(orders, state)
+        if time.monotonic() >= deadline:
+            raise InfrastructureError(
+                f"the order stands, but not every worker of group `{group}` has followed it in {timeout_seconds:g} s",
+                hint="`spoor stream status` shows what they report, their logs why",
+            )
+        time.sleep(_LOOK_SECONDS)
