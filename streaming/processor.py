@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import faust
@@ -168,11 +169,13 @@ class BatchProcessor:
 
     async def encode_postponed(self) -> None:
         """Encodes, writes and publishes who had to wait and has waited enough. Raises as `handle`."""
-        due = self._pacer.due()
-        users, most = list(due), self.settings.stream.batch_events
-        for start in range(0, len(users), most):
-            async with self.turn:
-                await self._encode_again({user: due[user] for user in users[start : start + most]})
+        most = self.settings.stream.batch_events
+        while True:
+            async with self.turn:  # first: the batch that has it may let users wait whose time is over by now
+                due = dict(islice(self._pacer.due().items(), most))
+                if not due:
+                    return
+                await self._encode_again(due)
 
     async def encode_everyone_postponed(self) -> None:
         """As `encode_postponed`, for those too who would have to wait on; from now on nobody waits."""

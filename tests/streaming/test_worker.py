@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from activity.errors import InfrastructureError, UsageError
 from activity.events import Event
 from activity.settings import KafkaSettings
 from spoor import services
+from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
@@ -289,6 +291,30 @@ def test_a_killed_worker_leaves_an_embedding_to_the_next_event_and_one_that_stop
     worker.process.send_signal(signal.SIGTERM)
     assert worker.ended() == 0, worker.log
     world.assert_holds(events)
+
+
+def test_a_worker_that_stops_also_encodes_whom_the_batch_in_flight_lets_wait(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    processor = build_app(settings).processor
+    encoded: list[str] = []
+
+    async def encode_again(users: Mapping[str, int]) -> None:
+        encoded.extend(users)
+        processor._pacer.encoded(users)
+
+    monkeypatch.setattr(processor, "_encode_again", encode_again)
+
+    async def stop_during_a_batch() -> None:
+        async with processor.turn:
+            stopping = asyncio.create_task(processor.encode_everyone_postponed())
+            await asyncio.sleep(0)  # it begins, and finds the turn taken
+            processor._pacer.wait({"hot": 0})
+        await stopping
+
+    asyncio.run(stop_during_a_batch())
+    processor.close()
+    assert encoded == ["hot"]
 
 
 def test_a_worker_is_ready_once_it_has_partitions_and_while_store_and_broker_answer(world: World):
