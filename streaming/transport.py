@@ -43,6 +43,8 @@ class ConsumerThread(AIOKafkaConsumerThread):
         commit = consumer.commit
 
         async def commit_with_report(offsets: Mapping[Any, OffsetAndMetadata]) -> None:
+            if not offsets:  # a rebalance took all of them meanwhile: aiokafka raises, and Faust crashes
+                return
             report = self.consumer.report  # type: ignore[attr-defined]
             await commit({tp: OffsetAndMetadata(place.offset, report) for tp, place in offsets.items()})
 

@@ -1,13 +1,17 @@
-"""The consumer's thread ends although aiokafka's own stop breaks off."""
+"""The consumer's thread ends although aiokafka's own stop breaks off, and survives a commit of lost partitions."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 from aiokafka import AIOKafkaConsumer
+from faust.types import TP
 
 from activity.settings import KafkaSettings
-from streaming.transport import ConsumerThread
+from streaming.transport import ConsumerThread, FreshConsumer
+from streaming.worker import build_app
+from tests.streaming.conftest import World
 
 
 async def _stop_while_a_fetch_waits_to_retry(address: str) -> bool:
@@ -25,3 +29,19 @@ async def _stop_while_a_fetch_waits_to_retry(address: str) -> bool:
 
 def test_a_fetch_that_waits_to_retry_does_not_break_the_stop(kafka: KafkaSettings):
     assert asyncio.run(_stop_while_a_fetch_waits_to_retry(kafka.address))
+
+
+async def _commit_what_is_not_assigned(world: World) -> tuple[bool, bool]:
+    app = build_app(world.settings)
+    try:
+        await app.processor.open()
+        await app.start()
+        lost = TP(world.settings.kafka.topic, 99)
+        return await cast("FreshConsumer", app.consumer)._commit({lost: 1}), app.crashed
+    finally:
+        await app.stop()
+        app.processor.close()
+
+
+def test_a_commit_whose_partitions_a_rebalance_took_does_not_crash_the_stream(world: World):
+    assert asyncio.run(_commit_what_is_not_assigned(world)) == (True, False)
