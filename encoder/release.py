@@ -65,7 +65,13 @@ class ReleaseInfo:
     model: ModelConfig
     split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
     packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
+    aligned: Mapping[str, Any] | None = None  # whose vectors it turns, into whose space, and how near they come
     retired: bool = False  # nobody writes its rows any more
+
+    @property
+    def space(self) -> str:
+        """The release whose vectors this one's may stand in for: its own name, unless it was aligned."""
+        return self.name if self.aligned is None else self.aligned["space"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,9 +254,10 @@ def read_info(folder: Path) -> ReleaseInfo:
             data_fingerprint=record["data_fingerprint"],
             split=record["split"],
             packed=_packed(record),
+            aligned=_aligned(record),
             retired=bool(record.get("retired", False)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
     if info.name != folder.name:
         raise DataError(
@@ -302,6 +309,15 @@ def _packed(record: Mapping[str, Any]) -> dict[str, str] | None:
     return None if packed is None else {key: str(packed[key]) for key in ("layout", "of")}
 
 
+def _aligned(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Raises KeyError, TypeError, UsageError."""
+    aligned = record.get("aligned")
+    if aligned is None:
+        return None
+    names = {key: check_release_name(aligned[key]) for key in ("of", "to", "space")}
+    return names | {"report": dict(aligned["report"])}
+
+
 def _record(info: ReleaseInfo) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -317,6 +333,7 @@ def _record(info: ReleaseInfo) -> dict[str, Any]:
         "model": info.model.to_json(),
         "split": info.split,
         **({} if info.packed is None else {"packed": dict(info.packed)}),
+        **({} if info.aligned is None else {"aligned": dict(info.aligned)}),
     }
 
 

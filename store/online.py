@@ -186,7 +186,7 @@ class OnlineStore:
 
     def remove_release(self, release: str) -> None:
         """Removes every embedding of the release, users' and items', whether its views are still registered or not."""
-        for view in release_views(self.features, LiveRelease(release, 0, 0)):
+        for view in release_views(self.features, LiveRelease(release, 0, 0, release)):
             with self._errors():
                 self._guard.delete_rows(self._config, self._views.pop(view.name, view))
 
