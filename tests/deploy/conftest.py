@@ -90,9 +90,9 @@ class Stack:
         }
         return [*programs[words[0]], *(self.translate(word, service) for word in words[1:])]
 
-    def start(self, service: str) -> subprocess.Popen[bytes]:
-        """The service's own command, its output in NAME.log."""
-        environment = self.prepare(service)
+    def start(self, service: str, **settings: str) -> subprocess.Popen[bytes]:
+        """The service's own command, its output in NAME.log. `settings`: more of its environment."""
+        environment = self.prepare(service) | settings
         with open(self.log_file(service), "wb") as log:
             command = self.command(service, compose()["services"][service]["command"])
             folder = self.here["/var/lib/spoor"]  # the image's WORKDIR

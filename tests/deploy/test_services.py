@@ -4,6 +4,7 @@ health check, genuine servers with the settings that their containers get."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import psutil
 import pytest
 import redis
@@ -20,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from activity.events import Event, encode_event
 from tests.conftest import free_port, wait_until
-from tests.deploy.conftest import ITEMS, Stack, compose
+from tests.deploy.conftest import ITEMS, ROOT, Stack, compose
 from tests.store.conftest import RedisServer
 
 USERS, START_MS = 25, 1_750_000_000_000
@@ -67,8 +69,8 @@ def codes(stack: Stack) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def feature_server(stack: Stack, codes: dict[str, int]) -> Iterator[str]:
-    """Its address."""
-    process = stack.start("feature-server")
+    """Its address. It logs what it serves."""
+    process = stack.start("feature-server", SPOOR_FEATURES__SERVED_FOLDER=str(stack.folder / "served"))
     try:
 
         def healthy() -> bool:
@@ -137,6 +139,31 @@ def test_rankers_read_embeddings_from_the_feature_server(feature_server: str):
     known, unknown = content["results"][column]["values"]
     assert sum(x * x for x in known) == pytest.approx(1, abs=1e-4)
     assert unknown is None
+
+
+def test_what_the_feature_server_answered_is_logged_and_rankers_can_be_trained_on_it(feature_server: str, stack: Stack):
+    items = ITEMS[:3]
+    body = {"feature_service": "ranker_base_1", "entities": {"user_id": ["user-4"] * 3, "item_id": items}}
+    code, text = post(f"{feature_server}/get-online-features", body)
+    assert code == 200, text
+    answer = json.loads(text)
+    served = stack.folder / "served" / "ranker_base_1"
+
+    def logged() -> duckdb.DuckDBPyRelation:
+        return duckdb.sql(f"from read_parquet('{served}/*/*.parquet') where user_id = 'user-4' order by item_id")
+
+    wait_until(lambda: list(served.glob("day=*/*.parquet")) and len(logged()) == 3, "the answer is in the log")
+    rows = dict(zip(logged().columns, zip(*logged().fetchall(), strict=True), strict=True))
+    for name, column in zip(answer["metadata"]["feature_names"], answer["results"], strict=True):
+        for found, value in zip(rows[name], column["values"], strict=True):
+            assert found == pytest.approx(value, abs=1e-6) if isinstance(value, list) else found == value, name
+    assert set(rows["__model_version"]) == {"base-1"} and len(set(rows["__request_id"])) == 1
+    clicks = duckdb.sql(f"select 'user-4' user_id, '{items[1]}' item_id, now() clicked_at")
+    assert clicks.columns[2] == "clicked_at"
+    [query] = re.findall(r"```sql\n(.+?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    trained_on = duckdb.sql(query.replace("/var/lib/spoor-served/ranker/", f"{served}/"))
+    labels = trained_on.filter("user_id = 'user-4'").project("item_id, label").fetchall()
+    assert sorted(labels) == [(item, item == items[1]) for item in items]
 
 
 def test_the_feature_server_s_user_cannot_write(feature_server: str, store: RedisServer, stack: Stack):
