@@ -11,6 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
@@ -29,7 +30,18 @@ USERS, START_MS = 25, 1_750_000_000_000
 EVENTS = [
     Event(f"user-{n % USERS}", ITEMS[n % len(ITEMS)], "view", "home", START_MS + 1000 * n) for n in range(10 * USERS)
 ]
-RUN_HERE = ["apply", "stream", "archive", "backfill", "verify", "feature-server"]
+FLINK = ["flink-job-manager", "flink-task-manager", "flink-worker-pool", "beam-job-server"]
+RUN_HERE = [
+    "apply",
+    "stream",
+    "archive",
+    "backfill",
+    "verify",
+    "feature-server",
+    "release",
+    "backfill-on-flink",
+    *FLINK,
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,10 +106,9 @@ def post(url: str, body: dict) -> tuple[int, str]:
 
 
 def test_every_service_with_our_image_is_run_here():
-    services = compose()["services"]
-    assert sorted(name for name, service in services.items() if service["image"].startswith("spoor:")) == sorted(
-        RUN_HERE
-    )
+    images = {name: service["image"] for name, service in compose()["services"].items()}
+    ours = [name for name, image in images.items() if image.startswith(("spoor:", "flink:", "apache/beam"))]
+    assert sorted(ours) == sorted(RUN_HERE)
 
 
 @pytest.mark.parametrize("service", ["apply", "stream", "archive", "backfill", "verify"])
@@ -173,6 +184,30 @@ def test_the_feature_server_s_user_cannot_write(feature_server: str, store: Redi
         with pytest.raises(redis.exceptions.NoPermissionError):
             refused()
     assert "username=ranker," in Path(stack.translate("/run/secrets/feature_store.yaml", "feature-server")).read_text()
+
+
+def test_a_release_is_promoted_by_the_service_that_may_write_the_folder(stack: Stack):
+    assert stack.run("release", "promote", "base-1") == 0, stack.log("release")
+    assert "ranker is base-1" in stack.log("release")
+    assert stack.run("release") == 0 and "base-1  16 dimensions" in stack.log("release")
+    assert "promoted" in stack.log("release")
+
+
+def test_a_backfill_runs_on_flink_with_its_python_in_the_pool(stack: Stack):
+    with ExitStack() as running:
+        for service in FLINK:
+            process = stack.start(service)
+            running.callback(process.wait, 60)
+            running.callback(process.terminate)
+
+            def healthy(service: str = service, process: subprocess.Popen[bytes] = process) -> bool:
+                assert process.poll() is None, stack.log(service)
+                return stack.healthy(service)
+
+            wait_until(healthy, f"the health check of {service} passes")
+        assert stack.run("backfill-on-flink") == 0, stack.log("backfill-on-flink")
+    assert f"{USERS} rows, 0 users changed online" in stack.log("backfill-on-flink")
+    assert "Starting worker with command" in stack.log("flink-worker-pool")
 
 
 def test_redis_passes_its_health_check_without_a_password(store: RedisServer):
