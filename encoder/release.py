@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import atomic_write, replace_folder
+from activity.files import atomic_write, read_at_most, replace_folder
 from activity.hashing import HASH_VERSION, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
@@ -47,6 +47,7 @@ FORMAT = "spoor-release"
 BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
 FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
+_JSON_BYTES = 16 << 20  # of any of its JSON files; the others are as large as the vocabulary and the weights
 _TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"
 
 
@@ -257,7 +258,7 @@ def read_info(folder: Path) -> ReleaseInfo:
             aligned=_aligned(record),
             retired=bool(record.get("retired", False)),
         )
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
     if info.name != folder.name:
         raise DataError(
@@ -350,7 +351,7 @@ def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 by file. Raises DataError if they are not those of a release."""
     try:
         found = json.loads(_read(folder / "checksums.json"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     needed = {"release.json", "model.safetensors", "vocabulary.safetensors", "items.parquet", "metrics.json"}
     if not isinstance(found, dict) or not needed <= found.keys():
@@ -360,9 +361,11 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_at_most(path, _JSON_BYTES) if path.suffix == ".json" else path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"file `{path}` is missing", hint=_TRAIN_AGAIN) from None
+    except ValueError as error:
+        raise DataError(str(error), hint=_TRAIN_AGAIN) from None
     except OSError as error:
         raise InfrastructureError(
             f"cannot read `{path}`: {error.strerror or error}", hint="check the disk and the permissions"

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from activity.errors import DataError, UsageError
+from activity.files import read_at_most
 from activity.release_names import check_release_name
 
+_JSON_BYTES = 16 << 20
 PROMOTED_FILE = "promoted.json"  # beside the release folders; written by `spoor release promote`
 
 
@@ -46,8 +49,8 @@ def live_releases(folder: Path) -> list[LiveRelease]:
 def is_retired(folder: Path) -> bool:
     """Whether the release in this folder says that it is retired; a folder that cannot be read says nothing."""
     try:
-        return bool(json.loads((folder / "release.json").read_text(encoding="utf-8"))["retired"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(_json(folder / "release.json")["retired"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -55,7 +58,7 @@ def promotion(folder: Path) -> Promotion | None:
     """What was promoted last in this folder of releases. Raises DataError for a damaged file."""
     path = folder / PROMOTED_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _json(path)
         previous, previous_aligned = content["previous"], content.get("previous_aligned")
         return Promotion(
             release=check_release_name(content["release"]),
@@ -66,7 +69,7 @@ def promotion(folder: Path) -> Promotion | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise DataError(
             f"`{path}` does not say which release is promoted: {type(error).__name__}: {error}",
             hint="remove it, then run `spoor release promote` again",
@@ -102,9 +105,13 @@ def _not_live(folder: Path, release: str) -> DataError:
     )
 
 
+def _json(path: Path) -> Any:
+    return json.loads(read_at_most(path, _JSON_BYTES))
+
+
 def _read(path: Path) -> LiveRelease | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _json(path)
         if content.get("retired", False):
             return None
         name = check_release_name(content["name"])
@@ -114,7 +121,7 @@ def _read(path: Path) -> LiveRelease | None:
             trained_through_ms=int(content["trained_through_ms"]),
             space=check_release_name(content["aligned"]["space"]) if content.get("aligned") else name,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"`{path}` does not describe a release: {type(error).__name__}: {error}",
             hint="copy the release folder again, or remove it",

@@ -308,9 +308,15 @@ def _embedding_row(user: str, row: list[bytes | None], dimension: int) -> Embedd
     if any(value is None for value in row):
         return None
     embedding, revision, used, event_time, created, computed, version = (value or b"" for value in row)
+    vector = protobytes.read_floats(embedding, dimension)
+    if len(vector) != dimension:
+        raise DataError(
+            f"the online store holds {len(vector)} floats as the embedding of user {user!r}, expected {dimension}",
+            hint="somebody else writes Spoor's views: remove the row, then run `spoor verify --repair`",
+        )
     return EmbeddingRow(
         user_id=user,
-        embedding=protobytes.read_floats(embedding, dimension),
+        embedding=vector,
         revision=protobytes.read_int(revision),
         events_used=protobytes.read_int(used),
         event_time_ms=protobytes.read_int(event_time),

@@ -43,6 +43,16 @@ def test_a_damaged_release_json_is_named(tmp_path, content):
     assert caught.value.hint
 
 
+def test_json_that_is_too_large_or_too_deep_is_damaged(tmp_path, monkeypatch):
+    write(tmp_path, "a", "[" * 200_000)
+    with pytest.raises(DataError, match="RecursionError"):
+        live_releases(tmp_path)
+    monkeypatch.setattr("feature_repo.releases._JSON_BYTES", 10)
+    with pytest.raises(DataError, match="more than 10 bytes"):
+        live_releases(tmp_path)
+    assert not is_retired(tmp_path / "a")
+
+
 def promoted(folder, **content) -> None:
     note = {"release": "b-1", "previous": None, "promoted_at_ms": 5} | content
     (folder / PROMOTED_FILE).write_text(json.dumps(note))
