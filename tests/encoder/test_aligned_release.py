@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from activity.errors import ProblemsFound, UsageError
 from activity.history import Histories
 from encoder.aligned_release import save_aligned
 from encoder.alignment import Compatibility, compare
-from encoder.inference import load_encoders
+from encoder.inference import load_encoders, new_model
 from encoder.pack_release import pack_release, plan_packing
 from encoder.release import ReleaseInfo, load_release, read_info
+from encoder.warm_start import start_from_release
 from tests.releases import save_turned_release
 
 PROBE, THROUGH = [5, 1, 9, 3, 4, 8, 2, 7] * 6, 1_800_000_000_000
@@ -89,6 +91,16 @@ def test_packed_tables_are_shared_not_copied(releases, make_histories):
     one, other = (releases / name / "tables.bin" for name in ("small-2", "next-1"))
     assert one.samefile(other) and info.packed == read_info(releases / "small-2").packed
     assert residual(*(vectors(releases, name, probe) for name in ("next-1", "base-1"))) < 0.5
+
+
+def test_training_goes_on_from_an_aligned_release_as_from_the_one_that_was_turned(parts, releases, make_histories):
+    align(releases, "base-1", "base-2", "next-1", make_histories(PROBE))
+    models = []
+    for name in ("base-2", "next-1"):
+        models.append(new_model(parts.config, parts.vocabulary))
+        start_from_release(models[-1], parts.vocabulary, load_release(releases / name))
+    one, other = (model.state_dict() for model in models)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_what_a_rotation_cannot_bring_near_is_refused(parts, releases, make_histories):
