@@ -17,7 +17,7 @@ RUN pip install --no-deps . && pip uninstall --yes pip
 
 FROM python:3.11.11-slim-bookworm
 RUN groupadd --gid 10001 spoor && useradd --uid 10001 --gid spoor --no-create-home --shell /usr/sbin/nologin spoor \
-    && install --directory --owner spoor --group spoor /var/lib/spoor /var/lib/spoor/metrics \
+    && install --directory --owner spoor --group spoor /var/lib/spoor /var/lib/spoor/metrics /var/lib/spoor-served \
     && install --directory /srv/feature_repo /srv/releases \
     && ln -s /run/secrets/feature_store.yaml /srv/feature_repo/feature_store.yaml
 COPY --from=build /opt/venv /opt/venv

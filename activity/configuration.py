@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from activity.errors import UsageError
+from activity.files import read_at_most
 
 ENV_PREFIX = "SPOOR_"
 _SECRET_BYTES = 65_536  # of a secret's file, at most
+_SETTINGS_BYTES = 1 << 20  # of a settings file
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def _default(known: Field[Any]) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_at_most(file, _SETTINGS_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
         raise UsageError(f"cannot read settings file `{file}`: {error}", hint="see docs/configuration.md") from None
 
 

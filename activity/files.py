@@ -42,6 +42,15 @@ def atomic_write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def read_at_most(path: Path, most_bytes: int) -> bytes:
+    """The whole file. Raises ValueError for a larger one, before more of it is in memory, and OSError."""
+    with open(path, "rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"`{path}` has more than {most_bytes:,} bytes")
+    return data
+
+
 def replace_folder(folder: Path, temporary: Path) -> None:
     """Puts a finished folder, which lies beside `folder`, in its place: its files are synced, an earlier folder goes.
     Raises OSError."""

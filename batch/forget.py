@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from activity.errors import DataError, InfrastructureError, UsageError
+from activity.files import read_at_most
 from activity.hashing import buckets_of
 from activity.history import Histories
 from activity.lake import Lake
@@ -46,6 +47,7 @@ from store.writer import GuardedWriter
 
 AUDIT = "audit/forget.jsonl"  # in the state folder; forgotten and merged users
 BATCH_USERS = 1_000
+IDS_BYTES = 128 << 20  # of a file of ids; some ten million
 _LOG = logging.getLogger(__name__)
 
 
@@ -146,10 +148,11 @@ def forget_everywhere(
 
 
 def read_ids(path: Path) -> list[str]:
-    """User ids from a text file in UTF-8, one a line, to the letter; empty lines are passed over. Raises UsageError."""
+    """User ids from a text file in UTF-8 of at most IDS_BYTES, one a line, to the letter; empty lines are passed over.
+    Raises UsageError."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_at_most(path, IDS_BYTES).decode("utf-8").split("\n")
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read user ids from `{path}`: {error}", hint="one id a line, in UTF-8") from None
     return [line for line in (line.removesuffix("\r") for line in lines) if line]
 

@@ -54,6 +54,8 @@ class VerifyResult:
     lag: dict[int, int] | None = None  # records per partition that are not archived yet; None = Kafka is not there
     seconds: float = 0.0
     remaining_kinds: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)  # embeddings found, by release
+    stale_rows: dict[str, int] = field(default_factory=dict)  # behind their history or missing, after the repair
 
 
 def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner = LOCAL) -> VerifyResult:
@@ -103,6 +105,10 @@ def figures(result: VerifyResult) -> list[Metric]:
     return [
         gauge("spoor_verify_users", "users that the last verify compared", result.users),
         gauges("spoor_verify_differences", "differences that the last verify left", "kind", result.remaining_kinds),
+        gauges("spoor_verify_rows", "embeddings that the last verify found", "release", result.rows),
+        gauges(
+            "spoor_verify_stale_rows", "embeddings behind or missing that verify left", "release", result.stale_rows
+        ),
         gauge("spoor_verify_repaired", "differences that the last verify mended", result.repaired),
         gauges("spoor_verify_unarchived_records", "records that Kafka has and the lake has not", "partition", lag),
     ]
@@ -146,11 +152,15 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
     found: Counter[str] = Counter()
     remaining: Counter[str] = Counter()
     examples: list[Difference] = []
+    rows: Counter[str] = Counter()
+    stale: Counter[str] = Counter()
     users = 0
     for report in reports.records().values():
         users += report["users"]
         found.update(report["found"])
         remaining.update(report["remaining"])
+        rows.update(report["rows"])
+        stale.update(report["stale"])
         examples += [Difference(**example) for example in report["examples"]]
     return VerifyResult(
         users=users,
@@ -163,4 +173,6 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
         lag=lag,
         seconds=seconds,
         remaining_kinds={kind: remaining[kind] for kind in KINDS},
+        rows={release: rows[release] for release in releases},
+        stale_rows={release: stale[release] for release in releases},
     )

@@ -50,6 +50,14 @@ class Difference:
     detail: str
 
 
+@dataclass(frozen=True)
+class Compared:
+    """`rows`: by release, the embeddings that can be read of users who have a history."""
+
+    differences: list[Difference]
+    rows: Counter[str]
+
+
 class VerifyBuckets(beam.DoFn):
     """Group of user buckets → a report in folder/manifest; yields its key."""
 
@@ -82,21 +90,25 @@ class VerifyBuckets(beam.DoFn):
         with self._failures.recorded():
             found: list[Difference] = []
             remaining: list[Difference] = []
-            users = 0
+            users, stored = 0, Counter(dict.fromkeys(self._releases, 0))
             for batch, in_lake in self._slices(element):
                 users += len(batch.user_ids)
-                differences = self._compare(batch, in_lake)
+                compared = self._compare(batch, in_lake)
+                stored.update(compared.rows)
+                differences = compared.differences
                 found += differences
                 if self._mender is not None and differences:
                     rows = _rows_of(differences, batch.user_ids)
                     part = batch.take(rows)
                     self._mender.mend(part, differences, in_lake[rows])
-                    differences = self._compare(part, in_lake[rows])
+                    differences = self._compare(part, in_lake[rows]).differences
                 remaining += differences
             report = {
                 "users": users,
                 "found": Counter(difference.kind for difference in found),
                 "remaining": Counter(difference.kind for difference in remaining),
+                "rows": stored,
+                "stale": Counter(each.release for each in remaining if each.kind == REVISION_BEHIND),
                 "examples": [asdict(difference) for difference in found[:MAX_EXAMPLES]],
             }
             Manifest(self._folder / "manifest").add(key, report)
@@ -122,14 +134,15 @@ class VerifyBuckets(beam.DoFn):
             rows = np.arange(start, min(start + SLICE_USERS, len(in_lake)))
             yield both.take(rows), in_lake[rows]
 
-    def _compare(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> list[Difference]:
+    def _compare(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> Compared:
         """Twice where something differs: a writer may have come between the reads of a history and its embeddings."""
-        compared = list(self._encoders.values())
-        differences = compare(self._online, compared, batch, in_lake)
-        if not differences:
-            return []
-        rows = _rows_of(differences, batch.user_ids)
-        return compare(self._online, compared, batch.take(rows), in_lake[rows])
+        encoders = list(self._encoders.values())
+        compared = compare(self._online, encoders, batch, in_lake)
+        if not compared.differences:
+            return compared
+        rows = _rows_of(compared.differences, batch.user_ids)
+        again = compare(self._online, encoders, batch.take(rows), in_lake[rows])
+        return Compared(again.differences, compared.rows)
 
 
 class Mender:
@@ -222,7 +235,7 @@ class Mender:
 
 def compare(
     online: OnlineStore, compared: Sequence[Encoder], batch: UserBatch, in_lake: npt.NDArray[np.bool_]
-) -> list[Difference]:
+) -> Compared:
     """Differences between the lake's histories (`batch`) and the store. Embeddings are held against the *stored*
     history, so one that is only behind the lake is one difference, not several."""
     user_ids = batch.user_ids
@@ -243,21 +256,24 @@ def compare(
         elif not equal[n]:
             found.append(Difference(user_id, HISTORY_DIFFERS, "", _history_detail(batch.histories[n], histories[n])))
     checked: list[int] = np.flatnonzero(present & ~damaged).tolist()
+    stored: Counter[str] = Counter()
     for encoder in compared:
-        found += _compare_embeddings(online, encoder, user_ids, users, histories, checked)
-    return found
+        rows = online.read_embeddings(encoder.release, [user_ids[n] for n in checked]) if checked else []
+        stored[encoder.release] = sum(row is not None for row in rows)
+        found += _compare_embeddings(encoder, rows, user_ids, users, histories, checked)
+    return Compared(found, stored)
 
 
 def _compare_embeddings(
-    online: OnlineStore,
     encoder: Encoder,
+    rows: Sequence[EmbeddingRow | None],
     user_ids: Sequence[str],
     users: Sequence[StoredUser],
     histories: Histories,
     checked: list[int],
 ) -> list[Difference]:
+    """`rows`: what is stored of the users at `checked`."""
     release = encoder.release
-    rows = online.read_embeddings(release, [user_ids[n] for n in checked]) if len(checked) else []
     vectors, _ = encoder.encode(histories.take(checked))
     found = []
     for vector, row, n in zip(vectors, rows, checked, strict=True):
@@ -267,7 +283,9 @@ def _compare_embeddings(
             detail = "no embedding" if have is None else f"embedding of revision {have}, history of {revision}"
             found.append(Difference(user_ids[n], REVISION_BEHIND, release, detail))
         elif row is None:
-            found.append(Difference(user_ids[n], EMBEDDING_DIFFERS, release, "the stored row is incomplete"))
+            found.append(
+                Difference(user_ids[n], EMBEDDING_DIFFERS, release, "the stored row is incomplete or cannot be read")
+            )
         elif not np.allclose(row.embedding, vector, rtol=0, atol=TOLERANCE):
             largest = float(np.abs(row.embedding - vector).max())
             found.append(Difference(user_ids[n], EMBEDDING_DIFFERS, release, f"by up to {largest:.3g}"))

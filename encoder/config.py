@@ -32,6 +32,7 @@ class ModelConfig:
     projection_width: int = 64  # hidden floats of these three; residual: 0 leaves the identity alone
     score: Literal["cosine", "dot"] = "cosine"  # of a user and an item vector; dot: without norms and temperature
     time_gaps: bool = False  # whether the time since the previous event is added to an event
+    rotated: bool = False  # whether vectors are turned into another release's space (encoder/aligned_release.py)
     input_dropout: float = 0.2  # share of the activations dropped before the first block
     dropout: float = 0.2  # share of the activations dropped inside the blocks
     temperature: float = 0.05  # of the loss at the start; learned from there

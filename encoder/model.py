@@ -11,6 +11,7 @@
 - Rotary positions, not learned ones: a score depends on how far apart two events are, not on where a history starts.
   A position is the event's index within its segment or window.
 - The learned temperature has a floor, so that the loss cannot sharpen without end.
+- `rotated`: user and item vectors are turned by a matrix that is stored, not trained; their products stay the same.
 - Left out: content vectors in the history, an output bias per item.
 
 Legend: N events of all users together (jagged), U users, T tables, R rows, W floats in a row, H heads, D floats per
@@ -179,6 +180,8 @@ class UserEncoder(nn.Module):
         has_norm_1 = self.items.unit and not config.projection_width  # and psi leaves it as it is
         psi_unit = config.score == "cosine" and not has_norm_1
         self.psi = _projection(config, config.item_width, config.dimension, unit=psi_unit)
+        self.register_buffer("rotation", torch.eye(config.dimension) if config.rotated else None)
+        self.rotation: Tensor | None
         self.log_temperature = (
             nn.Parameter(torch.tensor(math.log(config.temperature))) if config.score == "cosine" else None
         )
@@ -223,11 +226,11 @@ class UserEncoder(nn.Module):
 
     def targets(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to item vectors [M, E], in the space of the user vectors."""
-        return self.psi(self.items(items))
+        return self._rotated(self.psi(self.items(items)))
 
     def every_target(self) -> Tensor:
         """As `targets` for all known items in order, [vocabulary, E]."""
-        return self.psi(self.items.every_known())
+        return self._rotated(self.psi(self.items.every_known()))
 
     def embed(
         self,
@@ -263,7 +266,7 @@ class UserEncoder(nn.Module):
 
     def user_vectors(self, x_NC: Tensor) -> Tensor:
         """The last block's output [N, C] to [N, E]."""
-        return self.phi_out(self.final_norm(x_NC))
+        return self._rotated(self.phi_out(self.final_norm(x_NC)))
 
     @property
     def every_block(self) -> list[Block]:
@@ -304,6 +307,9 @@ class UserEncoder(nn.Module):
                     deviation = 0.0
                 nn.init.normal_(module.weight, std=deviation, generator=generator)
                 nn.init.zeros_(module.bias)
+
+    def _rotated(self, vectors: Tensor) -> Tensor:
+        return vectors if self.rotation is None else vectors @ self.rotation
 
     def _transform(
         self,

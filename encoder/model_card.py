@@ -24,6 +24,7 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
             f"- Training data fingerprint: `{record['data_fingerprint']}`.",
             *_split(record["split"]),
             *_packed(record.get("packed")),
+            *_aligned(record.get("aligned")),
             "",
             "## Quality",
             "",
@@ -43,7 +44,7 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
             "## Limits",
             "",
             "- Items that were not among the training events share one vector, that of the unknown item.",
-            "- Vectors of two releases are not comparable.",
+            "- Vectors of two releases are not comparable, unless one was aligned to the other.",
             "- A user without events has no vector: the encoder returns zeros, and 0 events used.",
             "",
         ]
@@ -63,6 +64,16 @@ def _packed(packed: Mapping[str, Any] | None) -> list[str]:
     return [
         f"- Item tables packed as {packed['layout']} from release `{packed['of']}`, "
         "whose quality before packing stands below."
+    ]
+
+
+def _aligned(aligned: Mapping[str, Any] | None) -> list[str]:
+    if aligned is None:
+        return []
+    fit = aligned["report"]["user_fit"]
+    return [
+        f"- The vectors of release `{aligned['of']}`, turned into the space of `{aligned['space']}`: the cosine with "
+        f"the vector of `{aligned['to']}` is {fit['cosine_after']:.3f} on average of {fit['vectors']} held-out users."
     ]
 
 

@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import atomic_write, replace_folder
+from activity.files import atomic_write, read_at_most, replace_folder
 from activity.hashing import HASH_VERSION, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
@@ -47,6 +47,7 @@ FORMAT = "spoor-release"
 BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
 FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
+_JSON_BYTES = 16 << 20  # of any of its JSON files; the others are as large as the vocabulary and the weights
 _TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"
 
 
@@ -65,7 +66,13 @@ class ReleaseInfo:
     model: ModelConfig
     split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
     packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
+    aligned: Mapping[str, Any] | None = None  # whose vectors it turns, into whose space, and how near they come
     retired: bool = False  # nobody writes its rows any more
+
+    @property
+    def space(self) -> str:
+        """The release whose vectors this one's may stand in for: its own name, unless it was aligned."""
+        return self.name if self.aligned is None else self.aligned["space"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,9 +255,10 @@ def read_info(folder: Path) -> ReleaseInfo:
             data_fingerprint=record["data_fingerprint"],
             split=record["split"],
             packed=_packed(record),
+            aligned=_aligned(record),
             retired=bool(record.get("retired", False)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
         raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
     if info.name != folder.name:
         raise DataError(
@@ -302,6 +310,15 @@ def _packed(record: Mapping[str, Any]) -> dict[str, str] | None:
     return None if packed is None else {key: str(packed[key]) for key in ("layout", "of")}
 
 
+def _aligned(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Raises KeyError, TypeError, UsageError."""
+    aligned = record.get("aligned")
+    if aligned is None:
+        return None
+    names = {key: check_release_name(aligned[key]) for key in ("of", "to", "space")}
+    return names | {"report": dict(aligned["report"])}
+
+
 def _record(info: ReleaseInfo) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -317,6 +334,7 @@ def _record(info: ReleaseInfo) -> dict[str, Any]:
         "model": info.model.to_json(),
         "split": info.split,
         **({} if info.packed is None else {"packed": dict(info.packed)}),
+        **({} if info.aligned is None else {"aligned": dict(info.aligned)}),
     }
 
 
@@ -333,7 +351,7 @@ def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 by file. Raises DataError if they are not those of a release."""
     try:
         found = json.loads(_read(folder / "checksums.json"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     needed = {"release.json", "model.safetensors", "vocabulary.safetensors", "items.parquet", "metrics.json"}
     if not isinstance(found, dict) or not needed <= found.keys():
@@ -343,9 +361,11 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_at_most(path, _JSON_BYTES) if path.suffix == ".json" else path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"file `{path}` is missing", hint=_TRAIN_AGAIN) from None
+    except ValueError as error:
+        raise DataError(str(error), hint=_TRAIN_AGAIN) from None
     except OSError as error:
         raise InfrastructureError(
             f"cannot read `{path}`: {error.strerror or error}", hint="check the disk and the permissions"

@@ -54,6 +54,8 @@ def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Rele
         "surfaces": vocabulary_index(vocabulary.surfaces, release.vocabulary.surfaces),
     }
     own = model.state_dict()
+    if model.rotation is None:
+        weights.pop("rotation", None)  # no score depends on it, so training goes on as from the release before it
     for name, places in known.items():
         if name != "items" or model.items.direct:
             weights[f"{name}.weight"] = _rows(own[f"{name}.weight"], weights[f"{name}.weight"], places)
@@ -61,7 +63,7 @@ def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Rele
     return {name: int((places > 0).sum()) for name, places in known.items()}
 
 
-_FREE = ("segment_length", "served_length", "input_dropout", "dropout", "temperature", "temperature_floor")
+_FREE = ("segment_length", "served_length", "input_dropout", "dropout", "temperature", "temperature_floor", "rotated")
 
 
 def _rows(drawn: Tensor, taken: Tensor, places: Indexes) -> Tensor:

@@ -19,11 +19,12 @@ from feature_repo.names import (
     PROMOTED_RANKER,
     USER_ACTIVITY,
     USER_HISTORY,
+    aligned_ranker,
     item_embedding_view,
     ranker_service,
     user_embedding_view,
 )
-from feature_repo.releases import LiveRelease, live_releases, promoted_release
+from feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release
 from feature_repo.settings import FeatureSettings, IdType, load_feature_settings
 
 OWNER_TAG = {"owner": "spoor"}  # by it `store/repo.py` knows what it may remove
@@ -70,14 +71,18 @@ def build(settings: FeatureSettings) -> list[Entity | FeatureView | FeatureServi
     views, services = [history, user_activity, item_activity], []
     live = live_releases(settings.releases_folder)
     promoted = promoted_release(settings.releases_folder, live)
+    aligned = aligned_releases(settings.releases_folder, live)
     for release in live:
         users, items = release_views(settings, release)
         # What a ranker reads: the features it had before, and this release's vectors beside them.
         shown = users[["embedding", "events_used", "event_time_ms"]]
         assert shown is not None
         features = [user_activity, item_activity, shown, items]
-        # A ranker pins a release by its own service, or follows `spoor release promote` by the alias.
-        names = [ranker_service(release.name), *([PROMOTED_RANKER] if release == promoted else [])]
+        # A ranker pins a release by its own service, or follows `spoor release promote` by an alias: through all
+        # releases, or through those whose vectors mean the same.
+        names = [ranker_service(release.name)]
+        names += [PROMOTED_RANKER] if release == promoted else []
+        names += [aligned_ranker(release.space)] if aligned.get(release.space) == release.name else []
         views += [users, items]
         services += [FeatureService(name=name, features=[*features], tags=_tags(release)) for name in names]
     return [user, item, *views, *services]
@@ -145,6 +150,7 @@ def _tags(release: LiveRelease) -> dict[str, str]:
         "dimension": str(release.dimension),
         "dtype": "float32",
         "trained_through": release.trained_through,
+        "space": release.space,
     }
 
 

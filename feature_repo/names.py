@@ -24,6 +24,11 @@ def ranker_service(release: str) -> str:
     return "ranker_" + _in_feast(release)
 
 
+def aligned_ranker(space: str) -> str:
+    """The service of the promoted release in the space of release `space`. No `ranker_service` begins like it."""
+    return "aligned_ranker_" + _in_feast(space)
+
+
 @lru_cache
 def _in_feast(release: str) -> str:
     return check_release_name(release).replace("-", "_")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from activity.errors import DataError, UsageError
+from activity.files import read_at_most
 from activity.release_names import check_release_name
 
+_JSON_BYTES = 16 << 20
 PROMOTED_FILE = "promoted.json"  # beside the release folders; written by `spoor release promote`
 
 
@@ -19,6 +22,7 @@ class LiveRelease:
     name: str
     dimension: int  # floats in an embedding
     trained_through_ms: int  # newest event the model may have seen, ms since 1970 UTC
+    space: str  # the release that its vectors may stand in for: itself, unless it was aligned to another
 
     @property
     def trained_through(self) -> str:
@@ -27,11 +31,13 @@ class LiveRelease:
 
 @dataclass(frozen=True)
 class Promotion:
-    """Which release the service `ranker` serves."""
+    """Which release the service `ranker` serves, and in each space the service `aligned_ranker_<space>`."""
 
     release: str
     previous: str | None  # the release that it served before
     promoted_at_ms: int  # wall clock, ms since 1970 UTC
+    aligned: Mapping[str, str] = field(default_factory=dict)  # release by space
+    previous_aligned: str | None = None  # the release that the space of `release` was served before
 
 
 def live_releases(folder: Path) -> list[LiveRelease]:
@@ -43,8 +49,8 @@ def live_releases(folder: Path) -> list[LiveRelease]:
 def is_retired(folder: Path) -> bool:
     """Whether the release in this folder says that it is retired; a folder that cannot be read says nothing."""
     try:
-        return bool(json.loads((folder / "release.json").read_text(encoding="utf-8"))["retired"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(_json(folder / "release.json")["retired"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -52,16 +58,18 @@ def promotion(folder: Path) -> Promotion | None:
     """What was promoted last in this folder of releases. Raises DataError for a damaged file."""
     path = folder / PROMOTED_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        previous = content["previous"]
+        content = _json(path)
+        previous, previous_aligned = content["previous"], content.get("previous_aligned")
         return Promotion(
             release=check_release_name(content["release"]),
             previous=None if previous is None else check_release_name(previous),
             promoted_at_ms=int(content["promoted_at_ms"]),
+            aligned={check_release_name(s): check_release_name(r) for s, r in content.get("aligned", {}).items()},
+            previous_aligned=None if previous_aligned is None else check_release_name(previous_aligned),
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise DataError(
             f"`{path}` does not say which release is promoted: {type(error).__name__}: {error}",
             hint="remove it, then run `spoor release promote` again",
@@ -76,23 +84,44 @@ def promoted_release(folder: Path, live: Sequence[LiveRelease]) -> LiveRelease |
     for release in live:
         if release.name == promoted.release:
             return release
-    raise DataError(
-        f"`{folder / PROMOTED_FILE}` promotes release `{promoted.release}`, which is not live in that folder",
+    raise _not_live(folder, promoted.release)
+
+
+def aligned_releases(folder: Path, live: Sequence[LiveRelease]) -> dict[str, str]:
+    """The release that each space is served, by space; a space whose release was retired has none any more. Raises
+    DataError where a release is gone without that."""
+    promoted, names = promotion(folder), {release.name for release in live}
+    served = {} if promoted is None else promoted.aligned
+    for release in served.values():
+        if release not in names and not is_retired(folder / release):
+            raise _not_live(folder, release)
+    return {space: release for space, release in served.items() if release in names}
+
+
+def _not_live(folder: Path, release: str) -> DataError:
+    return DataError(
+        f"`{folder / PROMOTED_FILE}` promotes release `{release}`, which is not live in that folder",
         hint="put its folder back, or promote another with `spoor release promote`",
     )
 
 
+def _json(path: Path) -> Any:
+    return json.loads(read_at_most(path, _JSON_BYTES))
+
+
 def _read(path: Path) -> LiveRelease | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _json(path)
         if content.get("retired", False):
             return None
+        name = check_release_name(content["name"])
         return LiveRelease(
-            name=check_release_name(content["name"]),
+            name=name,
             dimension=int(content["dimension"]),
             trained_through_ms=int(content["trained_through_ms"]),
+            space=check_release_name(content["aligned"]["space"]) if content.get("aligned") else name,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"`{path}` does not describe a release: {type(error).__name__}: {error}",
             hint="copy the release folder again, or remove it",

@@ -28,6 +28,12 @@ class FeatureSettings:
     item_id_type: IdType = "string"  # value type of the item entity
     releases_folder: Path = Path("releases")  # each release in it gets its views
     offline_folder: Path = Path("{state_folder}/offline")  # the offline log, in Parquet
+    served_folder: Path | None = None  # where readers with our provider log what they were served; empty = nowhere
+    served_share: float = 1.0  # of their requests that are logged, 0 to 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.served_share <= 1:
+            raise UsageError(f"features.served_share is {self.served_share}", hint="it is a share, from 0 to 1")
 
 
 def follow_events(features: FeatureSettings, events: EventSettings) -> FeatureSettings:

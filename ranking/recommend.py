@@ -53,6 +53,9 @@ class OnlineFeatures:
         self._features = features
         self._store, _ = open_feature_store(features)
         self._service = self._store.get_feature_service(ranker_service(release))
+        self.space = self._service.tags.get(
+            "space", release
+        )  # what learned from a release of this space may read these vectors
 
     def read(self, user_id: str, items: Sequence[str]) -> pa.Table:
         """The service's features for one user beside each item, in the order of the items."""

@@ -30,13 +30,14 @@ class RankerServer:
     def __init__(self, online: OnlineFeatures, ranker: TunedRanker, items: pa.Table) -> None:
         """`items`: the attribute table with `item_id`; ids alone are enough for a ranker without attributes.
 
-        Raises UsageError for a ranker of frozen late-last where `online` reads another release's vectors, which are
+        Raises UsageError for a ranker of frozen late-last where `online` reads vectors of another space, which are
         strange to it though they may have the same length."""
-        began = ranker.about["release"]
-        if ranker.model.fusion.config.reads_vectors and online.release != began:
+        space = ranker.about.get("space", ranker.about["release"])
+        if ranker.model.fusion.config.reads_vectors and online.space != space:
             raise UsageError(
-                f"the ranker reads vectors of release `{began}`, the features are those of `{online.release}`",
-                hint=f"read the features of `{began}`",
+                f"the ranker reads vectors in the space of release `{space}`, those of `{online.release}` are in the "
+                f"space of `{online.space}`",
+                hint=f"read the features of `{space}`, or of a release that was aligned to it",
             )
         self._online = online
         self._ranker = ranker

@@ -107,7 +107,7 @@ def fine_tune(
             groups=data.features.groups,
             layout=data.layout,
             tasks=data.impressions.tasks,
-            about={"release": release.info.name, "settings": asdict(settings)},
+            about={"release": release.info.name, "space": release.info.space, "settings": asdict(settings)},
         )
         return _train(ranker, data, _positives(events, vocabulary), settings, progress)
 

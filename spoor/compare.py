@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from activity.errors import UsageError
+from encoder.aligned_release import check_alignable, save_aligned
 from encoder.alignment import Compatibility, compare, save_alignment
 from encoder.inference import load_encoders
 from encoder.release import read_info
@@ -15,26 +16,36 @@ from store.probe import sample_users, stored_histories
 
 @dataclass(frozen=True)
 class Comparison:
-    """`stored`: the map lies in the new release's folder."""
+    """`stored`: the map lies in the new release's folder. `aligned`: the release that was written with it, if any."""
 
     report: Compatibility
     stored: bool
+    aligned: str | None
     dry_run: bool
 
 
 def compare_releases(
-    settings: Settings, old: str, new: str, *, sample: int, neighbours: int, dry_run: bool = False
+    settings: Settings,
+    old: str,
+    new: str,
+    *,
+    sample: int,
+    neighbours: int,
+    aligned: str | None = None,
+    dry_run: bool = False,
 ) -> Comparison:
     """On at most `sample` users of the online store and as many items; the map goes into the new release's folder.
+    `aligned`: name of a further release, which is the new one turned into the old one's space.
 
     Raises UsageError for an unknown release, two equal ones or an empty store, DataError for a damaged one,
-    InfrastructureError where the store does not answer.
+    InfrastructureError where the store does not answer; for `aligned` as `save_aligned`.
     """
     folder = settings.features.releases_folder
     if old == new:
         raise UsageError("a release is compared with another one", hint="name two")
-    for name in (old, new):
-        read_info(folder / name)
+    infos = read_info(folder / old), read_info(folder / new)
+    if aligned is not None:
+        check_alignable(folder / aligned, old=infos[0], new=infos[1])
     online = open_online(settings.features)
     histories = stored_histories(online, sample_users(online, sample))
     if not histories.count:
@@ -44,4 +55,9 @@ def compare_releases(
     stored = map_DD is not None and not dry_run
     if map_DD is not None and stored:
         save_alignment(folder / new, folder / old, map_DD, report)
-    return Comparison(report, stored, dry_run)
+        if aligned is not None:
+            through_ms = int(histories.last_times().max())
+            save_aligned(
+                folder / aligned, old=infos[0], new=infos[1], map_DD=map_DD, report=report, fitted_through_ms=through_ms
+            )
+    return Comparison(report, stored, aligned if stored else None, dry_run)

@@ -22,6 +22,8 @@ from spoor.config import Settings
 from spoor.java import Artifact, await_start, java_executable, last_lines, listens
 
 JOB_SERVER_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+# Java's classes that Flink looks into; up to Java 11 it may without asking.
+OPENED = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("lang", "util", "nio", "time", "net")]
 START_SECONDS = 120.0  # a start takes about 5 s
 _STOP_SECONDS = 20.0
 _CONNECT_SECONDS = 1.0
@@ -40,11 +42,10 @@ def flink_jars() -> list[Path]:
 
 def flink_command(main_class: str, arguments: list[str], *, heap_mb: int) -> list[str]:
     """The command that runs one of Flink's main classes."""
-    opened = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("lang", "util", "nio", "time", "net")]
     return [
         java_executable(),
         f"-Xmx{heap_mb}m",
-        *opened,
+        *OPENED,
         "-XX:-UsePerfData",
         "-Djava.awt.headless=true",
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",

@@ -8,7 +8,7 @@ was killed is finished by running it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from activity.errors import ProblemsFound, UsageError
 from activity.locks import exclusive
 from encoder.release import ReleaseInfo, known_items, mark_retired, read_info
-from feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
-from feature_repo.releases import live_releases, promoted_release, promotion
+from feature_repo.names import aligned_ranker, item_embedding_view, ranker_service, user_embedding_view
+from feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release, promotion
 from spoor.config import Settings
 from spoor.stream_orders import unwritten
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Promoted:
-    """`changed`: the service `ranker` was, or would be, another release's before."""
+    """`changed`: the service `ranker` was, or would be, another release's before. `aligned_service`: that of the
+    release's space, which `previous_aligned` was served by."""
 
     release: str
     previous: str | None
+    aligned_service: str
+    previous_aligned: str | None
     dimension: int
     previous_dimension: int | None
     coverage: Coverage
@@ -47,7 +50,7 @@ class Promoted:
 class RetirePlan:
     release: str
     views: tuple[str, str]
-    service: str
+    services: tuple[str, ...]
     topic: str | None  # None: it is to be kept
     resumed: bool  # an earlier run has marked the release
     live: tuple[str, ...]  # releases that stay
@@ -58,7 +61,7 @@ class RetirePlan:
         )
         again = "goes on with what an earlier run began: " if self.resumed else ""
         return (
-            f"{again}the service {self.service} and the views {' and '.join(self.views)} go with their online rows, "
+            f"{again}{' and '.join(self.services)} and the views {' and '.join(self.views)} go with their online rows, "
             f"{topic}; the folder of {self.release} and its offline rows stay; live: {', '.join(self.live)}"
         )
 
@@ -80,15 +83,15 @@ def promote(
     dry_run: bool = False,
     progress: Callable[[int], None] = lambda users: None,
 ) -> Promoted:
-    """Makes the service `ranker` that of release `name`. The release that it served stays live. `workers`: whether to
-    ask Kafka if those of the group write the release; "none" where there is no stream.
+    """Makes the services `ranker` and `aligned_ranker_<space>` those of release `name`. The releases that they served
+    stay live. `workers`: whether to ask Kafka if those of the group write the release; "none" where there is no stream.
 
     Raises UsageError for a release that is unknown, retired or not registered, ProblemsFound, with counts, while a
     worker does not write it or users or items lack the release's present vectors online, DataError for a damaged
     release, InfrastructureError.
     """
     from store.online import open_online
-    from store.promotion import cache_seconds, check_alias_is_ours, coverage
+    from store.promotion import cache_seconds, check_aliases_are_ours, coverage
     from store.promotion import promote as switch
 
     folder = settings.features.releases_folder
@@ -104,7 +107,7 @@ def promote(
         dimensions = {release.name: release.dimension for release in live_releases(folder)}
         online = open_online(settings.features)
         online.check([name])
-        check_alias_is_ours(settings.features)
+        check_aliases_are_ours(settings.features, info.space)
         # Before the pass: who is not behind then is not left behind afterwards.
         if workers == "ask" and unwritten(settings, [name]):
             raise ProblemsFound(
@@ -119,6 +122,8 @@ def promote(
     return Promoted(
         release=name,
         previous=previous,
+        aligned_service=aligned_ranker(info.space),
+        previous_aligned=None if before is None else before.aligned.get(info.space),
         dimension=info.dimension,
         previous_dimension=None if previous is None else dimensions.get(previous),
         coverage=found,
@@ -144,6 +149,7 @@ def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) 
             f"release `{name}` is promoted: the service `ranker` serves it",
             hint="promote another one first with `spoor release promote`",
         )
+    aligned = _aligned_service(folder, info, live)
     if not others:
         raise UsageError(
             f"release `{name}` is the only live one: without it nobody would have an embedding",
@@ -160,7 +166,7 @@ def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) 
     return RetirePlan(
         release=name,
         views=(user_embedding_view(name), item_embedding_view(name)),
-        service=ranker_service(name),
+        services=(ranker_service(name), *aligned),
         topic=None if keep_topic else settings.kafka.embedding_topic(name),
         resumed=info.retired,
         live=others,
@@ -226,10 +232,24 @@ def _incomplete(name: str, found: Coverage) -> ProblemsFound:
     )
 
 
+def _aligned_service(folder: Path, info: ReleaseInfo, live: Sequence[LiveRelease]) -> list[str]:
+    """The service of the release's space, where it ends with the release. Raises UsageError where it could go on with
+    another release."""
+    if aligned_releases(folder, live).get(info.space) != info.name:
+        return []
+    service = aligned_ranker(info.space)
+    if rest := [release.name for release in live if release.space == info.space and release.name != info.name]:
+        raise UsageError(
+            f"the service `{service}` serves release `{info.name}`, and `{rest[0]}` is in the same space",
+            hint=f"promote `{rest[0]}` first with `spoor release promote`, or retire it first",
+        )
+    return [service]
+
+
 def _check_readers_have_moved(folder: Path, name: str, seconds: int | None) -> None:
     """A reader may go on with the registry that it has read, and so with `ranker` as it was."""
     switched = promotion(folder)
-    if switched is None or switched.previous != name or not seconds:
+    if switched is None or name not in (switched.previous, switched.previous_aligned) or not seconds:
         return
     until_ms = switched.promoted_at_ms + seconds * 1000
     if time.time_ns() // 1_000_000 < until_ms:

@@ -101,9 +101,11 @@ class OfflineLog:
             path.unlink(missing_ok=True)
 
     def user_files(self) -> list[Path]:
-        """Every file with rows about users: of all views, of releases that are gone too, and also files that no
-        manifest names, as those of an interrupted job and of `user_activity`."""
-        schemas = sorted(self.folder.glob("*/schema.parquet"))
+        """Every file with rows about users: of all views, of releases that are gone too, of what was served
+        (store/served.py), and also files that no manifest names, as those of an interrupted job and of
+        `user_activity`."""
+        roots = [self.folder] if self.features.served_folder is None else [self.folder, self.features.served_folder]
+        schemas = [path for root in roots for path in sorted(root.glob("*/schema.parquet"))]
         folders = [path.parent for path in schemas if self.features.user_join_key in _read(path).column_names]
         return [path for folder in folders for path in sorted(folder.glob("*/[!.]*.parquet"))]
 

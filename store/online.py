@@ -104,7 +104,8 @@ class OnlineStore:
         return users
 
     def read_embeddings(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | None]:
-        """One per user, in the given order; None where there is no embedding."""
+        """One per user, in the given order; None where there is no embedding, or bytes that are none of the release's
+        dimension, which only others write and `spoor verify` reports."""
         view, dimension = self._user_view(release), self.dimension(release)
         wanted = [(view, feature) for feature in _EMBEDDING_READ]
         rows = self._read(wanted, self._keys(user_ids))
@@ -187,7 +188,7 @@ class OnlineStore:
 
     def remove_release(self, release: str) -> None:
         """Removes every embedding of the release, users' and items', whether its views are still registered or not."""
-        for view in release_views(self.features, LiveRelease(release, 0, 0)):
+        for view in release_views(self.features, LiveRelease(release, 0, 0, release)):
             with self._errors():
                 self._guard.delete_rows(self._config, self._views.pop(view.name, view))
 
@@ -309,13 +310,17 @@ def _embedding_row(user: str, row: list[bytes | None], dimension: int) -> Embedd
     if any(value is None for value in row):
         return None
     embedding, revision, used, event_time, created, computed, version = (value or b"" for value in row)
-    return EmbeddingRow(
-        user_id=user,
-        embedding=protobytes.read_floats(embedding, dimension),
-        revision=protobytes.read_int(revision),
-        events_used=protobytes.read_int(used),
-        event_time_ms=protobytes.read_int(event_time),
-        created_ms=protobytes.read_int(created),
-        computed_at_ms=protobytes.read_int(computed),
-        model_version=protobytes.read_string(version),
-    )
+    try:
+        found = EmbeddingRow(
+            user_id=user,
+            embedding=protobytes.read_floats(embedding, dimension),
+            revision=protobytes.read_int(revision),
+            events_used=protobytes.read_int(used),
+            event_time_ms=protobytes.read_int(event_time),
+            created_ms=protobytes.read_int(created),
+            computed_at_ms=protobytes.read_int(computed),
+            model_version=protobytes.read_string(version),
+        )
+    except DataError:
+        return None
+    return found if found.embedding.shape == (dimension,) else None

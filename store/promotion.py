@@ -1,4 +1,4 @@
-"""The switch of the service `ranker` from one release to another, and what must be true before it is thrown.
+"""The switch of the services `ranker` and `aligned_ranker_<space>` to a release, and what must be true before.
 
 A release may be served when everybody who has a history online has an embedding of exactly that history, and every item
 that the release knows has its vector. `coverage` asks the store for revisions, not for what an encoder would compute:
@@ -16,8 +16,8 @@ from feast import FeatureStore
 from activity.errors import UsageError
 from activity.files import atomic_write
 from feature_repo.definitions import OWNER_TAG
-from feature_repo.names import PROMOTED_RANKER
-from feature_repo.releases import PROMOTED_FILE, promotion
+from feature_repo.names import PROMOTED_RANKER, aligned_ranker
+from feature_repo.releases import PROMOTED_FILE, live_releases, promotion
 from feature_repo.settings import FeatureSettings
 from store.feast_store import open_feature_store
 from store.online import OnlineStore
@@ -75,27 +75,39 @@ def coverage(
 
 def promote(features: FeatureSettings, release: str, *, now_ms: int) -> Applied:
     """Notes the release in the releases folder, by which `feast apply` and Spoor agree, then registers the definitions:
-    the service `ranker` is from then on that of the release. Run again, it finishes what was interrupted.
+    the service `ranker`, and that of the release's space, is from then on that of the release. Run again, it finishes
+    what was interrupted.
 
-    Raises UsageError where the name `ranker` is somebody else's, DataError for a damaged note, InfrastructureError.
+    Raises UsageError where one of the names is somebody else's, DataError for a damaged note, InfrastructureError.
     """
-    check_alias_is_ours(features)
     folder = features.releases_folder
+    spaces = {live.name: live.space for live in live_releases(folder)}
+    space = spaces[release]
+    check_aliases_are_ours(features, space)
     before = promotion(folder)
-    if before is None or before.release != release:
-        previous = None if before is None else before.release
-        note = {"release": release, "previous": previous, "promoted_at_ms": now_ms}
+    served = {} if before is None else {s: name for s, name in before.aligned.items() if spaces.get(name) == s}
+    aligned = served | {space: release}
+    if before is None or before.release != release or before.aligned != aligned:
+        previous = None if before is None else before.previous if before.release == release else before.release
+        note = {
+            "release": release,
+            "previous": previous,
+            "promoted_at_ms": now_ms,
+            "aligned": aligned,
+            "previous_aligned": served.get(space),
+        }
         atomic_write(folder / PROMOTED_FILE, json.dumps(note).encode())
     return apply(features)
 
 
-def check_alias_is_ours(features: FeatureSettings) -> None:
-    """Raises UsageError where a service `ranker` is registered that Spoor has not made."""
+def check_aliases_are_ours(features: FeatureSettings, space: str) -> None:
+    """Raises UsageError where a service `ranker`, or that of the space, is registered that Spoor has not made."""
     store, _ = open_feature_store(features)
     for service in store.list_feature_services():
-        if service.name == PROMOTED_RANKER and not OWNER_TAG.items() <= dict(service.tags).items():
+        ours = OWNER_TAG.items() <= dict(service.tags).items()
+        if service.name in (PROMOTED_RANKER, aligned_ranker(space)) and not ours:
             raise UsageError(
-                f"Feast has a service `{PROMOTED_RANKER}` that is not Spoor's",
+                f"Feast has a service `{service.name}` that is not Spoor's",
                 hint="give that service another name; rankers can also pin the services of single releases",
             )
 

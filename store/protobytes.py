@@ -1,4 +1,5 @@
-"""Feast's stored bytes: entity keys and values, as Feast itself would write and read them.
+"""Feast's stored bytes: entity keys and values, as Feast itself would write and read them. Reading raises DataError for
+bytes that are no value.
 
 Values are serialised `feast.types.Value` messages. An embedding is laid out straight from the float array, because
 filling a repeated field one Python float at a time takes longer than the write itself.
@@ -12,6 +13,7 @@ from functools import cache, lru_cache
 import numpy as np
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key_prefix
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
+from google.protobuf.message import DecodeError
 
 from activity.errors import DataError
 from feature_repo.settings import IdType
@@ -42,15 +44,15 @@ def floats_value(vector: Vector) -> bytes:
 
 
 def read_bytes(value: bytes) -> bytes:
-    return Value.FromString(value).bytes_val
+    return _value(value).bytes_val
 
 
 def read_int(value: bytes) -> int:
-    return Value.FromString(value).int64_val
+    return _value(value).int64_val
 
 
 def read_string(value: bytes) -> str:
-    return Value.FromString(value).string_val
+    return _value(value).string_val
 
 
 def read_floats(value: bytes, dimension: int) -> Vector:
@@ -58,7 +60,17 @@ def read_floats(value: bytes, dimension: int) -> Vector:
     prefix = _floats_prefix(dimension)
     if value.startswith(prefix) and len(value) == len(prefix) + 4 * dimension:
         return np.frombuffer(value, "<f4", offset=len(prefix))
-    return np.asarray(Value.FromString(value).float_list_val.val, np.float32)
+    return np.asarray(_value(value).float_list_val.val, np.float32)
+
+
+def _value(value: bytes) -> Value:
+    try:
+        return Value.FromString(value)
+    except DecodeError as error:
+        raise DataError(
+            f"the online store holds {len(value)} bytes that are no value of Feast's: {error}",
+            hint="somebody else writes Spoor's views: remove the row, then run `spoor verify --repair`",
+        ) from None
 
 
 class EntityKeys:

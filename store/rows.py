@@ -31,6 +31,9 @@ from activity.errors import DataError
 from activity.packing import holds_events
 from activity.settings import EmbeddingFormat
 
+_MOST_BYTES = 1 << 20  # of a row as JSON: room for a vector of 40,000 floats
+_INT64 = 2**63 - 1
+_MOST_MS = _INT64 // 1000  # Arrow counts microseconds
 Vector = npt.NDArray[np.float32]
 _ARROW_START = b"\xff\xff\xff\xff"  # of every message of Arrow IPC; no text in UTF-8 has such a byte
 TIME_FIELDS = [
@@ -141,27 +144,41 @@ def embedding_row_to_arrow(row: EmbeddingRow) -> bytes:
 
 
 def embedding_row_from_record(value: bytes) -> EmbeddingRow:
-    """The reverse of `record_value` in either form. Raises DataError if `value` is neither."""
+    """The reverse of `record_value` in either form. Raises DataError if `value` is neither: anybody who may produce to
+    the topic may have written it."""
+    if len(value) > _MOST_BYTES:
+        raise DataError(f"not an embedding row: {len(value):,} bytes, expected at most {_MOST_BYTES:,}")
     try:
         content = _from_arrow(value) if value.startswith(_ARROW_START) else orjson.loads(value)
+        embedding = np.asarray(content["embedding"], np.float32)
+        if embedding.ndim != 1:
+            raise ValueError(f"an embedding of shape {embedding.shape}")
         return EmbeddingRow(
             user_id=str(content["user_id"]),
-            embedding=np.asarray(content["embedding"], np.float32),
-            revision=int(content["revision"]),
-            events_used=int(content["events_used"]),
-            event_time_ms=int(content["event_time_ms"]),
-            created_ms=int(content["created_ms"]),
-            computed_at_ms=int(content["computed_at_ms"]),
+            embedding=embedding,
+            revision=_whole(content["revision"], _INT64),
+            events_used=_whole(content["events_used"], _INT64),
+            event_time_ms=_whole(content["event_time_ms"], _MOST_MS),
+            created_ms=_whole(content["created_ms"], _MOST_MS),
+            computed_at_ms=_whole(content["computed_at_ms"], _MOST_MS),
             model_version=str(content["model_version"]),
         )
-    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError, pa.ArrowException) as error:
         raise DataError(f"not an embedding row: {type(error).__name__}: {error}") from None
+
+
+def _whole(number: object, most: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or abs(number) > most:
+        raise ValueError(f"{str(number)[:20]!r}, expected a whole number of at most {most}")
+    return number
 
 
 def _from_arrow(value: bytes) -> dict[str, Any]:
     with pa.ipc.open_stream(value) as stream:
         table = stream.read_all()
     table.validate(full=True)
+    if len(table) != 1:  # before a row of it is made: a column of nulls may claim any number
+        raise ValueError(f"{len(table):,} rows, expected 1")
     (row,) = table.to_pylist()
     return row
 

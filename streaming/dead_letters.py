@@ -91,7 +91,7 @@ def decode_dead_letter(value: bytes) -> DeadLetter:
         letter: dict[str, Any] = {field.name: found[field.name] for field in fields(DeadLetter)}
         letter["key"], letter["value"] = _to_bytes(letter["key"]), _to_bytes(letter["value"])
         return DeadLetter(**letter)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"a record of the dead-letter topic is not a dead letter: {error}",
             hint="check kafka.dead_letter_topic: only `spoor stream` and `spoor dlq replay` may write to it",

@@ -8,11 +8,13 @@ it now has, and names in `replay_of` the first one.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from activity.errors import UsageError
@@ -22,6 +24,7 @@ from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter
 from streaming.settings import WorkerSettings
 
 _CHUNK = 500  # letters between two waits for the broker's acknowledgement
+Place = tuple[int, int]  # partition and offset in the dead-letter topic
 
 
 @dataclass(frozen=True)
@@ -34,33 +37,28 @@ class ReplayResult:
 def list_dead_letters(
     settings: WorkerSettings, *, limit: int | None = None, reason: str | None = None
 ) -> list[DeadLetter]:
-    """The open dead letters, each origin once, by time of the origin; with `limit` the newest ones.
+    """The open dead letters, each origin once, by time of the origin; with `limit` the newest ones, and no more than
+    these in memory.
 
     Raises UsageError where there is no dead-letter topic, DataError for a record in it that is not a dead letter,
     InfrastructureError if Kafka does not answer."""
-    last: dict[bytes, bytes | None] = {}
-    for record in _records(settings.kafka):
-        last[record.key] = record.value
-    letters = [decode_dead_letter(value) for value in last.values() if value is not None]
-    chosen = [letter for letter in letters if reason is None or letter.reason == reason]
-    chosen.sort(key=lambda letter: (letter.append_time_ms, letter.topic, letter.partition, letter.offset))
-    return chosen if limit is None else chosen[max(0, len(chosen) - limit) :]
+    letters = _letters(settings.kafka, _open_places(settings.kafka), reason)
+    return sorted(letters, key=_age) if limit is None else heapq.nlargest(limit, letters, key=_age)[::-1]
 
 
 def replay_dead_letters(settings: WorkerSettings, *, reason: str | None = None, dry_run: bool = False) -> ReplayResult:
     """Produces the open dead letters (of one reason, or all) to the activity topic again and closes them. Raises as
     `list_dead_letters`."""
-    letters = list_dead_letters(settings, reason=reason)
-    if letters and not dry_run:
-        _replay(settings.kafka, letters)
-    counts = Counter(letter.reason for letter in letters)
-    return ReplayResult(len(letters), dict(sorted(counts.items())), dry_run)
+    places = _open_places(settings.kafka)
+    counts = Counter(letter.reason for letter in _letters(settings.kafka, places, reason))  # all of them can be read
+    if counts and not dry_run:
+        _replay(settings.kafka, _letters(settings.kafka, places, reason))
+    return ReplayResult(counts.total(), dict(sorted(counts.items())), dry_run)
 
 
-def _replay(kafka: KafkaSettings, letters: list[DeadLetter]) -> None:
+def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter]) -> None:
     with _producer(kafka) as producer:
-        for start in range(0, len(letters), _CHUNK):
-            chunk = letters[start : start + _CHUNK]
+        while chunk := list(islice(letters, _CHUNK)):
             produced = [
                 producer.send(kafka.topic, key=_key(letter), value=letter.value, headers=_header(letter))
                 for letter in chunk
@@ -84,6 +82,27 @@ def _header(letter: DeadLetter) -> list[tuple[str, bytes]]:
 def _acknowledged(sent: Iterable[Any], kafka: KafkaSettings) -> None:
     for future in sent:
         future.get(timeout=2 * kafka.request_timeout_seconds)
+
+
+def _age(letter: DeadLetter) -> tuple[int, str, int, int]:
+    return (letter.append_time_ms, letter.topic, letter.partition, letter.offset)
+
+
+def _open_places(kafka: KafkaSettings) -> set[Place]:
+    """Where the last record of each key lies, if it has a value. Contents are left out: there may be any number."""
+    last: dict[bytes, Place | None] = {}
+    for record in _records(kafka):
+        last[record.key] = None if record.value is None else (record.partition, record.offset)
+    return {place for place in last.values() if place is not None}
+
+
+def _letters(kafka: KafkaSettings, places: Collection[Place], reason: str | None) -> Iterator[DeadLetter]:
+    """The letters at these places, read one poll at a time."""
+    for record in _records(kafka) if places else ():
+        if (record.partition, record.offset) in places:
+            letter = decode_dead_letter(record.value)
+            if reason is None or letter.reason == reason:
+                yield letter
 
 
 def _records(kafka: KafkaSettings) -> Iterator[Any]:

@@ -6,8 +6,9 @@
 
 200 says `ok`, or `paused` where `spoor stream pause` has told the worker to take no events.
 
-Nothing is read from a request but its path: bodies and parameters are ignored, and a client that says nothing for
-`_SILENCE_SECONDS` is dropped.
+Nothing is read from a request but its path: bodies and parameters are ignored. A client that says nothing for
+`_SILENCE_SECONDS` is dropped, as is one that has not got its answer after `_REQUEST_SECONDS`, however slowly it goes
+on; while `_MOST_CLIENTS` are there, others are turned away.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -24,15 +26,45 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from streaming.health import Health
 
 _SILENCE_SECONDS = 10.0
+_REQUEST_SECONDS = 30.0
+_MOST_CLIENTS = 32
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # an open connection must not keep a stopped worker alive
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._free = threading.BoundedSemaphore(_MOST_CLIENTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(_REQUEST_SECONDS, _hang_up, [request])
+        deadline.daemon = True
+        deadline.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            deadline.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or was sent away, is no trouble of the worker's."""
+
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
+
+
+def _hang_up(request: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(WSGIRequestHandler):

@@ -10,7 +10,7 @@ import numpy as np
 from activity.hashing import hash_items, hash_names
 from encoder.config import MODEL_CONFIGS
 from encoder.inference import new_model
-from encoder.release import ReleaseInfo, save_release
+from encoder.release import ReleaseInfo, Weights, load_release, save_release
 from encoder.vocabulary import Vocabulary
 
 
@@ -38,10 +38,28 @@ def save_untrained_release(
     vocabulary = vocabulary_of(items, actions, surfaces)
     model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
     model.initialise(seed)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    return _save(folder, weights, vocabulary, trained_through_ms)
+
+
+def save_turned_release(folder: Path, of: Path, *, seed: int = 0) -> ReleaseInfo:
+    """What training `of` further might give, seen from a space of its own: weights that differ a little, and a drawn
+    rotation after the last layers."""
+    release, chance = load_release(of), np.random.default_rng(seed)
+    weights = {name: value * chance.normal(1, 0.02, value.shape) for name, value in release.weights.items()}
+    turn, _ = np.linalg.qr(chance.normal(size=(release.info.dimension, release.info.dimension)))
+    for name in ("phi_out.out", "psi.out"):
+        weights[f"{name}.weight"] = turn.T @ weights[f"{name}.weight"]
+        weights[f"{name}.bias"] = turn.T @ weights[f"{name}.bias"]
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    return _save(folder, weights, release.vocabulary, release.info.trained_through_ms)
+
+
+def _save(folder: Path, weights: Weights, vocabulary: Vocabulary, trained_through_ms: int) -> ReleaseInfo:
     return save_release(
         folder,
         model=MODEL_CONFIGS["tiny"],
-        weights={name: value.numpy() for name, value in model.state_dict().items()},
+        weights=weights,
         vocabulary=vocabulary,
         trained_through_ms=trained_through_ms,
         data_fingerprint="0" * 64,

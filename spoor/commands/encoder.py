@@ -120,6 +120,7 @@ def list_all(invocation: Invocation) -> None:
     lines = [
         f"{info.name}  {info.dimension} dimensions  newest {info.max_events} events  "
         f"trained through {time_text(info.trained_through_ms)}"
+        + (f"  in the space of {info.space}" if info.space != info.name else "")
         + ("  promoted" if info.name == promoted else "")
         + ("  retired" if info.retired else "")
         for info in found
@@ -154,6 +155,7 @@ def show(invocation: Invocation, name: str) -> None:
         f"events per user     {info.max_events}",
         f"items known         {len(loaded.vocabulary.item_ids):,}",
         *([f"item tables         {info.packed['layout']}, of {info.packed['of']}"] if info.packed else []),
+        *([f"vectors             of {info.aligned['of']}, in the space of {info.space}"] if info.aligned else []),
         *([f"rotation            into the space of {aligned.to}"] if aligned else []),
         f"trained through     {time_text(info.trained_through_ms)}",
         f"created             {info.created_at}",
@@ -245,4 +247,5 @@ def report(invocation: Invocation, name: str, data: Path | None) -> None:
 
 def _json(info: ReleaseInfo) -> dict[str, Any]:
     trained_through = datetime.fromtimestamp(info.trained_through_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return dataclasses.asdict(info) | {"folder": str(info.folder), "trained_through": trained_through}
+    described = {"folder": str(info.folder), "trained_through": trained_through, "space": info.space}
+    return dataclasses.asdict(info) | described

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: bool) -> None:
     """Serve a release as the service `ranker`.
 
-    Refused, with exit code 1, while a running worker does not write it, or somebody's embedding of it is missing or
-    behind in the online store. The release that was served stays live and written: promoting it again is the way back.
+    And as `aligned_ranker_SPACE`, which only ever serves releases whose vectors mean the same. Refused, with exit code
+    1, while a running worker does not write it, or somebody's embedding of it is missing or behind in the online store.
+    The release that was served stays live and written: promoting it again is the way back.
     """
     from spoor.console import counter
     from spoor.versions import promote as run_promote
@@ -78,10 +79,13 @@ def retire(invocation: Invocation, name: str, keep_topic: bool, yes: bool, dry_r
     "--sample", type=click.IntRange(min=2, max=10_000), default=2_000, show_default=True, help="Most users, and items."
 )
 @click.option("--neighbours", type=click.IntRange(min=1), default=10, show_default=True, help="Nearest of each.")
-@click.option("--dry-run", is_flag=True, help="Compare, but store no map.")
+@click.option("--aligned", metavar="NAME", help="Also write a new release: NEW, turned into OLD's space.")
+@click.option("--dry-run", is_flag=True, help="Compare, but store nothing.")
 @json_option
 @pass_invocation
-def compare(invocation: Invocation, old: str, new: str, sample: int, neighbours: int, dry_run: bool) -> None:
+def compare(
+    invocation: Invocation, old: str, new: str, sample: int, neighbours: int, aligned: str | None, dry_run: bool
+) -> None:
     """Tell how alike two releases are.
 
     On a sample of the online histories and of the items that both know: how many nearest neighbours are the same, and
@@ -91,7 +95,9 @@ def compare(invocation: Invocation, old: str, new: str, sample: int, neighbours:
 
     settings = invocation.settings()
     say(f"{old} and {new} on at most {sample:,} users of the online store and {sample:,} items")
-    result = compare_releases(settings, old, new, sample=sample, neighbours=neighbours, dry_run=dry_run)
+    result = compare_releases(
+        settings, old, new, sample=sample, neighbours=neighbours, aligned=aligned, dry_run=dry_run
+    )
     invocation.emit(result, _comparison_text(result))
 
 
@@ -114,6 +120,8 @@ def _comparison_text(result: Comparison) -> str:
     if report.user_fit is None and report.item_fit is None:
         lines.append("no rotation: the dimensions differ, or there is too little to hold out")
     lines.append(f"the rotation is in the folder of {report.new}" if result.stored else "nothing was stored")
+    if result.aligned is not None:
+        lines.append(f"{result.aligned} is {report.new} in the space of {report.old}: apply, backfill and promote it")
     return "\n".join(lines)
 
 
@@ -124,6 +132,8 @@ def _promoted_text(result: Promoted) -> str:
         return f"{result.release} could be promoted: {complete}"
     lines = [
         f"ranker is {result.release}" + ("" if result.changed else ", as before") + f": {complete}",
+        f"{result.aligned_service} is {result.release}"
+        + (f", {result.previous_aligned} before" if result.previous_aligned not in (None, result.release) else ""),
         *([f"{result.previous} stays live: promote it to go back"] if result.changed and result.previous else []),
     ]
     if result.previous_dimension not in (None, result.dimension):

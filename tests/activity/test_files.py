@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from activity.errors import DataError, InfrastructureError
-from activity.files import Manifest, atomic_path, atomic_write
+from activity.files import Manifest, atomic_path, atomic_write, read_at_most
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -21,6 +22,15 @@ def test_a_folder_that_cannot_be_written_is_an_infrastructure_error_with_a_hint(
     with pytest.raises(InfrastructureError, match="cannot write") as error:
         atomic_write(tmp_path / "file" / "below", b"")
     assert error.value.hint
+
+
+def test_no_more_is_read_than_was_asked_for(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_at_most(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        read_at_most(tmp_path / "file", 4)
+    with pytest.raises(ValueError, match="more than 1,000 bytes"):  # a file without end
+        read_at_most(Path("/dev/zero"), 1000)
 
 
 def test_a_manifest_remembers_items_across_instances(tmp_path):

@@ -271,5 +271,12 @@ def test_a_file_of_ids_has_one_a_line_to_the_letter(tmp_path: Path) -> None:
         read_ids(file)
 
 
+def test_a_file_of_ids_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batch.forget.IDS_BYTES", 3)
+    (tmp_path / "ids.txt").write_text("a\nbc")
+    with pytest.raises(UsageError, match="more than 3 bytes"):
+        read_ids(tmp_path / "ids.txt")
+
+
 def _iso(time_ms: int) -> str:
     return np.datetime64(time_ms, "ms").astype("datetime64[s]").item().isoformat() + "+00:00"

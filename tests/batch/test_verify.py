@@ -69,6 +69,7 @@ def test_after_a_backfill_nothing_differs(filled: Any) -> None:
     assert (result.users, result.differences, result.examples) == (20, 0, [])
     assert result.kinds == dict.fromkeys(KINDS, 0)
     assert (result.releases, result.lag) == (("base-1",), {0: 0, 1: 0})
+    assert (result.rows, result.stale_rows) == ({"base-1": 20}, {"base-1": 0})
 
 
 def test_a_user_that_was_not_backfilled_is_missing(filled: Any) -> None:
@@ -141,6 +142,19 @@ def test_another_vector_under_the_same_revision_is_found_mended_and_published(fi
     assert np.array_equal(record.embedding, row.embedding)
 
 
+def test_an_embedding_that_cannot_be_read_is_found_and_mended(filled: Any) -> None:
+    online = _online(filled)
+    (row,) = online.read_embeddings("base-1", ["user-6"])
+    assert row is not None
+    short = online._embedding_view_row(dataclasses.replace(row, embedding=row.embedding[:3]))
+    online._guard.put(online.feast.config, [(online._keys(["user-6"])[0], short)])
+    result = run_verify(filled.settings)
+    assert _kinds(result) == {EMBEDDING_DIFFERS: 1} and result.rows == {"base-1": 19}
+    assert run_verify(filled.settings, repair=True).remaining == 0
+    (mended,) = online.read_embeddings("base-1", ["user-6"])
+    assert mended is not None and np.allclose(mended.embedding, row.embedding, atol=1e-5)
+
+
 def test_a_damaged_history_gives_way_to_the_lakes(filled: Any) -> None:
     online = _online(filled)
     whole = _history(online, "user-7").values.tolist()
@@ -156,7 +170,12 @@ def test_every_live_release_is_compared(filled: Any) -> None:
     result = run_verify(filled.settings)
     assert _kinds(result) == {REVISION_BEHIND: 20}
     assert {example.release for example in result.examples} == {"base-2"}
-    assert run_verify(filled.settings, repair=True).remaining == 0
+    assert result.rows == {"base-1": 20, "base-2": 0} and result.stale_rows == {"base-1": 0, "base-2": 20}
+    mended = run_verify(filled.settings, repair=True)
+    assert mended.remaining == 0 and mended.stale_rows["base-2"] == 0
+    told = (filled.settings.state_folder / "metrics" / "spoor_verify.prom").read_text()
+    assert 'spoor_verify_rows{release="base-1"} 20.0' in told
+    assert 'spoor_verify_stale_rows{release="base-2"} 0.0' in told
 
 
 def test_what_is_not_archived_yet_is_counted(filled: Any) -> None:

@@ -16,6 +16,8 @@ import yaml
 
 from activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
+from spoor.flink import OPENED, flink_jars
+from spoor.java import java_executable
 from tests.brokers import running_broker
 from tests.conftest import DEADLINE_SECONDS, free_port
 from tests.releases import save_untrained_release
@@ -28,6 +30,7 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
 ITEMS = [f"item-{n}" for n in range(20)]
 RELEASE = "base-1"
+PORTS = ("9108", "6566", "6122", "6123", "8081", "8097", "8098", "8099", "50000")
 
 
 def compose() -> dict[str, Any]:
@@ -66,7 +69,7 @@ class Stack:
         folders = {there: Path(here) for there, here in self._folders(service).items()}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-        for config in described["configs"]:
+        for config in described.get("configs", ()):
             source = ROOT / compose()["configs"][config["source"]]["file"]
             target = Path(self.translate(config["target"], service))
             target.write_text(self.translate(source.read_text(), service))
@@ -78,31 +81,35 @@ class Stack:
         link = repo / "feature_store.yaml"  # as the Dockerfile has it
         link.unlink(missing_ok=True)
         link.symlink_to(secrets / "feature_store.yaml")
-        own = {name: self.translate(str(value), service) for name, value in described["environment"].items()}
+        own = {name: self.translate(str(value), service) for name, value in described.get("environment", {}).items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SPOOR_")}
-        return {**inherited, "PYTHONPATH": str(ROOT), **own}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as the image has it: our python first
+        return {**inherited, "PATH": path, "PYTHONPATH": str(ROOT), **own}
 
     def command(self, service: str, words: Sequence[str]) -> list[str]:
         programs = {
             "spoor": [sys.executable, "-m", "spoor"],
             "feast": [str(Path(sys.executable).parent / "feast")],
             "python": [sys.executable],
+            "java": [java_executable(), *OPENED],
+            "bash": ["bash"],
         }
         return [*programs[words[0]], *(self.translate(word, service) for word in words[1:])]
 
-    def start(self, service: str) -> subprocess.Popen[bytes]:
-        """The service's own command, its output in NAME.log."""
-        environment = self.prepare(service)
+    def start(self, service: str, *words: str, **settings: str) -> subprocess.Popen[bytes]:
+        """The service's own command, or `words` in its place as with `docker compose run`; its output in NAME.log.
+        `settings`: more of its environment."""
+        environment, described = self.prepare(service) | settings, compose()["services"][service]
         with open(self.log_file(service), "wb") as log:
-            command = self.command(service, compose()["services"][service]["command"])
+            command = self.command(service, [*described.get("entrypoint", ()), *(words or described["command"])])
             folder = self.here["/var/lib/spoor"]  # the image's WORKDIR
             return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
 
     def log_file(self, service: str) -> Path:
         return self.folder / f"{service}.log"
 
-    def run(self, service: str) -> int:
-        process = self.start(service)
+    def run(self, service: str, *words: str) -> int:
+        process = self.start(service, *words)
         try:
             return process.wait(DEADLINE_SECONDS)
         finally:
@@ -134,6 +141,7 @@ class Stack:
             "/run/secrets": str(own / "secrets"),
             "/srv/feature_repo": str(own / "feature_repo"),
             "/etc/spoor": str(own),
+            "/etc/flink": str(own),
         }
 
 
@@ -171,7 +179,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory, secrets: Path) -> Iterator[
         {name: value for name, _, value in pairs},
         client,
         java_options=[f"-Djava.security.auth.login.config={secrets / 'kafka-jaas.conf'}"],
-        log4j2=(DEPLOY / "kafka" / "log4j2.properties").read_text(),
+        log4j2=(DEPLOY / "log4j2.properties").read_text(),
     ):
         yield address
 
@@ -188,7 +196,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, secrets: Path, store: RedisS
         "kafka:9092": broker,
         "redis:6379": store.connection_string,
         "0.0.0.0": "127.0.0.1",
-        "9108": str(free_port()),
-        "6566": str(free_port()),
+        **{port: str(free_port()) for port in PORTS},
+        **dict.fromkeys(("flink-job-manager", "flink-task-manager", "beam-job-server"), "127.0.0.1"),
+        **dict.fromkeys(("/opt/flink/lib/*", "/opt/apache/beam/jars/*"), ":".join(map(str, flink_jars()))),
     }
     return Stack(folder, here, secrets)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from spoor.config import load_settings
 from tests.deploy.conftest import COMPOSE, DEPLOY, ROOT, compose, secret_names
@@ -46,7 +47,9 @@ def test_containers_run_without_root_capabilities_or_a_writable_file_system(name
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & service.keys()
+    assert not {"privileged", "cap_add", "pid", "devices"} & service.keys()
+    kind, _, other = service.get("network_mode", "service:stream").partition(":")
+    assert kind == "service" and other in SERVICES, "beside another container, never the host's network"
 
 
 @each_service
@@ -75,7 +78,8 @@ def test_passwords_come_from_files(name: str, service: dict[str, Any]):
     for variable, value in service.get("environment", {}).items():
         if re.search("PASSWORD|SECRET|TOKEN", variable):
             assert variable.endswith("_FILE") and str(value).startswith("/run/secrets/")
-    assert not re.search(r"password|secret", " ".join(service.get("command", ())), re.IGNORECASE)
+    words = [*service.get("entrypoint", ()), *service.get("command", ())]
+    assert not re.search(r"password|secret", " ".join(words), re.IGNORECASE)
 
 
 @each_service
@@ -83,7 +87,8 @@ def test_what_is_waited_for_is_there_and_can_come(name: str, service: dict[str, 
     for other, how in service.get("depends_on", {}).items():
         ends = SERVICES[other]["restart"] == "no"
         assert how["condition"] == ("service_completed_successfully" if ends else "service_healthy")
-        assert set(SERVICES[other].get("profiles", ())) <= set(service.get("profiles", ()))
+        if profiles := SERVICES[other].get("profiles"):
+            assert service["profiles"] and set(service["profiles"]) <= set(profiles)
 
 
 def test_every_file_and_volume_is_there_and_used():
@@ -115,6 +120,35 @@ def test_the_passwords_made_are_the_secrets_mounted_and_nobody_else_s(tmp_path: 
     assert all((other / name).read_bytes() != content for name, content in before.items())
     listed = subprocess.run(["git", "check-ignore", DEPLOY / "secrets" / "x"], cwd=ROOT, capture_output=True)
     assert listed.returncode == 0, "git must ignore deploy/secrets"
+
+
+def test_releases_are_written_by_one_service_alone():
+    mounts = {
+        name: mount
+        for name, service in SERVICES.items()
+        for mount in service.get("volumes", ())
+        if mount.startswith("./releases:")
+    }
+    assert [name for name, mount in mounts.items() if not mount.endswith(":ro")] == ["release"]
+
+
+def test_flink_s_java_gets_the_memory_that_its_settings_add_up_to():
+    options = yaml.safe_load((DEPLOY / "flink" / "config.yaml").read_text())
+    memory = {
+        name.removeprefix("taskmanager.memory."): size(text)
+        for name, text in options.items()
+        if name.startswith("taskmanager.memory.")
+    }
+    service = SERVICES["flink-task-manager"]
+    java = {
+        flag: size(text) for flag, text in re.findall(r"-(?:XX:)?([A-Z]\w+?)=?(\d+m)", " ".join(service["command"]))
+    }
+    assert java["Xmx"] == memory["framework.heap.size"] + memory["task.heap.size"]
+    off_heap = memory["framework.off-heap.size"] + memory["task.off-heap.size"] + memory["network.max"]
+    assert java["MaxDirectMemorySize"] == off_heap
+    assert java["MaxMetaspaceSize"] == memory["jvm-metaspace.size"]
+    whole = sum(java.values()) + memory["managed.size"] + memory["jvm-overhead.max"]
+    assert whole + (1 << 30) < size(service["mem_limit"]), "with what lies in /tmp"
 
 
 def test_the_containers_settings_are_valid_and_log_in_to_kafka(tmp_path: Path):

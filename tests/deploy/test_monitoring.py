@@ -47,7 +47,8 @@ def job_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     archived = ArchiveResult("activity", 1, 1, False, {}, bad={"not-json": 1})
     backfilled = BackfillResult("backfill-1", ("base-1",), None, 0, 1, 0, False)
-    verified = VerifyResult(1, 0, {}, [], (), lag={0: 1}, remaining_kinds=dict.fromkeys(KINDS, 0))
+    by_release = {"rows": {"base-1": 1}, "stale_rows": {"base-1": 0}}
+    verified = VerifyResult(1, 0, {}, [], (), lag={0: 1}, remaining_kinds=dict.fromkeys(KINDS, 0), **by_release)
     for job, figures in (
         ("archive", archive.figures(archived)),
         ("backfill", backfill.figures(backfilled)),

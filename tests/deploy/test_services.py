@@ -4,14 +4,17 @@ health check, genuine servers with the settings that their containers get."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import duckdb
 import psutil
 import pytest
 import redis
@@ -20,14 +23,25 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from activity.events import Event, encode_event
 from tests.conftest import free_port, wait_until
-from tests.deploy.conftest import ITEMS, Stack, compose
+from tests.deploy.conftest import ITEMS, ROOT, Stack, compose
 from tests.store.conftest import RedisServer
 
 USERS, START_MS = 25, 1_750_000_000_000
 EVENTS = [
     Event(f"user-{n % USERS}", ITEMS[n % len(ITEMS)], "view", "home", START_MS + 1000 * n) for n in range(10 * USERS)
 ]
-RUN_HERE = ["apply", "stream", "archive", "backfill", "verify", "feature-server"]
+FLINK = ["flink-job-manager", "flink-task-manager", "flink-worker-pool", "beam-job-server"]
+RUN_HERE = [
+    "apply",
+    "stream",
+    "archive",
+    "backfill",
+    "verify",
+    "feature-server",
+    "release",
+    "backfill-on-flink",
+    *FLINK,
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,8 +81,8 @@ def codes(stack: Stack) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def feature_server(stack: Stack, codes: dict[str, int]) -> Iterator[str]:
-    """Its address."""
-    process = stack.start("feature-server")
+    """Its address. It logs what it serves."""
+    process = stack.start("feature-server", SPOOR_FEATURES__SERVED_FOLDER=str(stack.folder / "served"))
     try:
 
         def healthy() -> bool:
@@ -92,10 +106,9 @@ def post(url: str, body: dict) -> tuple[int, str]:
 
 
 def test_every_service_with_our_image_is_run_here():
-    services = compose()["services"]
-    assert sorted(name for name, service in services.items() if service["image"].startswith("spoor:")) == sorted(
-        RUN_HERE
-    )
+    images = {name: service["image"] for name, service in compose()["services"].items()}
+    ours = [name for name, image in images.items() if image.startswith(("spoor:", "flink:", "apache/beam"))]
+    assert sorted(ours) == sorted(RUN_HERE)
 
 
 @pytest.mark.parametrize("service", ["apply", "stream", "archive", "backfill", "verify"])
@@ -139,6 +152,31 @@ def test_rankers_read_embeddings_from_the_feature_server(feature_server: str):
     assert unknown is None
 
 
+def test_what_the_feature_server_answered_is_logged_and_rankers_can_be_trained_on_it(feature_server: str, stack: Stack):
+    items = ITEMS[:3]
+    body = {"feature_service": "ranker_base_1", "entities": {"user_id": ["user-4"] * 3, "item_id": items}}
+    code, text = post(f"{feature_server}/get-online-features", body)
+    assert code == 200, text
+    answer = json.loads(text)
+    served = stack.folder / "served" / "ranker_base_1"
+
+    def logged() -> duckdb.DuckDBPyRelation:
+        return duckdb.sql(f"from read_parquet('{served}/*/*.parquet') where user_id = 'user-4' order by item_id")
+
+    wait_until(lambda: list(served.glob("day=*/*.parquet")) and len(logged()) == 3, "the answer is in the log")
+    rows = dict(zip(logged().columns, zip(*logged().fetchall(), strict=True), strict=True))
+    for name, column in zip(answer["metadata"]["feature_names"], answer["results"], strict=True):
+        for found, value in zip(rows[name], column["values"], strict=True):
+            assert found == pytest.approx(value, abs=1e-6) if isinstance(value, list) else found == value, name
+    assert set(rows["__model_version"]) == {"base-1"} and len(set(rows["__request_id"])) == 1
+    clicks = duckdb.sql(f"select 'user-4' user_id, '{items[1]}' item_id, now() clicked_at")
+    assert clicks.columns[2] == "clicked_at"
+    [query] = re.findall(r"```sql\n(.+?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    trained_on = duckdb.sql(query.replace("/var/lib/spoor-served/ranker/", f"{served}/"))
+    labels = trained_on.filter("user_id = 'user-4'").project("item_id, label").fetchall()
+    assert sorted(labels) == [(item, item == items[1]) for item in items]
+
+
 def test_the_feature_server_s_user_cannot_write(feature_server: str, store: RedisServer, stack: Stack):
     _, reader = stack.passwords()[2:]
     client = redis.Redis(port=store.port, username="ranker", password=reader)
@@ -146,6 +184,30 @@ def test_the_feature_server_s_user_cannot_write(feature_server: str, store: Redi
         with pytest.raises(redis.exceptions.NoPermissionError):
             refused()
     assert "username=ranker," in Path(stack.translate("/run/secrets/feature_store.yaml", "feature-server")).read_text()
+
+
+def test_a_release_is_promoted_by_the_service_that_may_write_the_folder(stack: Stack):
+    assert stack.run("release", "promote", "base-1") == 0, stack.log("release")
+    assert "ranker is base-1" in stack.log("release")
+    assert stack.run("release") == 0 and "base-1  16 dimensions" in stack.log("release")
+    assert "promoted" in stack.log("release")
+
+
+def test_a_backfill_runs_on_flink_with_its_python_in_the_pool(stack: Stack):
+    with ExitStack() as running:
+        for service in FLINK:
+            process = stack.start(service)
+            running.callback(process.wait, 60)
+            running.callback(process.terminate)
+
+            def healthy(service: str = service, process: subprocess.Popen[bytes] = process) -> bool:
+                assert process.poll() is None, stack.log(service)
+                return stack.healthy(service)
+
+            wait_until(healthy, f"the health check of {service} passes")
+        assert stack.run("backfill-on-flink") == 0, stack.log("backfill-on-flink")
+    assert f"{USERS} rows, 0 users changed online" in stack.log("backfill-on-flink")
+    assert "Starting worker with command" in stack.log("flink-worker-pool")
 
 
 def test_redis_passes_its_health_check_without_a_password(store: RedisServer):

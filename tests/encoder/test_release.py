@@ -154,6 +154,14 @@ def test_a_foreign_release_is_a_data_error_with_a_hint(
     assert caught.value.hint
 
 
+def test_json_is_not_read_beyond_what_a_release_holds(parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = parts.save(tmp_path / "base-1")
+    monkeypatch.setattr("encoder.release._JSON_BYTES", 50)
+    for read in (lambda: read_info(info.folder), lambda: known_items(info)):
+        with pytest.raises(DataError, match="more than 50 bytes"):
+            read()
+
+
 def test_an_unknown_release_names_those_that_exist(parts, tmp_path: Path) -> None:
     parts.save(tmp_path / "base-1")
     with pytest.raises(UsageError, match=r"no release `base-2`.*found: `base-1`"):

@@ -75,6 +75,20 @@ def test_the_alias_has_the_features_and_tags_of_the_promoted_release(features):
     assert alias.tags == pinned.tags and alias.tags["model_version"] == "base-3"
 
 
+def test_the_service_of_a_space_shows_the_release_that_was_promoted_in_it(features):
+    add_release(features.releases_folder, "base-4", aligned={"space": "base-3"})
+    add_release(features.releases_folder, "base-5")
+    note = {"release": "base-5", "previous": "base-4", "promoted_at_ms": 1}
+    aligned = {"base-3": "base-4", "base-5": "base-5"}
+    (features.releases_folder / PROMOTED_FILE).write_text(json.dumps(note | {"aligned": aligned}))
+    services = {o.name: dict(o.tags) for o in build(features) if isinstance(o, FeatureService)}
+    found = {name: (tags["model_version"], tags["space"]) for name, tags in services.items() if "aligned" in name}
+    assert found == {
+        "aligned_ranker_base_3": ("base-4", "base-3"),
+        "aligned_ranker_base_5": ("base-5", "base-5"),
+    }
+
+
 def test_the_service_has_no_two_features_of_one_name(features):
     (service,) = [o for o in build(features) if isinstance(o, FeatureService)]
     shown = [field.name for projection in service.feature_view_projections for field in projection.features]

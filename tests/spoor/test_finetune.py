@@ -256,5 +256,5 @@ def test_a_ranker_that_reads_vectors_is_not_served_those_of_another_release(worl
     ranker = fine_tune(source.release, train, source.events, settings=settings, progress=lambda _: None).ranker
     online = OnlineFeatures(features, RELEASE)
     RankerServer(online, ranker, source.items)
-    with pytest.raises(UsageError, match=f"vectors of release `another`, the features are those of `{RELEASE}`"):
-        RankerServer(online, replace(ranker, about={**ranker.about, "release": "another"}), source.items)
+    with pytest.raises(UsageError, match=f"in the space of release `another`, those of `{RELEASE}`"):
+        RankerServer(online, replace(ranker, about={**ranker.about, "space": "another"}), source.items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ from store.online import open_online
 from store.repo import apply, create_repo
 from store.writer import GuardedWriter
 from tests.conftest import free_port
-from tests.releases import save_untrained_release
+from tests.releases import save_turned_release, save_untrained_release
 
 Spoor = Callable[..., Any]
 T0 = 1_700_000_000_000
@@ -180,7 +181,7 @@ def test_a_retired_release_loses_service_views_rows_and_topic_and_keeps_folder_a
     assert (result.landed_rows, result.topic_deleted, result.plan.live) == (5, True, ("base-2",))
     assert set(result.removed) == {"user_embedding_base_1", "item_embedding_base_1", "ranker_base_1"}
     names = registered(published)
-    assert not of_release(names, "base-1") and len(of_release(names, "base-2")) == 3 and "ranker" in names
+    assert not of_release(names, "base-1") and len(of_release(names, "base-2")) == 4 and "ranker" in names
     found = topics(published)
     assert published.kafka.embedding_topic("base-1") not in found
     assert published.kafka.embedding_topic("base-2") in found
@@ -273,7 +274,7 @@ def test_a_release_that_cached_readers_may_still_show_is_refused_until_their_tim
 
 def test_nothing_is_retired_without_a_yes_or_in_a_dry_run(spoor: Spoor, world: Settings):
     dry = spoor("release", "retire", "base-1", "--dry-run", "--json")
-    assert (dry.code, dry.json["dry_run"], dry.json["plan"]["service"]) == (0, True, "ranker_base_1")
+    assert (dry.code, dry.json["dry_run"], dry.json["plan"]["services"]) == (0, True, ["ranker_base_1"])
     assert dry.json["plan"]["topic"] == "user-embeddings.base-1"
     assert "add --yes" in spoor("release", "retire", "base-1").failed_with(2)
     assert not read_info(world.features.releases_folder / "base-1").retired
@@ -343,6 +344,69 @@ def test_two_releases_are_compared_and_the_rotation_is_kept_with_the_new_one(spo
     shown = spoor("release", "show", "base-2")
     assert "rotation            into the space of base-1" in shown.out and "checksums match" in shown.out
     assert spoor("release", "show", "base-2", "--json").json["alignment"]["users"]["neighbours"] == 3
+
+
+# Aligned releases
+
+
+def read_by_ranker(settings: Settings, service: str) -> np.ndarray:
+    """float32[U, d] of everybody, by Feast alone."""
+    store = FeatureStore(repo_path=str(settings.features.feature_repo))
+    rows = [{"user_id": user, "item_id": ITEMS[0]} for user in USERS]
+    answer = store.get_online_features(store.get_feature_service(service), rows).to_dict()
+    return np.array(answer["embedding"], np.float32)
+
+
+def write_items(settings: Settings, *releases: str) -> None:
+    online = open_online(settings.features)
+    for encoder in load_encoders(settings.features.releases_folder, releases):
+        online.write_items(encoder.release, encoder.item_ids, encoder.item_vectors(encoder.item_hashes), T0)
+
+
+def test_a_ranker_goes_on_with_what_it_learned_through_releases_that_are_aligned(spoor: Spoor, settings: Settings):
+    """As docs/releases.md tells it: base-2 arrives, is turned into base-1's space, and is promoted as next-1."""
+    make_world(settings, filled=False)
+    folder = settings.features.releases_folder
+    shutil.rmtree(folder / "base-2")
+    save_turned_release(folder / "base-2", folder / "base-1")
+    write(settings, time=0)
+    write(settings, time=1)
+    write_items(settings, "base-1")
+    assert spoor("release", "promote", "base-1").code == 0
+    old = read_by_ranker(settings, "aligned_ranker_base_1")
+
+    dry = spoor("release", "compare", "base-1", "base-2", "--aligned", "next-1", "--dry-run", "--json")
+    assert dry.json["aligned"] is None and not (folder / "next-1").exists()
+    done = spoor("release", "compare", "base-1", "base-2", "--aligned", "next-1", "--neighbours", "2", "--json")
+    assert (done.code, done.json["aligned"]) == (0, "next-1"), done.err
+    assert "exists already" in spoor("release", "compare", "base-1", "base-2", "--aligned", "next-1").failed_with(2)
+    assert "next-1  16 dimensions" in spoor("release", "list").out
+    assert "vectors             of base-2, in the space of base-1" in spoor("release", "show", "next-1").out
+
+    apply(settings.features)
+    live = ("base-1", "base-2", "next-1")
+    write(settings, time=0, releases=live)  # everybody's embedding of the new release
+    write_items(settings, "base-2", "next-1")
+    text = spoor("release", "promote", "next-1").out
+    assert "aligned_ranker_base_1 is next-1, base-1 before" in text
+    new = read_by_ranker(settings, "aligned_ranker_base_1")
+    assert np.array_equal(new, read_by_ranker(settings, "ranker")) and not np.allclose(new, old, atol=1e-3)
+    stated = done.json["report"]["user_fit"]
+    assert (new * old).sum(1).mean() == pytest.approx(stated["cosine_after"], abs=0.1)
+    assert (read_by_ranker(settings, "ranker_base_2") * old).sum(1).mean() < 0.5
+
+    assert spoor("release", "promote", "base-2").code == 0  # another space: who learned in the first one stays
+    assert np.array_equal(read_by_ranker(settings, "aligned_ranker_base_1"), new)
+    refused = spoor("release", "retire", "next-1", "--yes", "--keep-topic").failed_with(2)
+    assert "`aligned_ranker_base_1` serves release `next-1`" in refused
+    assert spoor("release", "promote", "base-1").code == 0  # the way back
+    assert np.array_equal(read_by_ranker(settings, "aligned_ranker_base_1"), old)
+    assert spoor("release", "promote", "next-1").code == 0
+    assert retire(settings, "base-1", keep_topic=True).removed  # the space outlives the release that it is named after
+    assert np.array_equal(read_by_ranker(settings, "aligned_ranker_base_1"), new)
+    assert spoor("release", "promote", "base-2").code == 0
+    gone = retire(settings, "next-1", keep_topic=True)
+    assert "aligned_ranker_base_1" in gone.removed and gone.plan.services[-1] == "aligned_ranker_base_1"
 
 
 def test_what_cannot_be_compared_exits_with_2(spoor: Spoor, settings: Settings):

@@ -22,7 +22,7 @@ from store.promotion import Coverage, cache_seconds, coverage, promote
 from store.repo import apply
 from store.writer import GuardedWriter
 from tests.conftest import wait_until
-from tests.store.conftest import make_repo
+from tests.store.conftest import add_release, make_repo
 from tests.store.toys import DIMENSION, ToyEncoder, as_of, events_of
 
 ITEMS = ["i1", "i2", "i3"]
@@ -140,10 +140,30 @@ def repo(tmp_path: Path) -> FeatureSettings:
 def test_the_note_says_what_was_promoted_before_and_when(repo):
     assert promotion(repo.releases_folder) is None
     promote(repo, "base-1", now_ms=BEFORE)
-    assert promotion(repo.releases_folder) == Promotion("base-1", None, BEFORE)
+    assert promotion(repo.releases_folder) == Promotion("base-1", None, BEFORE, {"base-1": "base-1"})
     promote(repo, "base-2", now_ms=AFTER)
     promote(repo, "base-2", now_ms=AFTER + 1)  # as one does after a command that was killed
-    assert promotion(repo.releases_folder) == Promotion("base-2", "base-1", AFTER)
+    aligned = {"base-1": "base-1", "base-2": "base-2"}
+    assert promotion(repo.releases_folder) == Promotion("base-2", "base-1", AFTER, aligned)
+
+
+def test_a_release_takes_over_its_space_alone_and_gives_it_back(repo):
+    add_release(repo, "next-1", aligned={"space": "base-1"})
+    for release in ("base-1", "base-2", "next-1"):
+        promote(repo, release, now_ms=BEFORE)
+    found = promotion(repo.releases_folder)
+    assert found is not None and found.aligned == {"base-1": "next-1", "base-2": "base-2"}
+    assert (found.previous, found.previous_aligned) == ("base-2", "base-1")
+    promote(repo, "base-1", now_ms=AFTER)
+    store = FeatureStore(repo_path=str(repo.feature_repo))
+    assert store.get_feature_service("aligned_ranker_base_1").tags["model_version"] == "base-1"
+
+
+def test_a_note_from_before_there_were_spaces_is_brought_up_to_date(repo):
+    note = {"release": "base-2", "previous": "base-1", "promoted_at_ms": BEFORE}
+    (repo.releases_folder / PROMOTED_FILE).write_text(json.dumps(note))
+    promote(repo, "base-2", now_ms=AFTER)
+    assert promotion(repo.releases_folder) == Promotion("base-2", "base-1", AFTER, {"base-2": "base-2"})
 
 
 def test_applying_again_keeps_the_alias_and_finishes_an_interrupted_promotion(repo):

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from activity.errors import DataError
-from store.protobytes import EntityKeys, bytes_value, floats_value, int_value, read_bytes, read_floats, read_int
+from store.protobytes import (
+    EntityKeys,
+    bytes_value,
+    floats_value,
+    int_value,
+    read_bytes,
+    read_floats,
+    read_int,
+    read_string,
+)
 
 
 @given(npst.arrays(np.float32, st.integers(1, 300), elements=st.floats(width=32)))
@@ -27,6 +36,13 @@ def test_long_vectors_have_longer_lengths(dimension):
     vector = np.arange(dimension, dtype=np.float32)
     assert Value.FromString(floats_value(vector)).float_list_val.val == vector.tolist()
     assert (read_floats(floats_value(vector), dimension + 1) == vector).all()  # another length than expected
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_int, read_string, lambda value: read_floats(value, 2)])
+def test_bytes_that_are_no_value_are_a_data_error(read):
+    with pytest.raises(DataError, match="3 bytes that are no value") as caught:
+        read(b"\xff\xff\xff")
+    assert caught.value.hint
 
 
 def test_a_strided_vector_is_written_in_order():

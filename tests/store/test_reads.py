@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from activity.settings import HistorySettings
@@ -18,6 +20,19 @@ def test_a_user_without_embedding_gets_zeros_and_a_flag(online, features):
         assert known.tolist() == [False, True] and vectors.dtype == np.float32
         assert vectors.shape == (2, DIMENSION) and not vectors[0].any()
         np.testing.assert_allclose(vectors[1], ToyEncoder().encode(events)[0][0], atol=1e-6)
+
+
+def test_an_embedding_of_another_length_is_none(online, features):
+    """As Feast would store it from anybody: it checks no length."""
+    users, events = events_of(("ann", "i1", 0))
+    GuardedWriter(online, [ToyEncoder()], history=HistorySettings()).update(users, events, as_of_ms=as_of(users))
+    (row,) = online.read_embeddings("base-1", ["ann"])
+    view = online._embedding_view_row(dataclasses.replace(row, embedding=row.embedding[:-1]))
+    for embedding in (view.values["embedding"], b"\xff\xff\xff"):
+        view.values["embedding"] = embedding
+        online._guard.put(online.feast.config, [(online._keys(["ann"])[0], view)])
+        vectors, known = user_vectors(features, "base-1", ["ann"])
+        assert known.tolist() == [False] and not vectors.any()
 
 
 def test_no_users_give_no_vectors(online):

@@ -64,5 +64,27 @@ def test_anything_else_is_a_data_error(value):
         embedding_row_from_record(value)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"revision": 1e300},
+        {"revision": 2**63},
+        {"created_ms": 2**60},  # no time that Arrow can hold
+        {"events_used": True},
+        {"embedding": [[1.0]]},
+        {"embedding": [0.5] * 300_000},  # more than a megabyte
+    ],
+    ids=lambda field: str(field)[:30],
+)
+def test_what_would_break_a_table_later_is_a_data_error(field):
+    with pytest.raises(DataError, match="not an embedding row"):
+        embedding_row_from_record(json.dumps(json.loads(record_value(ROW, "json") or b"") | field).encode())
+
+
+def test_nesting_without_end_is_a_data_error():
+    with pytest.raises(DataError, match="recursion"):
+        embedding_row_from_record(b"[" * 200_000)
+
+
 def test_no_rows_make_an_empty_table():
     assert embedding_log_table([]).schema == EMBEDDING_LOG_SCHEMA

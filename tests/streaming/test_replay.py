@@ -46,6 +46,17 @@ def test_a_replay_keeps_key_and_value_and_a_record_with_neither_does_not_stop_it
     assert list_dead_letters(settings) == []
 
 
+def test_the_newest_of_the_open_letters_are_listed_and_closed_ones_are_not(settings: Settings):
+    letters = [letter(n, b"k", b"v") for n in range(6)]
+    put(settings, *map(encode_dead_letter, letters), encode_dead_letter(letters[3]))  # redelivered, refused again
+    with KafkaProducer(**settings.kafka.client_options()) as producer:
+        producer.send(settings.kafka.dead_letter_topic, key=letters[1].origin.encode(), value=None)
+    assert [found.offset for found in list_dead_letters(settings)] == [5, 4, 3, 2, 0]
+    assert [found.offset for found in list_dead_letters(settings, limit=2)] == [2, 0]
+    assert list_dead_letters(settings, limit=0) == []
+    assert replay_dead_letters(settings, dry_run=True).replayed == 5 and replayed(settings) == []
+
+
 def test_a_record_of_somebody_else_among_the_dead_letters_is_named(settings: Settings):
     put(settings, (b"key", b"their value"))
     with pytest.raises(DataError, match="is not a dead letter") as raised:

@@ -4,6 +4,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -11,7 +12,7 @@ from streaming import status_server
 from streaming.health import Health
 from streaming.metrics import StreamMetrics
 from streaming.settings import StreamSettings
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_until
 
 
 @pytest.fixture
@@ -63,6 +64,43 @@ def test_a_client_that_says_nothing_is_dropped_and_holds_up_nobody(port: int, mo
     with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
         assert page(port, "/healthz")[0] == 200
         assert silent.recv(1) == b""  # the server closed it
+
+
+def test_a_client_that_is_slow_without_end_is_dropped(port: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(status_server, "_REQUEST_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", port), timeout=0.05) as slow:
+
+        def dropped() -> bool:
+            try:
+                slow.sendall(b"x")  # a request line that never ends, and no silence in between
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        wait_until(dropped, "the server has closed the connection")
+    assert page(port, "/healthz")[0] == 200
+
+
+def test_beyond_so_many_clients_others_are_turned_away_until_one_leaves(port: int):
+    address = ("127.0.0.1", port)
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(address, timeout=10))
+            for _ in range(status_server._MOST_CLIENTS)
+        ]
+        with socket.create_connection(address, timeout=10) as one_more:
+            assert one_more.recv(1) == b""
+        clients[0].close()
+
+        def answers() -> bool:
+            try:
+                return page(port, "/healthz")[0] == 200
+            except OSError:
+                return False
+
+        wait_until(answers, "there is room again")
 
 
 def test_a_port_that_was_given_up_is_free(health: Health):
