@@ -18,8 +18,9 @@ from activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 from tests.brokers import running_broker
 from tests.conftest import DEADLINE_SECONDS, free_port
+from tests.redis_servers import RedisServer
 from tests.releases import save_untrained_release
-from tests.store.conftest import RedisServer, start_redis
+from tests.store.conftest import start_redis
 
 __all__ = ["start_redis"]  # a fixture
 

@@ -14,7 +14,8 @@ from store.reads import user_vectors
 from store.writer import GuardedWriter
 from tests.certificates import Authority, new_authority
 from tests.conftest import free_port
-from tests.store.conftest import RedisServer, make_repo
+from tests.redis_servers import RedisServer
+from tests.store.conftest import make_repo
 from tests.store.toys import DIMENSION, ToyEncoder, as_of, events_of
 
 PASSWORD = "s3cret-word"
