@@ -11,20 +11,18 @@ from datetime import UTC, datetime
 _BEFORE = """\
 # Faults
 
-Written by `make faults` from its own counters ({when}, {cores} cores, Python {python}). Each scenario runs workers as
-processes
-(`spoor stream`) against a genuine Kafka and, where nothing else is said, a genuine Redis, and breaks them while
-events flow. About one
-record in ten repeats an event, one in fifty has a foreign key, some are late by up to an hour. At the end of each
-scenario, always:
+Written by `make faults` from its own counters ({when}, {cores} cores, Python {python}). Each scenario runs workers
+as processes (`spoor stream`) against a genuine Kafka and, where nothing else is said, a genuine Redis, and breaks
+something while events flow. One record in ten repeats an earlier event, one in fifty has a foreign key, some are late
+by up to an hour. At the end of each scenario, without exception:
 
 - `spoor archive`, then `spoor verify`: the column *differences*;
 - an SQL query (DuckDB) over what was produced gives, for every user, exactly the history that the store holds;
 - the last record of every user in the embedding topic is the store's row;
 - every bad record is in the dead-letter topic with its key and value byte for byte, and nothing else is there.
 
-A scenario that fails one of these fails the run. *Workers* counts starts, *assignments* how often one was given
-partitions.
+A scenario that misses one of these fails and has no row. *Workers* counts starts, *assignments* how often a worker was
+given partitions.
 
 | scenario | faults | records | bad | workers | assignments | users | differences | seconds |
 |---|---|---|---|---|---|---|---|---|
@@ -37,11 +35,9 @@ _AFTER = """
 
 ## What this does not show
 
-One machine: no network between the parts, one Kafka broker without replicas (a `kill -9` of a process does not lose
-what the kernel
-holds, so a power cut is imitated for Redis by cutting its file back). One run of each scenario, with the same random
-seeds; what is killed
-when differs from run to run.
+Everything ran on one machine: there was no network between the parts, and one Kafka broker without replicas. A
+`kill -9` of a process does not lose what the kernel holds, so a power cut is imitated for Redis, by cutting its file
+back. Each scenario ran once; when exactly something is killed differs from run to run.
 """
 
 
