@@ -116,7 +116,9 @@ class World:
         return sum(self.log(worker).count(" streaming.processor partitions ") for worker in self.workers)
 
     def producer(self) -> KafkaProducer:
-        return KafkaProducer(**self.settings.kafka.client_options())
+        """One that comes back within a second of the broker, and gives nothing up before a test does."""
+        patience = {"max_block_ms": 300_000, "delivery_timeout_ms": 300_000, "reconnect_backoff_max_ms": 1000}
+        return KafkaProducer(**self.settings.kafka.client_options(), **patience)
 
     def rewind(self) -> None:
         """The group, without members, begins again at the oldest record."""
@@ -236,37 +238,42 @@ class Traffic:
         self.records = 0
         self.bad: dict[str, tuple[bytes, bytes | None]] = {}  # topic/partition/offset → (key, value)
 
-    def produce(self, events: int, *, bad: int = 0) -> None:
-        made = [self.event() for _ in range(events)]
-        self.send(made, bad=[self.random.choice(BAD_VALUES) for _ in range(bad)])
+    def produce(self, events: int, *, bad: int = 0, pieces: int = 1) -> None:
+        """Returns when all are acknowledged; with several pieces one waits for the other."""
+        with self.world.producer() as producer:
+            for _ in range(pieces):
+                made = [self.event() for _ in range(events // pieces)]
+                self._send(producer, made, [self.random.choice(BAD_VALUES) for _ in range(bad // pieces)])
 
     def send(self, events: Sequence[Event], *, bad: Sequence[bytes | None] = ()) -> None:
         """In the given order, with bad records in between. Returns when all are acknowledged."""
+        with self.world.producer() as producer:
+            self._send(producer, events, bad)
+
+    def _send(self, producer: KafkaProducer, events: Sequence[Event], bad: Sequence[bytes | None]) -> None:
         records: list[tuple[bytes, bytes | None, bool]] = []
         for event in events:
             key = "someone else" if self.random.random() < 0.02 else event.user_id
             records.append((key.encode(), encode_event(event), False))
         for value in bad:
             records.insert(self.random.randint(0, len(records)), (b"bad", value, True))
-        with self.world.producer() as producer:
-            topic = self.world.settings.kafka.topic
-            sent = [(producer.send(topic, key=key, value=value), key, value) for key, value, _ in records]
-            for (future, key, value), (_, _, is_bad) in zip(sent, records, strict=True):
-                where = future.get(timeout=DEADLINE_SECONDS)
-                if is_bad:
-                    self.bad[f"{topic}/{where.partition}/{where.offset}"] = key, value
+        topic = self.world.settings.kafka.topic
+        sent = [producer.send(topic, key=key, value=value) for key, value, _ in records]
+        for future, (key, value, is_bad) in zip(sent, records, strict=True):
+            where = future.get(timeout=LONG_SECONDS)
+            if is_bad:
+                self.bad[f"{topic}/{where.partition}/{where.offset}"] = key, value
         self.events += events
         self.records += len(records)
 
     @contextmanager
     def flowing(self, events: int, *, bad: int = 0, pieces: int = 10) -> Iterator[Callable[[], bool]]:
-        """Produces in a thread, in pieces. Yields whether it has ended; at the end waits for it."""
+        """As `produce`, in a thread. Yields whether it has ended; at the end waits for it."""
         failures: list[BaseException] = []
 
         def flow() -> None:
             try:
-                for _ in range(pieces):
-                    self.produce(events // pieces, bad=bad // pieces)
+                self.produce(events, bad=bad, pieces=pieces)
             except BaseException as error:
                 failures.append(error)
 
