@@ -1,13 +1,13 @@
 """Whether a Redis keeps the rows that it has acknowledged: they are the stream's state, not a cache.
 
 One that may evict them is refused, since nobody would notice; one that loses them in a crash is warned of, since
-`spoor verify` finds that and a replay or `--repair` mends it.
+`spoor verify` finds that and a replay or `--repair` mends it. INFO tells all that is asked here, needs no right to
+read the configuration, and is answered by managed services too.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from redis import Redis
@@ -25,54 +25,36 @@ def require_durable(client: Redis | RedisCluster, *, expiring: bool) -> None:
     one that may lose them or does not tell its settings."""
     for server in _masters(client):
         where = _address(server)
-        found = _settings(server)
-        if found is None:
+        try:
+            memory, persistence = server.info("memory"), server.info("persistence")
+        except ResponseError:
             _log.warning(
-                "the Redis at %s does not tell its settings (CONFIG and INFO are refused): check yourself that it has "
-                "maxmemory-policy noeviction and appendonly yes",
+                "the Redis at %s refuses INFO: check yourself that it has maxmemory-policy noeviction and appendonly "
+                "yes, or give this user the right (+info)",
                 where,
             )
             continue
-        policy = found["maxmemory-policy"]
-        if found["maxmemory"] != "0" and policy.startswith(("allkeys-", "volatile-") if expiring else "allkeys-"):
+        policy = str(memory["maxmemory_policy"])
+        if memory["maxmemory"] and policy.startswith(("allkeys-", "volatile-") if expiring else "allkeys-"):
             raise UsageError(
                 f"the Redis at {where} evicts users when its memory is full: maxmemory-policy is {policy}",
                 hint="set maxmemory-policy to noeviction: at the limit writes then fail loudly and are tried again",
             )
-        if found["appendonly"] != "yes":
+        if not persistence["aof_enabled"]:
             _log.warning(
-                "the Redis at %s has no append-only file (appendonly %s): after a crash it forgets rows whose events "
-                "are committed; set `appendonly yes`, see docs/operations.md",
+                "the Redis at %s has no append-only file: after a crash it forgets rows whose events are committed; "
+                "set `appendonly yes`, see docs/operations.md",
                 where,
-                found["appendonly"],
             )
 
 
-def _masters(client: Redis | RedisCluster) -> list[Redis]:
+def _masters(client: Redis | RedisCluster) -> list[Any]:
     if isinstance(client, RedisCluster):
         return [client.get_redis_connection(node) for node in client.get_primaries()]
     return [client]
 
 
-def _address(server: Redis) -> str:
-    """Without user and password."""
+def _address(server: Any) -> str:
+    """Without user and password. Sentinel's clients know no address of their own."""
     options = server.connection_pool.connection_kwargs
-    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-
-
-def _settings(server: Any) -> Mapping[str, str] | None:
-    """`maxmemory`, `maxmemory-policy`, `appendonly`; None where this user may not know. Managed services refuse CONFIG,
-    and INFO tells the same."""
-    try:
-        return {**server.config_get("maxmemory*"), **server.config_get("appendonly")}
-    except ResponseError:
-        pass
-    try:
-        memory, persistence = server.info("memory"), server.info("persistence")
-    except ResponseError:
-        return None
-    return {
-        "maxmemory": str(memory["maxmemory"]),
-        "maxmemory-policy": str(memory["maxmemory_policy"]),
-        "appendonly": "yes" if persistence["aof_enabled"] else "no",
-    }
+    return f"{options['host']}:{options['port']}" if "host" in options else "its address"

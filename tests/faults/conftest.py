@@ -23,13 +23,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-page", type=Path, help="Write what the scenarios did and found to this file.")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    target = session.config.getoption("--faults-page", None)
-    if target is not None and _ROWS:
-        target.write_text(page.text(_ROWS))
-
-
 @pytest.fixture
 def make_world(tmp_path: Path, kafka_settings: Settings) -> Iterator[NewWorld]:
     """make_world(online_store=…, …): as `new_world`, in this test's folder, on a topic of its own. Without a Kafka of
@@ -62,9 +55,9 @@ def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 
 
 @pytest.fixture
-def judged() -> Judged:
-    """judged(world, traffic, scenario, faults=…, found=…): judges, and keeps a row for the page."""
-    started = time.monotonic()
+def judged(request: pytest.FixtureRequest) -> Judged:
+    """judged(world, traffic, scenario, faults=…, found=…): judges, and adds a row to the page."""
+    started, target = time.monotonic(), request.config.getoption("--faults-page")
 
     def judge_and_tell(world: World, traffic: Traffic, scenario: str, *, faults: int, found: str) -> None:
         figures = judge(world, traffic)
@@ -81,5 +74,7 @@ def judged() -> Judged:
                 **figures,
             )
         )
+        if target is not None:
+            target.write_text(page.text(_ROWS))
 
     return judge_and_tell

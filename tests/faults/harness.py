@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -79,10 +80,16 @@ class World:
         self.workers.append(self.start("stream", SPOOR_STREAM__FAIL_POINT=fail_point))
         return self.workers[-1]
 
-    def start(self, *arguments: str, output: int = subprocess.DEVNULL, **settings: str) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        *arguments: str,
+        output: int = subprocess.DEVNULL,
+        program: Sequence[str] = SPOOR,
+        **settings: str,
+    ) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
         with open(self.folder / f"process-{len(self.processes)}.log", "wb") as errors:
-            command = [*SPOOR, "--config", str(self.config), *arguments]
+            command = [*program, "--config", str(self.config), *arguments]
             process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
         self.processes.append(process)
         return process
@@ -114,6 +121,11 @@ class World:
     def rebalances(self) -> int:
         """How often a worker was given partitions."""
         return sum(self.log(worker).count(" streaming.processor partitions ") for worker in self.workers)
+
+    def total(self, figure: str) -> int:
+        """The sum of a figure over all the workers' lines per batch."""
+        logs = map(self.log, self.workers)
+        return sum(int(found) for log in logs for found in re.findall(rf" batch .* {figure}=(\d+)", log))
 
     def producer(self) -> KafkaProducer:
         """One that comes back within a second of the broker, and gives nothing up before a test does."""

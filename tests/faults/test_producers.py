@@ -1,6 +1,5 @@
 """Producers that send twice, in any order, with wrong clocks, or what is no event."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 
@@ -39,9 +38,12 @@ def test_events_sent_up_to_three_times_in_any_order(world: World, judged: Judged
     traffic.send(copies, bad=[b"not json"] * 80)
     finish(world)
     judged(
-        world, traffic, "Duplicated and shuffled delivery", faults=len(copies) - len(events),
+        world,
+        traffic,
+        "Duplicated and shuffled delivery",
+        faults=len(copies) - len(events),
         found=f"8,000 events were sent one to three times each, {len(copies):,} records in all, in random order",
-    )  # fmt: skip
+    )
 
 
 def test_one_record_in_a_hundred_is_malformed(world: World, judged: Judged):
@@ -49,9 +51,12 @@ def test_one_record_in_a_hundred_is_malformed(world: World, judged: Judged):
     traffic.produce(20_000, bad=200)
     finish(world)
     judged(
-        world, traffic, "One record in a hundred is no event", faults=len(traffic.bad),
+        world,
+        traffic,
+        "One record in a hundred is no event",
+        faults=len(traffic.bad),
         found="no JSON, no object, no value, missing fields, wrong types, no UTF-8, too large",
-    )  # fmt: skip
+    )
 
 
 def test_clocks_that_are_off(world: World, judged: Judged):
@@ -66,12 +71,15 @@ def test_clocks_that_are_off(world: World, judged: Judged):
         off_ms = traffic.random.choice(
             (0, 0, -minute, -day, -1000 * day, limit_ms - minute, limit_ms + 10 * minute, day)
         )
-        event = dataclasses.replace(event, timestamp=now_ms + off_ms + traffic.random.randint(-1000, 0))
+        event = event._replace(timestamp=now_ms + off_ms + traffic.random.randint(-1000, 0))
         (refused if off_ms > limit_ms else accepted).append(event)
     traffic.send(accepted, bad=[encode_event(event) for event in refused])
     finish(world)
     judged(
-        world, traffic, "Producers' clocks off, by up to 1,000 days back and one day ahead", faults=len(refused),
+        world,
+        traffic,
+        "Producers' clocks off, by up to 1,000 days back and one day ahead",
+        faults=len(refused),
         found=f"{len(refused):,} events from more than {limit_ms // 1000} s ahead are dead letters, all others are in "
         "the histories at the time that they name",
-    )  # fmt: skip
+    )

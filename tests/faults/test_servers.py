@@ -56,10 +56,13 @@ def test_a_broker_that_is_killed_and_started_again(
                 running = services.up(broker)
         fleet.finish()
         judged(
-            world, traffic, "The Kafka broker killed (`kill -9`) and started again", faults=3,
+            world,
+            traffic,
+            "The Kafka broker killed (`kill -9`) and started again",
+            faults=3,
             found=f"away for as long as a restart takes, then 5 s and 20 s longer; "
             f"{fleet.exits[3]} times a worker gave up (exit code 3) and was started again",
-        )  # fmt: skip
+        )
     finally:
         services.down(broker)
 
@@ -77,10 +80,13 @@ def test_a_redis_that_is_killed_with_every_write_synced(make_world: NewWorld, re
             server.start()
     fleet.finish()
     judged(
-        world, traffic, "Redis killed (`kill -9`), `appendfsync always`", faults=3,
+        world,
+        traffic,
+        "Redis killed (`kill -9`), `appendfsync always`",
+        faults=3,
         found=f"away for 0, 1 and 10 s; {retries(world)} steps were tried again, {fleet.exits[3]} workers gave up "
         "(exit code 3) and were started again; nothing had to be replayed",
-    )  # fmt: skip
+    )
 
 
 def test_a_redis_whose_power_is_cut_and_the_rewind_after_it(
@@ -106,10 +112,13 @@ def test_a_redis_whose_power_is_cut_and_the_rewind_after_it(
     before = world.spoor("verify", codes=(0, 1))["differences"]
     fleet.replay()
     judged(
-        world, traffic, "Redis killed, the last second of its file lost (`appendfsync everysec`, power cut)", faults=3,
+        world,
+        traffic,
+        "Redis killed, the last second of its file lost (`appendfsync everysec`, power cut)",
+        faults=3,
         found=f"{lost_bytes:,} bytes of acknowledged writes were cut off; before the rewind `spoor verify` found "
         f"{before:,} differences, after it none",
-    )  # fmt: skip
+    )
 
 
 def test_a_redis_that_stands_for_30_seconds_holds_the_consumers_back_and_nothing_else(
@@ -132,10 +141,13 @@ def test_a_redis_that_stands_for_30_seconds_holds_the_consumers_back_and_nothing
     assert world.rebalances() == before
     world.stop(*workers)
     judged(
-        world, traffic, "Redis stands for 30 s (CLIENT PAUSE)", faults=1,
+        world,
+        traffic,
+        "Redis stands for 30 s (CLIENT PAUSE)",
+        faults=1,
         found=f"5,050 records waited in Kafka and were committed after {waited:.0f} s; no rebalance, no retry needed "
         f"({retries(world)}), no worker ended",
-    )  # fmt: skip
+    )
 
 
 SLOW_SYNC = """
@@ -158,9 +170,7 @@ def test_a_disk_that_takes_200_ms_for_every_sync(
     library = tmp_path / "slow_sync.so"
     (tmp_path / "slow_sync.c").write_text(SLOW_SYNC)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "slow_sync.c", "-ldl"], check=True)
-    server = redis_server(
-        "--appendonly", "yes", "--appendfsync", "always", environment={"LD_PRELOAD": str(library)}
-    )  # fmt: skip
+    server = redis_server("--appendonly", "yes", "--appendfsync", "always", environment={"LD_PRELOAD": str(library)})
     world = make_world(online_store=at(server))
     traffic = Traffic(world)
     workers = [world.worker(), world.worker()]
@@ -173,9 +183,12 @@ def test_a_disk_that_takes_200_ms_for_every_sync(
     assert world.rebalances() == before
     world.stop(*workers)
     judged(
-        world, traffic, "A slow disk under Redis: every sync takes 200 ms, `appendfsync always`", faults=1,
+        world,
+        traffic,
+        "A slow disk under Redis: every sync takes 200 ms, `appendfsync always`",
+        faults=1,
         found=f"5,050 records took {seconds:.0f} s; no rebalance, {retries(world)} retries",
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -223,10 +236,13 @@ def test_disks_that_are_full(make_world: NewWorld, judged: Judged, tmp_path: Pat
             assert "hint: " in world.log(refused)
             (world.settings.lake.folder / "ballast").unlink()
             judged(
-                world, traffic, "Full disks: under Redis' append-only file twice, under the lake once", faults=3,
+                world,
+                traffic,
+                "Full disks: under Redis' append-only file twice, under the lake once",
+                faults=3,
                 found=f"Redis refused writes, {fleet.exits[3]} workers gave up (exit code 3) and were started again "
                 "until there was room; `spoor archive` ended with exit code 3 and a hint, and went on with room",
-            )  # fmt: skip
+            )
         finally:
             server.stop()
 
@@ -240,8 +256,10 @@ def test_a_redis_cluster_of_three_masters_that_fails_over(make_world: NewWorld, 
     addresses = [node.connection_string for node in nodes]
     subprocess.run(
         [client, "--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes"],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     wait_until(lambda: all(state_of(node) == "ok" for node in nodes), "the cluster is whole")
     world = make_world(
         online_store={"type": "redis", "redis_type": "redis_cluster", "connection_string": ",".join(addresses)}
@@ -265,10 +283,13 @@ def test_a_redis_cluster_of_three_masters_that_fails_over(make_world: NewWorld, 
     before = world.spoor("verify", codes=(0, 1))["differences"]
     fleet.replay()
     judged(
-        world, traffic, "A Redis Cluster of three masters, a master killed and its replica promoted", faults=2,
+        world,
+        traffic,
+        "A Redis Cluster of three masters, a master killed and its replica promoted",
+        faults=2,
         found=f"{retries(world)} steps were tried again, {fleet.exits[3]} workers gave up and were started again; "
         f"replication is asynchronous: before the rewind `spoor verify` found {before:,} differences, after it none",
-    )  # fmt: skip
+    )
 
 
 def state_of(node: RedisServer) -> str:

@@ -61,9 +61,12 @@ def test_five_kills_a_zombie_and_workers_that_join_and_leave(make_world: NewWorl
     wait_until(world.caught_up, "everything is committed")
     world.stop(zombie, third)
     judged(
-        world, traffic, "Five kills, a zombie, a racing backfill, one to three workers (SQLite)",
-        faults=6, found="the form that `make test` runs",
-    )  # fmt: skip
+        world,
+        traffic,
+        "Five kills, a zombie, a racing backfill, one to three workers (SQLite)",
+        faults=6,
+        found="the form that `make test` runs",
+    )
 
 
 @pytest.mark.faults
@@ -91,10 +94,13 @@ def test_fifty_kills_at_random_moments_and_at_fail_points(make_world: NewWorld, 
     at_points = sum("fail point" in world.log(worker) for worker in world.workers)
     kills = fleet.exits[-signal.SIGKILL]
     judged(
-        world, traffic, "SIGKILL of workers at random moments and at fail points", faults=kills,
+        world,
+        traffic,
+        "SIGKILL of workers at random moments and at fail points",
+        faults=kills,
         found=f"{at_points} of {kills} workers died at a fail point ({', '.join(FAIL_POINTS)}), the others at a random "
         "moment, starts and rebalances included",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.faults
@@ -118,9 +124,13 @@ def test_zombies(make_world: NewWorld, redis_server: RunRedis, judged: Judged):
     world.stop(*workers)
     skipped = sum(world.log(worker).count("records to their new owner") for worker in workers)
     judged(
-        world, traffic, "SIGSTOP until the partitions have moved, then SIGCONT", faults=4,
-        found=f"{skipped} times a worker left a batch of an earlier generation to its new owner",
-    )  # fmt: skip
+        world,
+        traffic,
+        "SIGSTOP until the partitions have moved, then SIGCONT",
+        faults=4,
+        found=f"{skipped} times a worker left a batch of an earlier generation to its new owner; "
+        f"{world.total('refused')} writes were refused and done again on what the store then held",
+    )
 
 
 @pytest.mark.faults
@@ -151,9 +161,12 @@ def test_workers_join_leave_and_die_while_events_flow(make_world: NewWorld, redi
     wait_until(world.caught_up, "everything is committed", seconds=LONG_SECONDS)
     world.stop(*running)
     judged(
-        world, traffic, "One to three workers over twelve partitions: joins, leaves, kills", faults=changes,
+        world,
+        traffic,
+        "One to three workers over twelve partitions: joins, leaves, kills",
+        faults=changes,
         found=", ".join(_steps()),
-    )  # fmt: skip
+    )
 
 
 def _steps() -> Iterator[str]:
