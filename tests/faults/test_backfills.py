@@ -17,7 +17,7 @@ from tests.redis_servers import RedisServer
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 RunRedis = Callable[..., RedisServer]
 # Work items are as large as memory allows: a few million events would be needed for several of them.
-SMALL_ITEMS = "import batch.histories, spoor.cli; batch.histories.GROUP_EVENTS = 500; spoor.cli.main()"
+SMALL_ITEMS = "import batch.histories, spoor.cli; batch.histories.GROUP_EVENTS = 100; spoor.cli.main()"
 
 
 def test_backfills_race_a_live_stream_on_the_same_users(make_world: NewWorld, redis_server: RunRedis, judged: Judged):
@@ -50,7 +50,7 @@ def test_backfills_race_a_live_stream_on_the_same_users(make_world: NewWorld, re
 
 def test_a_backfill_that_is_killed_ten_times(make_world: NewWorld, redis_server: RunRedis, judged: Judged):
     address = redis_server("--appendonly", "yes").connection_string
-    world = make_world(online_store={"type": "redis", "connection_string": address}, buckets=30)
+    world = make_world(online_store={"type": "redis", "connection_string": address}, buckets=60)
     traffic, pick = Traffic(world, users=1000), random.Random(2)
     traffic.produce(20_000, bad=200)
     world.spoor("archive")
