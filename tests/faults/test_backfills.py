@@ -50,7 +50,7 @@ def test_backfills_race_a_live_stream_on_the_same_users(make_world: NewWorld, re
 
 def test_a_backfill_that_is_killed_ten_times(make_world: NewWorld, redis_server: RunRedis, judged: Judged):
     address = redis_server("--appendonly", "yes").connection_string
-    world = make_world(online_store={"type": "redis", "connection_string": address}, buckets=60)
+    world = make_world(online_store={"type": "redis", "connection_string": address}, buckets=100, batch_events=500)
     traffic, pick = Traffic(world, users=1000), random.Random(2)
     traffic.produce(20_000, bad=200)
     world.spoor("archive")
@@ -58,7 +58,7 @@ def test_a_backfill_that_is_killed_ten_times(make_world: NewWorld, redis_server:
     for _ in range(10):
         job = world.start("backfill", "--resume", program=program)
         wait_until(lambda job=job: " done (" in world.log(job), "another work item is done")
-        threading.Event().wait(pick.uniform(0, 0.3))  # somewhere in the next one
+        threading.Event().wait(pick.uniform(0, 0.2))  # somewhere in the next one
         job.send_signal(signal.SIGKILL)
         world.await_exit(job, -signal.SIGKILL)
     last = world.start("backfill", "--resume", program=program)

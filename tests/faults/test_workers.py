@@ -85,7 +85,7 @@ def test_fifty_kills_at_random_moments_and_at_fail_points(make_world: NewWorld, 
         nonlocal next_kill
         if time.monotonic() >= next_kill:
             pick.choice(fleet.running).kill()
-            next_kill = time.monotonic() + pick.uniform(4, 12)
+            next_kill = time.monotonic() + pick.uniform(2, 8)
         return flowed() and fleet.exits[-signal.SIGKILL] >= 50
 
     with traffic.flowing(200_000, bad=2000, pieces=200) as flowed:
