@@ -1,11 +1,12 @@
 # make demo    the main job on real data, embedded defaults (installs .venv first)
 # make test    every test, fast ones first
 # make check   format, lint, types, arrows of the house
+# make faults  everything that breaks, for 20 minutes: writes docs/faults.md (the disks' part needs root)
 # make bench-gpu  on a machine with a GPU: the kernels' tests on it, then their timings (rows in benchmarks/results)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench-gpu clean
+.PHONY: install demo test faults check bench-gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -25,6 +26,9 @@ test: install
 	$(BIN)/pytest $(SLOWER)
 	$(BIN)/pytest tests $(FAST:%=--ignore=%) --ignore=tests/end_to_end
 	$(BIN)/pytest tests/end_to_end
+
+faults: install
+	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --faults-page docs/faults.md
 
 check: install
 	$(BIN)/ruff format --check .

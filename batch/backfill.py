@@ -291,6 +291,7 @@ def _run(
 ) -> dict[str, int]:
     if store is not None:
         store.check(_written(settings, plan.options))
+        store.require_durable()
         if plan.options.publish:
             publish_left(settings, store, live_names(settings))
     if not _todo(plan):

@@ -82,6 +82,9 @@ class UnguardedStore:
             hint="use the users in the lake instead, or Redis or SQLite as the online store",
         )
 
+    def require_durable(self, config: RepoConfig) -> None:
+        """Feast has no question for it."""
+
     def create_tables(self, config: RepoConfig, views: Sequence[FeatureView]) -> None:
         self.store.update(config, [], views, [], [], partial=True)
 

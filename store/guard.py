@@ -59,6 +59,10 @@ class GuardedStore(Protocol):
         """The keys of all rows that have the feature `guard`."""
         ...
 
+    def require_durable(self, config: RepoConfig) -> None:
+        """Raises UsageError for a server that drops rows by itself; warns of one whose restart may lose them."""
+        ...
+
     def create_tables(self, config: RepoConfig, views: Sequence[FeatureView]) -> None:
         """Makes room for the views where the store needs that; Feast does not for views that are `online=False`."""
         ...

@@ -80,6 +80,12 @@ class OnlineStore:
                 )
         self.read(["0"], list(live if releases is None else releases))
 
+    def require_durable(self) -> None:
+        """For whoever writes what nobody else has: raises UsageError for a server that is set to drop rows by itself,
+        warns of one whose restart may lose them."""
+        with self._errors():
+            self._guard.require_durable(self._config)
+
     def dimension(self, release: str) -> int:
         """Floats in an embedding of the release, as its view's tag says."""
         return int(self._user_view(release).tags["dimension"])

@@ -24,6 +24,7 @@ from redis.exceptions import NoScriptError
 
 from store.guard import GuardedWrite, ViewRow, stored_name
 from store.protobytes import KEY_VERSION
+from store.redis_settings import require_durable
 
 # KEYS[1] the user's hash; ARGV: revision field, expected revision ("" = none), key's life in seconds ("" = for ever),
 # how many arguments the new values take, then these: field, value, field, value, …; then the fields to remove
@@ -85,6 +86,9 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
             yield from (
                 key.removesuffix(config.project.encode()) for key, here in zip(page, present, strict=True) if here
             )
+
+    def require_durable(self, config: RepoConfig) -> None:
+        require_durable(self._redis(config), expiring=bool(self._key_seconds(config)))
 
     def create_tables(self, config: RepoConfig, views: Sequence[FeatureView]) -> None:
         """Redis needs none."""

@@ -96,6 +96,9 @@ class GuardedSqliteOnlineStore(SqliteOnlineStore):
                 return
             last = page[-1]
 
+    def require_durable(self, config: RepoConfig) -> None:
+        """A committed transaction stays."""
+
     def create_tables(self, config: RepoConfig, views: Sequence[FeatureView]) -> None:
         with self._lock, self._get_conn(config):
             self.update(config, [], views, [], [], partial=True)

@@ -49,6 +49,7 @@ def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: C
 
     online = open_online(settings.features)
     online.check(releases)
+    online.require_durable()
     encoders = load_encoders(settings.features.releases_folder, list(releases))
     cache = HistoryCache(settings.stream.cache_users)
     writer = GuardedWriter(online, encoders, history=settings.history, cache=cache, observe=observe)

@@ -29,12 +29,12 @@ _EXIT_STATUS = pytest.StashKey[int]()
 DEADLINE_SECONDS = 120.0
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Polls until the condition holds; fails after DEADLINE_SECONDS."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE_SECONDS) -> None:
+    """Polls until the condition holds; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         pause.wait(0.1)
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
 from activity.events import Event, encode_event
-from activity.hashing import hash_item, hash_name
 from activity.packing import unpack
 from batch.archive import run_archive
 from batch.backfill import run_backfill
@@ -22,6 +19,7 @@ from store import repo
 from store.online import open_online
 from store.rows import EmbeddingRow, embedding_row_from_record
 from tests.releases import save_untrained_release
+from tests.sql import newest_by_sql
 from tests.topics import topic_records
 
 Produce = Callable[[Sequence[Event | bytes | None], int], None]
@@ -118,28 +116,6 @@ def filled(world: World) -> World:
     run_archive(world.settings)
     run_backfill(world.settings)
     return world
-
-
-def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | None = None) -> dict[str, list[tuple]]:
-    """Every user's newest events by (timestamp, item hash, action hash, surface hash), oldest first: what DuckDB says,
-    without any of our code for histories."""
-    rows = [(e.user_id, e.timestamp, hash_item(e.item_id), hash_name(e.action), hash_name(e.surface)) for e in events]
-    names = ["user_id", "timestamp", "item", "action", "surface"]
-    types = [pa.string(), pa.int64(), pa.uint64(), pa.uint16(), pa.uint16()]
-    columns = list(zip(*rows, strict=True)) or [()] * len(names)
-    table = pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
-    query = f"""
-        select user_id, timestamp, item, action, surface
-        from (select distinct * from events where $before is null or timestamp < $before)
-        qualify row_number() over (
-            partition by user_id order by timestamp desc, item desc, action desc, surface desc) <= {max_events}
-        order by user_id, timestamp, item, action, surface"""
-    with duckdb.connect() as connection:
-        connection.register("events", table)
-        found: dict[str, list[tuple]] = {}
-        for user, *event in connection.execute(query, {"before": before}).fetchall():
-            found.setdefault(user, []).append(tuple(event))
-    return found
 
 
 def _last_records(settings: Settings, release: str) -> dict[str, EmbeddingRow]:

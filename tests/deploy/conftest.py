@@ -20,8 +20,9 @@ from spoor.flink import OPENED, flink_jars
 from spoor.java import java_executable
 from tests.brokers import running_broker
 from tests.conftest import DEADLINE_SECONDS, free_port
+from tests.redis_servers import RedisServer
 from tests.releases import save_untrained_release
-from tests.store.conftest import RedisServer, start_redis
+from tests.store.conftest import start_redis
 
 __all__ = ["start_redis"]  # a fixture
 

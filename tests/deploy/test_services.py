@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from activity.events import Event, encode_event
 from tests.conftest import free_port, wait_until
 from tests.deploy.conftest import ITEMS, ROOT, Stack, compose
-from tests.store.conftest import RedisServer
+from tests.redis_servers import RedisServer
 
 USERS, START_MS = 25, 1_750_000_000_000
 EVENTS = [

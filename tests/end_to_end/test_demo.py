@@ -13,9 +13,9 @@ import pytest
 
 from activity.simulator import SimulatorSettings, simulate
 from tests.conftest import free_port, wait_until
-from tests.end_to_end.conftest import SPOOR
 
 ROOT = Path(__file__).parents[2]
+SPOOR = str(Path(sys.executable).parent / "spoor")
 DAY_MS = 86_400_000
 
 

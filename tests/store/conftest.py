@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from feature_repo.settings import FeatureSettings
 from store.fallback import UnguardedStore
 from store.feast_store import open_feature_store
 from store.online import OnlineStore, open_online
 from store.repo import apply, create_repo
-from tests.conftest import free_port, wait_until
+from tests.redis_servers import RedisServer
 from tests.store.toys import DIMENSION
-
-REDIS_MISSING = "redis-server is not installed: `apt-get install redis-server` (or brew, dnf, …), then run again"
-
-
-@dataclass(frozen=True)
-class RedisServer:
-    port: int
-    process: subprocess.Popen[bytes]
-
-    @property
-    def connection_string(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port)
 
 
 @pytest.fixture(scope="session")
 def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
     """Starts genuine servers on free ports; they stop with the session."""
-    program = shutil.which("redis-server")
     servers: list[RedisServer] = []
 
     def start(*options: str, config: Path | None = None) -> RedisServer:
-        if program is None:
-            pytest.skip(REDIS_MISSING)
-        port = free_port()
-        folder = tmp_path_factory.mktemp("redis")
-        command = [program, *([] if config is None else [str(config)]), "--port", str(port), "--bind", "127.0.0.1"]
-        command += ["--save", "", "--dir", str(folder), *options]
-        with (folder / "log").open("wb") as log:
-            server = RedisServer(port, subprocess.Popen(command, stdout=log, stderr=log))
-        servers.append(server)
-        wait_until(lambda: _answers(server), "redis-server answers")
-        return server
+        servers.append(RedisServer(tmp_path_factory.mktemp("redis"), options, config))
+        return servers[-1].start()
 
     yield start
     for server in servers:
-        server.process.terminate()
-        server.process.wait(timeout=10)
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -122,13 +92,3 @@ def open_unguarded(features: FeatureSettings) -> OnlineStore:
     provider = store._get_provider()
     provider._online_store = None  # Feast makes its own again
     return OnlineStore(features, store, UnguardedStore(provider.online_store))
-
-
-def _answers(server: RedisServer) -> bool:
-    assert server.process.poll() is None, "redis-server ended at once"
-    try:
-        return bool(server.client().ping())
-    except redis.exceptions.AuthenticationError:
-        return True
-    except redis.exceptions.RedisError:
-        return False

@@ -14,7 +14,8 @@ from store.reads import user_vectors
 from store.writer import GuardedWriter
 from tests.certificates import Authority, new_authority
 from tests.conftest import free_port
-from tests.store.conftest import RedisServer, make_repo
+from tests.redis_servers import RedisServer
+from tests.store.conftest import make_repo
 from tests.store.toys import DIMENSION, ToyEncoder, as_of, events_of
 
 PASSWORD = "s3cret-word"
@@ -28,6 +29,7 @@ def online_at(folder: Path, connection_string: str) -> OnlineStore:
 def assert_works(online: OnlineStore) -> None:
     """Everything that Spoor asks of a store: check, guarded write, read, listing, removal."""
     online.check()
+    online.require_durable()
     users, events = events_of(("ann", "i1", 0), ("bob", "i2", 5))
     GuardedWriter(online, [ToyEncoder()], history=HistorySettings()).update(users, events, as_of_ms=as_of(users))
     assert [row.revision for row in online.read(users, ["base-1"])] == [1, 1]
@@ -59,7 +61,7 @@ def test_a_password_opens_the_store_and_a_wrong_one_is_told_without_it(tmp_path:
 
 def test_a_user_needs_the_rights_of_the_writer_and_no_more(tmp_path: Path, start_redis: StartRedis):
     acl = tmp_path / "users.acl"
-    rules = "~* resetchannels +@read +@write +@connection +@scripting +@transaction -@dangerous"
+    rules = "~* resetchannels +@read +@write +@connection +@scripting +@transaction -@dangerous +info"
     acl.write_text(
         f"user default on nopass resetkeys -@all +ping\nuser spoor on >{PASSWORD} {rules}\n"
         f"user reader on >{PASSWORD} ~* resetchannels +@read +@connection -@dangerous\n"

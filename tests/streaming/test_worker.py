@@ -1,5 +1,5 @@
 """Genuine Kafka, Feast on SQLite and a real encoder: what came in is in the store and on the topics, whatever happens
-to the workers. The full matrix of faults is in tests/end_to_end."""
+to the workers. The full matrix of faults is in tests/faults."""
 
 import asyncio
 import dataclasses
