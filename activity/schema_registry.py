@@ -132,7 +132,42 @@ def _parsed(schema_id: int, answer: dict[str, Any]) -> dict[str, Any]:
         raise _mismatch(schema_id, f"that cannot be parsed: {error}") from None
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise _mismatch(schema_id, "of no record")
+    try:
+        _least_bytes(schema, schema.get("__named_schemas", {}), {})
+    except ValueError as error:
+        raise _mismatch(schema_id, str(error)) from None
     return schema
+
+
+def _least_bytes(schema: Any, named: Mapping[str, Any], known: dict[str, int | None]) -> int:
+    """The fewest bytes that a value of a parsed schema takes. `known`: of each named type, None while it is looked at.
+
+    Raises ValueError for a type that contains itself and for arrays of items that take no byte: a field that is read
+    and dropped may have either, and then a few bytes claim any depth or any length."""
+    if isinstance(schema, list):
+        for branch in schema:
+            _least_bytes(branch, named, known)
+        return 1
+    kind = schema["type"] if isinstance(schema, dict) else schema
+    if not isinstance(kind, str):
+        return _least_bytes(kind, named, known)
+    if kind in ("record", "error"):
+        known[schema["name"]] = None
+        known[schema["name"]] = least = sum(_least_bytes(field["type"], named, known) for field in schema["fields"])
+        return least
+    if kind in known:
+        if (least := known[kind]) is None:
+            raise ValueError(f"whose type {kind} contains itself")
+        return least
+    if kind in named:
+        return _least_bytes(named[kind], named, known)
+    if kind == "array" and not _least_bytes(schema["items"], named, known):
+        raise ValueError("with an array of items that take no byte")
+    if kind == "map":
+        _least_bytes(schema["values"], named, known)
+    if kind == "fixed":
+        return schema["size"]
+    return 0 if kind == "null" else 1
 
 
 def _mismatch(schema_id: int, found: str) -> EventError:

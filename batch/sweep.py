@@ -47,6 +47,9 @@ def sweep(
     """Brings the embeddings of all `releases` to their histories' revisions; `publish`: also onto their topics.
     `unwritten`: which of them some running worker does not write; asked before each pass.
 
+    With a floor between two encodes (stream.encode_seconds) workers let embeddings wait on purpose: there one pass that
+    began when every worker wrote the releases is enough.
+
     Raises InfrastructureError where users fall behind as fast as they are encoded, or as the guarded writer and the
     publisher do. A store that cannot list its users is not swept.
     """
@@ -64,7 +67,8 @@ def sweep(
                 found += len(behind)
             users += found
             _LOG.info("sweep, pass %d: %d users were behind", number, found)
-            if not found or failures:
+            workers_go_on = settings.stream.encode_seconds > 0 and not left
+            if not found or failures or workers_go_on:
                 return Swept(users, number, failures, left)
     raise InfrastructureError(
         f"after {_MAX_PASSES} passes over all users, embeddings still fall behind their histories",

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from activity.errors import InfrastructureError, ProblemsFound
+from activity.locks import exclusive
 from feature_repo.releases import live_releases
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from spoor.services import require_broker
-from streaming.control import GroupState, Orders, Report, give_orders, group_state, read_orders
+from streaming.control import GroupState, Orders, Report, give_orders, group_state, orders_file, read_orders
 
 _LOOK_SECONDS = 1.0
 
@@ -26,7 +27,8 @@ class StreamStatus:
     def text(self) -> str:
         """For people, a line for the group and one for each worker."""
         state, ordered = self.state, "paused" if self.orders.paused else "running"
-        lines = [f"group `{state.group}`: {state.workers} workers, ordered to be {ordered}"]
+        workers = f"{state.workers} worker{'s' if state.workers != 1 else ''}"
+        lines = [f"group `{state.group}`: {workers}, ordered to be {ordered}"]
         by_worker: dict[Report | None, list[int]] = {}
         for partition, report in sorted(state.partitions.items()):
             by_worker.setdefault(report, []).append(partition)
@@ -96,8 +98,9 @@ def _order(
     """Gives changed orders, then waits until every worker's report says that they are followed."""
     folder, group = settings.features.releases_folder, settings.stream.group
     require_broker(settings.kafka)
-    orders = change(read_orders(folder, group))
-    give_orders(folder, group, orders)
+    with exclusive(orders_file(folder, group).with_suffix(".lock"), job="an order to the workers"):
+        orders = change(read_orders(folder, group))
+        give_orders(folder, group, orders)
     deadline = time.monotonic() + timeout_seconds
     while True:
         state = group_state(settings.kafka, group)

@@ -26,6 +26,8 @@ from spoor.stream_orders import unwritten
 if TYPE_CHECKING:
     from store.promotion import Coverage
 
+_WORKER_SECONDS = 10.0  # in which a worker encodes who has waited for as long as the floor says
+
 
 @dataclass(frozen=True)
 class Promoted:
@@ -108,13 +110,15 @@ def promote(
         online = open_online(settings.features)
         online.check([name])
         check_aliases_are_ours(settings.features, info.space)
-        # Before the pass: who is not behind then is not left behind afterwards.
+        # Before the pass: who is not behind then is not left behind afterwards, but for the time of the floor.
         if workers == "ask" and unwritten(settings, [name]):
             raise ProblemsFound(
                 f"release `{name}` cannot be promoted: not every worker of group `{settings.stream.group}` writes it",
                 hint="`spoor stream reload` lets them take it up, `spoor stream status` shows what each writes",
             )
-        found = coverage(online, name, known_items(info), progress=progress)
+        floor = settings.stream.encode_seconds
+        wait_seconds = floor + _WORKER_SECONDS if floor else 0.0
+        found = coverage(online, name, known_items(info), wait_seconds=wait_seconds, progress=progress)
         if not found.complete:
             raise _incomplete(name, found)
         if not dry_run:

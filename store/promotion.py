@@ -8,7 +8,8 @@ whether the vectors are right is what `spoor verify` tells.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feast import FeatureStore
@@ -48,15 +49,18 @@ def coverage(
     release: str,
     item_ids: Sequence[str],
     *,
+    wait_seconds: float = 0.0,
     progress: Callable[[int], None] = lambda users: None,
 ) -> Coverage:
     """One pass over everybody who has a history, and over the release's items (`item_ids`). A user that is written
-    meanwhile is counted as found at the moment of its read. `progress` hears how many users were read.
+    meanwhile is counted as found at the moment of its read; whose embedding was behind then has `wait_seconds` after
+    the pass to reach the revision that was seen. `progress` hears how many users were read.
 
     Raises UsageError for a release that Feast does not know or a store that cannot list its users,
     InfrastructureError where the store does not answer.
     """
-    users = missing = behind = 0
+    users = missing = 0
+    waiting: dict[str, int] = {}  # who is behind → the history's revision that was seen
     examples: list[str] = []
     for chunk in online.user_chunks(_CHUNK_USERS):
         for user_id, stored in zip(chunk, online.read(chunk, [release]), strict=True):
@@ -65,12 +69,29 @@ def coverage(
             users += 1
             have = stored.embedding_revisions[release]
             missing += have is None
-            behind += have not in (None, stored.revision)
-            if have != stored.revision and len(examples) < _MAX_EXAMPLES:
+            if have is None and len(examples) < _MAX_EXAMPLES:
                 examples.append(user_id)
+            if have not in (None, stored.revision):
+                waiting[user_id] = stored.revision
         progress(len(chunk))
+    behind = _behind_after(online, release, waiting, seconds=wait_seconds)
+    examples += behind[: _MAX_EXAMPLES - len(examples)]
     items_missing = len(item_ids) - online.count_items(release, item_ids)
-    return Coverage(users, missing, behind, len(item_ids), items_missing, tuple(examples))
+    return Coverage(users, missing, len(behind), len(item_ids), items_missing, tuple(examples))
+
+
+def _behind_after(online: OnlineStore, release: str, waiting: Mapping[str, int], *, seconds: float) -> list[str]:
+    """Which of the users (→ revision) have no embedding of that revision or a later one, `seconds` from now."""
+    deadline = time.monotonic() + seconds
+    while waiting and time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds))
+        stored = online.read(list(waiting), [release])
+        waiting = {
+            user: revision
+            for (user, revision), now in zip(waiting.items(), stored, strict=True)
+            if now.has_events and (now.embedding_revisions[release] or 0) < revision
+        }
+    return list(waiting)
 
 
 def promote(features: FeatureSettings, release: str, *, now_ms: int) -> Applied:

@@ -24,7 +24,7 @@ from streaming.broker import admin_client
 _SETTLED = ("Stable", "Empty", "Dead")  # states of a group in which it is known who its members are
 _SETTLE_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
-_PROBLEM_CHARACTERS = 300  # Kafka keeps 4096 bytes of metadata beside an offset
+_PROBLEM_BYTES = 600  # Kafka keeps 4096 bytes of metadata beside an offset
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Report:
     problem: str = ""  # why it has not taken up the live releases when it was told to
 
     def text(self) -> str:
-        return json.dumps(asdict(self) | {"problem": self.problem[:_PROBLEM_CHARACTERS]})
+        problem = self.problem.encode()[:_PROBLEM_BYTES].decode(errors="ignore")
+        return json.dumps(asdict(self) | {"problem": problem}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,13 @@ def read_orders(releases_folder: Path, group: str) -> Orders:
     path = orders_file(releases_folder, group)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Orders(paused=bool(content["paused"]), reloads=int(content["reloads"]))
+        paused, reloads = content["paused"], content["reloads"]
+        if type(paused) is not bool or type(reloads) is not int:
+            raise ValueError(f"paused {paused!r}, reloads {reloads!r}")
+        return Orders(paused, reloads)
     except FileNotFoundError:
         return Orders()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"`{path}` holds no orders for workers: {type(error).__name__}: {error}",
             hint="remove it: without it workers run, and go on with the releases that they have",
@@ -95,7 +99,7 @@ def parse_report(text: str) -> Report | None:
     try:
         content = json.loads(text)
         return Report(**content | {"releases": tuple(content["releases"])})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -110,7 +110,8 @@ class Steering:
         async with processor.turn:
             try:
                 offsets = await self._committed()
-                if offsets and not await consumer._commit(offsets):
+                deadline = self._settings.kafka.request_timeout_seconds  # batches wait meanwhile
+                if offsets and not await asyncio.wait_for(consumer._commit(offsets), deadline):
                     processor.unreported = True
             except (KafkaError, TimeoutError) as error:
                 processor.unreported = True

@@ -57,6 +57,19 @@ class ConsumerThread(AIOKafkaConsumerThread):
         self.taken.update({tp: records[-1].offset for tp, records in found.items() if records})
         return found
 
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Faust calls this in every rebalance, because it drops what it has fetched and not handed out by then. aiokafka
+        leaves a partition where nothing, or 0, is committed at the end of its last fetch, which would lose those
+        records: here it begins again at its earliest one."""
+        return await self.call_thread(self._seek_to_committed)
+
+    async def _seek_to_committed(self) -> Mapping[Any, Any]:
+        consumer = self._ensure_consumer()
+        committed = await consumer.seek_to_committed()
+        if begins := [tp for tp, offset in committed.items() if not offset]:
+            await consumer.seek_to_beginning(*begins)
+        return committed
+
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's own check takes an open transaction or a pause for a stuck stream; the worker's watch and probes do
         not."""

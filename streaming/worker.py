@@ -66,7 +66,7 @@ from streaming.processor import BatchProcessor
 from streaming.settings import StreamSettings, WorkerSettings
 from streaming.status_server import serve
 from streaming.steering import Steering
-from streaming.transport import FreshTransport
+from streaming.transport import FreshConsumer, FreshTransport
 
 if TYPE_CHECKING:
     from faust.types import TP
@@ -297,20 +297,20 @@ async def _watch(app: StreamApp, stall_seconds: float) -> None:
 
 
 async def _stall(app: StreamApp) -> str:
-    """What ought to have moved: an unfinished batch, or a position before the end of an assigned partition. Empty where
-    there is nothing to do."""
-    consumer = app.consumer
+    """What ought to have moved: an unfinished batch, or records of an assigned partition that are not committed. Empty
+    where there is nothing to do."""
+    consumer = cast(FreshConsumer, app.consumer)
     try:
         if len(consumer.unacked):
             return "events wait"
         assigned = consumer.assignment()
         ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
-        positions = {tp: await asyncio.wait_for(consumer.position(tp), _ANSWER_SECONDS) for tp in assigned}
+        handled = {tp: await asyncio.wait_for(consumer.handled(tp), _ANSWER_SECONDS) for tp in assigned}
     except (TimeoutError, KafkaError, FaustError):
         return "the broker does not answer"
     if app.processor.health.paused:
         return ""
-    return "events wait" if any((positions[tp] or 0) < ends[tp] for tp in assigned) else ""
+    return "events wait" if any(handled[tp] < ends[tp] for tp in assigned) else ""
 
 
 def _stop_on_signals(finished: asyncio.Event) -> None:

@@ -102,6 +102,16 @@ def test_fields_are_held_to_the_same_limits_as_in_json(changes: dict[str, Any], 
     assert refused(written(FIRST_SCHEMA, EVENT._asdict() | changes)).reason == reason
 
 
+LIST = {"type": "record", "name": "List", "fields": [{"name": "next", "type": ["null", "List"]}]}
+NOTHING = {"type": "record", "name": "Nothing", "fields": [{"name": "a", "type": "null"}]}
+POINT = {"type": "record", "name": "Point", "fields": [{"name": "x", "type": "int"}, {"name": "n", "type": NOTHING}]}
+
+
+def with_field(kind: object) -> dict[str, Any]:
+    """The first schema and a field that Spoor does not know."""
+    return FIRST_SCHEMA | {"fields": [*FIRST_SCHEMA["fields"], {"name": "more", "type": kind}]}
+
+
 @pytest.fixture
 def server() -> Iterator[RegistryServer]:
     renamed = LATER_SCHEMA | {"name": "UserAction", "namespace": "shop"}
@@ -112,6 +122,10 @@ def server() -> Iterator[RegistryServer]:
         3: {"schema": "message Event {}", "schemaType": "PROTOBUF"},
         4: {"schema": '"string"'},
         5: {"schema": json.dumps(without_time)},
+        6: {"schema": json.dumps(with_field({"type": "array", "items": "null"}))},
+        7: {"schema": json.dumps(with_field(LIST))},
+        8: {"schema": json.dumps(with_field({"type": "array", "items": NOTHING}))},
+        9: {"schema": json.dumps(with_field({"type": "array", "items": POINT}))},
     }
     with running_registry(answers) as server:
         yield server
@@ -147,6 +161,18 @@ def test_each_record_is_read_by_the_schema_that_it_names_which_is_asked_for_once
 @pytest.mark.parametrize(("schema_id", "record"), [(4, b"\x02a"), (5, FIRST_RECORD[:-6])])
 def test_a_schema_that_is_none_of_an_event_is_a_mismatch(registered: EventSettings, schema_id: int, record: bytes):
     assert refused(framed(schema_id, record), registered).reason == "schema-mismatch"
+
+
+@pytest.mark.parametrize("schema_id", [6, 7, 8])
+def test_a_schema_by_which_a_few_bytes_claim_any_length_or_depth_is_a_mismatch(
+    registered: EventSettings, schema_id: int
+):
+    endless = b"\x80\x80\x80\x80\x80\x80\x80\x01" if schema_id != 7 else b"\x02" * 9_000
+    assert refused(framed(schema_id, FIRST_RECORD + endless), registered).reason == "schema-mismatch"
+
+
+def test_a_field_of_any_other_type_is_read_over(registered: EventSettings):
+    assert decode(framed(9, FIRST_RECORD + b"\x04\x02\x06\x00"), registered) == EVENT
 
 
 @pytest.mark.parametrize("value", [b"", b"\0\0\0\0", FIRST_RECORD, b'{"user_id": 1}'])
@@ -189,7 +215,7 @@ def test_a_registry_that_nobody_serves_is_an_infrastructure_error():
 
 def test_what_is_simulated_is_registered_and_read_back(server: RegistryServer, registered: EventSettings):
     value = event_encoder(registered, "activity")(EVENT)
-    assert value == framed(6, FIRST_RECORD)
+    assert value == framed(10, FIRST_RECORD)
     assert server.asked == {"/subjects/activity-value/versions": 1}
     assert decode(value, registered) == EVENT
 

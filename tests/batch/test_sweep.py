@@ -132,6 +132,24 @@ def test_users_that_fall_behind_for_ever_are_an_error(filled: Any, monkeypatch: 
         sweep(filled.settings, online, BOTH, publish=False)
 
 
+def test_with_a_floor_between_two_encodes_who_waits_on_purpose_holds_nothing_up(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers write both releases; hot users fall behind after every pass, and will follow."""
+    online = open_online(filled.settings.features)
+    user_ids, seeds = online.user_ids, iter(range(100, 200))
+
+    def and_then_written() -> Any:
+        old_worker_writes(filled, next(seeds), 5)
+        return user_ids()
+
+    monkeypatch.setattr(online, "user_ids", and_then_written)
+    settings = replace(filled.settings, stream=replace(filled.settings.stream, encode_seconds=5.0))
+    asked = iter([["base-2"], []])
+    found = sweep(settings, online, BOTH, publish=False, unwritten=lambda releases: next(asked))
+    assert found.passes == 2 and found.users > 0 and found.unwritten == ()
+
+
 def _grouped(events: Sequence[Any]) -> tuple[list[str], Histories]:
     import pyarrow as pa
 

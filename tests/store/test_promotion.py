@@ -94,6 +94,24 @@ def test_users_without_and_with_an_old_embedding_and_items_without_vector_are_co
     assert coverage(online, "base-1", []).complete
 
 
+def test_who_is_behind_may_have_time_to_follow(online, monkeypatch):
+    write_items(online, "base-2")
+    write(online, ("ann", "i1", 0), ("bob", "i2", 0))
+    write(online, ("ann", "i2", 1), ("bob", "i1", 1), releases=("base-1",))  # whose embedding waits, for example
+    read, follows = online.read, iter([("bob",), ("ann",)])
+    assert coverage(online, "base-2", ITEMS).behind == 2
+
+    def and_then_followed(users, releases):
+        found = read(users, releases)
+        for user in next(follows, ()):
+            write(online, (user, "i3", 2))  # the history moves on too
+        return found
+
+    monkeypatch.setattr(online, "read", and_then_followed)
+    found = coverage(online, "base-2", ITEMS, wait_seconds=30.0)
+    assert found.behind == 0 and found.complete
+
+
 def test_one_missing_item_vector_makes_a_release_incomplete(online):
     write_items(online, "base-2")
     found = coverage(online, "base-2", [*ITEMS, "new"])

@@ -144,9 +144,21 @@ def test_groups_have_orders_of_their_own_whatever_their_names(tmp_path: Path):
     assert live_releases(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "[" * 100_000, '{"paused": "false", "reloads": 1}', '{"paused": true, "reloads": Infinity}'],
+    ids=lambda text: text[:40],
+)
+def test_what_holds_no_orders_is_a_data_error(tmp_path: Path, text: str):
+    orders_file(tmp_path, "a").write_text(text)
+    with pytest.raises(DataError, match="holds no orders"):
+        read_orders(tmp_path, "a")
+
+
 def test_a_report_fits_beside_an_offset_and_is_told_from_other_metadata():
     report = Report("worker-1", ("base-1", "base-2"), 4, False, "x" * 10_000)
     assert len(report.text()) < 1000
+    assert len(replace(report, problem="\N{CLOUD}" * 10_000).text().encode()) < 1000
     found = parse_report(report.text())
     assert found is not None and replace(found, problem="") == replace(report, problem="")
     for text in ("", "rewound", "[]", "{}", json.dumps({"releases": []})):

@@ -1,17 +1,21 @@
-"""The consumer's thread ends although aiokafka's own stop breaks off, and survives a commit of lost partitions."""
+"""What a rebalance drops is fetched again; the consumer's thread ends although aiokafka's own stop breaks off, and
+survives a commit of lost partitions."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import cast
 
+import pytest
 from aiokafka import AIOKafkaConsumer
 from faust.types import TP
 
 from activity.settings import KafkaSettings
 from streaming.transport import ConsumerThread, FreshConsumer
 from streaming.worker import build_app
-from tests.streaming.conftest import World
+from tests.conftest import DEADLINE_SECONDS
+from tests.streaming.conftest import World, some_events
 
 
 async def _stop_while_a_fetch_waits_to_retry(address: str) -> bool:
@@ -45,3 +49,40 @@ async def _commit_what_is_not_assigned(world: World) -> tuple[bool, bool]:
 
 def test_a_commit_whose_partitions_a_rebalance_took_does_not_crash_the_stream(world: World):
     assert asyncio.run(_commit_what_is_not_assigned(world)) == (True, False)
+
+
+async def _seek_with_nothing_committed(world: World, committed: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """Partition → where the next fetch begins, after a fetch of which nothing was handled, and after Faust's seek."""
+    app = build_app(world.settings)
+    consumer = cast("FreshConsumer", app.consumer)
+    try:
+        await app.processor.open()
+        await app.processor.turn.acquire()  # no batch is handled
+        await app.start()
+        partitions = consumer.assignment()
+        if committed:
+            await consumer._commit({tp: committed[tp.partition] for tp in partitions})
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not all([await consumer.position(tp) for tp in partitions]):
+            assert time.monotonic() < deadline, "not every partition was fetched"
+            await asyncio.sleep(0.05)
+        await consumer.pause(True)
+        before = {tp: await consumer.position(tp) or 0 for tp in partitions}
+        await consumer.perform_seek()
+        return {tp.partition: (before[tp], await consumer.position(tp) or 0) for tp in partitions}
+    finally:
+        app.conf.stream_wait_empty = False
+        consumer.unacked.clear()
+        await app.stop()
+        app.processor.close()
+
+
+@pytest.mark.parametrize("committed", [{}, dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 1)], ids=str)
+def test_what_was_fetched_and_dropped_is_fetched_again_where_nothing_was_committed_too(
+    world: World, committed: dict[int, int]
+):
+    world.produce(some_events(60))
+    found = asyncio.run(_seek_with_nothing_committed(world, committed))
+    assert len(found) == 4
+    for partition, (before, after) in found.items():
+        assert before > 1 and after == committed.get(partition, 0)
