@@ -58,8 +58,8 @@ class ConsumerThread(AIOKafkaConsumerThread):
         return found
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Faust calls this in every rebalance, because it drops what it has fetched and not handed out by then. aiokafka
-        leaves a partition where nothing, or 0, is committed at the end of its last fetch, which would lose those
+        """Faust calls this in every rebalance, because it drops what it has fetched and not handed out by then. Where
+        nothing, or 0, is committed, aiokafka leaves a partition at the end of its last fetch, which would lose those
         records: here it begins again at its earliest one."""
         return await self.call_thread(self._seek_to_committed)
 
