@@ -15,12 +15,24 @@ from tests.faults.harness import Traffic, World, judge, new_world
 from tests.redis_servers import RedisServer
 
 _ROWS: list[page.Row] = []
+_FAILED: list[str] = []
 NewWorld = Callable[..., World]
 Judged = Callable[..., None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-page", type=Path, help="Write what the scenarios did and found to this file.")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        _FAILED.append(report.nodeid.rpartition("::")[2])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = session.config.getoption("--faults-page")
+    if target is not None:
+        target.write_text(page.text(_ROWS, _FAILED))
 
 
 @pytest.fixture
@@ -55,9 +67,9 @@ def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 
 
 @pytest.fixture
-def judged(request: pytest.FixtureRequest) -> Judged:
+def judged() -> Judged:
     """judged(world, traffic, scenario, faults=…, found=…): judges, and adds a row to the page."""
-    started, target = time.monotonic(), request.config.getoption("--faults-page")
+    started = time.monotonic()
 
     def judge_and_tell(world: World, traffic: Traffic, scenario: str, *, faults: int, found: str) -> None:
         figures = judge(world, traffic)
@@ -74,7 +86,5 @@ def judged(request: pytest.FixtureRequest) -> Judged:
                 **figures,
             )
         )
-        if target is not None:
-            target.write_text(page.text(_ROWS))
 
     return judge_and_tell

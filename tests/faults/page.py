@@ -21,7 +21,7 @@ by up to an hour. At the end of each scenario, without exception:
 - the last record of every user in the embedding topic is the store's row;
 - every bad record is in the dead-letter topic with its key and value byte for byte, and nothing else is there.
 
-A scenario that misses one of these fails and has no row. *Workers* counts starts, *assignments* how often a worker was
+A scenario that misses one of these fails{failed}. *Workers* counts starts, *assignments* how often a worker was
 given partitions.
 
 | scenario | faults | records | bad | workers | assignments | users | differences | seconds |
@@ -55,7 +55,8 @@ class Row:
     found: str
 
 
-def text(rows: Sequence[Row]) -> str:
+def text(rows: Sequence[Row], failed: Sequence[str]) -> str:
+    """`failed`: tests of scenarios that have no row for that."""
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     table = "".join(
         f"| {row.scenario} | {row.faults:,} | {row.records:,} | {row.bad:,} | {row.workers:,} | {row.rebalances:,} | "
@@ -63,5 +64,6 @@ def text(rows: Sequence[Row]) -> str:
         for row in rows
     )
     found = "\n".join(f"- **{row.scenario}**: {row.found}" for row in rows)
-    before = _BEFORE.format(when=when, cores=os.cpu_count(), python=platform.python_version())
+    without_row = f" and has no row; in this run: **{', '.join(failed)}**" if failed else ": in this run none did"
+    before = _BEFORE.format(when=when, cores=os.cpu_count(), python=platform.python_version(), failed=without_row)
     return before + table + _AFTER.format(found=found)
