@@ -15,6 +15,7 @@ from spoor.services import require_broker
 from streaming.control import GroupState, Orders, Report, give_orders, group_state, orders_file, read_orders
 
 _LOOK_SECONDS = 1.0
+_REPORT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,15 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 
 def unwritten(settings: Settings, releases: Sequence[str]) -> list[str]:
     """Those of the releases that the worker of some partition does not report to write; none where there are no
-    workers. Raises InfrastructureError without a broker."""
+    workers. One that has just got its partitions has some seconds to report. Raises InfrastructureError without a
+    broker."""
     require_broker(settings.kafka)
-    state = group_state(settings.kafka, settings.stream.group)
+    deadline = time.monotonic() + _REPORT_SECONDS
+    while True:
+        state = group_state(settings.kafka, settings.stream.group)
+        if None not in state.partitions.values() or time.monotonic() >= deadline:
+            break
+        time.sleep(_LOOK_SECONDS)
     return [name for name in releases if not state.all_report(lambda report: name in report.releases)]  # noqa: B023
 
 
