@@ -41,7 +41,7 @@ class Histories:
         """From one array of events per user."""
         lengths = np.fromiter((len(values) for values in per_user), np.int64, count=len(per_user))
         values = np.concatenate([np.empty(0, EVENT_DTYPE), *per_user])
-        return cls(values, _offsets(lengths))
+        return cls(values, offsets_of(lengths))
 
     @property
     def count(self) -> int:
@@ -106,7 +106,7 @@ class Histories:
 def slice_rows(starts: Int64s, lengths: Int64s) -> tuple[Int64s, Int64s]:
     """The rows of jagged slices one after the other, int64[sum of lengths], and where each slice begins and ends among
     them, int64[slices + 1]. Slice i holds the rows starts[i] to starts[i] + lengths[i] - 1."""
-    offsets = _offsets(lengths)
+    offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
@@ -114,7 +114,7 @@ def concat(batches: Sequence[Histories]) -> Histories:
     """The users of all batches, one batch after the other."""
     values = np.concatenate([np.empty(0, EVENT_DTYPE), *(batch.values for batch in batches)])
     lengths = np.concatenate([np.empty(0, np.int64), *(batch.lengths for batch in batches)])
-    return Histories(values, _offsets(lengths))
+    return Histories(values, offsets_of(lengths))
 
 
 def merge(a: Histories, b: Histories, *, max_events: int) -> Histories:
@@ -152,7 +152,7 @@ def canonical(users: Int64s, values: Values, count: int) -> Histories:
         repeated = (values[1:] == values[:-1]) & (users[1:] == users[:-1])
         first = np.concatenate([[True], ~repeated])
         users, values = users[first], values[first]
-    return Histories(values, _offsets(np.bincount(users, minlength=count)))
+    return Histories(values, offsets_of(np.bincount(users, minlength=count)))
 
 
 def history_values(events: pa.Table) -> Values:
@@ -174,5 +174,6 @@ def _users(histories: Histories) -> Int64s:
     return np.repeat(np.arange(histories.count), histories.lengths)
 
 
-def _offsets(lengths: npt.NDArray[np.integer]) -> Int64s:
+def offsets_of(lengths: npt.NDArray[np.integer]) -> Int64s:
+    """Where slices of these lengths begin and end when they lie one after the other, int64[slices + 1]."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

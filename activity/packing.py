@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from activity.errors import DataError
 from activity.hashing import HASH_VERSION
-from activity.history import EVENT_DTYPE, NEVER, Histories, Int64s
+from activity.history import EVENT_DTYPE, NEVER, Histories, Int64s, offsets_of
 
 CODEC_VERSION = 1
 _MAGIC = b"SPH"
@@ -71,9 +71,9 @@ def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[
 def unpack(packed: Sequence[bytes]) -> Histories:
     """The histories in the given order. Raises DataError if any is damaged or of another version."""
     bodies = [_body(data) for data in packed]
-    offsets = _offsets_of(body.events for body in bodies)
-    pair_offsets = _offsets_of(body.pairs for body in bodies)
-    lengths = np.diff(offsets)
+    lengths = np.array([body.events for body in bodies], np.int64)
+    pair_counts = np.array([body.pairs for body in bodies], np.int64)
+    offsets, pair_offsets = offsets_of(lengths), offsets_of(pair_counts)
     pairs = np.frombuffer(b"".join(body.pair_bytes for body in bodies), _PAIR)
     times = np.zeros((offsets[-1], 8), np.uint8)
     time_bytes = np.frombuffer(b"".join(body.time_bytes for body in bodies), np.uint8)
@@ -82,7 +82,7 @@ def unpack(packed: Sequence[bytes]) -> Histories:
     wide = np.repeat(np.array([body.width == 2 for body in bodies], bool), lengths)
     for width, chosen in ((1, ~wide), (2, wide)):
         codes[chosen] = np.frombuffer(b"".join(body.code_bytes for body in bodies if body.width == width), f"<u{width}")
-    if (codes >= np.repeat(np.diff(pair_offsets), lengths)).any():
+    if (codes >= np.repeat(pair_counts, lengths)).any():
         raise _damaged("an event refers to a pair that is not there")
     chosen_pairs = pairs[codes + np.repeat(pair_offsets[:-1], lengths)]
     events = np.empty(offsets[-1], EVENT_DTYPE)
@@ -115,7 +115,7 @@ def _pair_codes(histories: Histories) -> tuple[npt.NDArray[np.void], Int64s, Int
     pairs = np.empty(len(distinct), _PAIR)
     pairs["action"], pairs["surface"] = distinct >> np.uint64(16) & np.uint64(0xFFFF), distinct & np.uint64(0xFFFF)
     counts = np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=histories.count)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = offsets_of(counts)
     return pairs, offsets, places - np.repeat(offsets[:-1], histories.lengths)
 
 
@@ -173,10 +173,6 @@ def _body(data: bytes) -> _Body:
     codes_at = items_at + 8 * count
     columns = data[header_length:times_at], data[times_at:items_at], data[items_at:codes_at], data[codes_at:]
     return _Body(count, pair_count, width, *columns)
-
-
-def _offsets_of(lengths: Iterable[int]) -> Int64s:
-    return np.concatenate([[0], np.cumsum(np.fromiter(lengths, np.int64))]).astype(np.int64)
 
 
 def _damaged(what: str) -> DataError:

@@ -19,7 +19,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from activity.events import EVENT_SCHEMA
-from activity.history import EVENT_DTYPE, Histories, Values, concat, group_events, history_values, merge, slice_rows
+from activity.history import (
+    EVENT_DTYPE,
+    Histories,
+    Values,
+    concat,
+    group_events,
+    history_values,
+    merge,
+    offsets_of,
+    slice_rows,
+)
 from activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
@@ -67,7 +77,7 @@ class UserBatch:
         values = np.empty(len(events), EVENT_DTYPE)
         for index, field in enumerate(_EVENT_TYPE):
             values[field.name] = events.field(index).to_numpy()
-        offsets = np.concatenate([[0], np.cumsum(history.value_lengths().to_numpy())]).astype(np.int64)
+        offsets = offsets_of(history.value_lengths().to_numpy())
         return cls(table["user_id"].to_pylist(), Histories(values, offsets), table["as_of_ms"].to_numpy())
 
 

@@ -26,7 +26,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ cache_users = {cache_users}
 """
     )
     return file
+
+
+@contextmanager
+def running_broker(folder: Path, events: list[Event]) -> Iterator[Path]:
+    """A Kafka with the topics and these events, while the block runs; yields its settings file."""
+    file = folder / "broker.toml"
+    file.write_text(f'state_folder = "{folder}/broker"\n[kafka]\npartitions = {PARTITIONS}\n')
+    settings = load_settings(file=file, environ={})
+    up(settings)
+    try:
+        ensure_topics(settings.kafka, releases=[RELEASE])
+        produce(settings, events)
+        yield file
+    finally:
+        down(settings)
 
 
 def produce(settings: Settings, events: list[Event]) -> None:
@@ -307,13 +323,7 @@ def readable(settings_file: Path, *, users: int, rate: float, seconds: float) ->
 def measure(*, events: int, users: int, rounds: int, redis: str, rate: float, seconds: float) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        broker = Path(scratch) / "broker.toml"
-        broker.write_text(f'state_folder = "{scratch}/broker"\n[kafka]\npartitions = {PARTITIONS}\n')
-        settings = load_settings(file=broker, environ={})
-        up(settings)
-        stack.callback(down, settings)
-        ensure_topics(settings.kafka, releases=[RELEASE])
-        produce(settings, zipf_events(events, users=users, seed=0))
+        broker = stack.enter_context(running_broker(Path(scratch), zipf_events(events, users=users, seed=0)))
         files = []
         for turn in range(rounds + 1):
             folder = Path(scratch) / f"round-{turn}"

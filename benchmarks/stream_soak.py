@@ -24,10 +24,9 @@ import psutil
 
 from benchmarks.repo import applied_repo
 from benchmarks.rows import circumstances, finish
-from benchmarks.stream import ITEMS, PARTITIONS, RELEASE, produce, write_settings, zipf_events
+from benchmarks.stream import ITEMS, RELEASE, running_broker, write_settings, zipf_events
 from spoor.config import load_settings
-from spoor.kafka_admin import ensure_topics, group_lag
-from spoor.services import down, up
+from spoor.kafka_admin import group_lag
 
 RESULTS = Path(__file__).parent / "results" / "stream_soak.jsonl"
 GOAL = 1.1  # at most
@@ -37,13 +36,7 @@ _EVERY_SECONDS = 2.0
 
 def measure(*, events: int, users: int, redis: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        broker = Path(scratch) / "broker.toml"
-        broker.write_text(f'state_folder = "{scratch}/broker"\n[kafka]\npartitions = {PARTITIONS}\n')
-        kafka = load_settings(file=broker, environ={})
-        up(kafka)
-        stack.callback(down, kafka)
-        ensure_topics(kafka.kafka, releases=[RELEASE])
-        produce(kafka, zipf_events(events, users=users, seed=0))
+        broker = stack.enter_context(running_broker(Path(scratch), zipf_events(events, users=users, seed=0)))
         folder = Path(scratch) / "worker"
         applied_repo(folder, release=RELEASE, items=ITEMS, redis=redis)
         file = write_settings(folder, kafka=broker, group="soak", cache_users=CACHE_USERS)

@@ -87,12 +87,7 @@ def unwritten(settings: Settings, releases: Sequence[str]) -> list[str]:
     workers. One that has just got its partitions has some seconds to report. Raises InfrastructureError without a
     broker."""
     require_broker(settings.kafka)
-    deadline = time.monotonic() + _REPORT_SECONDS
-    while True:
-        state = group_state(settings.kafka, settings.stream.group)
-        if None not in state.partitions.values() or time.monotonic() >= deadline:
-            break
-        time.sleep(_LOOK_SECONDS)
+    state = _state_when(settings, lambda state: None not in state.partitions.values(), _REPORT_SECONDS)
     return [name for name in releases if not state.all_report(lambda report: name in report.releases)]  # noqa: B023
 
 
@@ -108,14 +103,24 @@ def _order(
     with exclusive(orders_file(folder, group).with_suffix(".lock"), job="an order to the workers"):
         orders = change(read_orders(folder, group))
         give_orders(folder, group, orders)
+
+    def followed_by_all(state: GroupState) -> bool:
+        return state.all_report(lambda report: followed(report, orders))
+
+    state = _state_when(settings, followed_by_all, timeout_seconds)
+    if not followed_by_all(state):
+        raise InfrastructureError(
+            f"the order stands, but not every worker of group `{group}` has followed it in {timeout_seconds:g} s",
+            hint="`spoor stream status` shows what they report, their logs why",
+        )
+    return StreamStatus(orders, state)
+
+
+def _state_when(settings: Settings, condition: Callable[[GroupState], bool], timeout_seconds: float) -> GroupState:
+    """The group's state as soon as `condition` holds of it, else as it is after the time."""
     deadline = time.monotonic() + timeout_seconds
     while True:
-        state = group_state(settings.kafka, group)
-        if state.all_report(lambda report: followed(report, orders)):
-            return StreamStatus(orders, state)
-        if time.monotonic() >= deadline:
-            raise InfrastructureError(
-                f"the order stands, but not every worker of group `{group}` has followed it in {timeout_seconds:g} s",
-                hint="`spoor stream status` shows what they report, their logs why",
-            )
+        state = group_state(settings.kafka, settings.stream.group)
+        if condition(state) or time.monotonic() >= deadline:
+            return state
         time.sleep(_LOOK_SECONDS)

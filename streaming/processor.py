@@ -233,14 +233,10 @@ class BatchProcessor:
 
     async def _look_at_partitions(self) -> None:
         """Raises TimeoutError, KafkaError or FaustError where the broker does not answer."""
-        consumer: Any = self.app.consumer  # a FreshConsumer
-        assigned = consumer.assignment()
-        ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
-        handled = {tp: await asyncio.wait_for(consumer.handled(tp), _ANSWER_SECONDS) for tp in ends}
-        positions = {tp: max(offset, self._earliest.get(tp, 0)) for tp, offset in handled.items()}
+        standing = await cast("FreshConsumer", self.app.consumer).standing(_ANSWER_SECONDS)
         self.health.positions(
-            {tp.partition: position for tp, position in positions.items()},
-            {tp.partition: end for tp, end in ends.items()},
+            {tp.partition: max(handled, self._earliest.get(tp, 0)) for tp, (handled, _) in standing.items()},
+            {tp.partition: end for tp, (_, end) in standing.items()},
         )
 
     # -- steps

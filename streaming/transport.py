@@ -120,6 +120,13 @@ class FreshConsumer(Consumer):
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
+    async def standing(self, timeout_seconds: float) -> dict[TP, tuple[int, int]]:
+        """Of each assigned partition how far it is `handled` and its end. Raises TimeoutError, KafkaError or FaustError
+        where the broker does not answer."""
+        assigned = self.assignment()
+        ends = await asyncio.wait_for(self.highwaters(*assigned), timeout_seconds) if assigned else {}
+        return {tp: (await asyncio.wait_for(self.handled(tp), timeout_seconds), end) for tp, end in ends.items()}
+
     async def handled(self, tp: TP) -> int:
         """The offset below which every record of an assigned partition is committed: the committed one, or, where no
         record is on its way, the position of the next fetch."""

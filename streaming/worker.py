@@ -303,14 +303,12 @@ async def _stall(app: StreamApp) -> str:
     try:
         if len(consumer.unacked):
             return "events wait"
-        assigned = consumer.assignment()
-        ends = await asyncio.wait_for(consumer.highwaters(*assigned), _ANSWER_SECONDS) if assigned else {}
-        handled = {tp: await asyncio.wait_for(consumer.handled(tp), _ANSWER_SECONDS) for tp in assigned}
+        standing = await consumer.standing(_ANSWER_SECONDS)
     except (TimeoutError, KafkaError, FaustError):
         return "the broker does not answer"
     if app.processor.health.paused:
         return ""
-    return "events wait" if any(handled[tp] < ends[tp] for tp in assigned) else ""
+    return "events wait" if any(handled < end for handled, end in standing.values()) else ""
 
 
 def _stop_on_signals(finished: asyncio.Event) -> None:

@@ -101,7 +101,3 @@ def _chunks(lengths: Indexes, most_questions: int) -> Iterator[slice]:
         stop = max(min(start + most_questions, within), start + 1)
         yield slice(start, stop)
         start = stop
-
-
-def _offsets(lengths: Indexes) -> Indexes:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -118,16 +118,21 @@ def test_forgotten_users_are_not_behind(filled: Any) -> None:
     assert sweep(settings, online, BOTH, publish=False) == Swept(users=0, passes=1)
 
 
-def test_users_that_fall_behind_for_ever_are_an_error(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An old worker writes after every pass."""
-    online = open_online(filled.settings.features)
+def written_before_every_pass(world: Any, monkeypatch: pytest.MonkeyPatch) -> OnlineStore:
+    """A store that an old worker writes to whenever its users are listed."""
+    online = open_online(world.settings.features)
     user_ids, seeds = online.user_ids, iter(range(100, 200))
 
-    def and_then_written() -> Any:
-        old_worker_writes(filled, next(seeds), 5)
+    def written_first() -> Any:
+        old_worker_writes(world, next(seeds), 5)
         return user_ids()
 
-    monkeypatch.setattr(online, "user_ids", and_then_written)
+    monkeypatch.setattr(online, "user_ids", written_first)
+    return online
+
+
+def test_users_that_fall_behind_for_ever_are_an_error(filled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    online = written_before_every_pass(filled, monkeypatch)
     with pytest.raises(InfrastructureError, match="still fall behind"):
         sweep(filled.settings, online, BOTH, publish=False)
 
@@ -135,15 +140,8 @@ def test_users_that_fall_behind_for_ever_are_an_error(filled: Any, monkeypatch: 
 def test_with_a_floor_between_two_encodes_who_waits_on_purpose_holds_nothing_up(
     filled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers write both releases; hot users fall behind after every pass, and will follow."""
-    online = open_online(filled.settings.features)
-    user_ids, seeds = online.user_ids, iter(range(100, 200))
-
-    def and_then_written() -> Any:
-        old_worker_writes(filled, next(seeds), 5)
-        return user_ids()
-
-    monkeypatch.setattr(online, "user_ids", and_then_written)
+    """Workers write both releases; hot users fall behind before every pass, and will follow."""
+    online = written_before_every_pass(filled, monkeypatch)
     settings = replace(filled.settings, stream=replace(filled.settings.stream, encode_seconds=5.0))
     asked = iter([["base-2"], []])
     found = sweep(settings, online, BOTH, publish=False, unwritten=lambda releases: next(asked))

@@ -223,10 +223,15 @@ class Fleet:
         self.tended_until(self.world.caught_up, "everything is committed")
         self.stop()
 
-    def replay(self) -> None:
-        """After a store lost its latest writes: everything once more, by workers without a memory."""
+    def replay(self) -> int:
+        """After a store lost its latest writes: everything once more, by workers without a memory. Returns how many
+        differences `spoor verify` found before."""
+        self.finish()
+        self.world.spoor("archive")
+        before = self.world.spoor("verify", codes=(0, 1))["differences"]
         self.world.rewind()
         self.finish()
+        return before
 
     def stop(self) -> None:
         for worker in self.running:

@@ -107,10 +107,7 @@ def test_a_redis_whose_power_is_cut_and_the_rewind_after_it(
             lost_bytes += log.stat().st_size - synced
             os.truncate(log, synced)
             server.start()
-    fleet.finish()
-    world.spoor("archive")
-    before = world.spoor("verify", codes=(0, 1))["differences"]
-    fleet.replay()
+    before = fleet.replay()
     judged(
         world,
         traffic,
@@ -278,10 +275,7 @@ def test_a_redis_cluster_of_three_masters_that_fails_over(make_world: NewWorld, 
                 "a replica has taken over",
             )
             master.start()
-    fleet.finish()
-    world.spoor("archive")
-    before = world.spoor("verify", codes=(0, 1))["differences"]
-    fleet.replay()
+    before = fleet.replay()
     judged(
         world,
         traffic,
