@@ -17,6 +17,7 @@ from torch import Tensor
 
 from activity.errors import DataError, UsageError
 from activity.history import Histories, slice_rows
+from encoder.allocator import keep_freed_memory
 from encoder.batches import log_gaps
 from encoder.config import ModelConfig
 from encoder.hashing import vocabulary_rows
@@ -90,6 +91,7 @@ def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int =
     where threads outnumber free cores, torch's wait for one another in busy loops and encode ten times slower.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     chosen = names or [info.name for info in list_releases(releases_folder)]
     for name in chosen:
         score = read_info(releases_folder / name).model.score

@@ -5,12 +5,14 @@ may publish an older row after the newer one. So revisions are read again once t
 moved on meanwhile is published again, by whoever finds it. Every worker writes, publishes, and only then reads: the one
 whose record comes last in the topic also reads last, and sees the other's write. Who has no embedding any more (was
 forgotten meanwhile) gets a record without value.
+
+Who moved on because this worker has written a later batch is left to that batch, which is published next.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from activity.errors import InfrastructureError
@@ -31,8 +33,8 @@ class Reads(Protocol):
 
 
 class Publisher:
-    """`topics`: release → topic. `send` hands a record to the producer, `in_thread` runs a call off the loop.
-    `form`: how rows are written."""
+    """`topics`: release → topic. `send` hands a record to the producer, `in_thread` runs a call off the loop. `coming`:
+    users of later batches that this worker publishes after what it is publishing. `form`: how rows are written."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Publisher:
         send: Send,
         reads: Reads,
         in_thread: Callable[..., Awaitable[Any]],
+        coming: Callable[[], Set[str]] = frozenset,
         form: EmbeddingFormat = "json",
     ) -> None:
         self._topics = topics
@@ -48,6 +51,7 @@ class Publisher:
         self._send = send
         self._reads = reads
         self._in_thread = in_thread
+        self._coming = coming
 
     async def publish(self, rows: Rows) -> int:
         """Returns how many rows had to be published again. Raises what the producer or the store raises, and
@@ -55,7 +59,7 @@ class Publisher:
         republished = 0
         for _ in range(_MAX_ROUNDS):
             await self._send_all(rows)
-            rows = await self._in_thread(moved_on, rows, self._reads)
+            rows = await self._in_thread(moved_on, rows, self._reads, self._coming())
             if not rows:
                 return republished
             republished += sum(map(len, rows.values()))
@@ -83,15 +87,18 @@ async def send_all(send: Send, records: Iterable[tuple[str, bytes, bytes | None]
             raise outcome
 
 
-def moved_on(published: Rows, reads: Reads) -> dict[str, list[EmbeddingRow | NoEmbedding]]:
-    """What the store now holds of users whose published row has another revision, or whose row is gone."""
+def moved_on(published: Rows, reads: Reads, coming: Set[str]) -> dict[str, list[EmbeddingRow | NoEmbedding]]:
+    """What the store now holds of users whose published row has another revision, or whose row is gone. Who is `coming`
+    is left out, except where the row is gone: a batch publishes nothing of a user who has no embedding."""
     users = sorted({row.user_id for of_release in published.values() for row in of_release})
     stored = dict(zip(users, reads.read(users, list(published)), strict=True)) if users else {}
     moved: dict[str, list[EmbeddingRow | NoEmbedding]] = {}
     for release, of_release in published.items():
-        behind = [
-            row.user_id for row in of_release if stored[row.user_id].embedding_revisions[release] != _revision(row)
-        ]
+        behind = []
+        for row in of_release:
+            revision = stored[row.user_id].embedding_revisions[release]
+            if revision != _revision(row) and (revision is None or row.user_id not in coming):
+                behind.append(row.user_id)
         found = reads.read_embeddings(release, behind) if behind else []
         if found:
             moved[release] = [row or NoEmbedding(user) for user, row in zip(behind, found, strict=True)]

@@ -94,20 +94,20 @@ class Steering:
         processor.metrics.paused.set(paused)
 
     async def _report(self) -> None:
-        """Commits anew what is committed, for the metadata's sake; no batch is under way meanwhile."""
+        """Commits anew what is committed, for the metadata's sake; no batch is committed meanwhile."""
         processor, consumer = self._app.processor, self._consumer
         report = Report(
             member=consumer.member,
             releases=processor.releases,
             reloads=self._reloads,
-            paused=processor.health.paused and not len(consumer.unacked),
+            paused=processor.health.paused and consumer.idle,
             problem=self._problem,
         ).text()
         if report == consumer.report and not processor.unreported:
             return
         consumer.report = report
         processor.unreported = False  # partitions may come while this one is on its way
-        async with processor.turn:
+        async with processor.publishing:
             try:
                 offsets = await self._committed()
                 deadline = self._settings.kafka.request_timeout_seconds  # batches wait meanwhile

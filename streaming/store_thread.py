@@ -1,4 +1,4 @@
-"""The one thread in which a worker touches its store: blocking calls, one after the other, off the event loop."""
+"""A thread in which a worker touches its store: blocking calls, one after the other, off the event loop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The stream worker: activity events in, fresh histories and embeddings in Feast and in the embedding topics.
 
-`build_app` wires one Faust agent to `BatchProcessor.handle` (streaming/processor.py), the one place where a batch is
+`build_app` wires one Faust agent to `BatchProcessor.take` (streaming/processor.py), the one place where a batch is
 decoded, written, published and only then acknowledged; `run_worker` runs it from start to end. The steps, and what a
 crash right after each of them does:
 
@@ -8,12 +8,15 @@ crash right after each of them does:
  2. leave out records of an earlier generation of the group                 their new owner takes them
  3. decode (in a thread, which may ask a schema registry)                   nothing happened: delivered again
  4. produce the dead letters, await their acknowledgement                   produced again under the same key
- 5. group by user; read, merge, encode (in a thread)                        nothing happened: delivered again
+ 5. group by user; read, merge, encode (in another thread)                  nothing happened: delivered again
  6. compare-and-set write of history and embeddings (same thread)           delivered again, merging changes nothing,
                                                                             the rows found are published
  7. publish every user's row, changed or not, await the acknowledgements    published again, same rows
  8. read the rows again, publish who moved on meanwhile                     delivered again, steps 7 and 8 repeat
  9. acknowledge the records in order, commit the offsets                    after the commit: done
+
+Three batches are under way: while one is in steps 5 and 6, the one before it is in 7 to 9 and the one behind in 2 to 4.
+They keep their order, as Faust commits the offset after the last record acknowledged, whatever came before it.
 
 A step whose server fails is tried `retries` times with growing waits; then the worker stops, offsets uncommitted, and
 `run_worker` raises InfrastructureError (exit code 3). Nothing a record holds stops the worker: it is a dead letter.
@@ -78,6 +81,7 @@ _MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a r
 _STOP_SECONDS = 60.0  # for the batch in flight and the commit
 _WATCH_SECONDS = 5.0
 _LOOK_SECONDS = 2.0  # between two looks for metrics and probes
+_SWITCH_SECONDS = 0.0001  # the thread that encodes asks for Python's lock at every operation: with 5 ms it starves
 _STEER_SECONDS = 1.0  # between two looks for orders and for users who have waited enough
 _ANSWER_SECONDS = 10.0
 _REPEAT_SECONDS = 30.0  # between two equal lines of a library
@@ -130,11 +134,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
     @app.agent(topic, name="keep-fresh")
     async def keep_fresh(stream_of_events: Any) -> None:
         async for events in stream_of_events.noack_take(stream.batch_events, within=stream.batch_seconds):
-            try:
-                await app.processor.handle(events)
-            except Exception as error:  # Faust would restart the agent and go on with the next batch
-                app.processor.fail(error)
-                await asyncio.Event().wait()  # nothing more is taken until the app has stopped
+            await app.processor.take(events)
 
     async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
         app.processor.health.revoked()
@@ -172,6 +172,7 @@ def run_worker(
 
     Raises UsageError or DataError for what must be changed first, InfrastructureError when a server stays away; the
     offsets of what was not written are then uncommitted. The summary file is written in both cases."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with _quiet_libraries():
         return asyncio.run(_run(settings, count, timeout_seconds, summary_file))
 
@@ -237,6 +238,8 @@ async def _stop(app: StreamApp) -> None:
         app.conf.stream_wait_empty = False
         app.consumer.unacked.clear()
     await _within_stop_time(processor, app.stop())
+    if processor.failure is None:
+        await _within_stop_time(processor, processor.finish())
 
 
 async def _within_stop_time(processor: BatchProcessor, step: Awaitable[Any]) -> None:
@@ -259,7 +262,7 @@ async def _look(app: StreamApp) -> None:
     while not app.processor.finished.is_set():
         if app.processor.health.joined:
             try:
-                await app.processor.look()
+                await app.processor.lookout.look()
             except Exception as error:  # a look that ended in silence would make a worker that works look dead
                 app.processor.fail(error)
         await asyncio.sleep(_LOOK_SECONDS)

@@ -67,13 +67,16 @@ class Topic:
         return {(topic, user): revision for topic, user, revision in self.sent}
 
 
-def publish(rows: dict[str, list[EmbeddingRow]], store: Store, topic: Topic) -> int:
+def publish(
+    rows: dict[str, list[EmbeddingRow]], store: Store, topic: Topic, *, coming: frozenset[str] = frozenset()
+) -> int:
     async def in_thread(function, *args):
         assert topic.unanswered == 0, "read before the publication was acknowledged"
         return await asyncio.to_thread(function, *args)
 
     topics = {release: f"out.{release}" for release in RELEASES}
-    return asyncio.run(Publisher(topics, send=topic.send, reads=store, in_thread=in_thread).publish(rows))
+    publisher = Publisher(topics, send=topic.send, reads=store, in_thread=in_thread, coming=lambda: coming)
+    return asyncio.run(publisher.publish(rows))
 
 
 def test_every_row_goes_to_the_topic_of_its_release_once():
@@ -95,6 +98,14 @@ def test_who_moved_on_meanwhile_is_published_again_with_the_stored_row():
     store = Store(row("a", 2), row("b", 1))
     assert publish({"base-1": [row("a", 1), row("b", 1)]}, store, topic) == 1
     assert topic.last == {("out.base-1", "a"): 2, ("out.base-1", "b"): 1}
+
+
+def test_who_comes_with_a_later_batch_of_this_worker_is_left_to_it_unless_the_row_is_gone():
+    topic = Topic()
+    store = Store(row("a", 2), row("b", 2))
+    rows = {"base-1": [row("a", 1), row("b", 1), row("gone", 1)]}
+    assert publish(rows, store, topic, coming=frozenset(["a", "gone"])) == 2
+    assert topic.last == {("out.base-1", "a"): 1, ("out.base-1", "b"): 2, ("out.base-1", "gone"): None}
 
 
 def test_publication_goes_on_until_nobody_moves():

@@ -16,7 +16,7 @@ from spoor.config import load_settings
 from spoor.kafka_admin import ensure_topics
 from spoor.versions import retire
 from store.repo import apply
-from streaming.processor import BatchProcessor
+from streaming.processor import BatchProcessor, Written
 from streaming.worker import run_worker
 from tests.conftest import wait_until
 from tests.releases import save_untrained_release
@@ -74,11 +74,11 @@ def test_a_worker_whose_topic_goes_between_write_and_publication_publishes_the_r
     world.produce(events)
     publish, retired = BatchProcessor._publish, []
 
-    async def retire_first(self: BatchProcessor, result):
+    async def retire_first(self: BatchProcessor, written: Written):
         if not retired:
-            assert OTHER in result.rows
+            assert OTHER in written.result.rows
             retired.append(await self.in_thread(retire, world.settings, OTHER))
-        return await publish(self, result)
+        return await publish(self, written)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BatchProcessor, "_publish", retire_first)

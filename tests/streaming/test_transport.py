@@ -1,5 +1,5 @@
-"""What a rebalance drops is fetched again; the consumer's thread ends although aiokafka's own stop breaks off, and
-survives a commit of lost partitions."""
+"""What a rebalance drops is fetched again; full buffers hold up a fetch no longer than they are full; the consumer's
+thread ends although aiokafka's own stop breaks off, and survives a commit of lost partitions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def _seek_with_nothing_committed(world: World, committed: dict[int, int]) 
     consumer = cast("FreshConsumer", app.consumer)
     try:
         await app.processor.open()
-        await app.processor.turn.acquire()  # no batch is handled
+        await app.processor.writing.acquire()  # no batch is handled
         await app.start()
         partitions = consumer.assignment()
         if committed:
@@ -86,3 +86,34 @@ def test_what_was_fetched_and_dropped_is_fetched_again_where_nothing_was_committ
     assert len(found) == 4
     for partition, (before, after) in found.items():
         assert before > 1 and after == committed.get(partition, 0)
+
+
+async def _records_once_there_is_room(world: World) -> bool:
+    """Whether a fetch that finds every buffer full goes on as soon as one has room, and not after an hour."""
+    app = build_app(world.settings)
+    consumer = cast("FreshConsumer", app.consumer)
+    try:
+        await app.processor.open()
+        await app.processor.writing.acquire()  # no batch is handled
+        await app.start()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while app.in_recovery or not consumer.flow_active:
+            assert time.monotonic() < deadline, "the stream does not begin"
+            await asyncio.sleep(0.05)
+        await app._stop_fetcher()  # which would ask at the same time
+        partitions = consumer.assignment()
+        for tp in partitions:
+            consumer.on_buffer_full(tp)
+        waits = asyncio.create_task(consumer._wait_next_records(3600))
+        await asyncio.sleep(0)  # it begins
+        assert not waits.done()
+        consumer.on_buffer_drop(min(partitions))
+        return await asyncio.wait_for(waits, DEADLINE_SECONDS) == ({}, None)
+    finally:
+        app.conf.stream_wait_empty = False
+        await app.stop()
+        app.processor.close()
+
+
+def test_a_fetch_goes_on_as_soon_as_a_buffer_has_room(world: World):
+    assert asyncio.run(_records_once_there_is_room(world))

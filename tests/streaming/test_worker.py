@@ -15,7 +15,7 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-import streaming.processor
+import streaming.lookout
 from activity.errors import InfrastructureError, UsageError
 from activity.events import Event
 from activity.settings import KafkaSettings
@@ -23,6 +23,8 @@ from spoor import services
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from store.repo import apply
+from streaming.core import UserBatch
+from streaming.processor import BatchProcessor, Written
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
@@ -303,12 +305,15 @@ def test_a_worker_that_stops_also_encodes_whom_the_batch_in_flight_lets_wait(
         encoded.extend(users)
         processor._pacer.encoded(users)
 
+    async def publish(written: None) -> None: ...
+
     monkeypatch.setattr(processor, "_encode_again", encode_again)
+    monkeypatch.setattr(processor, "_publish", publish)
 
     async def stop_during_a_batch() -> None:
-        async with processor.turn:
+        async with processor.writing:
             stopping = asyncio.create_task(processor.encode_everyone_postponed())
-            await asyncio.sleep(0)  # it begins, and finds the turn taken
+            await asyncio.sleep(0)  # it begins, and finds that a batch is being written
             processor._pacer.wait({"hot": 0})
         await stopping
 
@@ -341,31 +346,92 @@ def test_a_worker_is_ready_once_it_has_partitions_and_while_store_and_broker_ans
     wait_until(lambda: page(port, "/readyz")[0] == 200, "it is ready again")
 
 
-def test_a_store_that_is_asked_while_its_thread_encodes_is_not_called_silent(
+def test_a_store_that_is_asked_while_a_batch_is_written_answers_and_one_that_hangs_is_called_silent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(streaming.processor, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(streaming.lookout, "_ANSWER_SECONDS", 0.2)
     processor = build_app(world.settings).processor
     busy = threading.Event()
 
     async def told() -> list[str]:
-        await processor.ask_store()
+        await processor.lookout.ask_store()
         return [line for line in processor.health.not_ready() if "store" in line]
 
-    async def ask_at_each_step() -> None:
+    async def ask() -> None:
         await processor.open()
+        processor._writes.submit(busy.wait, 60)  # as a batch that is being encoded
         assert await told() == []
-        working = asyncio.create_task(processor.in_thread(busy.wait, 60))
-        processor._observe("merged")
-        assert await told() == []
-        processor._observe("encoded")
+        hangs = asyncio.create_task(processor.in_thread(busy.wait, 60))
         assert await told() == ["the store has not answered for 0 s"]
         busy.set()
-        await working
+        await hangs
         assert await told() == []
 
-    asyncio.run(ask_at_each_step())
+    asyncio.run(ask())
     processor.close()
+
+
+def in_small_batches(world: World) -> Settings:
+    stream = dataclasses.replace(world.settings.stream, batch_events=20, retries=1)
+    return dataclasses.replace(world.settings, stream=stream)
+
+
+def test_while_a_batch_is_published_the_next_is_written(world: World, monkeypatch: pytest.MonkeyPatch):
+    events = some_events(100)
+    world.produce(events)
+    publish, write = BatchProcessor._publish, BatchProcessor._write
+    written: list[UserBatch] = []
+    seen: list[int] = []
+
+    async def write_and_tell(self: BatchProcessor, batch: UserBatch) -> Written:
+        result = await write(self, batch)
+        written.append(batch)
+        return result
+
+    async def publish_after_the_next(self: BatchProcessor, batch: Written) -> int:
+        place = len(seen)
+        seen.append(place)
+        while place < 2 and len(written) < place + 2:  # the third batch is written, and not yet published
+            await asyncio.sleep(0.01)
+        return await publish(self, batch)
+
+    monkeypatch.setattr(BatchProcessor, "_write", write_and_tell)
+    monkeypatch.setattr(BatchProcessor, "_publish", publish_after_the_next)
+    run_worker(in_small_batches(world), count=len(events), timeout_seconds=120)
+    assert len(seen) >= 3
+    world.assert_holds(events)
+    assert world.caught_up()
+
+
+def test_what_follows_a_batch_that_failed_is_not_committed(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Faust would commit the offset after it, and so what was never handled."""
+    events = some_events(100)
+    world.produce(events)
+    publish, write = BatchProcessor._publish, BatchProcessor._write
+    written: list[UserBatch] = []
+    settings = in_small_batches(world)
+
+    async def write_and_tell(self: BatchProcessor, batch: UserBatch) -> Written:
+        result = await write(self, batch)
+        written.append(batch)
+        return result
+
+    async def fail_once_the_next_is_written(self: BatchProcessor, batch: Written) -> int:
+        if len(written) == 1:
+            while len(written) < 2:
+                await asyncio.sleep(0.01)
+            raise InfrastructureError("the first batch is not published")
+        return await publish(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchProcessor, "_write", write_and_tell)
+        patch.setattr(BatchProcessor, "_publish", fail_once_the_next_is_written)
+        with pytest.raises(InfrastructureError, match="the first batch is not published"):
+            run_worker(settings, timeout_seconds=120)
+    assert len(written) >= 2
+    assert sum(world.committed().values()) == 0
+    run_worker(settings, count=len(events), timeout_seconds=120)
+    world.assert_holds(events)
 
 
 def test_an_address_that_is_not_this_machine_s_is_named(world: World):
