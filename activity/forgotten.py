@@ -4,7 +4,7 @@
 
 `through_ms`: events up to and including this time are the past. `at_ms`: when it was forgotten, by the wall clock:
 what was computed before may be made of the past. The hash is BLAKE2b under the lake's own key, so the file tells only
-who asks for an id whether it was forgotten.
+who asks for an id whether it was forgotten. `spoor forget --expire` takes out whom nothing can bring back any more.
 """
 
 from __future__ import annotations
@@ -46,8 +46,19 @@ class ForgottenUsers:
             name = _hash(user, key)
             through, at = users.get(name, (NEVER, NEVER))
             users[name] = (max(through, through_ms), max(at, at_ms))
-        atomic_write(self._path, json.dumps({"key": key.hex(), "users": users}).encode())
-        self._key, self._users = key, users
+        self._replace(key, users)
+
+    def before(self, time_ms: int, *, but: Iterable[str] = ()) -> int:
+        """How many were forgotten before `time_ms` by the wall clock, without the users `but`."""
+        return len(self._before(time_ms, but))
+
+    def drop_before(self, time_ms: int, *, but: Iterable[str] = ()) -> int:
+        """Writes the file without whom `before` counts; returns how many. One process at a time may call it. Raises
+        InfrastructureError."""
+        gone = self._before(time_ms, but)
+        if gone:
+            self._replace(self._key, {name: times for name, times in self._users.items() if name not in gone})
+        return len(gone)
 
     def through(self, user_ids: Sequence[str]) -> Int64s:
         """int64[n] in ms; NEVER for who was not forgotten."""
@@ -69,6 +80,14 @@ class ForgottenUsers:
         """The rows that are not a forgotten user's past."""
         past = self.past(events)
         return events.filter(pa.array(~past)) if past.any() else events
+
+    def _before(self, time_ms: int, but: Iterable[str]) -> set[str]:
+        kept = {_hash(user, self._key) for user in but}
+        return {name for name, (_, at) in self._users.items() if at < time_ms} - kept
+
+    def _replace(self, key: bytes, users: Mapping[str, tuple[int, int]]) -> None:
+        atomic_write(self._path, json.dumps({"key": key.hex(), "users": users}).encode())
+        self._key, self._users = key, users
 
     def _times(self, user_ids: Sequence[str], which: int) -> Int64s:
         if not self._users:

@@ -134,6 +134,15 @@ class Lake:
             self.manifest.add(item, changed)
         return removed
 
+    def users_with_past(self) -> set[str]:
+        """The forgotten users whose past still lies in files, hidden from `read`: their forgetting did not come to its
+        end. Reads two columns of every file. Raises DataError on a damaged file."""
+        forgotten, users = self.forgotten, set[str]()
+        for path in self.files() if len(forgotten) else ():
+            events = _read(path, ["user_id", "timestamp"], self.manifest.folder)
+            users.update(pc.unique(events.filter(pa.array(forgotten.past(events)))["user_id"]).to_pylist())
+        return users
+
     def read(
         self,
         *,

@@ -86,6 +86,18 @@ def plan_embeddings(
     return items
 
 
+def oldest_unlanded_ms(settings: ArchiveSettings) -> int | None:
+    """The time of the oldest record that the topics of live releases hold and the offline log has not been given; None
+    where there is none. Raises InfrastructureError."""
+    times: dict[tuple[str, int], int] = {}
+    with RangeReader(settings.kafka) as reader:
+        for item in plan_embeddings(settings, reader):
+            key = (item.release, item.range.partition)
+            if key not in times and (records := next(reader.read(item.range), None)):
+                times[key] = int(records[0].timestamp)
+    return min(times.values(), default=None)
+
+
 def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span]]:
     """By partition, ascending: the offsets of the release's topic that the offline log holds."""
     found: dict[int, list[Span]] = {}

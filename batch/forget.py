@@ -8,7 +8,8 @@
 
 It may be killed anywhere and run again: each step repeated gives the same result, and the journal's users are published
 before anything else by the next job. Workers go on meanwhile: docs/decisions/0007-forgetting.md says why they cannot
-bring the past back. Kafka's own log is beyond reach; the answer says how long it keeps what.
+bring the past back. Kafka's own log is beyond reach; the answer says how long it keeps what. When that is over,
+batch/expire.py removes the markers.
 """
 
 from __future__ import annotations

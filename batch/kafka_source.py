@@ -136,6 +136,17 @@ class RangeReader:
             high = self._consumer.end_offsets(all_of_them)
         return {tp.partition: (low[tp], high[tp]) for tp in all_of_them}
 
+    def oldest_times(self, topic: str) -> dict[int, int]:
+        """By partition, without empty ones: the time of the oldest record, ms since 1970; 0 where it has none.
+
+        Raises as `watermarks`."""
+        partitions = [
+            TopicPartition(topic, partition) for partition, (low, high) in self.watermarks(topic).items() if low < high
+        ]
+        with _translated(self._kafka):
+            found = self._consumer.offsets_for_times(dict.fromkeys(partitions, 0)) if partitions else {}
+        return {tp.partition: 0 if (first := found[tp]) is None else first.timestamp for tp in partitions}
+
     def read(self, item: KafkaRange) -> Iterator[list[Any]]:
         """The range's records (kafka-python ConsumerRecords) in offset order, in lists of at most POLL_RECORDS.
 

@@ -1,13 +1,14 @@
-"""How long Kafka keeps what only Kafka can remove: the records of a user who was forgotten."""
+"""How long Kafka keeps what only Kafka can remove: the records of a user who was forgotten; and the oldest it has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
 from activity.settings import KafkaSettings
+from batch.kafka_source import RangeReader
 from batch.topic_configs import topic_configs
 
 _FOR_EVER_MS = 2**63 - 1  # Kafka's default of max.compaction.lag.ms
@@ -33,11 +34,19 @@ def kept_until(kafka: KafkaSettings, *, now_ms: int) -> list[Kept]:
     ]
 
 
+def oldest_record_ms(kafka: KafkaSettings) -> int | None:
+    """When the broker appended the oldest record that the activity topic still has, of whatever transaction; None where
+    it has none. Raises UsageError without such a topic, InfrastructureError."""
+    with RangeReader(replace(kafka, isolation_level="read_uncommitted")) as reader:
+        times = reader.oldest_times(kafka.topic)
+    return min(times.values(), default=None)
+
+
 def _kept(topic: str, config: Mapping[str, str], now_ms: int, note: str) -> Kept:
     """A segment goes when its newest record is past retention, and takes records for segment.ms at most. Compaction
     has a date only where max.compaction.lag.ms sets one."""
-    if "compact" not in config.get("cleanup.policy", "delete"):
-        retention = int(config.get("retention.ms", -1))
+    policy, retention = config.get("cleanup.policy", "delete"), int(config.get("retention.ms", -1))
+    if "compact" not in policy or ("delete" in policy and retention >= 0):
         if retention < 0:
             return Kept(topic, None, "retention.ms is -1: for ever")
         until = now_ms + retention + int(config.get("segment.ms", 0))
@@ -49,8 +58,13 @@ def _kept(topic: str, config: Mapping[str, str], now_ms: int, note: str) -> Kept
     return Kept(topic, until, "max.compaction.lag.ms" if until else "older records stay until Kafka compacts the topic")
 
 
+def iso_time(time_ms: int) -> str:
+    """In UTC, to the second."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
 def _date(time_ms: int) -> str | None:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds") if time_ms < _LAST_MS else None
+    return iso_time(time_ms) if time_ms < _LAST_MS else None
 
 
 def _may_name_users(kafka: KafkaSettings, topic: str) -> bool:

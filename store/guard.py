@@ -32,7 +32,7 @@ class ViewRow:
 class GuardedWrite:
     key: bytes  # serialised entity key
     expected: bytes  # serialised revision, or NO_ROW
-    rows: list[ViewRow]
+    rows: list[ViewRow]  # none: something is only removed
     removed: list[FeatureView] = field(default_factory=list)  # the entity's rows in these views go
 
 

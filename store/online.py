@@ -6,7 +6,7 @@ A write names the revision it was computed from and changes a user's history and
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
 
@@ -128,6 +128,28 @@ class OnlineStore:
             part = [self._guarded(key, write) for key, write in zip(keys[chunk], writes[chunk], strict=True)]
             with self._errors():
                 done += self._guard.compare_and_set(self._config, self._revision, part)
+        return np.array(done, bool)
+
+    def remove(self, revisions: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+        """Removes users' histories and embeddings of every release. `revisions`: user id → the revision that the
+        history must still have. bool[n]: whether it had, in that order; else nothing of the user is touched. Who is
+        removed is new to the next writer: one that expects a revision is refused, reloads and begins at 1.
+
+        Raises UsageError for a store without guard, which cannot remove one user's rows."""
+        if isinstance(self._guard, UnguardedStore):
+            raise UsageError(
+                "this online store cannot remove the rows of single users through Feast",
+                hint="Redis and SQLite can; in another store, remove them with its own tools",
+            )
+        views = [self._view(USER_HISTORY), *map(self._user_view, registered_releases(self.feast))]
+        users = list(revisions)
+        done: list[bool] = []
+        for start in range(0, len(users), _CHUNK_USERS):
+            part = users[start : start + _CHUNK_USERS]
+            expected = [protobytes.int_value(revisions[user]) for user in part]
+            writes = [GuardedWrite(*pair, [], views) for pair in zip(self._keys(part), expected, strict=True)]
+            with self._errors():
+                done += self._guard.compare_and_set(self._config, self._revision, writes)
         return np.array(done, bool)
 
     @property

@@ -27,12 +27,12 @@ from store.protobytes import KEY_VERSION
 from store.redis_settings import require_durable
 
 # KEYS[1] the user's hash; ARGV: revision field, expected revision ("" = none), key's life in seconds ("" = for ever),
-# how many arguments the new values take, then these: field, value, field, value, …; then the fields to remove
+# how many arguments the new values take, then these, if any: field, value, field, value, …; then the fields to remove
 _COMPARE_AND_SET = """
 local current = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if current ~= ARGV[2] then return 0 end
 local last = 4 + tonumber(ARGV[4])
-redis.call('HSET', KEYS[1], unpack(ARGV, 5, last))
+if last > 4 then redis.call('HSET', KEYS[1], unpack(ARGV, 5, last)) end
 if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
 if ARGV[3] ~= '' then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return 1

@@ -195,7 +195,9 @@ class GuardedWriter:
         as_of = np.array([user.as_of_ms for user in stored], np.int64)
         as_of[changed] = np.maximum(as_of, batch.as_of_ms[pending])[changed]
         expected = np.array([user.revision for user in stored], np.int64)
-        revisions = expected + changed
+        # The row may be removed later, and its user begin at 1 again (OnlineStore.remove): whoever still expects the
+        # revision of a forgetting must not meet it a second time, so a clock gives it.
+        revisions = np.where(forgets, np.maximum(expected + 1, self.now_ms()), expected + changed)
         encode = (after.lengths > 0) & ~batch.postpone[pending]
         fresh = {
             release: self._encode(

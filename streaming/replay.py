@@ -3,7 +3,8 @@
 A replay produces the original key and value to the activity topic and then closes the dead letter (a record without
 value under its key). It is safe to repeat and to interrupt: a letter that was produced but not yet closed is produced
 again, which the histories' merge ignores. A record that fails again becomes a new dead letter, under the offset that
-it now has, and names in `replay_of` the first one.
+it now has, and names in `replay_of` the first one. A letter that turns out to be a forgotten user's past is closed
+without being sent: it would lie on the activity topic for another retention.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from activity.errors import UsageError
-from activity.settings import KafkaSettings
+from activity.errors import InfrastructureError, UsageError
+from activity.events import decode_event
+from activity.forgotten import ForgottenUsers
+from activity.settings import EventSettings, KafkaSettings
 from streaming.broker import admin_client, kafka_errors
 from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter
 from streaming.settings import WorkerSettings
@@ -32,6 +35,7 @@ class ReplayResult:
     replayed: int  # with dry_run: would be
     by_reason: Mapping[str, int]
     dry_run: bool
+    forgotten: int = 0  # closed without being sent, or with dry_run, would be: the past of users who were forgotten
 
 
 def list_dead_letters(
@@ -46,22 +50,59 @@ def list_dead_letters(
     return sorted(letters, key=_age) if limit is None else heapq.nlargest(limit, letters, key=_age)[::-1]
 
 
-def replay_dead_letters(settings: WorkerSettings, *, reason: str | None = None, dry_run: bool = False) -> ReplayResult:
-    """Produces the open dead letters (of one reason, or all) to the activity topic again and closes them. Raises as
+def oldest_letter_ms(settings: WorkerSettings) -> int | None:
+    """When the broker appended the oldest record that is an open dead letter; None without one. A letter that was
+    replayed before counts as of 1970: of its first origin it knows the offset, not the time. Raises as
     `list_dead_letters`."""
+    letters = _letters(settings.kafka, _open_places(settings.kafka), None)
+    return min((letter.append_time_ms if letter.replay_of is None else 0 for letter in letters), default=None)
+
+
+def replay_dead_letters(
+    settings: WorkerSettings,
+    *,
+    reason: str | None = None,
+    dry_run: bool = False,
+    forgotten: ForgottenUsers | None = None,
+) -> ReplayResult:
+    """Produces the open dead letters (of one reason, or all) to the activity topic again and closes them. `forgotten`:
+    the lake's list of users whose past is closed alone. Raises as `list_dead_letters`, and InfrastructureError for a
+    schema registry that does not answer."""
+
+    def is_past(letter: DeadLetter) -> bool:
+        return forgotten is not None and len(forgotten) > 0 and _is_past(letter, forgotten, settings.events)
+
     places = _open_places(settings.kafka)
-    counts = Counter(letter.reason for letter in _letters(settings.kafka, places, reason))  # all of them can be read
-    if counts and not dry_run:
-        _replay(settings.kafka, _letters(settings.kafka, places, reason))
-    return ReplayResult(counts.total(), dict(sorted(counts.items())), dry_run)
+    counts: Counter[str] = Counter()
+    past = 0
+    for letter in _letters(settings.kafka, places, reason):  # all of them can be read
+        if is_past(letter):
+            past += 1
+        else:
+            counts[letter.reason] += 1
+    if (counts or past) and not dry_run:
+        _replay(settings.kafka, _letters(settings.kafka, places, reason), is_past)
+    return ReplayResult(counts.total(), dict(sorted(counts.items())), dry_run, past)
 
 
-def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter]) -> None:
+def _is_past(letter: DeadLetter, forgotten: ForgottenUsers, events: EventSettings) -> bool:
+    """Whether the record is by now an event, of a forgotten user's past. What is none still, the stream refuses."""
+    try:
+        event = decode_event(letter.value, append_time_ms=time.time_ns() // 1_000_000, settings=events)
+    except InfrastructureError:
+        raise
+    except Exception:  # as in the stream: no bytes, whatever they provoke, may stop the others
+        return False
+    return event.timestamp <= forgotten.through([event.user_id])[0]
+
+
+def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter], is_past: Callable[[DeadLetter], bool]) -> None:
     with _producer(kafka) as producer:
         while chunk := list(islice(letters, _CHUNK)):
             produced = [
                 producer.send(kafka.topic, key=_key(letter), value=letter.value, headers=_header(letter))
                 for letter in chunk
+                if not is_past(letter)
             ]
             _acknowledged(produced, kafka)
             closed = [

@@ -218,6 +218,13 @@ def export(
 @click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
 @click.option("--users-from", type=click.Path(path_type=Path), metavar="FILE", help="A text file with an id a line.")
 @click.option("--through", "through_ms", type=TIME, help="Forget events up to then. Default: all up to now.")
+@click.option("--expire", is_flag=True, help="Forget nobody; remove markers that nothing needs any more.")
+@click.option(
+    "--grace",
+    "grace_ms",
+    type=DURATION,
+    help="With --expire: how long after a forgetting its past may still be sent, or restored. Default: 7d.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @dry_run_option
 @json_option
@@ -227,6 +234,8 @@ def forget(
     user_ids: tuple[str, ...],
     users_from: Path | None,
     through_ms: int | None,
+    expire: bool,
+    grace_ms: int | None,
     yes: bool,
     dry_run: bool,
 ) -> None:
@@ -234,8 +243,19 @@ def forget(
 
     Their rows leave the online store (all views and releases), the offline log and the lake, and the embedding topics
     get records without value. A marker keeps replays and late writers from bringing the past back; events that a
-    returning user makes later count. What only Kafka can remove is listed with its latest date.
+    returning user makes later count. What only Kafka can remove is listed with its latest date. When Kafka has removed
+    it, --expire removes the markers too, and with them the last that names these users.
     """
+    if expire:
+        if user_ids or users_from is not None or through_ms is not None:
+            raise UsageError(
+                "--expire concerns everybody who was forgotten, it takes no users and no time",
+                hint="forget users in a call of its own",
+            )
+        _expire(invocation, grace_ms=grace_ms, yes=yes, dry_run=dry_run)
+        return
+    if grace_ms is not None:
+        raise UsageError("--grace belongs to --expire, which is missing", hint="give both, or users alone")
     from batch.forget import read_ids, run_forget
 
     users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
@@ -269,6 +289,32 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
     _tell_kept(result.kept)
     verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
     text = f"{result.job}: {result.events:,} events {verb} through {time_text(result.forgotten_through_ms)}"
+    invocation.emit(result, text)
+
+
+def _expire(invocation: Invocation, *, grace_ms: int | None, yes: bool, dry_run: bool) -> None:
+    from batch.expire import GRACE_MS, run_expire
+    from spoor.console import say
+    from spoor.services import require_broker
+    from streaming.replay import oldest_letter_ms
+
+    settings = invocation.settings()
+    if not (dry_run or yes):
+        _confirm("Remove the markers of forgotten users whose past nothing can bring back?")
+    require_broker(settings.kafka)
+    letter_ms = oldest_letter_ms(settings)
+    result = run_expire(settings, grace_ms=grace_ms or GRACE_MS, oldest_letter_ms=letter_ms, dry_run=dry_run)
+    for held in result.holds:
+        say(f"{held.what}: oldest of {held.since}")
+    text = (
+        f"{result.job}: of users forgotten before {result.before} {result.removed:,} markers "
+        f"{'would go' if dry_run else 'are gone'}, and {result.listed:,} entries of the lake's list; "
+        f"{result.waiting:,} markers wait, {result.returned:,} users have returned"
+    )
+    if result.changed:
+        text += f"; {result.changed:,} were written meanwhile"
+    if result.unfinished:
+        text += f"; {result.unfinished:,} users are not forgotten to the end: run `spoor forget` for them again"
     invocation.emit(result, text)
 
 

@@ -207,17 +207,23 @@ def list_letters(invocation: Invocation, reason: str | None, limit: int | None) 
 def replay(invocation: Invocation, reason: str | None, dry_run: bool) -> None:
     """Send dead letters through the stream again.
 
-    Once their cause is mended; each is closed when it has been sent.
+    Once their cause is mended; each is closed when it has been sent. One that is a forgotten user's past is closed
+    alone.
     """
+    from activity.lake import Lake
     from spoor.services import require_broker
     from streaming.replay import replay_dead_letters
 
     settings = invocation.settings()
     require_broker(settings.kafka)
-    result = replay_dead_letters(settings, reason=reason, dry_run=dry_run)
+    forgotten = Lake(settings.lake.folder, buckets=settings.lake.buckets).forgotten
+    result = replay_dead_letters(settings, reason=reason, dry_run=dry_run, forgotten=forgotten)
     reasons = ", ".join(f"{name} {count:,}" for name, count in result.by_reason.items())
     verb = "would be replayed" if dry_run else "replayed"
-    invocation.emit(result, f"{result.replayed:,} dead letters {verb}" + (f": {reasons}" if reasons else ""))
+    text = f"{result.replayed:,} dead letters {verb}" + (f": {reasons}" if reasons else "")
+    if result.forgotten:
+        text += f"; {result.forgotten:,} {'to be ' if dry_run else ''}closed alone, the past of forgotten users"
+    invocation.emit(result, text)
 
 
 def _line(letter: DeadLetter) -> str:

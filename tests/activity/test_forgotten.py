@@ -34,6 +34,21 @@ def test_of_a_user_who_is_forgotten_twice_the_later_times_count(tmp_path: Path):
     assert (found.through(["ann"]).tolist(), found.at(["ann"]).tolist(), len(found)) == ([9], [20], 1)
 
 
+def test_who_was_forgotten_long_ago_can_be_dropped_and_others_stay(tmp_path: Path):
+    path = tmp_path / "f.json"
+    for user, at in (("ann", 10), ("bob", 20), ("cy", 10)):
+        ForgottenUsers(path).add([user], through_ms=5, at_ms=at)
+    forgotten, content = ForgottenUsers(path), path.read_bytes()
+    assert [forgotten.before(10), forgotten.before(11), forgotten.before(11, but=["cy", "never-seen"])] == [0, 2, 1]
+    assert forgotten.drop_before(10) == 0 and path.read_bytes() == content
+    assert forgotten.drop_before(11, but=["cy"]) == 1
+    for read in (forgotten, ForgottenUsers(path)):
+        assert read.at(["ann", "bob", "cy"]).tolist() == [NEVER, 20, 10] and len(read) == 2
+    assert forgotten.drop_before(21) == 2 and len(ForgottenUsers(path)) == 0
+    forgotten.add(["ann"], through_ms=7, at_ms=30)
+    assert ForgottenUsers(path).through(["ann", "bob"]).tolist() == [7, NEVER]
+
+
 def test_the_file_holds_no_ids_and_another_lake_has_other_hashes(tmp_path: Path):
     for name in ("one.json", "two.json"):
         ForgottenUsers(tmp_path / name).add(["ann-of-the-hill"], through_ms=5, at_ms=9)

@@ -22,7 +22,7 @@ from batch.backfill import run_backfill
 from batch.export import run_export
 from batch.forget import AUDIT, read_ids, run_forget
 from batch.histories import newest_histories
-from batch.retention import kept_until
+from batch.retention import _kept, kept_until
 from batch.verify import run_verify
 from batch.verify_steps import UNEXPECTED_USER
 from store.feast_store import registered_view
@@ -86,7 +86,7 @@ def test_a_forgotten_user_is_gone_everywhere_and_nothing_differs(archived: Any) 
     values = last_values(archived)
     assert values.pop("never-seen") is None and len(values) == 20
     online = open_online(archived.settings.features)
-    assert online.read(["never-seen"], [])[0].revision == 1  # its marker: events of it may be on their way
+    assert online.read(["never-seen"], [])[0].revision >= before  # its marker: events of it may be on their way
     run_forget(archived.settings, GONE)  # twice is once
     archived_again = run_archive(archived.settings)
     assert archived_again.embedding_rows == 0  # only records without value are new
@@ -230,6 +230,14 @@ def test_what_only_kafka_can_remove_is_told_with_its_latest_date(archived: Any) 
     week_ms = 7 * 86_400_000  # retention.ms and segment.ms of a broker without settings
     assert kept[kafka.topic].until == _iso(now_ms + 2 * week_ms)
     assert kept[kafka.embedding_topic("base-1")].until is None
+    hour_ms = 3_600_000
+    for policy, retention_ms, until in (
+        ("compact", hour_ms, None),
+        ("compact,delete", -1, None),
+        ("compact,delete", hour_ms, _iso(now_ms + hour_ms + week_ms)),
+    ):
+        config = {"cleanup.policy": policy, "retention.ms": str(retention_ms), "segment.ms": str(week_ms)}
+        assert _kept("letters", config, now_ms, "until closed").until == until
     down = dataclasses.replace(kafka, port=1, bootstrap_servers="127.0.0.1:1", request_timeout_seconds=0.5)
     with pytest.raises(InfrastructureError, match="does not answer"):
         kept_until(down, now_ms=now_ms)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from batch.expire import ExpireResult, Holds
 from batch.forget import ForgetResult
 from batch.merge_users import MergeResult
 from batch.retention import Kept
@@ -17,6 +18,18 @@ KEPT = [
 ]
 FORGOT = ForgetResult(
     "forget-1", 2, 1, 1_769_904_000_000, False, lake_rows=1200, offline_rows=6, topics=("t",), kept=KEPT
+)
+EXPIRED = ExpireResult(
+    "expire-1",
+    "2026-01-01T00:00:00+00:00",
+    False,
+    removed=1200,
+    waiting=3,
+    changed=1,
+    returned=4,
+    listed=1201,
+    unfinished=2,
+    holds=(Holds("letters", "2026-01-08T00:00:00+00:00"),),
 )
 MERGED = MergeResult("merge-1", 7, 1_769_904_000_000, False, changed=True, kept=KEPT)
 
@@ -45,6 +58,40 @@ def test_forgetting_tells_counts_without_ids_and_what_kafka_keeps(
     assert spoor("forget", "--user", "ann", "--yes", "--json").json["kept"][1]["until"] is None
     assert asked[0] == (["ann", "bob", "cy"], {"through_ms": 1_769_904_000_000, "dry_run": False})
     assert [users for users, _ in asked[1:]] == [["ann"], ["ann"]]
+
+
+def test_expiring_tells_counts_and_what_holds_markers_back_and_takes_no_users(
+    spoor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[Any] = []
+
+    def run_expire(_: Any, **options: Any) -> ExpireResult:
+        asked.append(options)
+        return dataclasses.replace(EXPIRED, dry_run=options["dry_run"])
+
+    monkeypatch.setattr("batch.expire.run_expire", run_expire)
+    monkeypatch.setattr("spoor.services.require_broker", lambda _: None)
+    monkeypatch.setattr("streaming.replay.oldest_letter_ms", lambda _: 5)
+    done = spoor("forget", "--expire", "--yes")
+    assert done.code == 0
+    assert done.out == (
+        "expire-1: of users forgotten before 2026-01-01T00:00:00+00:00 1,200 markers are gone, "
+        "and 1,201 entries of the lake's list; 3 markers wait, 4 users have returned; 1 were written meanwhile; "
+        "2 users are not forgotten to the end: run `spoor forget` for them again\n"
+    )
+    assert "letters: oldest of 2026-01-08T00:00:00+00:00" in done.err
+    assert "1,200 markers would go" in spoor("forget", "--expire", "--dry-run", "--grace", "30d").out
+    assert spoor("forget", "--expire", "--yes", "--json").json["holds"] == [
+        {"what": "letters", "since": "2026-01-08T00:00:00+00:00"}
+    ]
+    week_ms = 7 * 86_400_000
+    assert asked[0] == {"grace_ms": week_ms, "oldest_letter_ms": 5, "dry_run": False}
+    assert asked[1] == {"grace_ms": 30 * 86_400_000, "oldest_letter_ms": 5, "dry_run": True}
+    for more in (("--user", "ann"), ("--users-from", "ids"), ("--through", "2026-02-01T00:00:00Z")):
+        assert "--expire concerns everybody" in spoor("forget", "--expire", "--yes", *more).failed_with(2)
+    assert "belongs to --expire" in spoor("forget", "--user", "ann", "--yes", "--grace", "30d").failed_with(2)
+    assert "nobody is there to confirm" in spoor("forget", "--expire").failed_with(2)
+    assert len(asked) == 3
 
 
 def test_merging_tells_counts_without_ids(spoor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-from store.cache import HistoryCache
+from store.cache import MAX_AGE_SECONDS, HistoryCache
 from store.rows import StoredUser
 
 ANN, BOB, CY = (StoredUser(name, 1, {}) for name in (b"ann", b"bob", b"cy"))
@@ -29,3 +29,15 @@ def test_a_cache_of_no_users_holds_none():
     cache.put("ann", ANN)
     assert cache.get("ann") is None
     cache.drop("ann")
+
+
+def test_an_entry_ends_an_hour_after_it_was_last_written():
+    """A user whose row was removed for good begins at revision 1 again: what is older could take it for its own."""
+    now = [0.0]
+    cache = HistoryCache(10, clock=lambda: now[0])
+    cache.put("ann", ANN)
+    now[0] = MAX_AGE_SECONDS
+    assert cache.get("ann") is ANN
+    cache.put("bob", BOB)
+    now[0] += 1
+    assert cache.get("ann") is None and cache.get("bob") is BOB and len(cache) == 1

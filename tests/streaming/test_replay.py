@@ -1,15 +1,18 @@
 """Dead letters on the genuine broker, put there without a worker: what is listed, and what a replay produces."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer
 
 from activity.errors import DataError, UsageError
+from activity.events import Event, encode_event
+from activity.forgotten import ForgottenUsers
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from streaming.dead_letters import REPLAY_HEADER, DeadLetter, encode_dead_letter
-from streaming.replay import list_dead_letters, replay_dead_letters
+from streaming.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
 from tests.topics import topic_records
 
 
@@ -55,6 +58,37 @@ def test_the_newest_of_the_open_letters_are_listed_and_closed_ones_are_not(setti
     assert [found.offset for found in list_dead_letters(settings, limit=2)] == [2, 0]
     assert list_dead_letters(settings, limit=0) == []
     assert replay_dead_letters(settings, dry_run=True).replayed == 5 and replayed(settings) == []
+
+
+def test_a_forgotten_user_s_past_is_closed_without_being_sent(settings: Settings, tmp_path: Path):
+    """It would lie on the activity topic for another retention, and outlast the user's marker."""
+    contents = [encode_event(Event(user, "i", "view", "web", time)) for user, time in _PAST_AND_OTHERS] + [b"no json"]
+    put(settings, *(encode_dead_letter(letter(n, b"k", value)) for n, value in enumerate(contents)))
+    forgotten = ForgottenUsers(tmp_path / "forgotten.json")
+    forgotten.add(["ann"], through_ms=_NOW_MS, at_ms=_NOW_MS)
+    planned = replay_dead_letters(settings, forgotten=forgotten, dry_run=True)
+    assert (planned.replayed, planned.forgotten) == (3, 1) and replayed(settings) == []
+    done = replay_dead_letters(settings, forgotten=forgotten)
+    assert (done.replayed, done.forgotten, done.by_reason) == (3, 1, {"not-json": 3})
+    assert sorted(value or b"" for _, value, _ in replayed(settings)) == sorted(contents[1:])
+    assert list_dead_letters(settings) == []
+    assert replay_dead_letters(settings, forgotten=forgotten).forgotten == 0
+
+
+_NOW_MS = 1_700_000_000_000
+_PAST_AND_OTHERS = [("ann", _NOW_MS), ("ann", _NOW_MS + 1), ("bob", _NOW_MS)]
+
+
+def test_the_oldest_open_letter_tells_its_time_and_one_that_was_replayed_before_may_be_of_any(settings: Settings):
+    assert oldest_letter_ms(settings) is None
+    put(settings, *(encode_dead_letter(letter(n, b"k", b"v")) for n in range(4)))
+    assert oldest_letter_ms(settings) == 10 - 3
+    with KafkaProducer(**settings.kafka.client_options()) as producer:
+        producer.send(settings.kafka.dead_letter_topic, key=letter(3, b"", b"").origin.encode(), value=None)
+    assert oldest_letter_ms(settings) == 10 - 2
+    again = dataclasses.replace(letter(9, b"k", b"v"), replay_of="activity/0/0")
+    put(settings, encode_dead_letter(again))
+    assert oldest_letter_ms(settings) == 0
 
 
 def test_a_record_of_somebody_else_among_the_dead_letters_is_named(settings: Settings):
