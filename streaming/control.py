@@ -32,7 +32,7 @@ class Orders:
     """What the workers of a group are to do; the default is what they do where nobody gave orders."""
 
     paused: bool = False
-    reloads: int = 0  # how often workers were told to take up the live releases anew
+    reload: str = ""  # id of the last order to take up the live releases anew; empty: there was none
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Report:
 
     member: str  # the worker's id in its group
     releases: tuple[str, ...]  # that are written with every batch
-    reloads: int  # the order that it has followed last
+    reload: str  # id of the last such order that it has followed
     paused: bool  # takes no events, and has committed those that it took
     problem: str = ""  # why it has not taken up the live releases when it was told to
 
@@ -76,10 +76,10 @@ def read_orders(releases_folder: Path, group: str) -> Orders:
     path = orders_file(releases_folder, group)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        paused, reloads = content["paused"], content["reloads"]
-        if type(paused) is not bool or type(reloads) is not int:
-            raise ValueError(f"paused {paused!r}, reloads {reloads!r}")
-        return Orders(paused, reloads)
+        paused, reload = content["paused"], content["reload"]
+        if type(paused) is not bool or type(reload) is not str:
+            raise ValueError(f"paused {paused!r}, reload {reload!r}")
+        return Orders(paused, reload)
     except FileNotFoundError:
         return Orders()
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
