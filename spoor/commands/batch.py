@@ -59,7 +59,8 @@ def archive(
         f"{result.topic}: {result.planned_records:,} records in {result.items:,} work items to read"
         if dry_run
         else f"{result.topic}: {result.events:,} events to {settings.lake.folder} in {result.seconds:.1f} s, "
-        f"{bad:,} bad records, {result.foreign_keys:,} foreign keys"
+        f"{bad:,} bad records, {result.foreign_keys:,} foreign keys; {result.embedding_rows:,} published rows to the "
+        f"offline log, {result.bad_embedding_rows:,} bad ones"
     )
     invocation.emit(result, text)
 
