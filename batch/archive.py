@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import apache_beam as beam
@@ -172,9 +172,9 @@ def figures(result: ArchiveResult) -> list[Metric]:
     ]
 
 
-def open_lake(settings: LakeSettings) -> Lake:
-    """The lake that the settings describe."""
-    return Lake(settings.folder, buckets=settings.buckets)
+def open_lake(settings: LakeSettings, *, items: Collection[str] | None = None) -> Lake:
+    """The lake that the settings describe; to be read, `items` alone."""
+    return Lake(settings.folder, buckets=settings.buckets, items=items)
 
 
 def plan_archive(

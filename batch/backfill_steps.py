@@ -6,7 +6,7 @@ Servers, files and models are opened in `setup`, once per process; what crosses 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import apache_beam as beam
@@ -71,18 +71,20 @@ def group_key(buckets: Sequence[int]) -> str:
 
 
 class ReadBuckets(beam.DoFn):
-    """Group of user buckets → their histories in slices, in the same order whenever the lake is the same."""
+    """Group of user buckets → their histories in slices, the same at every try: of the lake's items at the start."""
 
     def __init__(
         self,
         settings: BatchSettings,
         options: BackfillOptions,
+        lake_items: Collection[str],
         failures: Failures,
         *,
         slice_users: int = SLICE_USERS,
     ) -> None:
         self._settings = settings
         self._options = options
+        self._lake_items = lake_items
         self._failures = failures
         self._slice_users = slice_users
 
@@ -98,7 +100,7 @@ class ReadBuckets(beam.DoFn):
             batch, number = following, number + 1
 
     def _batches(self, buckets: tuple[int, ...]) -> Iterator[UserBatch]:
-        lake, options = open_lake(self._settings.lake), self._options
+        lake, options = open_lake(self._settings.lake, items=self._lake_items), self._options
         max_events = self._settings.history.max_events
         if options.snapshots:
             yield from snapshot_batches(
