@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
+from activity.errors import DataError
 from activity.history import Histories
 from activity.packing import pack, unpack
-from batch.archive import run_archive
+from batch.archive import open_lake, run_archive
 from batch.verify import VerifyResult, run_verify
 from batch.verify_steps import (
     EMBEDDING_DIFFERS,
@@ -163,6 +165,16 @@ def test_a_damaged_history_gives_way_to_the_lakes(filled: Any) -> None:
     assert (_kinds(result), result.examples[0].detail) == ({HISTORY_DIFFERS: 1}, "the stored history is damaged")
     assert run_verify(filled.settings, repair=True).remaining == 0
     assert _history(online, "user-7").values.tolist() == whole
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_verify_that_fails_leaves_no_list_of_users(filled: Any, repair: bool) -> None:
+    """They may be forgotten before the next one."""
+    open_lake(filled.settings.lake).files()[0].unlink()
+    with pytest.raises(DataError, match="cannot read lake file"):
+        run_verify(filled.settings, repair=repair)
+    named = [path for path in filled.settings.state_folder.rglob("*.json") if b'"user-1"' in path.read_bytes()]
+    assert named == []
 
 
 def test_every_live_release_is_compared(filled: Any) -> None:
