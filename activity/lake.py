@@ -114,7 +114,7 @@ class Lake:
 
     @property
     def forgotten(self) -> ForgottenUsers:
-        """Read from the file at every call: another process may have added to it."""
+        """As the file is at every call: another process may have added to it."""
         return ForgottenUsers(self.folder / "_forgotten.json")
 
     def purge(self, item: str, buckets: Sequence[int], forgotten: ForgottenUsers) -> int:

@@ -20,10 +20,10 @@ from activity.errors import DataError, UsageError
 from activity.files import Manifest
 from activity.history import Histories
 from activity.packing import unpack
-from batch.archive import run_archive
-from batch.backfill import BackfillResult, group_finished, run_backfill
-from batch.backfill_steps import EncodeAndWrite, ReadBuckets, Slice
-from batch.jobs import LOCAL, Runner
+from batch.archive import open_lake, run_archive
+from batch.backfill import BackfillResult, group_finished, plan_backfill, run_backfill
+from batch.backfill_steps import BackfillOptions, EncodeAndWrite, ReadBuckets, Slice
+from batch.jobs import LOCAL, Failures, Runner
 from encoder.inference import FrozenEncoder, load_encoders
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
@@ -304,6 +304,25 @@ def test_an_archive_between_two_tries_of_a_job_moves_nobody_from_slice_to_slice(
     run_backfill(world.settings, online=False)
     users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
     assert users.count("a-first-user") == 1
+
+
+def test_who_is_forgotten_while_a_slice_is_on_its_way_is_written_nowhere(world: Any) -> None:
+    """As by workers of a cluster that go on when their driver is dead, and its locks are free."""
+    world.produce(world.events(22, 200), 0)
+    run_archive(world.settings)
+    lake = open_lake(world.settings.lake)
+    options = BackfillOptions(("base-1",), None, (), online=True, offline=True, publish=False)
+    plan = plan_backfill(world.settings, lake, options, resume=False)
+    failures = Failures(plan.folder)
+    (element,) = ReadBuckets(world.settings, options, plan.lake_items, failures).process(plan.groups[0])
+    writing = EncodeAndWrite(world.settings, options, ["base-1"], plan.job, plan.manifest, failures)
+    writing.setup()
+    lake.forgotten.add(["user-1"], through_ms=START_MS + 5 * DAY_MS, at_ms=START_MS + 5 * DAY_MS)
+    assert list(writing.process(element)) == [element.key]
+    others = sorted(f"user-{n}" for n in range(20) if n != 1)
+    assert sorted(open_online(world.settings.features).user_ids()) == others
+    for view in (USER_HISTORY, user_embedding_view("base-1")):
+        assert sorted(row["user_id"] for row in _offline(world.settings, view)) == others
 
 
 def test_a_row_that_was_also_published_lands_as_the_same_row_and_is_read_once(world: Any) -> None:
