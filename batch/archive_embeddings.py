@@ -204,7 +204,6 @@ class LandEmbeddings(beam.DoFn):
             Metrics.counter(NAMESPACE, name).inc(count)
         yield item.key
 
-
     def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
         """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
         have sent it."""

@@ -122,17 +122,29 @@ def group_state(kafka: KafkaSettings, group: str) -> GroupState:
     return GroupState(group, len(members), partitions)
 
 
-def _settled_members(admin: Any, group: str) -> list[dict[str, Any]]:
+def group_members(kafka: KafkaSettings, group: str) -> int:
+    """Workers in the group that have finished joining; 0 while it shares its partitions anew or has no coordinator yet.
+    Raises InfrastructureError where no broker answers."""
+    with admin_client(kafka) as admin:
+        described = _described(admin, group)
+    return len(described["members"]) if described is not None and described["group_state"] == "Stable" else 0
+
+
+def _described(admin: Any, group: str) -> dict[str, Any] | None:
+    """None while the group has no coordinator."""
     from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError
 
+    try:
+        return admin.describe_groups([group])[group]
+    except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
+        return None
+
+
+def _settled_members(admin: Any, group: str) -> list[dict[str, Any]]:
     deadline = time.monotonic() + _SETTLE_SECONDS
     state = "its coordinator is not there"
     while time.monotonic() < deadline:
-        try:
-            described = admin.describe_groups([group])[group]
-        except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
-            pass
-        else:
+        if (described := _described(admin, group)) is not None:
             state = described["group_state"]
             if state in _SETTLED:
                 return described["members"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,14 @@ from spoor.commands.invocation import (
     DURATION,
     TIME,
     Invocation,
+    confirm,
     dry_run_option,
     json_option,
     pass_invocation,
     release_option,
     time_text,
     with_runner,
+    yes_option,
 )
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def export(
 @click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
 @click.option("--users-from", type=click.Path(path_type=Path), metavar="FILE", help="A text file with an id a line.")
 @click.option("--through", "through_ms", type=TIME, help="Forget events up to then. Default: all up to now.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @dry_run_option
 @json_option
 @pass_invocation
@@ -242,7 +243,7 @@ def forget(
     users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
     settings = invocation.settings()
     if not (dry_run or yes):
-        _confirm(f"Forget {len(set(users)):,} users for good?")
+        confirm(f"Forget {len(set(users)):,} users for good?")
     result = run_forget(settings, users, through_ms=through_ms, dry_run=dry_run)
     _tell_kept(result.kept)
     invocation.emit(result, _forget_text(result))
@@ -251,7 +252,7 @@ def forget(
 @click.command("merge-users")
 @click.option("--from", "old", required=True, metavar="ID", help="The anonymous id; it is forgotten.")
 @click.option("--to", "new", required=True, metavar="ID", help="The login, which gets its events.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @dry_run_option
 @json_option
 @pass_invocation
@@ -265,7 +266,7 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
 
     settings = invocation.settings()
     if not (dry_run or yes):
-        _confirm("Merge the users, and forget the first for good?")
+        confirm("Merge the users, and forget the first for good?")
     result = run_merge_users(settings, old, new, dry_run=dry_run)
     _tell_kept(result.kept)
     verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
@@ -289,12 +290,3 @@ def _forget_text(result: ForgetResult) -> str:
         f"{result.lake_rows:,} events {tense} the lake, {result.offline_rows:,} rows the offline log; "
         f"{len(result.topics)} embedding topics"
     )
-
-
-def _confirm(question: str) -> None:
-    """Raises UsageError where nobody can answer, Abort where the answer is no."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"
-        )
-    click.confirm(question, abort=True, err=True)
