@@ -15,25 +15,33 @@ from activity.errors import DataError, InfrastructureError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (its name starts with a dot); on success it is synced and renamed to
-    `path`, on any error removed. Raises InfrastructureError if the folder cannot be written."""
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+def writing(path: Path) -> Iterator[None]:
+    """The block writes this file or folder: its OSErrors become InfrastructureErrors that name it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        yield
     except OSError as error:
         raise InfrastructureError(
             f"cannot write `{path}`: {error.strerror or error}",
             hint="check free space and permissions of the folder",
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` (its name starts with a dot); on success it is synced and renamed to
+    `path`, on any error removed. Raises InfrastructureError if the folder cannot be written."""
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -49,6 +57,19 @@ def read_at_most(path: Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"`{path}` has more than {most_bytes:,} bytes")
     return data
+
+
+@contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which the block fills and puts in its place (`replace_folder`), else it goes.
+    Raises InfrastructureError where the block raises OSError."""
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    with writing(folder):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(folder: Path, temporary: Path) -> None:

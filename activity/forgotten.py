@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -98,11 +99,19 @@ class ForgottenUsers:
 
 def _read(path: Path) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
     try:
+        found = path.stat()
+        return _parsed(path, (found.st_ino, found.st_mtime_ns, found.st_size))
+    except FileNotFoundError:
+        return b"", {}
+
+
+@lru_cache(maxsize=2)  # a file that has not changed is not read again: it may name millions
+def _parsed(path: Path, version: tuple[int, int, int]) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
+    del version  # part of the cache's key only
+    try:
         content = json.loads(path.read_bytes())
         users = {str(name): (int(through), int(at)) for name, (through, at) in content["users"].items()}
         return bytes.fromhex(content["key"]), users
-    except FileNotFoundError:
-        return b"", {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"`{path}`, which tells who was forgotten, is damaged: {type(error).__name__}: {error}",

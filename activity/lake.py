@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ _DAY_MS = 86_400_000
 
 
 class Lake:
-    """`buckets`: into how many parts users are divided; fixed when the lake's first file is written."""
+    """`buckets`: into how many parts users are divided; fixed when the lake's first file is written. `items`: `files`,
+    `read` and `batches` know these work items alone, so that they stay the same while an archive adds others."""
 
-    def __init__(self, folder: Path, *, buckets: int) -> None:
+    def __init__(self, folder: Path, *, buckets: int, items: Collection[str] | None = None) -> None:
         self.folder = folder
         self.buckets = buckets
+        self._items = items
         self.manifest = Manifest(folder / "_manifest")
         self._check_buckets()
 
@@ -105,13 +107,14 @@ class Lake:
 
     def files(self, bucket: int | None = None) -> list[Path]:
         """The data files that count, of one user bucket or of all."""
-        entries = self.manifest.records().values()
+        records = self.manifest.records()
+        entries = [record for item, record in records.items() if self._items is None or item in self._items]
         listed = [file for entry in entries for file in entry["files"] if bucket in (None, file["bucket"])]
         return [self.folder / name for name in sorted(file["name"] for file in listed)]
 
     @property
     def forgotten(self) -> ForgottenUsers:
-        """Read from the file at every call: another process may have added to it."""
+        """As the file is at every call: another process may have added to it."""
         return ForgottenUsers(self.folder / "_forgotten.json")
 
     def purge(self, item: str, buckets: Sequence[int], forgotten: ForgottenUsers) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import apache_beam as beam
@@ -68,7 +68,7 @@ class ArchiveResult:
     forgotten: int = 0  # events from before their user was forgotten, left out
     lost: int = 0  # offsets that retention had deleted, given up with accept_loss
     embedding_rows: int = 0  # published rows that went to the offline log
-    bad_embedding_rows: int = 0  # records on the embedding topics that are no row
+    bad_embedding_rows: int = 0  # records on the embedding topics that are no row of their user and release
     compacted_embedding_rows: int = 0  # records on the embedding topics that went before they were archived
     seconds: float = 0.0
 
@@ -158,6 +158,11 @@ def figures(result: ArchiveResult) -> list[Metric]:
     return [
         gauge("spoor_archive_events", "events that the last archive brought into the lake", result.events),
         gauges("spoor_archive_bad_records", "records of the last archive that are no event", "reason", result.bad),
+        gauge(
+            "spoor_archive_bad_embedding_records",
+            "records of the embedding topics that the last archive could not land",
+            result.bad_embedding_rows,
+        ),
         gauge("spoor_archive_lost_records", "records that the last archive gave up to retention", result.lost),
         gauge(
             "spoor_archive_compacted_records",
@@ -167,9 +172,9 @@ def figures(result: ArchiveResult) -> list[Metric]:
     ]
 
 
-def open_lake(settings: LakeSettings) -> Lake:
-    """The lake that the settings describe."""
-    return Lake(settings.folder, buckets=settings.buckets)
+def open_lake(settings: LakeSettings, *, items: Collection[str] | None = None) -> Lake:
+    """The lake that the settings describe; to be read, `items` alone."""
+    return Lake(settings.folder, buckets=settings.buckets, items=items)
 
 
 def plan_archive(

@@ -5,7 +5,7 @@ Bounded offset ranges as for the events; the offline log's own manifest tells wh
 of its items. The topics are compacted, but no record sooner than `min.compaction.lag.ms` after it was appended, which
 must leave an archive its time: offsets that have lost their record are counted and told. Records without a value (a
 forgotten user) are passed over, and so are rows computed before their user was forgotten; those that are no embedding
-row are counted.
+row of their key's user and their topic's release are counted, and named in the log.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
@@ -30,6 +31,7 @@ from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
 from batch.topic_configs import topic_configs
+from encoder.release import read_info
 from feature_repo.names import user_embedding_view
 from feature_repo.releases import live_releases
 from feature_repo.settings import FeatureSettings
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "spoor.archive_embeddings"
 EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
-BAD_ROWS = "bad_rows"  # records that are no embedding row
+BAD_ROWS = "bad_rows"  # records that are no embedding row of their key's user and their topic's release
 COMPACTED = "compacted"  # offsets whose record compaction removed before it was read
 _PREFIX = "published-"
 _ITEM = re.compile(_PREFIX + r"p(\d+)-(\d+)-(\d+)")
@@ -186,18 +188,17 @@ class LandEmbeddings(beam.DoFn):
             self._reader.close()
 
     def process(self, element: TopicRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        from store.rows import embedding_row_from_record
-
         item = element.range
         rows, counts = [], Counter({EMBEDDING_ROWS: 0, BAD_ROWS: 0, COMPACTED: item.end - item.start})
         with self._failures.recorded():
+            dimension = read_info(self._features.releases_folder / element.release).dimension
             for records in self._reader.read(item):
                 counts[COMPACTED] -= len(records)
                 for record in records:
                     if record.value is None:
                         continue
                     try:
-                        rows.append(embedding_row_from_record(record.value))
+                        rows.append(self._row(record, element.release, dimension))
                     except DataError as error:
                         counts[BAD_ROWS] += 1
                         _LOG.warning(
@@ -214,6 +215,23 @@ class LandEmbeddings(beam.DoFn):
         for name, count in counts.items():
             Metrics.counter(NAMESPACE, name).inc(count)
         yield item.key
+
+    def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
+        """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
+        have sent it."""
+        from store.protobytes import EntityKeys
+        from store.rows import embedding_row_from_record
+        from store.validation import bad_vectors
+
+        row = embedding_row_from_record(record.value)
+        EntityKeys(self._features.user_join_key, self._features.user_id_type).to_bytes(row.user_id)
+        found = (row.user_id.encode(), row.model_version, row.embedding.shape)
+        expected = (record.key, release, (dimension,))
+        if found != expected:
+            raise DataError(f"user, release and shape of the embedding are {found}, expected {expected}")
+        if bad_vectors(row.embedding[None], np.array([row.events_used]))[0]:
+            raise DataError(f"the embedding of user {row.user_id!r} is not finite or not of norm 1")
+        return row
 
 
 def _without_past(rows: list[EmbeddingRow], forgotten: ForgottenUsers) -> list[EmbeddingRow]:

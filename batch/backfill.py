@@ -67,6 +67,7 @@ class BackfillPlan:
     job: str
     folder: Path
     options: BackfillOptions
+    lake_items: frozenset[str]  # what the lake holds now; every try reads that, whatever an archive adds meanwhile
     groups: tuple[tuple[int, ...], ...]
     item_releases: tuple[str, ...]
     finished: int
@@ -188,11 +189,11 @@ def figures(result: BackfillResult) -> list[Metric]:
 def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions, *, resume: bool) -> BackfillPlan:
     """Which work items are to be done; with `resume`, without those that the manifest holds."""
     described = [asdict(read_info(settings.features.releases_folder / name)) for name in _written(settings, options)]
-    groups = bucket_groups(lake)
+    groups, archived = bucket_groups(lake), lake.manifest.records()
     stores = settings.features.feature_repo / "feature_store.yaml"
     identity = (
         groups,
-        lake.manifest.records(),
+        archived,
         described,
         asdict(options),
         asdict(settings.history),
@@ -207,7 +208,7 @@ def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions,
     todo = tuple(group for group in groups if not group_finished(group, noted))
     todo_items = tuple(release for release in items if items_key(release) not in noted)
     finished = len(groups) - len(todo) + len(items) - len(todo_items)
-    return BackfillPlan(job, folder, options, todo, todo_items, finished)
+    return BackfillPlan(job, folder, options, frozenset(archived), todo, todo_items, finished)
 
 
 def group_finished(buckets: Sequence[int], noted: set[str]) -> bool:
@@ -232,7 +233,7 @@ def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) 
         pipeline
         | "List user buckets" >> beam.Create(plan.groups, reshuffle=False)
         | "Spread buckets over workers" >> beam.Reshuffle()
-        | "Read histories of buckets" >> beam.ParDo(ReadBuckets(settings, options, failures))
+        | "Read histories of buckets" >> beam.ParDo(ReadBuckets(settings, options, plan.lake_items, failures))
         | "Encode and write histories"
         >> beam.ParDo(EncodeAndWrite(settings, options, written, plan.job, plan.manifest, failures))
     )

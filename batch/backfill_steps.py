@@ -6,7 +6,7 @@ Servers, files and models are opened in `setup`, once per process; what crosses 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import apache_beam as beam
@@ -71,18 +71,20 @@ def group_key(buckets: Sequence[int]) -> str:
 
 
 class ReadBuckets(beam.DoFn):
-    """Group of user buckets → their histories in slices, in the same order whenever the lake is the same."""
+    """Group of user buckets → their histories in slices, the same at every try: of the lake's items at the start."""
 
     def __init__(
         self,
         settings: BatchSettings,
         options: BackfillOptions,
+        lake_items: Collection[str],
         failures: Failures,
         *,
         slice_users: int = SLICE_USERS,
     ) -> None:
         self._settings = settings
         self._options = options
+        self._lake_items = lake_items
         self._failures = failures
         self._slice_users = slice_users
 
@@ -98,7 +100,7 @@ class ReadBuckets(beam.DoFn):
             batch, number = following, number + 1
 
     def _batches(self, buckets: tuple[int, ...]) -> Iterator[UserBatch]:
-        lake, options = open_lake(self._settings.lake), self._options
+        lake, options = open_lake(self._settings.lake, items=self._lake_items), self._options
         max_events = self._settings.history.max_events
         if options.snapshots:
             yield from snapshot_batches(
@@ -141,13 +143,13 @@ class EncodeAndWrite(beam.DoFn):
     def setup(self) -> None:
         with self._failures.recorded():
             self._encoders = encoders(self._settings, self._written)
+            self._lake = open_lake(self._settings.lake)
             self._offline = open_offline(self._settings.features)
             self._journal = Journal(self._settings.state_folder / "jobs" / "unpublished")
             self._publisher = None
             self._started_ms = 0
             if self._options.online:
                 online = open_online(self._settings.features)
-                self._forgotten = open_lake(self._settings.lake).forgotten
                 self._writer = GuardedWriter(
                     online, list(self._encoders.values()), history=self._settings.history, now_ms=self._now_ms
                 )
@@ -163,7 +165,7 @@ class EncodeAndWrite(beam.DoFn):
         if self._manifest.get(element.key) is not None:
             return
         with self._failures.recorded():
-            batch = UserBatch.from_arrow(element.table)
+            batch = self._without_past(UserBatch.from_arrow(element.table))
             counts = {ROWS: len(batch.user_ids)}
             result = self._write_online(batch, counts) if self._options.online else None
             if self._options.offline and not counts.get(ENCODE_FAILURES):
@@ -174,6 +176,13 @@ class EncodeAndWrite(beam.DoFn):
             Metrics.counter(NAMESPACE, name).inc(count)
         yield element.key
 
+    def _without_past(self, batch: UserBatch) -> UserBatch:
+        """A cluster may work on when its driver is dead, and a forget then run between the reading of the slice and
+        this."""
+        histories = batch.histories.after(self._lake.forgotten.through(batch.user_ids))
+        left = np.flatnonzero(histories.lengths)
+        return UserBatch(batch.user_ids, histories, batch.as_of_ms).take(left)
+
     def _write_online(self, batch: UserBatch, counts: dict[str, int]) -> UpdateResult:
         note = self._journal.note(batch.user_ids) if self._options.publish else None
         self._started_ms = _wall_ms()
@@ -181,7 +190,7 @@ class EncodeAndWrite(beam.DoFn):
             batch.user_ids,
             batch.histories,
             as_of_ms=batch.as_of_ms,
-            forget_through=self._forgotten.through(batch.user_ids),  # a store that was lost has lost its markers
+            forget_through=self._lake.forgotten.through(batch.user_ids),  # a store that was lost has lost its markers
         )
         counts[CHANGED] = int(result.changed.sum())
         counts[REFUSED] = result.refused

@@ -29,8 +29,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.pvalue import PCollection
 
-from activity.errors import InfrastructureError, UsageError
-from activity.files import Manifest, atomic_path, atomic_write, replace_folder
+from activity.errors import UsageError
+from activity.files import Manifest, atomic_path, atomic_write, replace_folder, writing
 from activity.lake import Lake
 from activity.locks import exclusive
 from batch.archive import open_lake
@@ -320,10 +320,5 @@ def _put_in_place(unfinished: Path, to: Path, result: ExportResult) -> None:
         "releases": written,
     }
     atomic_write(unfinished / SUMMARY, json.dumps(summary, indent=2).encode())
-    try:
+    with writing(to):
         replace_folder(to, unfinished)
-    except OSError as error:
-        raise InfrastructureError(
-            f"cannot put the export in the place of `{to}`: {error.strerror or error}",
-            hint="check permissions of the folder above it",
-        ) from error

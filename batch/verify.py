@@ -14,6 +14,7 @@ import logging
 import shutil
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,9 +70,11 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
     lake = open_lake(settings.lake)
     jobs = settings.state_folder / "jobs"
     # A repair publishes through the journal of the backfills.
-    with exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"):
-        folder = jobs / ("verify-repair" if repair else "verify")
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = jobs / ("verify-repair" if repair else "verify")
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)  # it names users, who may be forgotten later
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         online = open_online(settings.features)
         online.check(releases)
         if repair:
@@ -95,7 +98,6 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         lag = unarchived(settings, lake)
         result = _result(reports, tuple(releases), lag, time.monotonic() - started)
         metrics.ended(*figures(result))
-        shutil.rmtree(folder)  # it names users, also such as may be forgotten later
     return result
 
 

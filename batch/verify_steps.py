@@ -153,7 +153,7 @@ class Mender:
         self._encoders = {encoder.release: encoder for encoder in compared}
         self._writer = GuardedWriter(online, compared, history=settings.history)
         self._journal = Journal(settings.state_folder / "jobs" / "unpublished")
-        self._forgotten = open_lake(settings.lake).forgotten
+        self._lake = open_lake(settings.lake)
         self._publisher: Publisher | None = open_publisher(settings.kafka, online, list(self._encoders))
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class Mender:
             _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
             sound = np.flatnonzero(~damaged)
             part = batch.take(sound)
-            through = self._forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
+            through = self._lake.forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
             self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms, forget_through=through)
             for release, encoder in self._encoders.items():
                 wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
@@ -178,7 +178,7 @@ class Mender:
         users, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
         rows = np.flatnonzero(damaged & in_lake)
         part = batch.take(rows)
-        packed = pack(part.histories, self._forgotten.through(part.user_ids))
+        packed = pack(part.histories, self._lake.forgotten.through(part.user_ids))
         times = part.histories.last_times()
         writes = [
             UserWrite(

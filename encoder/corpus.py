@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from activity.errors import DataError, InfrastructureError
-from activity.files import replace_folder
+from activity.errors import DataError
+from activity.files import replace_folder, unfinished_folder
 from activity.hashing import HASH_VERSION
 from activity.history import EVENT_DTYPE, Histories
 from activity.lake import Lake
@@ -89,9 +88,7 @@ class Corpus:
         identity = source_identity(source, until_ms=until_ms, shuffle_ties=shuffle_ties)
         if _recorded_identity(folder) == identity:
             return cls.open(folder)
-        temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-        try:
-            temporary.mkdir(parents=True)
+        with unfinished_folder(folder) as temporary:
             scatter = Scatter(temporary / "partitions", source, events=events, until_ms=until_ms)
             writer = CorpusWriter(temporary, scatter, shuffle_ties=shuffle_ties)
             record = writer.write()
@@ -107,13 +104,6 @@ class Corpus:
             (temporary / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
             if _recorded_identity(folder) != identity:  # else another process was faster, and may be reading
                 replace_folder(folder, temporary)
-        except OSError as error:
-            raise InfrastructureError(
-                f"cannot write the corpus `{folder}`: {error.strerror or error}",
-                hint="check free space and permissions of the folder",
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return cls.open(folder)
 
     @classmethod

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import atomic_write, read_at_most, replace_folder
+from activity.files import atomic_write, read_at_most, replace_folder, unfinished_folder
 from activity.hashing import HASH_VERSION, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
@@ -391,15 +389,6 @@ def _sha256(data: bytes) -> str:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yields an unfinished folder that takes the place of `folder` at the end, and goes on any error. Raises
     InfrastructureError if it cannot be written."""
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    try:
-        temporary.mkdir(parents=True)
+    with unfinished_folder(folder) as temporary:
         yield temporary
         replace_folder(folder, temporary)
-    except OSError as error:
-        raise InfrastructureError(
-            f"cannot write release `{folder}`: {error.strerror or error}",
-            hint="check free space and permissions of the folder",
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -89,8 +89,9 @@ def backfill(demo: Demo) -> Any:
 
 def stream(demo: Demo) -> Any:
     """Today's traffic at a steady rate while the worker runs; the shown user's features are read before and after."""
-    from spoor.kafka_admin import group_lag, group_members
+    from spoor.kafka_admin import group_lag
     from spoor.simulate import run_simulate
+    from streaming.control import group_members
 
     kafka, group = demo.settings.kafka, demo.settings.stream.group
     today = pc.sum(pc.greater_equal(demo.data.events["timestamp"], demo.t90)).as_py()

@@ -158,19 +158,6 @@ def _untyped(admin: KafkaAdminClient) -> Any:
     return admin
 
 
-def group_members(kafka: KafkaSettings, group: str) -> int:
-    """Workers in a consumer group that have finished joining; 0 while it rebalances or has no coordinator yet. Raises
-    InfrastructureError."""
-    from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError
-
-    with admin_client(kafka) as admin:
-        try:
-            described = _untyped(admin).describe_groups([group])[group]
-        except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
-            return 0
-    return len(described["members"]) if described["group_state"] == "Stable" else 0
-
-
 def group_lag(kafka: KafkaSettings, group: str) -> dict[int, int]:
     """Per partition of the activity topic: retained records that the group has not committed. Raises
     InfrastructureError."""

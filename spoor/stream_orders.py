@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,8 +71,8 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
     ensure_topics(settings.kafka, releases=live)
     found = _order(
         settings,
-        lambda orders: replace(orders, reloads=orders.reloads + 1),
-        lambda report, orders: report.reloads == orders.reloads,
+        lambda orders: replace(orders, reload=uuid.uuid4().hex),
+        lambda report, orders: report.reload == orders.reload,
         timeout_seconds,
     )
     if found.state.problems:

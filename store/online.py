@@ -6,9 +6,10 @@ A write names the revision it was computed from and changes a user's history and
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from store.guard import GuardedStore, GuardedWrite, ViewRow
 from store.rows import EmbeddingRow, StoredUser, UserWrite
 from store.validation import check_vectors
 
+T = TypeVar("T")
 _CHUNK_USERS = 1000  # rows per transaction or pipeline
 _HISTORY_READ = ("history", "revision", "as_of_ms")
 _EMBEDDING_READ = (
@@ -91,22 +93,28 @@ class OnlineStore:
         return int(self._user_view(release).tags["dimension"])
 
     def read(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[StoredUser]:
-        """One per user, in the given order, each from one moment."""
+        """One per user, in the given order, each from one moment. A history that is no value of Feast's is one of no
+        bytes, which is damaged as others are that cannot be unpacked; the revision of such an embedding is none. Raises
+        DataError for such a revision of a history: nothing can be written over it."""
         history = self._view(USER_HISTORY)
         wanted = [(history, feature) for feature in _HISTORY_READ]
         wanted += [(self._user_view(release), "revision") for release in releases]
         users = []
-        for packed, revision, as_of, *embeddings in self._read(wanted, self._keys(user_ids)):
+        rows = self._read(wanted, self._keys(user_ids))
+        for user_id, (packed, revision, as_of, *embeddings) in zip(user_ids, rows, strict=True):
             revisions = {
-                release: None if value is None else protobytes.read_int(value)
+                release: _readable(protobytes.read_int, value)
                 for release, value in zip(releases, embeddings, strict=True)
             }
             if revision is None or packed is None:
                 users.append(StoredUser(None, 0, revisions))
-            else:
-                as_of_ms = 0 if as_of is None else protobytes.read_int(as_of)
-                packed = protobytes.read_bytes(packed)
-                users.append(StoredUser(packed, protobytes.read_int(revision), revisions, as_of_ms))
+                continue
+            try:
+                number = protobytes.read_int(revision)
+            except DataError as error:
+                raise DataError(f"revision of user {user_id!r}: {error.message}", hint=error.hint) from None
+            history = _readable(protobytes.read_bytes, packed) or b""
+            users.append(StoredUser(history, number, revisions, _readable(protobytes.read_int, as_of) or 0))
         return users
 
     def read_embeddings(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | None]:
@@ -332,6 +340,14 @@ class OnlineStore:
                 "sqlite": f"check that the folder of `{where}` is there, can be written and has space",
             }.get(settings.type, "check online_store in feature_store.yaml")
             raise InfrastructureError(f"the online store ({settings.type}) failed: {error}", hint=hint) from error
+
+
+def _readable(read: Callable[[bytes], T], value: bytes | None) -> T | None:
+    """None where there is no value, or one that cannot be read."""
+    try:
+        return None if value is None else read(value)
+    except DataError:
+        return None
 
 
 def _embedding_row(user: str, row: list[bytes | None], dimension: int) -> EmbeddingRow | None:

@@ -33,7 +33,7 @@ from activity.settings import EmbeddingFormat
 
 _MOST_BYTES = 1 << 20  # of a row as JSON: room for a vector of 40,000 floats
 _INT64 = 2**63 - 1
-_MOST_MS = _INT64 // 1000  # Arrow counts microseconds
+_MOST_MS = 62_135_596_800_000  # before and after 1970: the years 1, where dates begin, to 3938
 Vector = npt.NDArray[np.float32]
 _ARROW_START = b"\xff\xff\xff\xff"  # of every message of Arrow IPC; no text in UTF-8 has such a byte
 TIME_FIELDS = [

@@ -32,7 +32,7 @@ class Orders:
     """What the workers of a group are to do; the default is what they do where nobody gave orders."""
 
     paused: bool = False
-    reloads: int = 0  # how often workers were told to take up the live releases anew
+    reload: str = ""  # id of the last order to take up the live releases anew; empty: there was none
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Report:
 
     member: str  # the worker's id in its group
     releases: tuple[str, ...]  # that are written with every batch
-    reloads: int  # the order that it has followed last
+    reload: str  # id of the last such order that it has followed
     paused: bool  # takes no events, and has committed those that it took
     problem: str = ""  # why it has not taken up the live releases when it was told to
 
@@ -76,10 +76,10 @@ def read_orders(releases_folder: Path, group: str) -> Orders:
     path = orders_file(releases_folder, group)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        paused, reloads = content["paused"], content["reloads"]
-        if type(paused) is not bool or type(reloads) is not int:
-            raise ValueError(f"paused {paused!r}, reloads {reloads!r}")
-        return Orders(paused, reloads)
+        paused, reload = content["paused"], content["reload"]
+        if type(paused) is not bool or type(reload) is not str:
+            raise ValueError(f"paused {paused!r}, reload {reload!r}")
+        return Orders(paused, reload)
     except FileNotFoundError:
         return Orders()
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -122,17 +122,29 @@ def group_state(kafka: KafkaSettings, group: str) -> GroupState:
     return GroupState(group, len(members), partitions)
 
 
-def _settled_members(admin: Any, group: str) -> list[dict[str, Any]]:
+def group_members(kafka: KafkaSettings, group: str) -> int:
+    """Workers in the group that have finished joining; 0 while it shares its partitions anew or has no coordinator yet.
+    Raises InfrastructureError where no broker answers."""
+    with admin_client(kafka) as admin:
+        described = _described(admin, group)
+    return len(described["members"]) if described is not None and described["group_state"] == "Stable" else 0
+
+
+def _described(admin: Any, group: str) -> dict[str, Any] | None:
+    """None while the group has no coordinator."""
     from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError
 
+    try:
+        return admin.describe_groups([group])[group]
+    except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
+        return None
+
+
+def _settled_members(admin: Any, group: str) -> list[dict[str, Any]]:
     deadline = time.monotonic() + _SETTLE_SECONDS
     state = "its coordinator is not there"
     while time.monotonic() < deadline:
-        try:
-            described = admin.describe_groups([group])[group]
-        except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
-            pass
-        else:
+        if (described := _described(admin, group)) is not None:
             state = described["group_state"]
             if state in _SETTLED:
                 return described["members"]

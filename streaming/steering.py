@@ -27,7 +27,7 @@ class Steering:
     def __init__(self, app: StreamApp) -> None:
         self._app = app
         self._settings = app.processor.settings
-        self._reloads = 0  # of the last order to reload that was followed
+        self._reload_id = ""  # of the last order to reload that was followed
         self._problem = ""  # why it could not be
         self._unreadable = ""  # told once
 
@@ -38,7 +38,7 @@ class Steering:
     async def begin(self) -> None:
         """Notes the orders of this moment: what is opened from now on is as new as they ask for."""
         orders = await self._orders(Orders())
-        self._reloads = orders.reloads
+        self._reload_id = orders.reload
         self._note_paused(orders.paused)
 
     async def assigned(self) -> None:
@@ -48,10 +48,10 @@ class Steering:
 
     async def follow(self) -> None:
         """Reloads, pauses or goes on as ordered, then reports with the committed offsets if anything has changed."""
-        before = Orders(self._app.processor.health.paused, self._reloads)
+        before = Orders(self._app.processor.health.paused, self._reload_id)
         orders = await self._orders(before)
-        if orders.reloads != self._reloads:
-            await self._reload(orders.reloads)
+        if orders.reload not in ("", self._reload_id):
+            await self._reload(orders.reload)
         await self._pause(orders.paused)
         await self._report()
 
@@ -69,7 +69,7 @@ class Steering:
         self._unreadable = ""
         return orders
 
-    async def _reload(self, reloads: int) -> None:
+    async def _reload(self, order: str) -> None:
         processor = self._app.processor
         try:
             releases = await processor.reload()
@@ -79,7 +79,7 @@ class Steering:
             text = error.message if isinstance(error, SpoorError) else f"{type(error).__name__}: {error}"
             self._problem = " ".join(text.split())
             log.error("the worker goes on with the releases that it has: %s", self._problem)
-        self._reloads = reloads
+        self._reload_id = order
 
     async def _pause(self, paused: bool) -> None:
         if paused != self._app.processor.health.paused:
@@ -99,7 +99,7 @@ class Steering:
         report = Report(
             member=consumer.member,
             releases=processor.releases,
-            reloads=self._reloads,
+            reload=self._reload_id,
             paused=processor.health.paused and consumer.idle,
             problem=self._problem,
         ).text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,14 @@ from spoor.commands.invocation import (
     DURATION,
     TIME,
     Invocation,
+    confirm,
     dry_run_option,
     json_option,
     pass_invocation,
     release_option,
     time_text,
     with_runner,
+    yes_option,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def archive(
         f"{result.topic}: {result.planned_records:,} records in {result.items:,} work items to read"
         if dry_run
         else f"{result.topic}: {result.events:,} events to {settings.lake.folder} in {result.seconds:.1f} s, "
-        f"{bad:,} bad records, {result.foreign_keys:,} foreign keys"
+        f"{bad:,} bad records, {result.foreign_keys:,} foreign keys; {result.embedding_rows:,} published rows to the "
+        f"offline log, {result.bad_embedding_rows:,} bad ones"
     )
     invocation.emit(result, text)
 
@@ -225,7 +227,7 @@ def export(
     type=DURATION,
     help="With --expire: how long after a forgetting its past may still be sent, or restored. Default: 7d.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @dry_run_option
 @json_option
 @pass_invocation
@@ -261,7 +263,7 @@ def forget(
     users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
     settings = invocation.settings()
     if not (dry_run or yes):
-        _confirm(f"Forget {len(set(users)):,} users for good?")
+        confirm(f"Forget {len(set(users)):,} users for good?")
     result = run_forget(settings, users, through_ms=through_ms, dry_run=dry_run)
     _tell_kept(result.kept)
     invocation.emit(result, _forget_text(result))
@@ -270,7 +272,7 @@ def forget(
 @click.command("merge-users")
 @click.option("--from", "old", required=True, metavar="ID", help="The anonymous id; it is forgotten.")
 @click.option("--to", "new", required=True, metavar="ID", help="The login, which gets its events.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @dry_run_option
 @json_option
 @pass_invocation
@@ -284,7 +286,7 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
 
     settings = invocation.settings()
     if not (dry_run or yes):
-        _confirm("Merge the users, and forget the first for good?")
+        confirm("Merge the users, and forget the first for good?")
     result = run_merge_users(settings, old, new, dry_run=dry_run)
     _tell_kept(result.kept)
     verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
@@ -300,7 +302,7 @@ def _expire(invocation: Invocation, *, grace_ms: int | None, yes: bool, dry_run:
 
     settings = invocation.settings()
     if not (dry_run or yes):
-        _confirm("Remove the markers of forgotten users whose past nothing can bring back?")
+        confirm("Remove the markers of forgotten users whose past nothing can bring back?")
     require_broker(settings.kafka)
     letter_ms = oldest_letter_ms(settings)
     result = run_expire(settings, grace_ms=grace_ms or GRACE_MS, oldest_letter_ms=letter_ms, dry_run=dry_run)
@@ -334,12 +336,3 @@ def _forget_text(result: ForgetResult) -> str:
         f"{result.lake_rows:,} events {tense} the lake, {result.offline_rows:,} rows the offline log; "
         f"{len(result.topics)} embedding topics"
     )
-
-
-def _confirm(question: str) -> None:
-    """Raises UsageError where nobody can answer, Abort where the answer is no."""
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"
-        )
-    click.confirm(question, abort=True, err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,16 @@ json_option = click.option(
     help="Print one JSON object on stdout.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, change nothing.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str) -> None:
+    """Raises UsageError where nobody can answer, Abort where the answer is no."""
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"
+        )
+    click.confirm(question, abort=True, err=True)
 
 
 def with_runner(command: Callable[..., Any]) -> Callable[..., Any]:

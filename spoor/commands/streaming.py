@@ -60,7 +60,8 @@ def stream(
         raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
     from activity.lake import Lake
     from spoor.console import say
-    from spoor.kafka_admin import ensure_topics, group_members
+    from spoor.kafka_admin import ensure_topics
+    from streaming.control import group_members
     from streaming.handover import start_after_backfill
     from streaming.stores import releases_to_keep_fresh
     from streaming.worker import run_worker
@@ -112,58 +113,51 @@ def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> d
     return moved
 
 
-def _waits(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
+def _order(described: Callable[[], None]) -> click.Command:
+    """The command that gives the workers the order of this name (spoor/stream_orders.py) and waits for their reports;
+    the function's docstring is its help."""
+    order = described.__name__
+
+    @stream.command(order, help=described.__doc__)
+    @click.option(
         "--timeout-seconds",
         type=click.FloatRange(min=0),
         default=120.0,
         show_default=True,
         help="How long to wait for the workers' reports.",
-    )(command)
+    )
+    @json_option
+    @pass_invocation
+    def give(invocation: Invocation, timeout_seconds: float) -> None:
+        from spoor import stream_orders
+
+        result = getattr(stream_orders, order)(invocation.settings(), timeout_seconds=timeout_seconds)
+        invocation.emit(result, result.text())
+
+    return give
 
 
-@stream.command()
-@_waits
-@json_option
-@pass_invocation
-def pause(invocation: Invocation, timeout_seconds: float) -> None:
+@_order
+def pause() -> None:
     """Let all workers take no more events.
 
     They finish what they have taken, stay in their group, and are healthy; workers that start are paused too. Ends when
     all of them report it. Given again, it changes nothing.
     """
-    from spoor.stream_orders import pause
-
-    result = pause(invocation.settings(), timeout_seconds=timeout_seconds)
-    invocation.emit(result, result.text())
 
 
-@stream.command()
-@_waits
-@json_option
-@pass_invocation
-def resume(invocation: Invocation, timeout_seconds: float) -> None:
+@_order
+def resume() -> None:
     """Let paused workers go on."""
-    from spoor.stream_orders import resume
-
-    result = resume(invocation.settings(), timeout_seconds=timeout_seconds)
-    invocation.emit(result, result.text())
 
 
-@stream.command()
-@_waits
-@json_option
-@pass_invocation
-def reload(invocation: Invocation, timeout_seconds: float) -> None:
+@_order
+def reload() -> None:
     """Let workers take up new releases.
 
     Each loads the releases that are live now beside its work, and from then on writes all of them with every batch.
     Exit code 1 where a worker could not, and goes on with those that it had.
     """
-    from spoor.stream_orders import reload
-
-    result = reload(invocation.settings(), timeout_seconds=timeout_seconds)
-    invocation.emit(result, result.text())
 
 
 @stream.command()

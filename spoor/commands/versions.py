@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from activity.errors import UsageError
-from spoor.commands.invocation import Invocation, dry_run_option, json_option, pass_invocation
+from spoor.commands.invocation import Invocation, confirm, dry_run_option, json_option, pass_invocation, yes_option
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: b
 @click.command()
 @click.argument("name")
 @click.option("--keep-topic", is_flag=True, help="Leave the embedding topic; then no broker is needed.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @dry_run_option
 @json_option
 @pass_invocation
@@ -59,15 +57,11 @@ def retire(invocation: Invocation, name: str, keep_topic: bool, yes: bool, dry_r
     settings = invocation.settings()
     plan = plan_retirement(settings, name, keep_topic=keep_topic)
     say(plan.text())
-    nothing = Retired(plan, (), 0, False, dry_run=True)
     if dry_run:
-        invocation.emit(nothing, "nothing was done")
+        invocation.emit(Retired(plan, (), 0, False, dry_run=True), "nothing was done")
         return
-    if not yes and not sys.stdin.isatty():
-        raise UsageError("retiring cannot be undone, and nobody can be asked here", hint="add --yes")
-    if not yes and not click.confirm(f"Retire {name}? This cannot be undone.", err=True):
-        invocation.emit(nothing, "nothing was done")
-        return
+    if not yes:
+        confirm(f"Retire {name} for good?")
     result = run_retire(settings, name, keep_topic=keep_topic)
     invocation.emit(result, _retired_text(result))
 

@@ -65,6 +65,16 @@ def test_a_damaged_file_is_an_error_and_nobody_remembered(tmp_path: Path, conten
     assert "spoor forget" in caught.value.hint
 
 
+def test_what_another_process_adds_is_seen_by_the_next_reading(tmp_path: Path):
+    path = tmp_path / "f.json"
+    for number, user in enumerate(("ann", "bob", "cyd")):
+        before = ForgottenUsers(path)
+        ForgottenUsers(path).add([user], through_ms=number, at_ms=9)
+        assert (len(before), len(ForgottenUsers(path))) == (number, number + 1)
+    path.unlink()
+    assert len(ForgottenUsers(path)) == 0
+
+
 def test_many_users_in_a_table_are_told_apart(tmp_path: Path):
     forgotten = ForgottenUsers(tmp_path / "f.json")
     forgotten.add((f"u{n}" for n in range(0, 300, 3)), through_ms=500, at_ms=0)

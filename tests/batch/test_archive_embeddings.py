@@ -70,6 +70,34 @@ def test_what_is_no_row_is_counted_and_a_forgotten_user_passed_over(world: Any) 
     assert [row["revision"] for row in _landed(world) if row["user_id"] == "user-1"] == [1, 9]
 
 
+@pytest.mark.parametrize(
+    ("key", "changed"),
+    [
+        ("user-2", {}),
+        ("user-1", {"model_version": "base-2"}),
+        ("user-1", {"embedding": np.float32([1, 0, 0])}),
+        ("user-1", {"embedding": np.full(16, np.nan, np.float32)}),
+        ("user-1", {"embedding": np.full(16, 7, np.float32)}),
+    ],
+    ids=["of another user", "of another release", "of another dimension", "no numbers", "no vector of norm 1"],
+)
+def test_a_row_that_is_none_of_its_users_and_its_release_is_counted_named_and_left_out(
+    world: Any, caplog: pytest.LogCaptureFixture, key: str, changed: dict[str, Any]
+) -> None:
+    _published(world)
+    (row,) = open_online(world.settings.features).read_embeddings("base-1", ["user-1"])
+    assert row is not None and row.embedding.shape == (16,)
+    kafka = world.settings.kafka
+    with KafkaProducer(**kafka.client_options()) as producer:
+        value = embedding_row_to_json(dataclasses.replace(row, revision=9, **changed))
+        sent = producer.send(kafka.embedding_topic("base-1"), key=key.encode(), value=value).get(timeout=30)
+    result = run_archive(world.settings)
+    assert (result.embedding_rows, result.bad_embedding_rows) == (20, 1)
+    assert f"{sent.topic}, partition {sent.partition}, offset {sent.offset}: " in caplog.text
+    assert 9 not in {row["revision"] for row in _landed(world)}
+    assert run_archive(world.settings).bad_embedding_rows == 0  # once, and the next run goes on behind it
+
+
 def test_a_topic_of_both_forms_is_archived_and_followed(world: Any) -> None:
     _published(world)
     in_arrow = dataclasses.replace(world.settings.kafka, embedding_format="arrow")

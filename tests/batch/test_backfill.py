@@ -6,11 +6,13 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import batch.histories
@@ -18,13 +20,16 @@ from activity.errors import DataError, UsageError
 from activity.files import Manifest
 from activity.history import Histories
 from activity.packing import unpack
-from batch.archive import run_archive
-from batch.backfill import BackfillResult, group_finished, run_backfill
+from batch.archive import open_lake, run_archive
+from batch.backfill import BackfillResult, group_finished, plan_backfill, run_backfill
+from batch.backfill_steps import BackfillOptions, EncodeAndWrite, ReadBuckets, Slice
+from batch.jobs import LOCAL, Failures, Runner
 from encoder.inference import FrozenEncoder, load_encoders
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
 from store.offline import open_offline
 from store.online import open_online
+from store.reads import historical_features
 from store.rows import EmbeddingRow
 
 ROOT = Path(__file__).parents[2]
@@ -273,6 +278,67 @@ def test_rows_of_an_earlier_job_with_the_same_times_are_replaced_however_it_was_
     run_backfill(world.settings, as_of_ms=as_of, online=False)
     assert _same_rows(before, _offline(world.settings, user_embedding_view("base-1")))
     assert len({row["user_id"] for row in before}) == len(before) == 20
+
+
+def test_an_archive_between_two_tries_of_a_job_moves_nobody_from_slice_to_slice(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else users of a slice that is done would be written twice, and others never."""
+    world.produce(world.events(19, 200), 0)
+    run_archive(world.settings)
+    monkeypatch.setitem(ReadBuckets.__init__.__kwdefaults__, "slice_users", 4)
+    process = EncodeAndWrite.process
+
+    def lost_at_the_second_slice(self: EncodeAndWrite, element: Slice) -> Iterator[str]:
+        if element.key.endswith("-00001"):
+            monkeypatch.setattr(EncodeAndWrite, "process", process)
+            world.produce([event._replace(user_id="a-first-user") for event in world.events(20, 5)], 0)
+            run_archive(world.settings)
+            raise RuntimeError("the machine is gone")
+        yield from process(self, element)
+
+    monkeypatch.setattr(EncodeAndWrite, "process", lost_at_the_second_slice)
+    result = run_backfill(world.settings, online=False, runner=Runner(LOCAL.name, retries=1))
+    users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
+    assert (sorted(users), result.rows) == (sorted(f"user-{n}" for n in range(20)), 20)
+    run_backfill(world.settings, online=False)
+    users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
+    assert users.count("a-first-user") == 1
+
+
+def test_who_is_forgotten_while_a_slice_is_on_its_way_is_written_nowhere(world: Any) -> None:
+    """As by workers of a cluster that go on when their driver is dead, and its locks are free."""
+    world.produce(world.events(22, 200), 0)
+    run_archive(world.settings)
+    lake = open_lake(world.settings.lake)
+    options = BackfillOptions(("base-1",), None, (), online=True, offline=True, publish=False)
+    plan = plan_backfill(world.settings, lake, options, resume=False)
+    failures = Failures(plan.folder)
+    (element,) = ReadBuckets(world.settings, options, plan.lake_items, failures).process(plan.groups[0])
+    writing = EncodeAndWrite(world.settings, options, ["base-1"], plan.job, plan.manifest, failures)
+    writing.setup()
+    lake.forgotten.add(["user-1"], through_ms=START_MS + 5 * DAY_MS, at_ms=START_MS + 5 * DAY_MS)
+    assert list(writing.process(element)) == [element.key]
+    others = sorted(f"user-{n}" for n in range(20) if n != 1)
+    assert sorted(open_online(world.settings.features).user_ids()) == others
+    for view in (USER_HISTORY, user_embedding_view("base-1")):
+        assert sorted(row["user_id"] for row in _offline(world.settings, view)) == others
+
+
+def test_a_row_that_was_also_published_lands_as_the_same_row_and_is_read_once(world: Any) -> None:
+    """By the job and by the archive of the topic; point-in-time reads answer once."""
+    world.produce(world.events(21, 100), 0)
+    run_archive(world.settings)
+    run_backfill(world.settings)
+    assert run_archive(world.settings).embedding_rows == 20
+    rows = open_offline(world.settings.features).read(user_embedding_view("base-1")).to_pylist()
+    by_user = {row["user_id"]: row for row in rows}
+    assert len(rows) == 40 and all(row == by_user[row["user_id"]] for row in rows)
+    now = pd.Timestamp(datetime.now(UTC))
+    asked = pd.DataFrame({"user_id": sorted(by_user), "item_id": ["item-1"] * 20, "event_timestamp": [now] * 20})
+    found = historical_features(world.settings.features, asked, "base-1")
+    assert sorted(found["user_id"]) == sorted(by_user)
+    assert found["embedding"].notna().all()
 
 
 def test_without_a_broker_rows_are_published_by_the_next_backfill(

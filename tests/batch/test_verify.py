@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
+from activity.errors import DataError
 from activity.history import Histories
 from activity.packing import pack, unpack
-from batch.archive import run_archive
+from batch.archive import open_lake, run_archive
 from batch.verify import VerifyResult, run_verify
 from batch.verify_steps import (
     EMBEDDING_DIFFERS,
@@ -18,7 +20,9 @@ from batch.verify_steps import (
     REVISION_BEHIND,
     UNEXPECTED_USER,
 )
+from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
+from store.guard import ViewRow
 from store.online import OnlineStore, open_online
 from store.rows import EmbeddingRow, UserWrite
 
@@ -58,6 +62,12 @@ def _plant_embedding(online: OnlineStore, user_id: str) -> None:
     packed = stored.history or b""
     write = UserWrite(user_id, row.revision, row.revision, packed, 8, row.event_time_ms, stored.as_of_ms, [other])
     assert online.write([write]).all()
+
+
+def _put(online: OnlineStore, user_id: str, view: str, values: dict[str, bytes]) -> None:
+    """Plants bytes as features of the user, as somebody else would who writes the view."""
+    row = ViewRow(online._view(view), values, 900_000_000_000, 900_000_000_000)
+    online._guard.put(online.feast.config, [(online._keys([user_id])[0], row)])
 
 
 def _kinds(result: VerifyResult) -> dict[str, int]:
@@ -163,6 +173,44 @@ def test_a_damaged_history_gives_way_to_the_lakes(filled: Any) -> None:
     assert (_kinds(result), result.examples[0].detail) == ({HISTORY_DIFFERS: 1}, "the stored history is damaged")
     assert run_verify(filled.settings, repair=True).remaining == 0
     assert _history(online, "user-7").values.tolist() == whole
+
+
+@pytest.mark.parametrize("feature", ["history", "as_of_ms"])
+def test_a_value_of_a_history_row_that_feast_cannot_read_is_told_with_its_user_and_mended(
+    filled: Any, feature: str
+) -> None:
+    online = _online(filled)
+    whole = _history(online, "user-7").values.tolist()
+    _overwrite(online, "user-8", history=_history(online, "user-8"), embeddings="keep")
+    _put(online, "user-7", USER_HISTORY, {feature: b"\xff\xff\xff"})
+    result = run_verify(filled.settings)
+    damaged = {HISTORY_DIFFERS: 1} if feature == "history" else {}
+    assert _kinds(result) == {REVISION_BEHIND: 1} | damaged
+    assert [each.user_id for each in result.examples if each.kind == HISTORY_DIFFERS] == ["user-7"] * len(damaged)
+    assert run_verify(filled.settings, repair=True).remaining == 0
+    assert _history(online, "user-7").values.tolist() == whole
+
+
+def test_a_revision_that_feast_cannot_read_is_mended_for_an_embedding_and_names_its_user_for_a_history(
+    filled: Any,
+) -> None:
+    online = _online(filled)
+    _put(online, "user-7", user_embedding_view("base-1"), {"revision": b"\xff\xff\xff"})
+    assert _kinds(run_verify(filled.settings)) == {REVISION_BEHIND: 1}
+    assert run_verify(filled.settings, repair=True).remaining == 0
+    _put(online, "user-7", USER_HISTORY, {"revision": b"\xff\xff\xff"})
+    with pytest.raises(DataError, match=r"revision of user 'user-7': .*no value of Feast's"):
+        run_verify(filled.settings)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_verify_that_fails_leaves_no_list_of_users(filled: Any, repair: bool) -> None:
+    """They may be forgotten before the next one."""
+    open_lake(filled.settings.lake).files()[0].unlink()
+    with pytest.raises(DataError, match="cannot read lake file"):
+        run_verify(filled.settings, repair=repair)
+    named = [path for path in filled.settings.state_folder.rglob("*.json") if b'"user-1"' in path.read_bytes()]
+    assert named == []
 
 
 def test_every_live_release_is_compared(filled: Any) -> None:

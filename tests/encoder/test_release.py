@@ -76,7 +76,7 @@ def test_a_failed_save_leaves_nothing(parts, tmp_path: Path, monkeypatch: pytest
 
 def test_a_folder_that_cannot_be_written_is_an_infrastructure_error(parts, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InfrastructureError, match="cannot write release"):
+    with pytest.raises(InfrastructureError, match="cannot write"):
         parts.save(tmp_path / "file" / "base-1")
 
 

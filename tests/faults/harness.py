@@ -30,10 +30,11 @@ from activity.events import Event, encode_event
 from activity.packing import unpack
 from activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
-from spoor.kafka_admin import ensure_topics, group_lag, group_members
+from spoor.kafka_admin import ensure_topics, group_lag
 from store.online import open_online
 from store.repo import apply, create_repo
 from store.rows import embedding_row_from_record
+from streaming.control import group_members
 from streaming.dead_letters import decode_dead_letter
 from streaming.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until

@@ -276,7 +276,7 @@ def test_nothing_is_retired_without_a_yes_or_in_a_dry_run(spoor: Spoor, world: S
     dry = spoor("release", "retire", "base-1", "--dry-run", "--json")
     assert (dry.code, dry.json["dry_run"], dry.json["plan"]["services"]) == (0, True, ["ranker_base_1"])
     assert dry.json["plan"]["topic"] == "user-embeddings.base-1"
-    assert "add --yes" in spoor("release", "retire", "base-1").failed_with(2)
+    assert "then give --yes" in spoor("release", "retire", "base-1").failed_with(2)
     assert not read_info(world.features.releases_folder / "base-1").retired
 
 

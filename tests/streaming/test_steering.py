@@ -137,16 +137,24 @@ def test_orders_stand_for_workers_that_start_later_and_those_that_cannot_be_read
     wait_until(world.caught_up, "it works on")
 
 
+def test_an_order_to_reload_is_no_earlier_one_though_the_file_was_removed_between_them(own_releases: World):
+    """Else a worker that has followed the first, and has not seen the file away, counts as having followed both."""
+    world = own_releases
+    first = reload(world.settings, timeout_seconds=IN_TIME).orders
+    orders_file(world.settings.features.releases_folder, world.settings.stream.group).unlink()
+    assert reload(world.settings, timeout_seconds=IN_TIME).orders != first
+
+
 def test_groups_have_orders_of_their_own_whatever_their_names(tmp_path: Path):
-    give_orders(tmp_path, "a/b", Orders(paused=True, reloads=3))
-    assert read_orders(tmp_path, "a/b") == Orders(paused=True, reloads=3)
+    give_orders(tmp_path, "a/b", Orders(paused=True, reload="3"))
+    assert read_orders(tmp_path, "a/b") == Orders(paused=True, reload="3")
     assert read_orders(tmp_path, "a") == Orders()
     assert live_releases(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "[" * 100_000, '{"paused": "false", "reloads": 1}', '{"paused": true, "reloads": Infinity}'],
+    ["{", "[]", "[" * 100_000, '{"paused": "false", "reload": ""}', '{"paused": true, "reload": Infinity}'],
     ids=lambda text: text[:40],
 )
 def test_what_holds_no_orders_is_a_data_error(tmp_path: Path, text: str):
@@ -156,7 +164,7 @@ def test_what_holds_no_orders_is_a_data_error(tmp_path: Path, text: str):
 
 
 def test_a_report_fits_beside_an_offset_and_is_told_from_other_metadata():
-    report = Report("worker-1", ("base-1", "base-2"), 4, False, "x" * 10_000)
+    report = Report("worker-1", ("base-1", "base-2"), "4", False, "x" * 10_000)
     assert len(report.text()) < 1000
     assert len(replace(report, problem="\N{CLOUD}" * 10_000).text().encode()) < 1000
     found = parse_report(report.text())
