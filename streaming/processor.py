@@ -183,13 +183,15 @@ class BatchProcessor:
                 return
             decoded = await self._decode(current)
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
-        written = None
+        batch = written = None
         if decoded.events:
             batch = group_batch(decoded, max_events=self.settings.history.max_events, as_of=self.settings.stream.as_of)
-            async with self.writing:
-                if self.failure is not None:
-                    return
+        async with self.writing:  # without events too: else it would be acknowledged before one that is being written
+            if self.failure is not None:
+                return
+            if batch is not None:
                 written = await self._write(batch)
+        if written is not None:
             now_ms = time.time_ns() // 1_000_000
             self.metrics.written(decoded.append_times_ms, now_ms)
             line["oldest_ms"] = now_ms - int(decoded.append_times_ms.min())

@@ -7,9 +7,13 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, TopicPartition
@@ -17,13 +21,13 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 import streaming.lookout
 from activity.errors import InfrastructureError, UsageError
-from activity.events import Event
+from activity.events import Event, encode_event
 from activity.settings import KafkaSettings
 from spoor import services
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from store.repo import apply
-from streaming.core import UserBatch
+from streaming.core import DecodedBatch, UserBatch
 from streaming.processor import BatchProcessor, Written
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
@@ -432,6 +436,64 @@ def test_what_follows_a_batch_that_failed_is_not_committed(world: World, monkeyp
     assert sum(world.committed().values()) == 0
     run_worker(settings, count=len(events), timeout_seconds=120)
     world.assert_holds(events)
+
+
+def records_of(values: Sequence[bytes], acknowledged: list[int]) -> list[Any]:
+    """Records of one partition as Faust hands them out; `acknowledged` gets their offsets."""
+    return [
+        SimpleNamespace(
+            message=SimpleNamespace(
+                topic="activity", partition=0, offset=offset, key=b"u", value=value, headers=None,
+                generation_id=0, timestamp=time.time(), timestamp_type=0,
+            ),
+            ack=partial(acknowledged.append, offset),
+        )
+        for offset, value in enumerate(values)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_written(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, fails: bool
+):
+    """A bad record right behind an event: Faust would commit the offset after both."""
+    processor = build_app(settings).processor
+    processor.app.consumer_generation_id = 0
+    acknowledged: list[int] = []
+    event, bad = records_of([encode_event(some_events(1)[0]), b"not json"], acknowledged)
+    at_store, decoded = asyncio.Event(), asyncio.Event()
+    decode = processor._decode
+
+    async def decode_and_tell(events: Sequence[Any]) -> DecodedBatch:
+        result = await decode(events)
+        if not result.events:
+            decoded.set()
+        return result
+
+    async def hangs(batch: UserBatch) -> None:
+        await at_store.wait()
+        if fails:
+            raise InfrastructureError("the store is gone")
+
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.setattr(processor, "_decode", decode_and_tell)
+    monkeypatch.setattr(processor, "_write", hangs)
+    monkeypatch.setattr(processor, "_commit", nothing)
+    monkeypatch.setattr(processor, "_send_dead_letters", nothing)
+
+    async def run() -> list[int]:
+        await processor.take([event])
+        await processor.take([bad])
+        await decoded.wait()  # what follows it in its task has run, up to where it waits
+        before = list(acknowledged)
+        at_store.set()
+        await processor.finish()
+        return before
+
+    assert asyncio.run(run()) == []
+    assert acknowledged == ([] if fails else [0, 1])
+    processor.close()
 
 
 def test_an_address_that_is_not_this_machine_s_is_named(world: World):
