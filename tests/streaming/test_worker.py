@@ -326,6 +326,40 @@ def test_a_worker_that_stops_also_encodes_whom_the_batch_in_flight_lets_wait(
     assert encoded == ["hot"]
 
 
+def test_a_worker_that_stops_while_a_postponed_embedding_is_published_publishes_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    processor = build_app(settings).processor
+    published: list[str] = []
+
+    async def encode_again(users: Mapping[str, int]) -> list[str]:
+        processor._pacer.encoded(users)
+        return list(users)
+
+    async def stop_meanwhile() -> None:
+        begun, topic_answers = asyncio.Event(), asyncio.Event()
+
+        async def publish(written: list[str]) -> None:
+            begun.set()
+            await topic_answers.wait()
+            published.extend(written)
+
+        monkeypatch.setattr(processor, "_encode_again", encode_again)
+        monkeypatch.setattr(processor, "_publish", publish)
+        processor._pacer.wait({"hot": 0})
+        following = asyncio.create_task(processor.encode_postponed())
+        await begun.wait()
+        following.cancel()
+        stopping = asyncio.create_task(processor.encode_everyone_postponed())
+        await asyncio.wait({following})
+        topic_answers.set()
+        await stopping
+
+    asyncio.run(stop_meanwhile())
+    processor.close()
+    assert published == ["hot"]
+
+
 def test_a_worker_is_ready_once_it_has_partitions_and_while_store_and_broker_answer(world: World):
     port = free_port()
     worker = world.start_worker(SPOOR_STREAM__METRICS_PORT=str(port))
