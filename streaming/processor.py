@@ -55,7 +55,7 @@ class Written(NamedTuple):
 
 
 class BatchProcessor:
-    """Handles batches. `failed` and `enough` tell the runner when to stop.
+    """Handles batches. `finished` tells the runner when to stop, `failure` why, where it is an error.
 
     Up to _BATCHES_AT_ONCE are under way: while one is written, the one before is published and committed, and the one
     behind decoded. Each of the three is done for one batch at a time, in the order in which the batches came. Who holds
