@@ -229,8 +229,8 @@ async def _start(app: StreamApp, settings: WorkerSettings) -> None:
 
 
 async def _stop(app: StreamApp) -> None:
-    """Finishes the batches under way and commits them, and encodes who was to wait; after a failure commits only what was
-    acknowledged before."""
+    """Finishes the batches under way and commits them, and encodes who was to wait; after a failure commits only what
+    was acknowledged before."""
     processor = app.processor
     if processor.failure is None:
         await _within_stop_time(processor, processor.encode_everyone_postponed())
