@@ -358,8 +358,11 @@ class BatchProcessor:
         return await written.publisher.publish({name: written.result.rows[name] for name in live})
 
     async def _commit(self) -> None:
-        # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure.
-        await asyncio.wait_for(self.app.consumer.commit(), timeout=3 * self.settings.kafka.request_timeout_seconds)
+        # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure. It goes on all
+        # the same, and Faust lets the next try wait for it: of one that is cancelled Faust forgets the offsets, and
+        # then commits nothing of these partitions any more, as there is a gap before whatever follows.
+        commit = self._begin(self.app.consumer.commit())
+        await asyncio.wait_for(asyncio.shield(commit), timeout=3 * self.settings.kafka.request_timeout_seconds)
 
     async def _encode_again(self, users: Mapping[str, int]) -> Written:
         """`users`: user → partition of its events."""

@@ -13,9 +13,10 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from faust.types import TP
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
@@ -30,6 +31,7 @@ from store.repo import apply
 from streaming.core import DecodedBatch, UserBatch
 from streaming.processor import BatchProcessor, Written
 from streaming.replay import list_dead_letters, replay_dead_letters
+from streaming.transport import FreshConsumer
 from streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
 from tests.streaming.conftest import ITEMS, RELEASE, START_MS, Worker, World, metric, page, some_events
@@ -528,6 +530,38 @@ def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_wri
     assert asyncio.run(run()) == []
     assert acknowledged == ([] if fails else [0, 1])
     processor.close()
+
+
+def test_a_commit_that_the_broker_answers_too_late_is_made_up_for(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    quick = dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, request_timeout_seconds=0.01))
+    app, partition = build_app(quick), TP("activity", 0)
+    consumer = cast("FreshConsumer", app.consumer)
+
+    async def run() -> list[int | None]:
+        broker_is_back = asyncio.Event()
+
+        async def commit(_: Mapping[TP, int]) -> bool:
+            return await broker_is_back.wait()
+
+        async def flush() -> None: ...
+
+        monkeypatch.setattr(consumer, "assignment", lambda: {partition})
+        monkeypatch.setattr(consumer, "_commit", commit)
+        monkeypatch.setattr(app.producer, "flush", flush)
+        committed = consumer._committed_offset
+        committed[partition] = 10
+        consumer._acked[partition].extend([10, 11, 12])
+        with pytest.raises(TimeoutError):
+            await app.processor._commit()
+        broker_is_back.set()
+        await app.processor._commit()  # the next try
+        seen = [committed[partition]]
+        consumer._acked[partition].extend([13, 14])
+        await app.processor._commit()
+        return [*seen, committed[partition]]
+
+    assert asyncio.run(run()) == [13, 15]
+    app.processor.close()
 
 
 def test_an_address_that_is_not_this_machine_s_is_named(world: World):
