@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -55,7 +55,7 @@ class Written(NamedTuple):
 
 
 class BatchProcessor:
-    """Handles batches. `failed` and `enough` tell the runner when to stop.
+    """Handles batches. `finished` tells the runner when to stop, `failure` why, where it is an error.
 
     Up to _BATCHES_AT_ONCE are under way: while one is written, the one before is published and committed, and the one
     behind decoded. Each of the three is done for one batch at a time, in the order in which the batches came. Who holds
@@ -76,7 +76,7 @@ class BatchProcessor:
         self.publishing = asyncio.Lock()
         self._decoding = asyncio.Lock()
         self._room = asyncio.Semaphore(_BATCHES_AT_ONCE)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._coming: deque[Set[str]] = deque()  # users of each batch that is being written or waits to be published
         self.unreported = False  # partitions have come for which this worker has not committed its report
         self._pacer = EncodePacer(settings.stream.encode_seconds)
@@ -155,9 +155,7 @@ class BatchProcessor:
         await self._room.acquire()
         if self.failure is not None:
             await asyncio.Event().wait()
-        task = asyncio.create_task(self._taken(events))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._begin(self._taken(events))
 
     async def finish(self) -> None:
         """Returns when no batch is under way."""
@@ -183,13 +181,15 @@ class BatchProcessor:
                 return
             decoded = await self._decode(current)
         line: dict[str, Any] = {"records": len(current), "dead": len(decoded.dead_letters)}
-        written = None
+        batch = written = None
         if decoded.events:
             batch = group_batch(decoded, max_events=self.settings.history.max_events, as_of=self.settings.stream.as_of)
-            async with self.writing:
-                if self.failure is not None:
-                    return
+        async with self.writing:  # without events too: else it would be acknowledged before one that is being written
+            if self.failure is not None:
+                return
+            if batch is not None:
                 written = await self._write(batch)
+        if written is not None:
             now_ms = time.time_ns() // 1_000_000
             self.metrics.written(decoded.append_times_ms, now_ms)
             line["oldest_ms"] = now_ms - int(decoded.append_times_ms.min())
@@ -213,21 +213,17 @@ class BatchProcessor:
             self.finished.set()
 
     async def encode_postponed(self) -> None:
-        """Encodes, writes and publishes who had to wait and has waited enough. Raises as `handle`."""
-        most = self.settings.stream.batch_events
-        while True:
-            async with self.writing:  # first: the batch that has it may let users wait whose time is over by now
-                due = dict(islice(self._pacer.due().items(), most))
-                if not due:
-                    return
-                written = await self._encode_again(due)
-            async with self.publishing:
-                await self._publish(written)
+        """Encodes, writes and publishes who had to wait and has waited enough. Raises as `handle`. What has begun is
+        published where this is cancelled, too: the store would be ahead of the topic, and nobody would know it."""
+        while await asyncio.shield(self._begin(self._encode_due())):
+            pass
 
     async def encode_everyone_postponed(self) -> None:
         """As `encode_postponed`, for those too who would have to wait on; from now on nobody waits."""
         self._pacer.end()
         await self.encode_postponed()
+        async with self.publishing:  # what was written before is published
+            pass
 
     async def assigned(self, assigned: Iterable[TP]) -> None:
         """After a rebalance: forgets the histories of lost partitions, and reports what retention took from ours."""
@@ -251,6 +247,27 @@ class BatchProcessor:
         await self.lookout.assigned(list(assigned))
 
     # -- steps
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _encode_due(self) -> bool:
+        """Handles as many of the postponed who are due as a batch may have. Returns whether there were any."""
+        try:
+            async with self.writing:  # first: the batch that has it may let users wait whose time is over by now
+                due = dict(islice(self._pacer.due().items(), self.settings.stream.batch_events))
+                if not due or self.failure is not None:
+                    return False
+                written = await self._encode_again(due)
+            async with self.publishing:
+                await self._publish(written)
+            return True
+        except Exception as error:
+            self.fail(error)  # nobody may be waiting for this any more
+            raise
 
     def _of_this_generation(self, events: Sequence[EventT]) -> list[EventT]:
         """A batch taken before a rebalance belongs, unacknowledged, to its new owner. What is left out must leave
@@ -341,8 +358,11 @@ class BatchProcessor:
         return await written.publisher.publish({name: written.result.rows[name] for name in live})
 
     async def _commit(self) -> None:
-        # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure.
-        await asyncio.wait_for(self.app.consumer.commit(), timeout=3 * self.settings.kafka.request_timeout_seconds)
+        # aiokafka repeats a commit for as long as the broker is away: the deadline makes that a failure. It goes on all
+        # the same, and Faust lets the next try wait for it: of one that is cancelled Faust forgets the offsets, and
+        # then commits nothing of these partitions any more, as there is a gap before whatever follows.
+        commit = self._begin(self.app.consumer.commit())
+        await asyncio.wait_for(asyncio.shield(commit), timeout=3 * self.settings.kafka.request_timeout_seconds)
 
     async def _encode_again(self, users: Mapping[str, int]) -> Written:
         """`users`: user → partition of its events."""

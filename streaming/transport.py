@@ -140,7 +140,7 @@ class FreshConsumer(Consumer):
         """Faust excludes partitions whose buffer is full. It sleeps a second when that is every one, and asks a second
         for records of the others, whatever becomes free meanwhile: batches stood idle for a third of the time."""
         self._has_room.clear()
-        if self.assignment() and not self._get_active_partitions():
+        if self.flow_active and self.assignment() and not self._get_active_partitions():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_room.wait(), timeout)
             return {}, None

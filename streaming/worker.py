@@ -78,7 +78,7 @@ log = logging.getLogger(__name__)
 
 _POLL_RECORDS = 500  # small polls keep the consumer thread answering the group coordinator
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a record may be
-_STOP_SECONDS = 60.0  # for the batch in flight and the commit
+_STOP_SECONDS = 60.0  # for the batches under way and their commits
 _WATCH_SECONDS = 5.0
 _LOOK_SECONDS = 2.0  # between two looks for metrics and probes
 _SWITCH_SECONDS = 0.0001  # the thread that encodes asks for Python's lock at every operation: with 5 ms it starves
@@ -168,7 +168,7 @@ def run_worker(
     summary_file: Path | None = None,
 ) -> StreamSummary:
     """Works until SIGTERM or SIGINT, until at least `count` records were taken, or for `timeout_seconds`; in each case
-    the batch in flight is finished and committed.
+    the batches under way are finished and committed.
 
     Raises UsageError or DataError for what must be changed first, InfrastructureError when a server stays away; the
     offsets of what was not written are then uncommitted. The summary file is written in both cases."""
@@ -229,8 +229,8 @@ async def _start(app: StreamApp, settings: WorkerSettings) -> None:
 
 
 async def _stop(app: StreamApp) -> None:
-    """Finishes the batch in flight and commits it, and encodes who was to wait; after a failure commits only what was
-    acknowledged before."""
+    """Finishes the batches under way and commits them, and encodes who was to wait; after a failure commits only what
+    was acknowledged before."""
     processor = app.processor
     if processor.failure is None:
         await _within_stop_time(processor, processor.encode_everyone_postponed())

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer
 from faust.types import TP
 
 from activity.settings import KafkaSettings
+from spoor.config import Settings
 from streaming.transport import ConsumerThread, FreshConsumer
 from streaming.worker import build_app
 from tests.conftest import DEADLINE_SECONDS
@@ -117,3 +118,21 @@ async def _records_once_there_is_room(world: World) -> bool:
 
 def test_a_fetch_goes_on_as_soon_as_a_buffer_has_room(world: World):
     assert asyncio.run(_records_once_there_is_room(world))
+
+
+def test_a_fetch_that_a_rebalance_has_stopped_waits_for_its_end(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Faust answers a fetch that ends meanwhile with a move back to the committed offsets."""
+
+    async def ends() -> bool:
+        consumer = cast("FreshConsumer", build_app(settings).consumer)
+        monkeypatch.setattr(consumer, "assignment", lambda: {TP("activity", 0)})  # and none is active: it is paused
+        consumer.stop_flow()
+        waits = asyncio.create_task(consumer._wait_next_records(0))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        ended = waits.done()
+        waits.cancel()
+        await asyncio.wait({waits})
+        return ended
+
+    assert not asyncio.run(ends())
