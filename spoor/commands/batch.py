@@ -246,7 +246,7 @@ def forget(
     Their rows leave the online store (all views and releases), the offline log and the lake, and the embedding topics
     get records without value. A marker keeps replays and late writers from bringing the past back; events that a
     returning user makes later count. What only Kafka can remove is listed with its latest date. When Kafka has removed
-    it, --expire removes the markers too, and with them the last that names these users.
+    it, --expire removes the markers too.
     """
     if expire:
         if user_ids or users_from is not None or through_ms is not None:
