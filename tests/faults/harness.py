@@ -253,10 +253,13 @@ class Traffic:
         self.records = 0
         self.bad: dict[str, tuple[bytes, bytes | None]] = {}  # topic/partition/offset → (key, value)
 
-    def produce(self, events: int, *, bad: int = 0, pieces: int = 1) -> None:
-        """Returns when all are acknowledged; with several pieces one waits for the other."""
+    def produce(self, events: int, *, bad: int = 0, pieces: int = 1, seconds: float = 0.0) -> None:
+        """Returns when all are acknowledged; with several pieces one waits for the other. They are spread over so many
+        seconds, in which something is to break."""
+        started = time.monotonic()
         with self.world.producer() as producer:
-            for _ in range(pieces):
+            for piece in range(pieces):
+                time.sleep(max(0.0, started + seconds * piece / pieces - time.monotonic()))
                 made = [self.event() for _ in range(events // pieces)]
                 self._send(producer, made, [self.random.choice(BAD_VALUES) for _ in range(bad // pieces)])
 
@@ -282,13 +285,15 @@ class Traffic:
         self.records += len(records)
 
     @contextmanager
-    def flowing(self, events: int, *, bad: int = 0, pieces: int = 10) -> Iterator[Callable[[], bool]]:
+    def flowing(
+        self, events: int, *, bad: int = 0, pieces: int = 10, seconds: float = 0.0
+    ) -> Iterator[Callable[[], bool]]:
         """As `produce`, in a thread. Yields whether it has ended; at the end waits for it."""
         failures: list[BaseException] = []
 
         def flow() -> None:
             try:
-                self.produce(events, bad=bad, pieces=pieces)
+                self.produce(events, bad=bad, pieces=pieces, seconds=seconds)
             except BaseException as error:
                 failures.append(error)
 

@@ -29,7 +29,7 @@ def test_backfills_race_a_live_stream_on_the_same_users(make_world: NewWorld, re
     first = world.start("backfill")  # it and both workers come to the same events at the same time
     workers = [world.worker(), world.worker()]
     backfills = 1
-    with traffic.flowing(20_000, bad=200, pieces=100) as flowed:
+    with traffic.flowing(20_000, bad=200, pieces=100, seconds=40) as flowed:
         world.await_exit(first, 0)
         while not flowed() or backfills < 3:
             world.spoor("archive")

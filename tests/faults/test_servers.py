@@ -46,7 +46,7 @@ def test_a_broker_that_is_killed_and_started_again(
         world = make_world(kafka=broker.kafka, online_store=at(redis_server("--appendonly", "yes")), stall_seconds=10)
         traffic, fleet = Traffic(world), Fleet(world, 2)
         fleet.tended_until(lambda: world.members() == 2, "both workers have joined")
-        with traffic.flowing(15_000, bad=150, pieces=150):
+        with traffic.flowing(15_000, bad=150, pieces=150, seconds=45):
             for down_seconds in (0, 5, 20):
                 pause(fleet, 3)
                 assert running.pid is not None
@@ -72,7 +72,7 @@ def test_a_redis_that_is_killed_with_every_write_synced(make_world: NewWorld, re
     world = make_world(online_store=at(server))
     traffic, fleet = Traffic(world), Fleet(world, 2)
     fleet.tended_until(lambda: world.members() == 2, "both workers have joined")
-    with traffic.flowing(10_000, bad=100, pieces=100):
+    with traffic.flowing(10_000, bad=100, pieces=100, seconds=20):
         for down_seconds in (0, 1, 10):
             pause(fleet, 2)
             server.kill()
@@ -98,7 +98,7 @@ def test_a_redis_whose_power_is_cut_and_the_rewind_after_it(
     traffic, fleet = Traffic(world), Fleet(world, 2)
     fleet.tended_until(lambda: world.members() == 2, "both workers have joined")
     lost_bytes = 0
-    with traffic.flowing(10_000, bad=100, pieces=100):
+    with traffic.flowing(10_000, bad=100, pieces=100, seconds=10):
         for _ in range(3):
             pause(fleet, 2)
             synced = log.stat().st_size
@@ -219,8 +219,8 @@ def test_disks_that_are_full(make_world: NewWorld, judged: Judged, tmp_path: Pat
             world = make_world(online_store=at(server))
             traffic, fleet = Traffic(world), Fleet(world, 2)
             fleet.tended_until(lambda: world.members() == 2, "both workers have joined")
-            with traffic.flowing(10_000, bad=100, pieces=100):
-                for _ in range(2):
+            for _ in range(2):
+                with traffic.flowing(5_000, bad=50, pieces=50, seconds=10):
                     pause(fleet, 2)
                     gave_up = fleet.exits[3]
                     fill_redis()
@@ -263,7 +263,7 @@ def test_a_redis_cluster_of_three_masters_that_fails_over(make_world: NewWorld, 
     )
     traffic, fleet = Traffic(world), Fleet(world, 2)
     fleet.tended_until(lambda: world.members() == 2, "both workers have joined")
-    with traffic.flowing(10_000, bad=100, pieces=100):
+    with traffic.flowing(10_000, bad=100, pieces=100, seconds=15):
         for _ in range(2):
             pause(fleet, 2)
             master = next(node for node in nodes if role_of(node) == "master" and has_replica(node))

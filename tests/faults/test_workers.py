@@ -88,7 +88,7 @@ def test_fifty_kills_at_random_moments_and_at_fail_points(make_world: NewWorld, 
             next_kill = time.monotonic() + pick.uniform(2, 8)
         return flowed() and fleet.exits[-signal.SIGKILL] >= 50
 
-    with traffic.flowing(200_000, bad=2000, pieces=200) as flowed:
+    with traffic.flowing(200_000, bad=2000, pieces=200, seconds=240) as flowed:
         fleet.tended_until(killed_enough, "fifty workers are dead")
     fleet.finish()
     at_points = sum("fail point" in world.log(worker) for worker in world.workers)
@@ -113,7 +113,7 @@ def test_zombies(make_world: NewWorld, redis_server: RunRedis, judged: Judged):
     wait_until(lambda: world.members() == 2, "both have joined")
     for turn in range(4):
         zombie = workers[turn % 2]
-        with traffic.flowing(2000, bad=20):
+        with traffic.flowing(2000, bad=20, seconds=2):
             time.sleep(0.2 * turn)  # where in its batch it freezes is left to chance
             zombie.send_signal(signal.SIGSTOP)
         wait_until(world.caught_up, "the other worker has its partitions")
@@ -147,7 +147,7 @@ def test_workers_join_leave_and_die_while_events_flow(make_world: NewWorld, redi
         wait_until(lambda: world.members() == size, f"{size} workers share the partitions")
 
     changes = 0
-    with traffic.flowing(30_000, bad=300, pieces=100):
+    with traffic.flowing(30_000, bad=300, pieces=100, seconds=60):
         for step in _steps():
             changes += 1
             if step == "join":
