@@ -34,6 +34,7 @@ class RedisServer:
     config: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    cluster_port: int = field(default_factory=free_port)  # by default port + 10,000, which a connection may have
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,6 +48,7 @@ class RedisServer:
         """Returns once it answers."""
         command = [require_redis(), *([] if self.config is None else [str(self.config)])]
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        command += ["--cluster-port", str(self.cluster_port)]
         with (self.folder / "log").open("ab") as log:
             environment = {**os.environ, **self.environment}
             self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log, env=environment)
