@@ -48,7 +48,8 @@ class RedisServer:
         """Returns once it answers."""
         command = [require_redis(), *([] if self.config is None else [str(self.config)])]
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
-        command += ["--cluster-port", str(self.cluster_port)]
+        if "--cluster-enabled" in self.options:  # Redis 7 knows this
+            command += ["--cluster-port", str(self.cluster_port)]
         with (self.folder / "log").open("ab") as log:
             environment = {**os.environ, **self.environment}
             self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log, env=environment)
