@@ -58,7 +58,7 @@ def test_a_backfill_that_is_killed_ten_times(make_world: NewWorld, redis_server:
     for _ in range(10):
         job = world.start("backfill", "--resume", program=program)
         wait_until(lambda job=job: " done (" in world.log(job), "another work item is done")
-        threading.Event().wait(pick.uniform(0, 0.2))  # somewhere in the next one
+        threading.Event().wait(pick.uniform(0, 0.05))  # somewhere in the next one
         job.send_signal(signal.SIGKILL)
         world.await_exit(job, -signal.SIGKILL)
     last = world.start("backfill", "--resume", program=program)
