@@ -177,11 +177,14 @@ class LandEmbeddings(beam.DoFn):
         self._failures = failures
 
     def setup(self) -> None:
-        from store.offline import open_offline  # imports Feast: seconds that an archive without rows need not wait
+        # These import Feast: seconds that an archive without rows need not wait.
+        from store.offline import open_offline
+        from store.protobytes import EntityKeys
 
         with self._failures.recorded():
             self._reader = RangeReader(self._kafka)
             self._offline = open_offline(self._features)
+            self._keys = EntityKeys(self._features.user_join_key, self._features.user_id_type)
 
     def teardown(self) -> None:
         if hasattr(self, "_reader"):
@@ -219,12 +222,11 @@ class LandEmbeddings(beam.DoFn):
     def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
         """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
         have sent it."""
-        from store.protobytes import EntityKeys
         from store.rows import embedding_row_from_record
         from store.validation import bad_vectors
 
         row = embedding_row_from_record(record.value)
-        EntityKeys(self._features.user_join_key, self._features.user_id_type).to_bytes(row.user_id)
+        self._keys.to_bytes(row.user_id)  # raises where it is no id of this type
         found = (row.user_id.encode(), row.model_version, row.embedding.shape)
         expected = (record.key, release, (dimension,))
         if found != expected:

@@ -63,9 +63,7 @@ class ExpireResult:
     changed: int = 0  # markers whose user was written meanwhile: they stay
     returned: int = 0  # users with a marker and events after it: their rows stay as they are
     listed: int = 0  # taken out of the lake's list
-    unfinished: int = (
-        0  # users whose past is still in lake or store, since a `spoor forget` was killed: they stay listed
-    )
+    unfinished: int = 0  # users whose past is still in lake or store, as a `spoor forget` was killed: they stay listed
     holds: tuple[Holds, ...] = ()
     seconds: float = 0.0
 

@@ -130,13 +130,7 @@ class OnlineStore:
         is written, for embeddings of wrong dimension, norm or with values that are not finite."""
         self._check_embeddings(writes)
         keys = self._keys([write.user_id for write in writes])
-        done: list[bool] = []
-        for start in range(0, len(writes), _CHUNK_USERS):  # laid out chunk by chunk: few objects are alive at once
-            chunk = slice(start, start + _CHUNK_USERS)
-            part = [self._guarded(key, write) for key, write in zip(keys[chunk], writes[chunk], strict=True)]
-            with self._errors():
-                done += self._guard.compare_and_set(self._config, self._revision, part)
-        return np.array(done, bool)
+        return self._compare_and_set(map(self._guarded, keys, writes))
 
     def remove(self, revisions: Mapping[str, int]) -> npt.NDArray[np.bool_]:
         """Removes users' histories and embeddings of every release. `revisions`: user id → the revision that the
@@ -150,15 +144,9 @@ class OnlineStore:
                 hint="Redis and SQLite can; in another store, remove them with its own tools",
             )
         views = [self._view(USER_HISTORY), *map(self._user_view, registered_releases(self.feast))]
-        users = list(revisions)
-        done: list[bool] = []
-        for start in range(0, len(users), _CHUNK_USERS):
-            part = users[start : start + _CHUNK_USERS]
-            expected = [protobytes.int_value(revisions[user]) for user in part]
-            writes = [GuardedWrite(*pair, [], views) for pair in zip(self._keys(part), expected, strict=True)]
-            with self._errors():
-                done += self._guard.compare_and_set(self._config, self._revision, writes)
-        return np.array(done, bool)
+        expected = map(protobytes.int_value, revisions.values())
+        keys = self._keys(list(revisions))
+        return self._compare_and_set(GuardedWrite(*pair, [], views) for pair in zip(keys, expected, strict=True))
 
     @property
     def lists_users(self) -> bool:
@@ -227,6 +215,13 @@ class OnlineStore:
         for view in release_views(self.features, LiveRelease(release, 0, 0, release)):
             with self._errors():
                 self._guard.delete_rows(self._config, self._views.pop(view.name, view))
+
+    def _compare_and_set(self, writes: Iterator[GuardedWrite]) -> npt.NDArray[np.bool_]:
+        done: list[bool] = []
+        while part := list(islice(writes, _CHUNK_USERS)):  # laid out chunk by chunk: few objects are alive at once
+            with self._errors():
+                done += self._guard.compare_and_set(self._config, self._revision, part)
+        return np.array(done, bool)
 
     def _guarded(self, key: bytes, write: UserWrite) -> GuardedWrite:
         if not (write.revision >= write.expected_revision and write.revision > 0):

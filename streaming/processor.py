@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from faust.types import TP, EventT
 
     from store.writer import GuardedWriter, UpdateResult
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 ByRelease = Mapping[str, Set[str]]  # release → users

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
@@ -14,7 +16,7 @@ from faust.types import TP
 from activity.settings import KafkaSettings
 from spoor.config import Settings
 from streaming.transport import ConsumerThread, FreshConsumer
-from streaming.worker import build_app
+from streaming.worker import StreamApp, build_app
 from tests.conftest import DEADLINE_SECONDS
 from tests.streaming.conftest import World, some_events
 
@@ -52,14 +54,26 @@ def test_a_commit_whose_partitions_a_rebalance_took_does_not_crash_the_stream(wo
     assert asyncio.run(_commit_what_is_not_assigned(world)) == (True, False)
 
 
-async def _seek_with_nothing_committed(world: World, committed: dict[int, int]) -> dict[int, tuple[int, int]]:
-    """Partition → where the next fetch begins, after a fetch of which nothing was handled, and after Faust's seek."""
+@asynccontextmanager
+async def handling_no_batch(world: World) -> AsyncIterator[StreamApp]:
+    """A worker that has joined its group and fetches."""
     app = build_app(world.settings)
-    consumer = cast("FreshConsumer", app.consumer)
     try:
         await app.processor.open()
-        await app.processor.writing.acquire()  # no batch is handled
+        await app.processor.writing.acquire()
         await app.start()
+        yield app
+    finally:
+        app.conf.stream_wait_empty = False
+        app.consumer.unacked.clear()
+        await app.stop()
+        app.processor.close()
+
+
+async def _seek_with_nothing_committed(world: World, committed: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """Partition → where the next fetch begins, after a fetch of which nothing was handled, and after Faust's seek."""
+    async with handling_no_batch(world) as app:
+        consumer = cast("FreshConsumer", app.consumer)
         partitions = consumer.assignment()
         if committed:
             await consumer._commit({tp: committed[tp.partition] for tp in partitions})
@@ -71,11 +85,6 @@ async def _seek_with_nothing_committed(world: World, committed: dict[int, int]) 
         before = {tp: await consumer.position(tp) or 0 for tp in partitions}
         await consumer.perform_seek()
         return {tp.partition: (before[tp], await consumer.position(tp) or 0) for tp in partitions}
-    finally:
-        app.conf.stream_wait_empty = False
-        consumer.unacked.clear()
-        await app.stop()
-        app.processor.close()
 
 
 @pytest.mark.parametrize("committed", [{}, dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 1)], ids=str)
@@ -91,12 +100,8 @@ def test_what_was_fetched_and_dropped_is_fetched_again_where_nothing_was_committ
 
 async def _records_once_there_is_room(world: World) -> bool:
     """Whether a fetch that finds every buffer full goes on as soon as one has room, and not after an hour."""
-    app = build_app(world.settings)
-    consumer = cast("FreshConsumer", app.consumer)
-    try:
-        await app.processor.open()
-        await app.processor.writing.acquire()  # no batch is handled
-        await app.start()
+    async with handling_no_batch(world) as app:
+        consumer = cast("FreshConsumer", app.consumer)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while app.in_recovery or not consumer.flow_active:
             assert time.monotonic() < deadline, "the stream does not begin"
@@ -110,10 +115,6 @@ async def _records_once_there_is_room(world: World) -> bool:
         assert not waits.done()
         consumer.on_buffer_drop(min(partitions))
         return await asyncio.wait_for(waits, DEADLINE_SECONDS) == ({}, None)
-    finally:
-        app.conf.stream_wait_empty = False
-        await app.stop()
-        app.processor.close()
 
 
 def test_a_fetch_goes_on_as_soon_as_a_buffer_has_room(world: World):
