@@ -121,7 +121,7 @@ def _fields(value: bytes, settings: EventSettings) -> dict[str, Any]:
 
 def _parse(value: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant)
+        fields = _JSON.decode(value.decode("utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise EventError(reason="not-json", field="value", found=_brief(error), expected="JSON in UTF-8") from None
     if not isinstance(fields, dict):
@@ -136,6 +136,9 @@ def _parse(value: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one for each event
 
 
 def _text(fields: dict[str, Any], name: str, max_bytes: int) -> str:
@@ -155,7 +158,7 @@ def _text(fields: dict[str, Any], name: str, max_bytes: int) -> str:
             found=f"{size} bytes",
             expected=f"1 to {max_bytes} bytes of UTF-8",
         )
-    if any(ord(character) < 32 for character in text):
+    if not text.isprintable() and any(ord(character) < 32 for character in text):
         raise EventError(reason="bad-text", field=name, found="a control character", expected="printable text")
     return text
 

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 def circumstances(library: str = "torch", *, device: str = "cpu") -> dict[str, str]:
     """When and where; `library`: whose version matters."""
@@ -32,6 +34,15 @@ def finish(found: dict[str, Any], options: Namespace, results: Path, *, module: 
         with results.open("a") as file:
             file.write(json.dumps(found, sort_keys=True) + "\n")
     print(json.dumps(found) if options.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+def tree_mb(pid: int) -> float:
+    """Resident memory of a process and its children now; 0 once it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]) / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def own_mb(field: str) -> float:

@@ -7,6 +7,7 @@ events, Kafka on this machine. Each part runs alone, in a process of its own:
 
  worker   `run_worker` as `spoor stream` runs it: decoded, merged, encoded, written with guard, published, committed.
           Every user has a history of 64 events in the store. Events over the time from its first batch to its last.
+          `peak_mb`: the most that its two processes had in memory.
  decode   a Faust agent that takes the same batches, decodes them and commits, and does nothing else.
  encode   the encoder alone on the very histories that the worker encoded, batch by batch.
 
@@ -42,8 +43,8 @@ from activity.hashing import hash_items, hash_names
 from activity.history import EVENT_DTYPE, Histories
 from activity.packing import pack
 from benchmarks.repo import NOW_MS, applied_repo
-from benchmarks.rows import circumstances, finish, own_mb
-from encoder.inference import FrozenEncoder, load_encoders
+from benchmarks.rows import circumstances, finish, tree_mb
+from encoder.inference import load_encoders
 from feature_repo.names import user_embedding_view
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics
@@ -52,6 +53,7 @@ from store.online import open_online
 from store.rows import UserWrite
 from streaming.broker import broker_urls
 from streaming.core import Record, decode_batch
+from streaming.encoder_process import RemoteEncoder
 from streaming.worker import run_worker
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
@@ -63,6 +65,7 @@ ZIPF = 1.0  # exponent of the users' shares
 ANSWER_SECONDS = 120.0
 _ASKED_EVERY = 20  # events between two that Feast is asked for
 _ASK_SECONDS = 0.02  # between two questions
+_LOOK_SECONDS = 1.0  # between two looks at a part's memory
 
 
 def zipf_events(count: int, *, users: int, seed: int) -> list[Event]:
@@ -141,22 +144,20 @@ def produce(settings: Settings, events: list[Event]) -> None:
 
 def work(settings: Settings, folder: Path, count: int | None) -> dict[str, Any]:
     """The worker; with a count it leaves behind what it encoded, for `encode`."""
-    encode, encoded = FrozenEncoder.encode, []
+    encode, encoded = RemoteEncoder.encode, []
 
-    def remembered(self: FrozenEncoder, histories: Histories) -> Any:
+    def remembered(self: RemoteEncoder, histories: Histories) -> Any:
         encoded.append((histories.values.copy(), histories.lengths))
         return encode(self, histories)
 
     if count is not None:
-        FrozenEncoder.encode = remembered  # type: ignore[method-assign]
+        RemoteEncoder.encode = remembered  # type: ignore[method-assign]
     summary = run_worker(settings, count=count, timeout_seconds=None if count is None else 600.0)
     if count is not None:
         values, lengths = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
         np.savez(folder / "encoded.npz", values=values, lengths=lengths, users=[len(part) for _, part in encoded])
     found = asdict(summary)
-    return {name: found[name] for name in ("events", "users", "batches", "events_per_second")} | {
-        "peak_mb": round(own_mb("VmHWM"))
-    }
+    return {name: found[name] for name in ("events", "users", "batches", "events_per_second")}
 
 
 def decode(settings: Settings, folder: Path, count: int | None) -> dict[str, Any]:
@@ -227,8 +228,15 @@ PARTS = {"worker": work, "decode": decode, "encode": encode}
 
 def _alone(part: str, settings_file: Path, *, count: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.stream", "--part", part, str(settings_file), "--events", str(count)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    peak = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        while process.poll() is None:
+            peak = max(peak, tree_mb(process.pid))
+            time.sleep(_LOOK_SECONDS)
+        output = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"part `{part}` ended with status {process.returncode}")
+    return json.loads(output.splitlines()[-1]) | {"peak_mb": round(peak)}
 
 
 # -- how soon

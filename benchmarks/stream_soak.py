@@ -3,7 +3,7 @@
     python -m benchmarks.stream_soak --redis HOST:PORT [--events 2000000] --json [--keep]
 
 As benchmarks.stream, with more users than the worker keeps histories of in memory (stream.cache_users, here 20,000), so
-that the cache is full after the warm-up and evicts from then on. The resident memory of the worker's process is read
+that the cache is full after the warm-up and evicts from then on. The resident memory of the worker's processes is read
 every two seconds. `growth` is the highest of the last quarter of the events over the highest up to the end of the
 warm-up, which is the first quarter.
 """
@@ -20,10 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.repo import applied_repo
-from benchmarks.rows import circumstances, finish
+from benchmarks.rows import circumstances, finish, tree_mb
 from benchmarks.stream import ITEMS, RELEASE, running_broker, write_settings, zipf_events
 from spoor.config import load_settings
 from spoor.kafka_admin import group_lag
@@ -44,12 +42,12 @@ def measure(*, events: int, users: int, redis: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.stream", "--part", "worker", str(file), "--events", "0"]
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         stack.callback(worker.kill)
-        process, resident = psutil.Process(worker.pid), []  # (events done, MB)
+        resident: list[tuple[int, float]] = []  # (events done, MB)
         started = time.monotonic()
         while True:
             time.sleep(_EVERY_SECONDS)
             left = sum(group_lag(settings.kafka, settings.stream.group).values())
-            resident.append((events - left, process.memory_info().rss / 2**20))
+            resident.append((events - left, tree_mb(worker.pid)))
             if len(resident) % 15 == 0:
                 print(f"{events - left:,} events, {resident[-1][1]:.0f} MB", file=sys.stderr)
             if not left:

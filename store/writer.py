@@ -18,8 +18,9 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ __all__ = ["Encoder", "GuardedWriter", "HistoryCache", "UpdateResult"]
 _MAX_ROUNDS = 100
 _QUIET_ROUNDS = 3  # refusals before a writer waits a moment for the others
 _LONGEST_WAIT_SECONDS = 0.1
+_USERS_AT_ONCE = 128  # encoded while others are merged and written
 _log = logging.getLogger(__name__)
 Bools = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
@@ -82,7 +84,6 @@ class _Batch:
     events: Histories
     as_of_ms: Int64s
     partitions: Sequence[int | None]
-    packed: list[bytes]
     merged: list[npt.NDArray[np.void]]
     revisions: Int64s
     changed: Bools
@@ -92,12 +93,36 @@ class _Batch:
     postpone: Bools
     refused: int = 0
     cache_hits: int = 0
-    failures: dict[str, int] = field(default_factory=dict)  # by release
+    encode_failures: int = 0
+
+
+class _Merged(NamedTuple):
+    """Some users of a batch on their way into the store. All but `positions` hold one entry per user of these."""
+
+    positions: Int64s  # in the batch
+    users: list[str]
+    stored: list[StoredUser]
+    from_cache: Bools
+    histories: Histories
+    packed: list[bytes]
+    changed: Bools
+    forgets: Bools
+    as_of_ms: Int64s
+    expected: Int64s  # the stored revisions
+    revisions: Int64s  # after this write
+
+
+class _Encoded(NamedTuple):
+    merged: _Merged
+    fresh: dict[str, dict[int, EmbeddingRow]]  # release → place in `merged` → row
+    failures: int
 
 
 class GuardedWriter:
-    """`observe` is called after each step of each round with "read", "merged", "encoded" or "written": metrics hang
-    there. `encoders`: one per live release; the embeddings of all are written with the history."""
+    """`encoders`: one per live release; the embeddings of all are written with the history. `executor`: where they
+    encode some users of a batch while others are merged and written; None: they take turns.
+    `observe` is called in the caller's thread at the end of each step, with "read", "merged", "encoded" (waited for, if
+    there is an executor) or "written": metrics hang there."""
 
     def __init__(
         self,
@@ -106,6 +131,7 @@ class GuardedWriter:
         *,
         history: HistorySettings,
         cache: HistoryCache | None = None,
+        executor: Executor | None = None,
         observe: Callable[[str], None] = lambda step: None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -117,6 +143,7 @@ class GuardedWriter:
         self.encoders = {encoder.release: encoder for encoder in encoders}
         self.history = history
         self.cache = cache if cache is not None else HistoryCache(0)
+        self._executor = executor
         self.observe = observe
         self.now_ms = now_ms
 
@@ -148,7 +175,6 @@ class GuardedWriter:
             events=events,
             as_of_ms=np.asarray(as_of_ms, np.int64),
             partitions=[None] * count if partitions is None else partitions,
-            packed=[b""] * count,
             merged=[events.values[:0]] * count,
             revisions=np.zeros(count, np.int64),
             changed=np.zeros(count, bool),
@@ -175,80 +201,122 @@ class GuardedWriter:
         del self.encoders[release]
 
     def _round(self, batch: _Batch, pending: Int64s, *, cached: bool) -> Int64s:
-        """One pass over the users at positions `pending`; returns the positions to be done again."""
-        users = [batch.users[i] for i in pending]
+        """One pass over the users at positions `pending`; returns the positions to be done again. With an executor,
+        some users are encoded while others are merged or written."""
+        parts = 1 if self._executor is None else -(-len(pending) // _USERS_AT_ONCE)
+        again: list[Int64s] = []
+        encoding: Callable[[], _Encoded] | None = None
+        for some in np.array_split(pending, parts):
+            merged = self._merge(batch, some, cached=cached)
+            following = self._begin_to_encode(batch, merged)
+            if encoding is not None:
+                again.append(self._write(batch, encoding()))
+            encoding = following
+        if encoding is not None:
+            again.append(self._write(batch, encoding()))
+        return np.concatenate(again)
+
+    def _merge(self, batch: _Batch, positions: Int64s, *, cached: bool) -> _Merged:
+        users = [batch.users[i] for i in positions]
         stored, from_cache = self._load(users, cached=cached)
         batch.cache_hits += int(from_cache.sum())
         self.observe("read")
 
         before, marked = _unpack(stored)
-        through = np.maximum(marked, batch.forget_through[pending])
-        events = batch.events.take(pending)
+        through = np.maximum(marked, batch.forget_through[positions])
+        events = batch.events.take(positions)
         fresh_events = events.after(through)
-        batch.forgotten[pending] = events.lengths - fresh_events.lengths
+        batch.forgotten[positions] = events.lengths - fresh_events.lengths
         after = merge(before.after(through), fresh_events, max_events=self.history.max_events)
         forgets = through > marked
         changed = ~equal_rows(before, after) | forgets
-        self.observe("merged")
-
-        packed = pack(after, through)
         as_of = np.array([user.as_of_ms for user in stored], np.int64)
-        as_of[changed] = np.maximum(as_of, batch.as_of_ms[pending])[changed]
+        as_of[changed] = np.maximum(as_of, batch.as_of_ms[positions])[changed]
         expected = np.array([user.revision for user in stored], np.int64)
         # The row may be removed later, and its user begin at 1 again (OnlineStore.remove): whoever still expects the
         # revision of a forgetting must not meet it a second time, so a clock gives it.
         revisions = np.where(forgets, np.maximum(expected + 1, self.now_ms()), expected + changed)
-        encode = (after.lengths > 0) & ~batch.postpone[pending]
-        fresh = {
-            release: self._encode(
-                batch, encoder, users, after, revisions, as_of, _behind(stored, release, revisions, encode)
-            )
-            for release, encoder in self.encoders.items()
-        }
-        self.observe("encoded")
+        packed = pack(after, through)
+        self.observe("merged")
+        return _Merged(
+            positions=positions,
+            users=users,
+            stored=stored,
+            from_cache=from_cache,
+            histories=after,
+            packed=packed,
+            changed=changed,
+            forgets=forgets,
+            as_of_ms=as_of,
+            expected=expected,
+            revisions=revisions,
+        )
 
-        last_times, lengths = after.last_times(), after.lengths
-        positions, writes = [], []
+    def _begin_to_encode(self, batch: _Batch, merged: _Merged) -> Callable[[], _Encoded]:
+        """Returns what waits for the end."""
+        if self._executor is not None:
+            return self._executor.submit(self._encode_all, batch, merged).result
+        encoded = self._encode_all(batch, merged)
+        return lambda: encoded
+
+    def _encode_all(self, batch: _Batch, merged: _Merged) -> _Encoded:
+        encode = (merged.histories.lengths > 0) & ~batch.postpone[merged.positions]
+        fresh, failures = {}, 0
+        for release, encoder in self.encoders.items():
+            who = _behind(merged.stored, release, merged.revisions, encode)
+            fresh[release] = self._encode(encoder, merged, who)
+            failures += len(who) - len(fresh[release])
+        return _Encoded(merged, fresh, failures)
+
+    def _write(self, batch: _Batch, encoded: _Encoded) -> Int64s:
+        """Returns the positions to be done again."""
+        self.observe("encoded")
+        merged, fresh, failures = encoded
+        batch.encode_failures += failures
+        users, histories = merged.users, merged.histories
+        last_times, lengths = histories.last_times(), histories.lengths
+        rows, writes = [], []
         for k, user in enumerate(users):
-            embeddings = [rows[k] for rows in fresh.values() if k in rows]
-            if changed[k] or embeddings:
+            embeddings = [of_release[k] for of_release in fresh.values() if k in of_release]
+            if merged.changed[k] or embeddings:
                 write = UserWrite(
                     user_id=user,
-                    expected_revision=int(expected[k]),
-                    revision=int(revisions[k]),
-                    history=packed[k],
+                    expected_revision=int(merged.expected[k]),
+                    revision=int(merged.revisions[k]),
+                    history=merged.packed[k],
                     events=int(lengths[k]),
                     event_time_ms=int(last_times[k]),
-                    created_ms=int(as_of[k]),
+                    created_ms=int(merged.as_of_ms[k]),
                     embeddings=embeddings,
-                    forgets=bool(forgets[k]),
+                    forgets=bool(merged.forgets[k]),
                 )
-                positions.append(k)
+                rows.append(k)
                 writes.append(write)
         again = np.zeros(len(users), bool)
-        again[positions] = ~self.online.write(writes) if writes else False
+        again[rows] = ~self.online.write(writes) if writes else False
         self.observe("written")
 
-        refused = int(again.sum())
-        batch.refused += refused
-        known = {release: [fresh[release].get(k) for k in range(len(users))] for release in self.encoders}
-        batch.changed[pending] |= changed & ~again
-        again |= self._read_back(known, users, stored, from_cache, again)
-        for k, position in enumerate(pending):
+        batch.refused += int(again.sum())
+        known = {release: [fresh[release].get(k) for k in range(len(users))] for release in fresh}
+        batch.changed[merged.positions] |= merged.changed & ~again
+        again |= self._read_back(known, merged, refused=again)
+        for k, position in enumerate(merged.positions):
             if again[k]:
                 self.cache.drop(users[k])
                 continue
-            batch.packed[position] = packed[k]
-            batch.merged[position] = after[k]
-            batch.revisions[position] = revisions[k]
-            for release, rows in known.items():
-                batch.rows[release][position] = rows[k]
-            if revisions[k]:
+            batch.merged[position] = histories[k]
+            batch.revisions[position] = merged.revisions[k]
+            for release, of_release in known.items():
+                batch.rows[release][position] = of_release[k]
+            if merged.revisions[k]:
                 state = StoredUser(
-                    packed[k], int(revisions[k]), {r: _revision(rows[k]) for r, rows in known.items()}, int(as_of[k])
+                    merged.packed[k],
+                    int(merged.revisions[k]),
+                    {release: _revision(of_release[k]) for release, of_release in known.items()},
+                    int(merged.as_of_ms[k]),
                 )
                 self.cache.put(users[k], state, partition=batch.partitions[position])
-        return pending[again]
+        return merged.positions[again]
 
     def _load(self, users: list[str], *, cached: bool) -> tuple[list[StoredUser], Bools]:
         """The users' stored state, and for whom it is from the cache."""
@@ -260,43 +328,35 @@ class GuardedWriter:
             found[k] = user
         return [user for user in found if user is not None], hits
 
-    def _encode(
-        self,
-        batch: _Batch,
-        encoder: Encoder,
-        users: list[str],
-        histories: Histories,
-        revisions: Int64s,
-        as_of: Int64s,
-        who: Int64s,
-    ) -> dict[int, EmbeddingRow]:
-        """Rows by position in `users`, for the positions `who`; those that could not be computed are missing."""
+    def _encode(self, encoder: Encoder, merged: _Merged, who: Int64s) -> dict[int, EmbeddingRow]:
+        """Rows by position in `merged`, for the positions `who`; those that could not be computed are missing."""
         if len(who) == 0:
             return {}
-        release = encoder.release
+        release, users = encoder.release, merged.users
         try:
-            vectors, used = encoder.encode(histories.take(who))
-        except SpoorError as error:
-            return self._failed(batch, release, len(who), error.message)
+            vectors, used = encoder.encode(merged.histories.take(who))
+        except InfrastructureError:
+            raise
         except Exception as error:  # whatever a model may raise must not hold up histories and other releases
             _log.debug("encoding failed", exc_info=error)
-            return self._failed(batch, release, len(who), f"{type(error).__name__}: {error}")
-        dimension = self.encoders[release].dimension
-        if vectors.shape != (len(who), dimension):
-            raise _wrong_dimension(release, vectors.shape[-1], dimension)
+            why = error.message if isinstance(error, SpoorError) else f"{type(error).__name__}: {error}"
+            _wait_for_the_sweep(release, len(who), why)
+            return {}
+        if vectors.shape != (len(who), encoder.dimension):
+            raise _wrong_dimension(release, vectors.shape[-1], encoder.dimension)
         bad = bad_vectors(vectors, used)
         if bad.any():
-            user = users[int(who[bad][0])]
-            self._failed(batch, release, int(bad.sum()), f"not finite or not of norm 1, first for user {user!r}")
-        computed_at, times = self.now_ms(), histories.last_times()
+            first = users[int(who[bad][0])]
+            _wait_for_the_sweep(release, int(bad.sum()), f"not finite or not of norm 1, first for user {first!r}")
+        computed_at, times = self.now_ms(), merged.histories.last_times()
         return {
             int(k): EmbeddingRow(
                 user_id=users[k],
                 embedding=vectors[n],
-                revision=int(revisions[k]),
+                revision=int(merged.revisions[k]),
                 events_used=int(used[n]),
                 event_time_ms=int(times[k]),
-                created_ms=max(int(as_of[k]), encoder.trained_through_ms),
+                created_ms=max(int(merged.as_of_ms[k]), encoder.trained_through_ms),
                 computed_at_ms=computed_at,
                 model_version=release,
             )
@@ -304,34 +364,18 @@ class GuardedWriter:
             if not bad[n]
         }
 
-    def _failed(self, batch: _Batch, release: str, count: int, why: str) -> dict[int, EmbeddingRow]:
-        if release not in batch.failures:
-            _log.error("release %s: %d embeddings wait for the sweep: %s", release, count, why)
-        batch.failures[release] = batch.failures.get(release, 0) + count
-        return {}
-
-    def _read_back(
-        self,
-        known: dict[str, list[EmbeddingRow | None]],
-        users: list[str],
-        stored: list[StoredUser],
-        from_cache: Bools,
-        refused: Bools,
-    ) -> Bools:
+    def _read_back(self, known: dict[str, list[EmbeddingRow | None]], merged: _Merged, *, refused: Bools) -> Bools:
         """Fills `known` with the stored rows of users that were not encoded. Returns for whom the cache was wrong."""
-        stale = np.zeros(len(users), bool)
+        stale = np.zeros(len(merged.users), bool)
         for release, rows in known.items():
-            missing = [
-                k
-                for k, row in enumerate(rows)
-                if row is None and not refused[k] and stored[k].embedding_revisions[release] is not None
-            ]
+            before = [user.embedding_revisions[release] for user in merged.stored]
+            missing = [k for k, row in enumerate(rows) if row is None and not refused[k] and before[k] is not None]
             if not missing:
                 continue
-            read = self.online.read_embeddings(release, [users[k] for k in missing])
+            read = self.online.read_embeddings(release, [merged.users[k] for k in missing])
             for k, row in zip(missing, read, strict=True):
                 rows[k] = row
-                stale[k] |= bool(from_cache[k]) and _revision(row) != stored[k].embedding_revisions[release]
+                stale[k] |= bool(merged.from_cache[k]) and _revision(row) != before[k]
         return stale
 
     def _result(self, batch: _Batch) -> UpdateResult:
@@ -342,7 +386,7 @@ class GuardedWriter:
             rows={release: [row for row in rows if row is not None] for release, rows in batch.rows.items()},
             changed=batch.changed,
             refused=batch.refused,
-            encode_failures=sum(batch.failures.values()),
+            encode_failures=batch.encode_failures,
             forgotten=int(batch.forgotten.sum()),
             cache_hits=batch.cache_hits,
         )
@@ -363,6 +407,10 @@ def _behind(stored: list[StoredUser], release: str, revisions: Int64s, encode: B
 
 def _revision(row: EmbeddingRow | None) -> int | None:
     return None if row is None else row.revision
+
+
+def _wait_for_the_sweep(release: str, count: int, why: str) -> None:
+    _log.error("release %s: %d embeddings wait for the sweep: %s", release, count, why)
 
 
 def _wrong_dimension(release: str, found: int, expected: int) -> DataError:

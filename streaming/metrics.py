@@ -5,6 +5,7 @@ A registry of its own per worker, so that two workers in one process (tests) do 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from streaming.dead_letters import REASONS
 
@@ -95,6 +97,29 @@ class Freshness:
         return FRESHNESS_EDGES_MS[first : last + 1].round(3).tolist(), self.counts[first:last].tolist()
 
 
+class FreshnessSeconds(Collector):
+    """A Prometheus histogram that takes a batch at once."""
+
+    LIMITS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, math.inf)
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(len(self.LIMITS), np.int64)
+        self._sum = 0.0
+
+    def add(self, milliseconds: npt.NDArray[np.int64]) -> None:
+        seconds = milliseconds / 1000
+        self._counts += np.bincount(np.searchsorted(self.LIMITS, seconds), minlength=len(self.LIMITS))
+        self._sum += float(seconds.sum())
+
+    def collect(self) -> Iterator[Metric]:
+        name, text = "spoor_stream_freshness_seconds", "broker append of an event to its row being in the store"
+        buckets = [
+            (floatToGoString(limit), int(count))
+            for limit, count in zip(self.LIMITS, np.cumsum(self._counts), strict=True)
+        ]
+        yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+
+
 class PartitionLag(Collector):
     """Records that wait, by partition, as they are when Prometheus asks: partitions that were given away go, which a
     gauge with labels cannot do where prometheus_client keeps its values in shared files."""
@@ -160,12 +185,8 @@ class StreamMetrics:
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
             registry=self.registry,
         )
-        self.freshness_seconds = Histogram(
-            "spoor_stream_freshness_seconds",
-            "broker append of an event to its row being in the store",
-            buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600),
-            registry=self.registry,
-        )
+        self.freshness_seconds = FreshnessSeconds()
+        self.registry.register(self.freshness_seconds)
         self.partitions = Gauge("spoor_stream_partitions", "partitions assigned", registry=self.registry)
         self.waiting = Gauge("spoor_stream_waiting_users", "users whose embedding waits", registry=self.registry)
         self.paused = Gauge("spoor_stream_paused", "1 while paused by order", registry=self.registry)
@@ -193,8 +214,7 @@ class StreamMetrics:
         waited_ms = now_ms - append_times_ms
         self.events.add(len(waited_ms))
         self.freshness.add(waited_ms)
-        for milliseconds in waited_ms.tolist():
-            self.freshness_seconds.observe(milliseconds / 1000)
+        self.freshness_seconds.add(waited_ms)
 
     def summary(self) -> StreamSummary:
         busy = (self._last_batch or 0.0) - (self._first_batch or 0.0)

@@ -33,7 +33,7 @@ from streaming.store_thread import StoreThread
 from streaming.stores import Stores, open_stores, releases_to_keep_fresh
 
 if TYPE_CHECKING:
-    from faust.types import TP, EventT
+    from faust.types import TP, Message
 
     from store.writer import GuardedWriter, UpdateResult
 
@@ -112,7 +112,9 @@ class BatchProcessor:
         finally:
             loading.shutdown(wait=False)
         async with self.writing:
-            self._stores, self._publisher = opened
+            before, (self._stores, self._publisher) = self._stores, opened
+        if before is not None:
+            before.close()
         return self.releases
 
     @property
@@ -141,6 +143,8 @@ class BatchProcessor:
     def close(self) -> None:
         for thread in (self._writes, self._reads):
             thread.shutdown(wait=self.failure is None)
+        if self._stores is not None:
+            self._stores.close()
 
     def fail(self, error: BaseException) -> None:
         self.failure = self.failure or error
@@ -151,33 +155,33 @@ class BatchProcessor:
         """Runs a blocking call that writes nothing beside the batches."""
         return await _in_thread(self._reads, function, *args, **options)
 
-    async def take(self, events: Sequence[EventT]) -> None:
+    async def take(self, messages: Sequence[Message]) -> None:
         """Begins with a batch, once there is room for it. Does not return after a failure: nothing more is taken."""
         await self._room.acquire()
         if self.failure is not None:
             await asyncio.Event().wait()
-        self._begin(self._taken(events))
+        self._begin(self._taken(messages))
 
     async def finish(self) -> None:
         """Returns when no batch is under way."""
         if self._under_way:
             await asyncio.wait(self._under_way)
 
-    async def _taken(self, events: Sequence[EventT]) -> None:
+    async def _taken(self, messages: Sequence[Message]) -> None:
         try:
-            await self.handle(events)
+            await self.handle(messages)
         except Exception as error:
             self.fail(error)
         finally:
             self._room.release()
 
-    async def handle(self, events: Sequence[EventT]) -> None:
+    async def handle(self, messages: Sequence[Message]) -> None:
         """One batch: steps 2 to 9 of streaming/worker.py. Raises InfrastructureError when a server stays away.
 
         After another batch's failure it ends early. Above all it acknowledges nothing: Faust would commit what follows
         a batch that was not handled."""
         async with self._decoding:
-            current = self._of_this_generation(events)
+            current = self._of_this_generation(messages)
             if not current:
                 return
             decoded = await self._decode(current)
@@ -203,8 +207,8 @@ class BatchProcessor:
                 self._count(written, decoded, republished)
                 line |= {"users": len(written.result.users), "changed": int(written.result.changed.sum())}
                 line |= {"refused": written.result.refused, "republished": republished}
-            for event in current:
-                event.ack()
+            for message in current:
+                message.ack(self.app.consumer)
             await self._retries.run("committed", self._commit)
         self.metrics.batch_done()
         self.progress = time.monotonic()
@@ -270,24 +274,23 @@ class BatchProcessor:
             self.fail(error)  # nobody may be waiting for this any more
             raise
 
-    def _of_this_generation(self, events: Sequence[EventT]) -> list[EventT]:
+    def _of_this_generation(self, messages: Sequence[Message]) -> list[Message]:
         """A batch taken before a rebalance belongs, unacknowledged, to its new owner. What is left out must leave
         Faust's set of unacknowledged messages too, or the next rebalance would wait for it."""
         generation = self.app.consumer_generation_id
-        current = [event for event in events if event.message.generation_id == generation]
-        if len(current) < len(events):
-            kept = set(map(id, current))
-            for event in events:
-                if id(event) not in kept:
-                    self.app.consumer.unacked.discard(event.message)
-            self.metrics.skipped.add(len(events) - len(current))
-            log.info("left %d records to their new owner", len(events) - len(current))
+        current = [message for message in messages if message.generation_id == generation]
+        if len(current) < len(messages):
+            for message in messages:
+                if message.generation_id != generation:
+                    self.app.consumer.unacked.discard(message)
+            self.metrics.skipped.add(len(messages) - len(current))
+            log.info("left %d records to their new owner", len(messages) - len(current))
         return current
 
-    async def _decode(self, events: Sequence[EventT]) -> DecodedBatch:
+    async def _decode(self, messages: Sequence[Message]) -> DecodedBatch:
         """Also sends the dead letters."""
-        self.metrics.batch_started(len(events))
-        records = [self._record(event) for event in events]
+        self.metrics.batch_started(len(messages))
+        records = [self._record(message) for message in messages]
         decoded = await self._retries.run(
             "decoded", lambda: asyncio.to_thread(decode_batch, records, self.settings.events)
         )
@@ -295,8 +298,7 @@ class BatchProcessor:
         await self._retries.run("dead-letters", lambda: self._send_dead_letters(decoded.dead_letters))
         return decoded
 
-    def _record(self, event: EventT) -> Record:
-        message = event.message
+    def _record(self, message: Message) -> Record:
         if message.timestamp_type != _APPEND_TIME and not self._told_create_time:
             self._told_create_time = True
             log.warning(

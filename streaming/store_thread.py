@@ -1,4 +1,4 @@
-"""A thread in which a worker touches its store: blocking calls, one after the other, off the event loop."""
+"""Threads in which a worker touches its store: blocking calls off the event loop, in their order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ T = TypeVar("T")
 
 
 class StoreThread(Executor):
-    """An executor with one daemon thread. Python waits for a ThreadPoolExecutor's threads when it exits: a call that
-    hangs in a store would keep a worker alive that has already given up."""
+    """An executor with daemon threads. Python waits for a ThreadPoolExecutor's threads when it exits: a call that hangs
+    in a store would keep a worker alive that has already given up."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="store", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()
@@ -35,10 +36,12 @@ class StoreThread(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the thread after the calls that were submitted; `cancel_futures` makes no difference."""
-        self._calls.put(None)
+        """Ends the threads after the calls that were submitted; `cancel_futures` makes no difference."""
+        for _ in self._threads:
+            self._calls.put(None)
         if wait:
-            self._thread.join()
+            for thread in self._threads:
+                thread.join()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -6,16 +6,22 @@ The heavy imports (Feast, PyTorch) happen here, when a worker starts, and not wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from activity.errors import UsageError
 from feature_repo.releases import live_releases
+from streaming.encoder_process import EncoderProcess
 from streaming.settings import WorkerSettings
+from streaming.store_thread import StoreThread
 
 if TYPE_CHECKING:
     from store.online import OnlineStore
     from store.writer import GuardedWriter, HistoryCache
+
+
+_ENCODE_THREADS = 2  # one waits for the encoder, one has the next users ready for it
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Stores:
     online: OnlineStore
     writer: GuardedWriter
     cache: HistoryCache
+    close: Callable[[], None]  # ends what encodes
 
 
 def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
@@ -43,14 +50,18 @@ def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
 def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: Callable[[str], None]) -> Stores:
     """Asks store and definitions whether they are as the settings say: keys of another type would be rows that nobody
     reads. Raises UsageError, DataError or InfrastructureError of the rooms below."""
-    from encoder.inference import load_encoders
     from store.online import open_online
     from store.writer import GuardedWriter, HistoryCache
 
     online = open_online(settings.features)
     online.check(releases)
     online.require_durable()
-    encoders = load_encoders(settings.features.releases_folder, list(releases))
     cache = HistoryCache(settings.stream.cache_users)
-    writer = GuardedWriter(online, encoders, history=settings.history, cache=cache, observe=observe)
-    return Stores(online, writer, cache)
+    with ExitStack() as stack:
+        process = stack.enter_context(closing(EncoderProcess(settings.features.releases_folder, releases)))
+        threads = StoreThread(_ENCODE_THREADS)
+        stack.callback(threads.shutdown, wait=False)
+        writer = GuardedWriter(
+            online, process.encoders, history=settings.history, cache=cache, executor=threads, observe=observe
+        )
+        return Stores(online, writer, cache, close=stack.pop_all().close)

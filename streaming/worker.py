@@ -8,8 +8,8 @@ crash right after each of them does:
  2. leave out records of an earlier generation of the group                 their new owner takes them
  3. decode (in a thread, which may ask a schema registry)                   nothing happened: delivered again
  4. produce the dead letters, await their acknowledgement                   produced again under the same key
- 5. group by user; read, merge, encode (in another thread)                  nothing happened: delivered again
- 6. compare-and-set write of history and embeddings (same thread)           delivered again, merging changes nothing,
+ 5. group by user; read, merge (in another thread), encode (in a process)   nothing happened: delivered again
+ 6. compare-and-set write of history and embeddings (in that thread)        delivered again, merging changes nothing,
                                                                             the rows found are published
  7. publish every user's row, changed or not, await the acknowledgements    published again, same rows
  8. read the rows again, publish who moved on meanwhile                     delivered again, steps 7 and 8 repeat
@@ -58,12 +58,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import faust
 from aiokafka.errors import KafkaError
-from faust import streams
 from faust.exceptions import FaustError
 
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
 from activity.settings import IsolationLevel
+from streaming.batches import batches
 from streaming.broker import broker_urls, credentials
 from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
@@ -104,8 +104,7 @@ class StreamApp(faust.App):
 
 
 def build_app(settings: WorkerSettings) -> StreamApp:
-    """The Faust app with its one agent. Connects to nothing; `run_worker` starts it. Raises UsageError."""
-    refuse_pure_python()
+    """The Faust app with its one agent. Connects to nothing; `run_worker` starts it."""
     kafka, stream = settings.kafka, settings.stream
     app = StreamApp(
         stream.group,
@@ -133,9 +132,9 @@ def build_app(settings: WorkerSettings) -> StreamApp:
     topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", value_type=bytes, allow_empty=True)
 
     @app.agent(topic, name="keep-fresh")
-    async def keep_fresh(stream_of_events: Any) -> None:
-        async for events in stream_of_events.noack_take(stream.batch_events, within=stream.batch_seconds):
-            await app.processor.take(events)
+    async def keep_fresh(records: Any) -> None:
+        async for batch in batches(app, records, most=stream.batch_events, within_seconds=stream.batch_seconds):
+            await app.processor.take(batch)
 
     async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
         app.processor.health.revoked()
@@ -149,16 +148,6 @@ def build_app(settings: WorkerSettings) -> StreamApp:
     app.on_partitions_revoked.connect(cast(Any, on_revoked))
     app.on_partitions_assigned.connect(cast(Any, on_assigned))
     return app
-
-
-def refuse_pure_python() -> None:
-    """Raises UsageError where Faust runs without its C extension: its Python path acknowledges records of an earlier
-    generation that it skips, which loses them."""
-    if getattr(streams, "_CStreamIterator", None) is None:
-        raise UsageError(
-            "Faust runs without its C extension, in which case it may lose events during a rebalance",
-            hint="unset NO_CYTHON and install the faust-streaming wheel of this platform",
-        )
 
 
 def run_worker(

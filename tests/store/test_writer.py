@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -130,6 +131,75 @@ def test_a_write_that_is_let_through_in_the_last_round_counts_and_one_that_never
         writer_of(online).update(users, events_of(("ann", "i2", 1))[1], as_of_ms=as_of(users))
     assert caught.value.hint
     assert online.read(users, [])[0].revision == 1
+
+
+def test_users_who_are_encoded_while_others_are_merged_and_written_end_as_if_they_took_turns(online, monkeypatch):
+    monkeypatch.setattr("store.writer._USERS_AT_ONCE", 3)
+    users, events = events_of(*((f"user-{n % 10}", f"i{n}", n) for n in range(40)))
+    with ThreadPoolExecutor(2) as pool:
+        writer = writer_of(online, ToyEncoder("base-1"), ToyEncoder("base-2"), executor=pool)
+        result = writer.update(users, events, as_of_ms=as_of(users))
+    assert result.changed.all() and result.users == users
+    expected = ToyEncoder().encode(events)[0]
+    for release in ("base-1", "base-2"):
+        stored = online.read_embeddings(release, users)
+        assert [_facts(row) for row in stored] == [_facts(row) for row in result.rows[release]]
+        np.testing.assert_allclose([row.embedding for row in stored], expected, atol=1e-6)
+    assert equal_rows(result.histories, events).all()
+
+
+def test_the_encoder_has_the_next_users_before_the_last_are_written(online, monkeypatch):
+    monkeypatch.setattr("store.writer._USERS_AT_ONCE", 1)
+    encoder, second_encoded = ToyEncoder(), threading.Event()
+    encode, write = encoder.encode, online.write
+
+    def encode_and_tell(histories):
+        if encoder.calls:
+            second_encoded.set()
+        return encode(histories)
+
+    def write_after_the_next_encode(writes):
+        assert second_encoded.wait(60)
+        return write(writes)
+
+    monkeypatch.setattr(encoder, "encode", encode_and_tell)
+    monkeypatch.setattr(online, "write", write_after_the_next_encode)
+    users, events = events_of(("ann", "i1", 0), ("bob", "i2", 0))
+    with ThreadPoolExecutor(2) as pool:
+        result = writer_of(online, encoder, executor=pool).update(users, events, as_of_ms=as_of(users))
+    assert result.revisions.tolist() == [1, 1]
+
+
+def test_a_write_that_fails_amid_a_batch_is_done_again_whole(online, monkeypatch):
+    """What was written of it is found, and merging changes nothing."""
+    monkeypatch.setattr("store.writer._USERS_AT_ONCE", 1)
+    write, calls = online.write, iter([1, 2])
+
+    def fails_the_second_time(writes):
+        if next(calls, None) == 2:
+            raise InfrastructureError("the store is gone")
+        return write(writes)
+
+    monkeypatch.setattr(online, "write", fails_the_second_time)
+    users, events = events_of(("ann", "i1", 0), ("bob", "i2", 0), ("eve", "i3", 0))
+    with ThreadPoolExecutor(2) as pool:
+        writer = writer_of(online, executor=pool, cache=HistoryCache(10))
+        with pytest.raises(InfrastructureError, match="the store is gone"):
+            writer.update(users, events, as_of_ms=as_of(users))
+        again = writer.update(users, events, as_of_ms=as_of(users))
+    assert again.revisions.tolist() == [1, 1, 1] and again.changed.tolist() == [False, True, True]
+    assert [row.user_id for row in again.rows["base-1"]] == users
+
+
+def test_an_encoder_whose_server_is_away_fails_the_update_and_writes_nothing(online):
+    class Away(ToyEncoder):
+        def encode(self, histories):
+            raise InfrastructureError("its process ended")
+
+    users, events = events_of(("ann", "i1", 0))
+    with pytest.raises(InfrastructureError, match="its process ended"):
+        writer_of(online, Away()).update(users, events, as_of_ms=as_of(users))
+    assert online.read(users, [])[0].history is None
 
 
 def test_a_user_without_events_gets_no_row(online):

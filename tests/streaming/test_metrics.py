@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from activity import avro, events, schema_registry
 from streaming import worker
 from streaming.dead_letters import REASONS
-from streaming.metrics import FRESHNESS_EDGES_MS, Freshness, StreamMetrics
+from streaming.metrics import FRESHNESS_EDGES_MS, Freshness, FreshnessSeconds, StreamMetrics
 
 
 @pytest.mark.parametrize("q", [0.5, 0.99])
@@ -34,6 +34,23 @@ def test_times_outside_the_bins_are_counted_in_the_outermost():
     assert freshness.counts[-1] == 1
     edges, counts = freshness.bins()
     assert (len(edges), sum(counts)) == (len(FRESHNESS_EDGES_MS), 3)
+
+
+def test_the_histogram_of_freshness_is_prometheus_own():
+    waited = np.random.default_rng(0).lognormal(6, 2, 1_000).astype(np.int64)
+    waited[:3] = 50, 1000, 0  # on a limit: inside it
+    ours, own = FreshnessSeconds(), CollectorRegistry()
+    for part in np.array_split(waited, 3):
+        ours.add(part)
+    theirs = Histogram("spoor_stream_freshness_seconds", "x", buckets=FreshnessSeconds.LIMITS, registry=own)
+    for milliseconds in waited.tolist():
+        theirs.observe(milliseconds / 1000)
+
+    def samples(families) -> dict[tuple[str, str], float]:
+        found = [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
+        return {(sample.name, sample.labels.get("le", "")): sample.value for sample in found}
+
+    assert samples(ours.collect()) == pytest.approx(samples(own.collect()))
 
 
 def test_the_summary_adds_up():

@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -87,11 +86,9 @@ def records_of(values: Sequence[bytes], acknowledged: list[int]) -> list[Any]:
     """Records of one partition as Faust hands them out; `acknowledged` gets their offsets."""
     return [
         SimpleNamespace(
-            message=SimpleNamespace(
-                topic="activity", partition=0, offset=offset, key=b"u", value=value, headers=None,
-                generation_id=0, timestamp=time.time(), timestamp_type=0,
-            ),
-            ack=partial(acknowledged.append, offset),
+            topic="activity", partition=0, offset=offset, key=b"u", value=value, headers=None,
+            generation_id=0, timestamp=time.time(), timestamp_type=0,
+            ack=lambda consumer, offset=offset: acknowledged.append(offset),
         )
         for offset, value in enumerate(values)
     ]  # fmt: skip

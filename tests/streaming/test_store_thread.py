@@ -18,6 +18,13 @@ def test_calls_run_one_after_the_other_in_one_thread():
     thread.shutdown()
 
 
+def test_two_threads_wait_for_one_another():
+    threads, both = StoreThread(2), threading.Barrier(2)
+    futures = [threads.submit(both.wait, 10) for _ in range(2)]
+    assert {future.result(10) for future in futures} == {0, 1}
+    threads.shutdown()
+
+
 def test_an_error_belongs_to_its_call_and_the_next_goes_on():
     thread = StoreThread()
     with pytest.raises(ZeroDivisionError):

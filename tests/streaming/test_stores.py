@@ -40,4 +40,6 @@ def test_definitions_that_were_applied_with_other_keys_are_refused_before_anythi
         open_stores(changed, ["base-1"], observe=lambda step: None)
     assert "apply" in raised.value.hint
     same = dataclasses.replace(applied, features=features)
-    assert open_stores(same, ["base-1"], observe=lambda step: None).online.dimension("base-1") > 0
+    stores = open_stores(same, ["base-1"], observe=lambda step: None)
+    assert stores.online.dimension("base-1") > 0
+    stores.close()

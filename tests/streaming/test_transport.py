@@ -4,14 +4,16 @@ thread ends although aiokafka's own stop breaks off, and survives a commit of lo
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer
-from faust.types import TP
+from faust.types import TP, Message
 
 from activity.settings import KafkaSettings
 from spoor.config import Settings
@@ -137,3 +139,48 @@ def test_a_fetch_that_a_rebalance_has_stopped_waits_for_its_end(settings: Settin
         return ended
 
     assert not asyncio.run(ends())
+
+
+async def _taken_slowly(world: World, count: int) -> tuple[dict[int, list[int]], int]:
+    """Partition → offsets in the order in which the agent got them; how many records Faust itself delivered."""
+    app = build_app(world.settings)  # whose queue holds 2 x batch_events records
+    taken: dict[int, list[int]] = defaultdict(list)
+    went_fausts_way = 0
+
+    async def take(messages: Sequence[Message]) -> None:
+        for message in messages:
+            taken[message.partition].append(message.offset)
+            message.ack(app.consumer)
+        await asyncio.sleep(0.05)  # records come faster than that: the queue fills
+
+    app.processor.take = take
+    deliver = app.consumer.callback
+
+    async def delivered_by_faust(message: Message) -> None:
+        nonlocal went_fausts_way
+        went_fausts_way += 1
+        await deliver(message)
+
+    app.consumer.callback = delivered_by_faust
+    try:
+        await app.processor.open()
+        await app.start()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while sum(map(len, taken.values())) < count:
+                await asyncio.sleep(0.05)
+    finally:
+        await app.stop()
+        app.processor.close()
+    return taken, went_fausts_way
+
+
+@pytest.mark.parametrize("batch_events", [5, 1000])
+def test_every_record_reaches_the_agent_once_and_in_order_however_full_its_queue_is(world: World, batch_events: int):
+    world.settings = dataclasses.replace(
+        world.settings, stream=dataclasses.replace(world.settings.stream, batch_events=batch_events)
+    )
+    world.produce(some_events(400))
+    taken, went_fausts_way = asyncio.run(_taken_slowly(world, 400))
+    assert sum(map(len, taken.values())) == 400
+    assert all(offsets == list(range(len(offsets))) for offsets in taken.values())
+    assert (went_fausts_way > 0) == (batch_events == 5)

@@ -1,0 +1,181 @@
+"""The encoders in a process of their own.
+
+Every operation of PyTorch gives Python's lock away and asks for it again, which takes long while another thread runs
+Python code: beside Faust's loop a batch was encoded at half the speed. Only arrays go between the two processes.
+
+    request   release, histories                      → vectors, events used; or the error's text
+    end       the worker closes its end, or has died  → the process ends
+
+It can be killed at any time: nothing is lost, and the next `encode` starts another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
+from activity.history import EVENT_DTYPE, Histories
+
+log = logging.getLogger(__name__)
+Int64s = npt.NDArray[np.int64]
+_ERRORS = {kind.__name__: kind for kind in (UsageError, DataError, InfrastructureError)}
+
+
+@dataclass(frozen=True)
+class RemoteEncoder:
+    """An encoder (store/writer.py) that works in `process`."""
+
+    process: EncoderProcess
+    release: str
+    dimension: int
+    max_events: int
+    trained_through_ms: int
+
+    def encode(self, histories: Histories) -> tuple[npt.NDArray[np.float32], Int64s]:
+        """As `FrozenEncoder.encode`. Raises DataError with what that raised, and InfrastructureError where the process
+        ends again and again."""
+        recent = histories.newest(self.max_events)
+        reply, vectors, used = self.process.ask(self.release, recent)
+        if "error" in reply:
+            raise DataError(reply["error"])
+        return np.frombuffer(vectors, np.float32).reshape(recent.count, self.dimension), np.frombuffer(used, np.int64)
+
+
+class EncoderProcess:
+    """Loads the named releases. `encoders`: one for each. Threads may share it, and wait for one another.
+
+    Raises as `encoder.inference.load_encoders`, and InfrastructureError where the process does not come up."""
+
+    def __init__(self, releases_folder: Path, names: Sequence[str]) -> None:
+        self._folder = releases_folder
+        self._lock = Lock()
+        self._closed = False
+        self.encoders = self._start(names)
+
+    def ask(self, release: str, histories: Histories) -> tuple[dict[str, Any], bytes, bytes]:
+        """Sends a request and returns the reply; where the process has ended, once more to another one."""
+        request = [json.dumps({"release": release}).encode(), histories.offsets.tobytes(), histories.values.tobytes()]
+        with self._lock:
+            try:
+                return self._exchange(request)
+            except (EOFError, OSError) as error:
+                ended = self._ended()
+                if self._closed:
+                    raise ended from error
+            log.warning("%s: another one is started", ended.message)
+            try:
+                self._start([release])  # it loads the others when they are asked for: they may be retired by now
+                return self._exchange(request)
+            except (EOFError, OSError) as error:
+                raise self._ended() from error
+
+    def close(self) -> None:
+        """Ends the process for good. Whoever waits for it gets InfrastructureError."""
+        self._closed = True
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self, names: Sequence[str]) -> list[RemoteEncoder]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P and our own path: the same modules as here, whatever the working folder holds.
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self._folder), *names],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the worker's own is for its summary
+                process_group=0,  # Ctrl-C is for the worker, which has batches to finish
+            )
+        self._connection = Connection(ours.detach())
+        try:
+            found = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if "error" in found:
+            self._end()
+            raise _ERRORS[found["kind"]](found["error"], hint=found["hint"])
+        return [RemoteEncoder(self, **about) for about in found["encoders"]]
+
+    def _exchange(self, request: Sequence[bytes]) -> tuple[dict[str, Any], bytes, bytes]:
+        _send(self._connection, request)
+        return _receive(self._connection)
+
+    def _ended(self) -> InfrastructureError:
+        status = self._end()
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return InfrastructureError(
+            f"the encoders' process ended {how}",
+            hint="its last lines on stderr say why; signal 9 may mean that memory was short",
+        )
+
+    def _end(self) -> int:
+        """Returns the process's status."""
+        self._connection.close()
+        self._process.kill()
+        return self._process.wait()
+
+
+def _send(connection: Connection, message: Sequence[bytes]) -> None:
+    for part in message:
+        connection.send_bytes(part)
+
+
+def _receive(connection: Connection) -> tuple[dict[str, Any], bytes, bytes]:
+    return json.loads(connection.recv_bytes()), connection.recv_bytes(), connection.recv_bytes()
+
+
+def serve(connection: Connection, releases_folder: Path, names: Sequence[str]) -> None:
+    """Answers until the other end closes."""
+    from encoder.inference import load_encoders
+
+    try:
+        encoders = {encoder.release: encoder for encoder in load_encoders(releases_folder, names)}
+    except tuple(_ERRORS.values()) as error:
+        connection.send_bytes(
+            json.dumps({"error": error.message, "hint": error.hint, "kind": type(error).__name__}).encode()
+        )
+        return
+    about = ("release", "dimension", "max_events", "trained_through_ms")
+    hello = [{name: getattr(encoder, name) for name in about} for encoder in encoders.values()]
+    connection.send_bytes(json.dumps({"encoders": hello}).encode())
+    while True:
+        header, offsets, values = _receive(connection)
+        histories = Histories(np.frombuffer(values, EVENT_DTYPE), np.frombuffer(offsets, np.int64))
+        release = header["release"]
+        try:
+            if release not in encoders:
+                (encoders[release],) = load_encoders(releases_folder, [release])
+            vectors, used = encoders[release].encode(histories)
+            reply = [b"{}", vectors.tobytes(), used.tobytes()]
+        except Exception as error:  # whatever a model may raise is an answer
+            text = error.message if isinstance(error, SpoorError) else f"{type(error).__name__}: {error}"
+            reply = [json.dumps({"error": text}).encode(), b"", b""]
+        _send(connection, reply)
+
+
+def main() -> None:
+    descriptor, folder, *names = sys.argv[1:]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a service sends it to every process: the worker decides
+    with suppress(EOFError, OSError):  # the worker has closed its end, or has died
+        serve(Connection(int(descriptor)), Path(folder), names)
+
+
+if __name__ == "__main__":
+    main()
