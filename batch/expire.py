@@ -26,6 +26,8 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 
+from prometheus_client.metrics_core import Metric
+
 from activity.errors import UsageError
 from activity.forgotten import ForgottenUsers
 from activity.history import NEVER
@@ -33,6 +35,7 @@ from activity.packing import read_forgotten_through, unpack
 from batch.archive import open_lake
 from batch.archive_embeddings import oldest_unlanded_ms
 from batch.forget import AUDIT, alone, append_audit
+from batch.job_metrics import JobMetrics, gauge
 from batch.retention import iso_time, oldest_record_ms
 from batch.settings import BatchSettings
 from store.online import OnlineStore, open_online
@@ -77,6 +80,7 @@ def run_expire(
     DataError (damaged lake or history), InfrastructureError (store, broker or disk, or another job is running).
     """
     started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "expire")
     least_ms = max(LEAST_GRACE_MS, settings.events.max_skew_seconds * 1000)
     if grace_ms < least_ms:
         raise UsageError(
@@ -116,7 +120,17 @@ def run_expire(
             )
         if not dry_run:
             append_audit(settings.state_folder / AUDIT, asdict(result))
+            metrics.ended(*figures(result))
     return result
+
+
+def figures(result: ExpireResult) -> list[Metric]:
+    """For Prometheus."""
+    return [
+        gauge("spoor_expire_removed_markers", "markers that the last expire removed", result.removed),
+        gauge("spoor_expire_waiting_markers", "markers that the last expire left, not due yet", result.waiting),
+        gauge("spoor_expire_unfinished_users", "users whose forgetting did not come to its end", result.unfinished),
+    ]
 
 
 def _expire_online(
