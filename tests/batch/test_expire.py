@@ -27,6 +27,7 @@ from batch.archive import open_lake, run_archive
 from batch.backfill import run_backfill
 from batch.expire import LEAST_GRACE_MS, ExpireResult, run_expire
 from batch.forget import AUDIT, run_forget
+from batch.listing import list_users
 from batch.retention import iso_time, oldest_record_ms
 from batch.verify import run_verify
 from store.online import OnlineStore, open_online
@@ -97,6 +98,7 @@ def test_a_marker_goes_when_kafka_has_nothing_left_of_the_past(emptied: Any, for
 
 def test_nobody_is_named_afterwards(emptied: Any, forget_long_ago: Any) -> None:
     forget_long_ago(emptied, GONE)
+    list_users(users_online(emptied), emptied.settings.state_folder / "jobs" / "verify" / "online", buckets=1)  # killed
     expire(emptied)
     records = [json.loads(line) for line in (emptied.settings.state_folder / AUDIT).read_text().splitlines()]
     assert records[1]["job"].startswith("expire-") and records[1]["removed"] == 2
