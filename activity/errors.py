@@ -4,6 +4,7 @@ SpoorError
 ├── UsageError            exit 2  something typed or configured is wrong: change it
 ├── InfrastructureError   exit 3  a server, disk or folder is not there: bring it back, run again
 ├── ProblemsFound         exit 1  the command worked and found problems in what it looked at
+├── Declined              exit 1  the command asked and was answered no: nothing was changed
 └── DataError             exit 1  bytes, rows or files break a contract: mend or replace them
     └── EventError                one event could not be accepted
 """
@@ -31,6 +32,10 @@ class InfrastructureError(SpoorError):
 
 
 class ProblemsFound(SpoorError):
+    exit_code = 1
+
+
+class Declined(SpoorError):
     exit_code = 1
 
 

@@ -39,6 +39,7 @@ from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
+from batch.topics import check_same_topic, topic_ids
 
 NAMESPACE = "spoor.archive"
 RECORDS = "records"  # records read
@@ -46,6 +47,7 @@ EVENTS = "events"  # of these: valid, now in the lake
 FOREIGN_KEYS = "foreign_keys"  # valid events whose record key is not the user id
 FORGOTTEN = "forgotten"  # valid events from before their user was forgotten: left out
 UNKNOWN_NAMES = "unknown_names"  # valid events with an action or surface that the settings do not list
+TOPIC = "topic"  # the manifest's entry that tells the topic's id
 BAD = "bad."  # followed by the reason: records that are no event
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class ArchivePlan:
     begins: dict[int, int]  # partition → offset at which the lake begins, where it has nothing of it yet
     lost: list[KafkaRange]  # given up
     watermarks: dict[int, Span]
+    topic_id: str | None  # None: the broker tells none
 
 
 def run_archive(
@@ -109,6 +112,7 @@ def run_archive(
             lake,
             watermarks,
             topic=settings.kafka.topic,
+            topic_id=topic_ids(settings.kafka, [settings.kafka.topic]).get(settings.kafka.topic),
             range_records=settings.lake.range_records,
             resume=resume,
             accept_loss=accept_loss,
@@ -182,6 +186,7 @@ def plan_archive(
     watermarks: dict[int, Span],
     *,
     topic: str,
+    topic_id: str | None,
     range_records: int,
     resume: bool = True,
     accept_loss: bool = False,
@@ -195,10 +200,12 @@ def plan_archive(
             f"the lake `{lake.folder}` holds topic `{others.pop()}`, not `{topic}`",
             hint="set kafka.topic back, or archive into another lake.folder",
         )
+    again = "archive it into another lake.folder"
+    check_same_topic(topic, topic_id, lake.manifest, TOPIC, hint=again)
     if gone := sorted({entry["partition"] for entry in entries.values()} - watermarks.keys()):
         raise DataError(
             f"the lake holds partition {gone[0]} of topic `{topic}`, which has {len(watermarks)} partitions now",
-            hint="was the topic deleted and made again? then archive it into another lake.folder",
+            hint=f"was the topic deleted and made again? then {again}",
         )
     begins: dict[int, int] = {}
     missing: dict[int, list[Span]] = {}
@@ -209,7 +216,7 @@ def plan_archive(
             raise DataError(
                 f"the lake holds partition {partition} of topic `{topic}` up to offset {covered[-1][1]}, but the "
                 f"partition ends at {high}",
-                hint="was the topic deleted and made again? then archive it into another lake.folder",
+                hint=f"was the topic deleted and made again? then {again}",
             )
         if not covered:
             begins[partition] = 0 if entries else low
@@ -228,7 +235,7 @@ def plan_archive(
             if entry["start"] < entry["end"] and entry["start"] >= watermarks[entry["partition"]][0]
         ]
         items = sorted(again + items, key=lambda item: item.key)
-    return ArchivePlan(items, begins, lost, watermarks)
+    return ArchivePlan(items, begins, lost, watermarks, topic_id)
 
 
 def build(
@@ -307,8 +314,10 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
 
 
 def _note_begins(lake: Lake, topic: str, plan: ArchivePlan) -> None:
-    """Manifest entries without rows: where the lake begins, and which offsets were given up."""
+    """Manifest entries without rows: which topic it is, where the lake begins, and which offsets were given up."""
     empty = LAKE_SCHEMA.empty_table()
+    if plan.topic_id is not None and not lake.has(TOPIC):
+        lake.write(TOPIC, empty, {"topic_id": plan.topic_id})
     for partition, begin in plan.begins.items():
         record = {"topic": topic, "partition": partition, "start": begin, "end": begin}
         lake.write(f"p{partition:05d}-begin", empty, record)

@@ -2,10 +2,11 @@
 that point-in-time reads see the rows that rankers saw online.
 
 Bounded offset ranges as for the events; the offline log's own manifest tells which are there, because each range is one
-of its items. The topics are compacted, but no record sooner than `min.compaction.lag.ms` after it was appended, which
-must leave an archive its time: offsets that have lost their record are counted and told. Records without a value (a
-forgotten user) are passed over, and so are rows computed before their user was forgotten; those that are no embedding
-row of their key's user and their topic's release are counted, and named in the log.
+of its items, and an entry beside them tells of which topic. The topics are compacted, but no record sooner than
+`min.compaction.lag.ms` after it was appended, which must leave an archive its time: offsets that have lost their record
+are counted and told. Records without a value (a forgotten user) are passed over, and so are rows computed before their
+user was forgotten; those that are no embedding row of their key's user and their topic's release are counted, and named
+in the log.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from activity.settings import KafkaSettings, LakeSettings
 from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
-from batch.topic_configs import topic_configs
+from batch.topics import check_same_topic, topic_configs, topic_ids
 from encoder.release import read_info
 from feature_repo.names import user_embedding_view
 from feature_repo.releases import live_releases
@@ -44,6 +45,7 @@ EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
 BAD_ROWS = "bad_rows"  # records that are no embedding row of their key's user and their topic's release
 COMPACTED = "compacted"  # offsets whose record compaction removed before it was read
 _PREFIX = "published-"
+_TOPIC = _PREFIX + "topic"  # the entry that tells the topic's id
 _ITEM = re.compile(_PREFIX + r"p(\d+)-(\d+)-(\d+)")
 _LOG = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class TopicRange:
 
     release: str
     range: KafkaRange
+    topic_id: str | None
 
 
 def plan_embeddings(
@@ -63,12 +66,15 @@ def plan_embeddings(
     items: list[TopicRange] = []
     if releases is None:
         releases = [release.name for release in live_releases(settings.features.releases_folder)]
+    ids = topic_ids(settings.kafka, [settings.kafka.embedding_topic(release) for release in releases])
     for release in releases:
         topic = settings.kafka.embedding_topic(release)
         try:
             watermarks = reader.watermarks(topic)
         except UsageError:
             continue  # nothing was ever published
+        hint = f"remove {_manifest(settings.features, release).folder}/{_PREFIX}*.json, then archive it anew"
+        check_same_topic(topic, ids.get(topic), _manifest(settings.features, release), _TOPIC, hint=hint)
         landed = landed_spans(settings.features, release)
         for partition, spans in landed.items():
             _, high = watermarks.get(partition, (0, 0))
@@ -76,15 +82,14 @@ def plan_embeddings(
                 raise DataError(
                     f"the offline log holds partition {partition} of topic `{topic}` up to offset {spans[-1][1]}, but "
                     f"the partition ends at {high}",
-                    hint="was the topic deleted and made again? then remove "
-                    f"{_manifest(settings.features, release).folder}/{_PREFIX}*.json",
+                    hint=f"was the topic deleted and made again? then {hint}",
                 )
         missing = {
             partition: gaps(landed.get(partition, []), begin=low, high=high)
             for partition, (low, high) in watermarks.items()
         }
         ranges = plan_ranges(topic, watermarks, missing, range_records=settings.lake.range_records)
-        items += [TopicRange(release, each) for each in ranges]
+        items += [TopicRange(release, each, ids.get(topic)) for each in ranges]
     return items
 
 
@@ -150,6 +155,9 @@ def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runne
     """Runs the pipeline; returns its counters."""
     if not items:
         return {}
+    for release, topic_id in {item.release: item.topic_id for item in items}.items():
+        if topic_id is not None:
+            _manifest(settings.features, release).add(_TOPIC, {"topic_id": topic_id, "files": [], "rows": 0})
     failures = Failures(settings.state_folder / "jobs" / "archive")
     return run_pipeline(
         lambda pipeline: build(pipeline, items, settings, failures),

@@ -1,9 +1,9 @@
 """`spoor backfill`: every user's history and embeddings from the lake, into the online store and the offline log.
 
 Work items are user buckets, small ones together. They are read once and travel as slices (Arrow tables of up to
-SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest. The id derives
-from what the job computes (the lake's contents, the releases, the times, the options) and for which stores, so a run
-that resumes can only find its own work: the same inputs give the same files, and what is noted is skipped.
+SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest, by the span of
+users' hashes that it covers. The id derives from what the job computes (the lake's contents, the releases, the times,
+the options) and for which stores, so a run that resumes can only find its own work: what is noted is skipped.
 
 Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
 the lake's alone, because the store's may hold events from after the as-of time.
@@ -44,6 +44,7 @@ from batch.backfill_steps import (
     group_key,
     items_key,
     offline_key,
+    spans_left,
 )
 from batch.histories import bucket_groups, snapshot_times
 from batch.job_metrics import JobMetrics, gauge
@@ -200,22 +201,16 @@ def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions,
         asdict(settings.features),
         stores.read_text() if stores.is_file() else "",
         settings.stream.as_of,
+        "slices by hash",  # nothing is resumed that an earlier version began: it cut them otherwise
     )
     job = f"backfill-{fingerprint(*identity)}"
     folder = settings.state_folder / "jobs" / job
     noted = set(Manifest(folder / "manifest").records()) if resume else set()
     items = options.releases
-    todo = tuple(group for group in groups if not group_finished(group, noted))
+    todo = tuple(group for group in groups if spans_left(group, options, noted))
     todo_items = tuple(release for release in items if items_key(release) not in noted)
     finished = len(groups) - len(todo) + len(items) - len(todo_items)
     return BackfillPlan(job, folder, options, frozenset(archived), todo, todo_items, finished)
-
-
-def group_finished(buckets: Sequence[int], noted: set[str]) -> bool:
-    """Whether the manifest's keys hold every slice of the group; the last one says in its key that it is the last."""
-    of_group = {key for key in noted if key.startswith(f"{group_key(buckets)}-")}
-    last = [int(key.split("-")[1]) for key in of_group if key.endswith("-last")]
-    return bool(last) and len(of_group) == last[0] + 1
 
 
 def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> PCollection[str]:
@@ -233,7 +228,8 @@ def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) 
         pipeline
         | "List user buckets" >> beam.Create(plan.groups, reshuffle=False)
         | "Spread buckets over workers" >> beam.Reshuffle()
-        | "Read histories of buckets" >> beam.ParDo(ReadBuckets(settings, options, plan.lake_items, failures))
+        | "Read histories of buckets"
+        >> beam.ParDo(ReadBuckets(settings, options, plan.lake_items, plan.manifest, failures))
         | "Encode and write histories"
         >> beam.ParDo(EncodeAndWrite(settings, options, written, plan.job, plan.manifest, failures))
     )
@@ -300,7 +296,7 @@ def _run(
 
     def finished() -> set[str]:
         noted = plan.manifest.keys()
-        groups = {f"buckets {group_key(group)}" for group in plan.groups if group_finished(group, noted)}
+        groups = {f"buckets {group_key(group)}" for group in plan.groups if not spans_left(group, plan.options, noted)}
         return groups | {key for key in map(items_key, plan.item_releases) if key in noted}
 
     with progress("backfill", total=_todo(plan), finished=finished, metrics=metrics):

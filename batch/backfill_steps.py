@@ -18,8 +18,9 @@ from activity.files import Manifest
 from activity.history import equal_rows
 from activity.packing import pack
 from batch.archive import open_lake
-from batch.histories import SLICE_USERS, UserBatch, newest_histories, snapshot_batches
+from batch.histories import PLACES, SLICE_USERS, Span, UserBatch, newest_histories, newest_slices, snapshot_slices
 from batch.jobs import Failures
+from batch.kafka_source import gaps
 from batch.publish import Journal, Publisher, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
@@ -54,7 +55,7 @@ class BackfillOptions:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Some users of a group of buckets (BATCH_SCHEMA). The group's last slice says so in its key."""
+    """Some users of a group of buckets (BATCH_SCHEMA). The key tells which places it covers."""
 
     key: str
     table: pa.Table
@@ -70,14 +71,29 @@ def group_key(buckets: Sequence[int]) -> str:
     return f"b{buckets[0]:02d}"
 
 
+def slice_key(buckets: Sequence[int], span: Span) -> str:
+    """The manifest's key of a slice of a group."""
+    return f"{group_key(buckets)}-{span[0]:012x}-{span[1]:012x}"
+
+
+def spans_left(buckets: Sequence[int], options: BackfillOptions, noted: Collection[str]) -> list[Span]:
+    """The places of the group that no slice among the manifest's keys covers; none when the group is finished."""
+    prefix = f"{group_key(buckets)}-"
+    covered = [key.removeprefix(prefix).split("-") for key in noted if key.startswith(prefix)]
+    spans = sorted((int(start, 16), int(end, 16)) for start, end in covered)
+    return gaps(spans, begin=0, high=PLACES * max(len(options.snapshots), 1))
+
+
 class ReadBuckets(beam.DoFn):
-    """Group of user buckets → their histories in slices, the same at every try: of the lake's items at the start."""
+    """Group of user buckets → the histories in slices that the manifest does not cover, of the lake's items at the
+    start. Who comes or goes between two tries of a job, by a forget or an archive, moves nobody else."""
 
     def __init__(
         self,
         settings: BatchSettings,
         options: BackfillOptions,
         lake_items: Collection[str],
+        manifest: Manifest,
         failures: Failures,
         *,
         slice_users: int = SLICE_USERS,
@@ -85,38 +101,37 @@ class ReadBuckets(beam.DoFn):
         self._settings = settings
         self._options = options
         self._lake_items = lake_items
+        self._manifest = manifest
         self._failures = failures
         self._slice_users = slice_users
 
     def process(self, element: tuple[int, ...]) -> Iterator[Slice]:  # pyright: ignore[reportIncompatibleMethodOverride]
         with self._failures.recorded():
-            batches = self._batches(element)
-            batch = next(batches, None)
-        number = 0
-        while batch is not None:
+            spans = spans_left(element, self._options, self._manifest.keys())
+            slices = self._slices(element, spans) if spans else iter(())
+        while True:
             with self._failures.recorded():
-                following = next(batches, None)
-            yield Slice(f"{group_key(element)}-{number:05d}{'' if following else '-last'}", batch.to_arrow())
-            batch, number = following, number + 1
+                following = next(slices, None)
+            if following is None:
+                return
+            span, batch = following
+            yield Slice(slice_key(element, span), batch.to_arrow())
 
-    def _batches(self, buckets: tuple[int, ...]) -> Iterator[UserBatch]:
+    def _slices(self, buckets: tuple[int, ...], spans: list[Span]) -> Iterator[tuple[Span, UserBatch]]:
         lake, options = open_lake(self._settings.lake, items=self._lake_items), self._options
-        max_events = self._settings.history.max_events
+        max_events, as_of = self._settings.history.max_events, self._settings.stream.as_of
         if options.snapshots:
-            yield from snapshot_batches(
+            return snapshot_slices(
                 lake,
                 buckets,
+                spans,
                 times_ms=options.snapshots,
                 max_events=max_events,
-                as_of=self._settings.stream.as_of,
+                as_of=as_of,
                 slice_users=self._slice_users,
             )
-            return
-        batch = newest_histories(
-            lake, buckets, max_events=max_events, to_ms=options.as_of_ms, as_of=self._settings.stream.as_of
-        )
-        for start in range(0, len(batch.user_ids), self._slice_users):
-            yield batch.take(np.arange(start, min(start + self._slice_users, len(batch.user_ids))))
+        batch = newest_histories(lake, buckets, max_events=max_events, to_ms=options.as_of_ms, as_of=as_of)
+        return newest_slices(batch, spans, slice_users=self._slice_users)
 
 
 class EncodeAndWrite(beam.DoFn):

@@ -13,7 +13,7 @@ minus `grace` is the bound: who was forgotten before it is due.
 
  1. remove the rows of users who are due and have no events    only if the revision still stands: who has returned stays
  2. drop who is due from the lake's list                       not whose past is still there: a forget was killed
- 3. append the audit record
+ 3. remove the lists of users that killed jobs left, which may name them, and append the audit record
 
 It may be killed anywhere and run again. Workers go on meanwhile: one that has such a marker in its cache is refused,
 and begins the user anew (docs/decisions/0007-forgetting.md).
@@ -26,6 +26,8 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 
+from prometheus_client.metrics_core import Metric
+
 from activity.errors import UsageError
 from activity.forgotten import ForgottenUsers
 from activity.history import NEVER
@@ -33,6 +35,8 @@ from activity.packing import read_forgotten_through, unpack
 from batch.archive import open_lake
 from batch.archive_embeddings import oldest_unlanded_ms
 from batch.forget import AUDIT, alone, append_audit
+from batch.job_metrics import JobMetrics, gauge
+from batch.listing import remove_listings
 from batch.retention import iso_time, oldest_record_ms
 from batch.settings import BatchSettings
 from store.online import OnlineStore, open_online
@@ -77,6 +81,7 @@ def run_expire(
     DataError (damaged lake or history), InfrastructureError (store, broker or disk, or another job is running).
     """
     started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "expire")
     least_ms = max(LEAST_GRACE_MS, settings.events.max_skew_seconds * 1000)
     if grace_ms < least_ms:
         raise UsageError(
@@ -115,8 +120,19 @@ def run_expire(
                 len(unfinished),
             )
         if not dry_run:
+            remove_listings(settings.state_folder)
             append_audit(settings.state_folder / AUDIT, asdict(result))
+            metrics.ended(*figures(result))
     return result
+
+
+def figures(result: ExpireResult) -> list[Metric]:
+    """For Prometheus."""
+    return [
+        gauge("spoor_expire_removed_markers", "markers that the last expire removed", result.removed),
+        gauge("spoor_expire_waiting_markers", "markers that the last expire left, not due yet", result.waiting),
+        gauge("spoor_expire_unfinished_users", "users whose forgetting did not come to its end", result.unfinished),
+    ]
 
 
 def _expire_online(

@@ -16,7 +16,6 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +35,7 @@ from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
-from batch.listing import list_users, listed_users
+from batch.listing import list_users, listed_users, listing_folder
 from batch.releases import chosen_releases, encoders
 from batch.settings import BatchSettings
 from encoder.release import read_info
@@ -100,11 +99,10 @@ def run_export(
     chosen = chosen_releases(settings, releases)
     to = to.absolute()
     check_target(to, overwrite=overwrite)
-    work = settings.state_folder / "jobs" / "export"
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(work.with_name("export.lock"), job="spoor export"))
-        stack.callback(shutil.rmtree, work, ignore_errors=True)  # it names users, also such as may be forgotten later
-        shutil.rmtree(work, ignore_errors=True)
+    with (
+        exclusive(settings.state_folder / "jobs" / "export.lock", job="spoor export"),
+        listing_folder(settings.state_folder, "export") as work,
+    ):
         items = [ExportItem(f"items-{release}", release=release) for release in chosen] if what != "users" else []
         listed = 0
         if what != "items":

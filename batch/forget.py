@@ -3,7 +3,7 @@
  1. list the users as forgotten in the lake             from now on no batch job sees their past, nor archives it
  2. per batch of users: note them in the journal; raise the marker in their history rows, through the guarded writer,
     which takes their rows in every other view along; records without value to the embedding topics; close the note
- 3. rewrite the lake's files of their buckets, then the offline log's
+ 3. rewrite the lake's files of their buckets, then the offline log's; remove the lists of users that killed jobs left
  4. append the audit record
 
 It may be killed anywhere and run again: each step repeated gives the same result, and the journal's users are published
@@ -38,6 +38,7 @@ from activity.lake import Lake
 from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.jobs import progress
+from batch.listing import remove_listings
 from batch.publish import Journal, Publisher
 from batch.releases import encoders, live_names
 from batch.retention import Kept, kept_until
@@ -145,6 +146,7 @@ def forget_everywhere(
     """Steps 1 to 3, in the block of `alone`. Returns the rows removed from the lake and from the offline log."""
     lake.forgotten.add(users, through_ms=through_ms, at_ms=now_ms)
     _forget_online(settings, online, publisher, users, topics=topics, through_ms=through_ms, now_ms=now_ms)
+    remove_listings(settings.state_folder)
     return _rewrite(lake, open_offline(settings.features), users)
 
 

@@ -2,8 +2,11 @@
 
 A work item is a group of user buckets: one bucket, or several small ones, because each costs files and reads of its
 own. Two readings: `newest_histories` keeps only each user's newest L events while it walks the files, so memory is
-bounded by users × L; `snapshot_batches` needs the group's whole past at once (20 bytes an event and the user ids),
+bounded by users × L; `snapshot_slices` needs the group's whole past at once (20 bytes an event and the user ids),
 because every snapshot looks at another part of it. More lake.buckets make both smaller.
+
+Both are cut into slices, spans of places. A user's place comes from the hash of its id, so it stays what it is when
+others come or go: what a span held, it holds again, and what no span has covered is what is left.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from activity.events import EVENT_SCHEMA
+from activity.hashing import user_hashes
 from activity.history import (
     EVENT_DTYPE,
     Histories,
@@ -33,6 +37,7 @@ from activity.history import (
 from activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
+PLACES = 1 << 32  # of users; the n-th snapshot time begins at place n × PLACES
 GROUP_EVENTS = 1_000_000  # buckets are grouped up to this many events
 FOLD_EVENTS = 1_000_000  # events that are gathered before they are merged into the histories
 _UNBOUNDED = np.iinfo(np.int64).max
@@ -47,6 +52,7 @@ BATCH_SCHEMA = pa.schema(
     ]
 )
 Int64s = npt.NDArray[np.int64]
+Span = tuple[int, int]  # places [start, end)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +141,45 @@ def snapshot_times(from_ms: int, to_ms: int, every_ms: int) -> list[int]:
     return list(range(from_ms, to_ms + 1, every_ms))
 
 
-def snapshot_batches(
+def newest_slices(batch: UserBatch, spans: Sequence[Span], *, slice_users: int) -> Iterator[tuple[Span, UserBatch]]:
+    """The rows of `newest_histories` that lie in the spans, in slices as `cut` makes them."""
+    places = _places(batch.user_ids)
+    order = np.argsort(places, kind="stable")
+    for span, rows in cut(places[order], spans, slice_rows=slice_users):
+        yield span, batch.take(order[rows])
+
+
+def cut(places: Int64s, spans: Sequence[Span], *, slice_rows: int) -> Iterator[tuple[Span, slice]]:
+    """Cuts each span into some that follow one another, with `slice_rows` of the ascending `places` each, or a few more
+    where places are equal. Every span gives at least one, without rows if there are none."""
+    for start, end in spans:
+        at, last = np.searchsorted(places, [start, end]).tolist()
+        while start < end:
+            upto = min(at + slice_rows, last)
+            if upto < last:
+                upto = int(np.searchsorted(places, places[upto - 1], side="right"))
+            following = int(places[upto - 1]) + 1 if upto < last else end
+            yield (start, following), slice(at, upto)
+            start, at = following, upto
+
+
+def _places(user_ids: Sequence[str]) -> Int64s:
+    """int64[n] in [0, PLACES). Half of the hash: a place alone names nobody."""
+    return (user_hashes(user_ids) >> np.uint64(32)).astype(np.int64)
+
+
+def snapshot_slices(
     lake: Lake,
     buckets: Sequence[int],
+    spans: Sequence[Span],
     *,
     times_ms: Sequence[int],
     max_events: int,
     as_of: Literal["append", "event"] = "append",
     slice_users: int = SLICE_USERS,
-) -> Iterator[UserBatch]:
-    """The buckets' histories as they were at each of the ascending times, in slices of at most `slice_users` rows.
+) -> Iterator[tuple[Span, UserBatch]]:
+    """The buckets' histories as they were at each of the ascending times, those that lie in the spans, in slices as
+    `cut` makes them.
 
     A row is one user at one time T: the newest `max_events` events before T. Only users with an event since the
     previous time have a row (at the first time: every user with an event before it). as_of_ms is T, or later where an
@@ -160,17 +195,14 @@ def snapshot_batches(
         index = {user: number for number, user in enumerate(user_ids)}
         users = np.fromiter((index[name] for name in names), np.int64, count=len(names))
         as_of_ms = np.maximum(as_of_ms, _known_from(users, values, table["append_time"].to_numpy(), times_ms))
-    by_time_and_user = sorted(range(len(rows.ends)), key=lambda row: (rows.times[row], user_ids[rows.users[row]]))
-    order = np.array(by_time_and_user, np.int64)
-    for at in range(0, len(order), slice_users):
-        part = order[at : at + slice_users]
+    places = rows.times * PLACES + _places(user_ids)[rows.users]
+    order = np.argsort(places, kind="stable")
+    for span, of_span in cut(places[order], spans, slice_rows=slice_users):
+        part = order[of_span]
         ends = rows.ends[part]
         starts = np.maximum(histories.offsets[rows.users[part]], ends - max_events)
-        yield UserBatch(
-            [user_ids[user] for user in rows.users[part]],
-            _spans(histories, starts, ends),
-            as_of_ms[part],
-        )
+        users = [user_ids[user] for user in rows.users[part]]
+        yield span, UserBatch(users, _events_at(histories, starts, ends), as_of_ms[part])
 
 
 @dataclass(frozen=True)
@@ -213,7 +245,7 @@ def _last_of_groups(users: Int64s, seen_from: Int64s) -> npt.NDArray[np.bool_]:
     return last
 
 
-def _spans(histories: Histories, starts: Int64s, ends: Int64s) -> Histories:
+def _events_at(histories: Histories, starts: Int64s, ends: Int64s) -> Histories:
     """The events values[starts[i]:ends[i]] as the history of row i."""
     positions, offsets = slice_rows(starts, ends - starts)
     return Histories(histories.values[positions], offsets)

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class JobMetrics:
-    """`job`: archive, backfill or verify."""
+    """`job`: archive, backfill, verify or expire."""
 
     def __init__(self, state_folder: Path, job: str, *, clock: Callable[[], float] = time.time) -> None:
         self.running_file = state_folder / "metrics" / f"spoor_{job}_running.prom"

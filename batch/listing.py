@@ -1,17 +1,26 @@
-"""Lists of users by bucket, in files: more users than fit into memory can be sorted into work items this way."""
+"""Lists of users by bucket, in files: more users than fit into memory can be sorted into work items this way.
+
+They lie in the folder of a job that is running, and go with its end: users may be forgotten later. What a job that was
+killed has left goes with the next one of the same name, or when somebody is forgotten.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Literal, get_args
 
-from activity.files import atomic_write
+from activity.errors import InfrastructureError
+from activity.files import atomic_write, writing
 from activity.hashing import buckets_of
 
 LISTING_USERS = 100_000  # users that are sorted into buckets at a time
+Job = Literal["export", "verify", "verify-repair"]
 
 
 def list_users(
@@ -44,3 +53,28 @@ def listed_users(folder: Path, bucket: int) -> list[str]:
 def _chunks(folder: Path, bucket: int) -> Iterator[list[str]]:
     for path in sorted((folder / f"{bucket:02d}").glob("[!.]*.json")):
         yield json.loads(path.read_bytes())
+
+
+@contextmanager
+def listing_folder(state_folder: Path, job: Job) -> Iterator[Path]:
+    """The job's folder: absent when the block begins and after it ends. The caller holds the job's lock. Raises
+    InfrastructureError."""
+    folder = state_folder / "jobs" / job
+    _remove(folder)
+    try:
+        yield folder
+    finally:
+        with suppress(InfrastructureError):  # the next to remove it tells
+            _remove(folder)
+
+
+def remove_listings(state_folder: Path) -> None:
+    """Removes what killed jobs have left. The caller holds the locks of all these jobs. Raises InfrastructureError."""
+    for job in get_args(Job):
+        _remove(state_folder / "jobs" / job)
+
+
+def _remove(folder: Path) -> None:
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)

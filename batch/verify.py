@@ -11,10 +11,8 @@ lake is kept, and still reported. Most such events are in Kafka and not archived
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +29,7 @@ from batch.histories import bucket_groups
 from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import RangeReader, gaps
-from batch.listing import list_users
+from batch.listing import list_users, listing_folder
 from batch.publish import publish_left
 from batch.releases import chosen_releases
 from batch.settings import BatchSettings
@@ -69,12 +67,11 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
     releases = chosen_releases(settings, None)
     lake = open_lake(settings.lake)
     jobs = settings.state_folder / "jobs"
-    # A repair publishes through the journal of the backfills.
-    folder = jobs / ("verify-repair" if repair else "verify")
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)  # it names users, who may be forgotten later
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    with (
+        # A repair publishes through the journal of the backfills.
+        exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"),
+        listing_folder(settings.state_folder, "verify-repair" if repair else "verify") as folder,
+    ):
         online = open_online(settings.features)
         online.check(releases)
         if repair:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from activity.errors import UsageError
+from activity.errors import Declined, UsageError
 from activity.settings import parse_duration_ms, parse_time_ms
 
 if TYPE_CHECKING:
@@ -83,12 +83,13 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def confirm(question: str) -> None:
-    """Raises UsageError where nobody can answer, Abort where the answer is no."""
+    """For before anything is changed. Raises UsageError where nobody can answer, Declined where the answer is no."""
     if not sys.stdin.isatty():
         raise UsageError(
             "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"
         )
-    click.confirm(question, abort=True, err=True)
+    if not click.confirm(question, err=True):
+        raise Declined("nothing was changed: the answer was no", hint="--dry-run shows what it would do")
 
 
 def with_runner(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,14 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.events import Event
+from activity.events import Event, encode_event
 from activity.lake import LAKE_SCHEMA
 from activity.locks import exclusive
 from batch.archive import open_lake, run_archive
 from spoor.config import Settings
+from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -200,6 +202,30 @@ def test_another_topic_is_not_mixed_into_a_lake(kafka_settings: Settings, produc
     lake.write("p00000-begin", LAKE_SCHEMA.empty_table(), {"topic": "other", "partition": 0, "start": 0, "end": 0})
     with pytest.raises(UsageError, match="holds topic `other`"):
         run_archive(kafka_settings)
+
+
+def test_a_topic_that_was_made_again_with_as_many_records_is_not_taken_for_landed(
+    kafka_settings: Settings, produce: Callable[..., None], admin: KafkaAdminClient, tmp_path: Path
+) -> None:
+    topic = kafka_settings.kafka.topic
+    produce(_events(3), 0)
+    run_archive(kafka_settings)
+    before = _contents(kafka_settings)
+    admin.delete_topics([topic], timeout_ms=30_000)
+    wait_until(lambda: topic not in admin.list_topics(), "the topic is gone")
+    admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1)], timeout_ms=30_000)
+    with KafkaProducer(**kafka_settings.kafka.client_options()) as producer:
+        for event in _events(4, first=50):
+            producer.send(topic, key=event.user_id.encode(), value=encode_event(event), partition=0)
+    for options in ({}, {"dry_run": True}, {"resume": False}):
+        with pytest.raises(DataError, match=f"topic `{topic}` was deleted and made again") as raised:
+            run_archive(kafka_settings, **options)
+    assert "another lake.folder" in raised.value.hint and _contents(kafka_settings) == before
+    other = dataclasses.replace(kafka_settings.lake, folder=tmp_path / "other")
+    assert run_archive(dataclasses.replace(kafka_settings, lake=other)).events == 4
+    open_lake(kafka_settings.lake).manifest.remove("topic")  # a copy of the cluster, or a lake of an earlier version
+    assert run_archive(kafka_settings).events == 1
+    assert open_lake(kafka_settings.lake).has("topic")
 
 
 @pytest.mark.parametrize("resume", [True, False])

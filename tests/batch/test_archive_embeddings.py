@@ -154,12 +154,22 @@ def test_a_dry_run_lands_no_embeddings(world: Any) -> None:
     assert _landed(world) == []
 
 
-def test_a_topic_that_was_made_again_is_told_and_not_taken_for_landed(world: Any, admin: KafkaAdminClient) -> None:
+@pytest.mark.parametrize("noted", [True, False], ids=["", "landed by a version that did not note the id"])
+def test_a_topic_that_was_made_again_is_told_and_not_taken_for_landed(
+    world: Any, admin: KafkaAdminClient, noted: bool
+) -> None:
     _published(world)
     run_archive(world.settings)
     topic = world.settings.kafka.embedding_topic("base-1")
+    if not noted:
+        open_offline(world.settings.features).manifest(user_embedding_view("base-1")).remove("published-topic")
     admin.delete_topics([topic], timeout_ms=30_000)
     run_archive(world.settings)  # no topic, nothing to land
     admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1)], timeout_ms=30_000)
-    with pytest.raises(DataError, match=rf"holds partition \d of topic `{topic}` up to offset \d+, but .* ends at 0"):
+    found = r"deleted and made again" if noted else r"holds partition \d of topic .* to offset \d+, but .* ends at 0"
+    with pytest.raises(DataError, match=found) as raised:
         run_archive(world.settings)
+    files = raised.value.hint.partition("remove ")[2].partition("*.json")[0]
+    for path in Path(files).parent.glob("published-*.json"):  # as the hint says
+        path.unlink()
+    assert run_archive(world.settings).embedding_rows == 0

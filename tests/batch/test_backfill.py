@@ -18,11 +18,21 @@ import pytest
 import batch.histories
 from activity.errors import DataError, UsageError
 from activity.files import Manifest
+from activity.hashing import user_hashes
 from activity.history import Histories
 from activity.packing import unpack
 from batch.archive import open_lake, run_archive
-from batch.backfill import BackfillResult, group_finished, plan_backfill, run_backfill
-from batch.backfill_steps import BackfillOptions, EncodeAndWrite, ReadBuckets, Slice
+from batch.backfill import BackfillResult, plan_backfill, run_backfill
+from batch.backfill_steps import (
+    BackfillOptions,
+    EncodeAndWrite,
+    ReadBuckets,
+    Slice,
+    items_key,
+    slice_key,
+    spans_left,
+)
+from batch.histories import PLACES, Span
 from batch.jobs import LOCAL, Failures, Runner
 from encoder.inference import FrozenEncoder, load_encoders
 from feature_repo.names import USER_HISTORY, user_embedding_view
@@ -280,20 +290,46 @@ def test_rows_of_an_earlier_job_with_the_same_times_are_replaced_however_it_was_
     assert len({row["user_id"] for row in before}) == len(before) == 20
 
 
-def test_an_archive_between_two_tries_of_a_job_moves_nobody_from_slice_to_slice(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+def _more_events(world: Any) -> None:
+    world.produce([event._replace(user_id=FIRST) for event in world.events(20, 5)], 0)
+    run_archive(world.settings)
+
+
+def _other_events(world: Any) -> None:
+    """`spoor archive --again` after a change of [events]: what was a bad record is an event now."""
+    run_archive(world.settings, resume=False)
+
+
+def _fewer_users(world: Any) -> None:
+    """The first step of a forget, which nothing keeps from running where a cluster works on and its driver is dead."""
+    gone = sorted((f"user-{n}" for n in range(20)), key=_place)[:2]
+    open_lake(world.settings.lake).forgotten.add(gone, through_ms=START_MS + 5 * DAY_MS, at_ms=START_MS)
+
+
+def _place(user: str) -> int:
+    return int(user_hashes([user])[0])
+
+
+FIRST = min((f"late-{n}" for n in range(1_000)), key=_place)  # before all others, where users have a place
+
+
+@pytest.mark.parametrize("meanwhile", [_more_events, _other_events, _fewer_users])
+def test_who_comes_or_goes_between_two_tries_of_a_job_moves_nobody_from_slice_to_slice(
+    world: Any, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Any], None]
 ) -> None:
     """Else users of a slice that is done would be written twice, and others never."""
-    world.produce(world.events(19, 200), 0)
-    run_archive(world.settings)
+    events = world.events(19, 200)
+    world.produce(events + [event._replace(user_id=FIRST, action="new") for event in events[:5]], 0)
+    known = dataclasses.replace(world.settings.events, actions=("view", "buy"), unknown_names="dead-letter")
+    assert run_archive(dataclasses.replace(world.settings, events=known)).bad == {"unknown-action": 5}
     monkeypatch.setitem(ReadBuckets.__init__.__kwdefaults__, "slice_users", 4)
     process = EncodeAndWrite.process
+    slices: list[str] = []
 
     def lost_at_the_second_slice(self: EncodeAndWrite, element: Slice) -> Iterator[str]:
-        if element.key.endswith("-00001"):
-            monkeypatch.setattr(EncodeAndWrite, "process", process)
-            world.produce([event._replace(user_id="a-first-user") for event in world.events(20, 5)], 0)
-            run_archive(world.settings)
+        slices.append(element.key)
+        if len(slices) == 2:
+            meanwhile(world)
             raise RuntimeError("the machine is gone")
         yield from process(self, element)
 
@@ -301,9 +337,11 @@ def test_an_archive_between_two_tries_of_a_job_moves_nobody_from_slice_to_slice(
     result = run_backfill(world.settings, online=False, runner=Runner(LOCAL.name, retries=1))
     users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
     assert (sorted(users), result.rows) == (sorted(f"user-{n}" for n in range(20)), 20)
-    run_backfill(world.settings, online=False)
+    assert slices.count(slices[0]) == 1
+    again = run_backfill(world.settings, online=False, resume=True)
     users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
-    assert users.count("a-first-user") == 1
+    # What the lake holds makes the job: of other events it is another one, and begins anew.
+    assert (users.count(FIRST), again.skipped) == {_fewer_users: (0, 2)}.get(meanwhile, (1, 0))
 
 
 def test_who_is_forgotten_while_a_slice_is_on_its_way_is_written_nowhere(world: Any) -> None:
@@ -314,7 +352,7 @@ def test_who_is_forgotten_while_a_slice_is_on_its_way_is_written_nowhere(world: 
     options = BackfillOptions(("base-1",), None, (), online=True, offline=True, publish=False)
     plan = plan_backfill(world.settings, lake, options, resume=False)
     failures = Failures(plan.folder)
-    (element,) = ReadBuckets(world.settings, options, plan.lake_items, failures).process(plan.groups[0])
+    (element,) = ReadBuckets(world.settings, options, plan.lake_items, plan.manifest, failures).process(plan.groups[0])
     writing = EncodeAndWrite(world.settings, options, ["base-1"], plan.job, plan.manifest, failures)
     writing.setup()
     lake.forgotten.add(["user-1"], through_ms=START_MS + 5 * DAY_MS, at_ms=START_MS + 5 * DAY_MS)
@@ -454,17 +492,19 @@ def test_a_damaged_release_stops_the_job_with_one_message(online_histories: Onli
 
 
 @pytest.mark.parametrize(
-    ("noted", "finished"),
+    ("noted", "left"),
     [
-        ([], False),
-        (["b03-00000"], False),
-        (["b03-00001-last"], False),
-        (["b03-00000-last"], True),
-        (["b03-00000", "b03-00001-last", "b04-00000"], True),
+        ([], [(0, 2 * PLACES)]),
+        ([(0, 5)], [(5, 2 * PLACES)]),
+        ([(7, 9), (0, 5)], [(5, 7), (9, 2 * PLACES)]),
+        ([(0, PLACES + 3), (PLACES + 3, 2 * PLACES)], []),
+        ([(0, 9), (5, 7), (8, 2 * PLACES)], []),  # two tries at once that saw other users
     ],
 )
-def test_a_group_is_finished_when_all_its_slices_are(noted: list[str], finished: bool) -> None:
-    assert group_finished((3, 4), set(noted)) == finished
+def test_what_is_left_of_a_group_are_the_places_that_no_slice_covers(noted: list[Span], left: list[Span]) -> None:
+    options = BackfillOptions(("base-1",), None, (10, 20), online=False, offline=True, publish=False)
+    keys = {slice_key((3, 4), span) for span in noted} | {slice_key((30,), (0, 2 * PLACES)), items_key("b03-1")}
+    assert spans_left((3, 4), options, keys) == left
 
 
 def test_the_manifest_adds_up(world: Any) -> None:

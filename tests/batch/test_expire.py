@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
+from prometheus_client.parser import text_string_to_metric_families
 
 import batch.expire
 import batch.forget
@@ -26,6 +27,7 @@ from batch.archive import open_lake, run_archive
 from batch.backfill import run_backfill
 from batch.expire import LEAST_GRACE_MS, ExpireResult, run_expire
 from batch.forget import AUDIT, run_forget
+from batch.listing import list_users
 from batch.retention import iso_time, oldest_record_ms
 from batch.verify import run_verify
 from store.online import OnlineStore, open_online
@@ -96,6 +98,7 @@ def test_a_marker_goes_when_kafka_has_nothing_left_of_the_past(emptied: Any, for
 
 def test_nobody_is_named_afterwards(emptied: Any, forget_long_ago: Any) -> None:
     forget_long_ago(emptied, GONE)
+    list_users(users_online(emptied), emptied.settings.state_folder / "jobs" / "verify" / "online", buckets=1)  # killed
     expire(emptied)
     records = [json.loads(line) for line in (emptied.settings.state_folder / AUDIT).read_text().splitlines()]
     assert records[1]["job"].startswith("expire-") and records[1]["removed"] == 2
@@ -229,6 +232,30 @@ def test_a_marker_whose_entry_is_lost_counts_from_its_own_time(emptied: Any, for
     (emptied.settings.lake.folder / "_forgotten.json").unlink()
     result = expire(emptied)
     assert (result.removed, result.waiting) == (1, 2) and "never-seen" not in users_online(emptied)
+
+
+def test_what_was_removed_and_left_is_told_to_prometheus(
+    emptied: Any, forget_long_ago: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_long_ago(emptied, GONE[:1])
+    run_forget(emptied.settings, GONE[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.forget, "_rewrite", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            forget_long_ago(emptied, ["user-5"])
+    expire(emptied, dry_run=True)
+    file = emptied.settings.state_folder / "metrics" / "spoor_expire.prom"
+    assert not file.exists()
+    before = time.time()
+    expire(emptied)
+    families = text_string_to_metric_families(file.read_text())
+    found = {sample.name: sample.value for family in families for sample in family.samples}
+    assert found.pop("spoor_job_ended_timestamp_seconds") >= before
+    assert found == {
+        "spoor_expire_removed_markers": 1,
+        "spoor_expire_waiting_markers": 2,  # one is not due, one is of the forgetting that was killed
+        "spoor_expire_unfinished_users": 1,
+    }
 
 
 def test_bad_settings_and_missing_servers_are_told_and_nothing_is_removed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from batch.backfill import run_backfill
 from batch.export import run_export
 from batch.forget import AUDIT, read_ids, run_forget
 from batch.histories import newest_histories
+from batch.listing import Job
 from batch.retention import _kept, kept_until
 from batch.verify import run_verify
 from batch.verify_steps import UNEXPECTED_USER
@@ -102,6 +104,30 @@ def test_neither_a_second_archive_nor_a_backfill_nor_a_replay_brings_the_past_ba
     assert again.forgotten == 2 * len(lost)
     run_backfill(archived.settings)
     assert_forgotten(archived)
+
+
+@pytest.mark.parametrize("job", ["export", "verify", "verify-repair"])
+def test_lists_of_users_that_killed_jobs_left_go_too(archived: Any, monkeypatch: pytest.MonkeyPatch, job: Job) -> None:
+    """A job that is killed with SIGKILL runs nothing of its end."""
+    state = archived.settings.state_folder
+
+    def killed(*_: Any, **__: Any) -> None:
+        shutil.copytree(state / "jobs" / job, state / "copy")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("batch.export.run_pipeline" if job == "export" else "batch.verify.run_pipeline", killed)
+        if job == "export":
+            run_export(archived.settings, state / "vectors")
+        else:
+            run_verify(archived.settings, repair=job == "verify-repair")
+    (state / "copy").rename(state / "jobs" / job)
+    named = [path for path in (state / "jobs").rglob("*.json") if b"user-3" in path.read_bytes()]
+    assert named
+    run_forget(archived.settings, GONE, dry_run=True)
+    assert named[0].exists()
+    run_forget(archived.settings, GONE)
+    assert not (state / "jobs" / job).exists()
 
 
 def test_new_events_of_a_returning_user_count(archived: Any) -> None:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from activity.events import Event
 from activity.history import EVENT_DTYPE, Histories, equal_rows
 from activity.lake import LAKE_SCHEMA, Lake
-from batch.histories import UserBatch, bucket_groups, newest_histories, snapshot_batches, snapshot_times
+from batch.histories import (
+    PLACES,
+    UserBatch,
+    bucket_groups,
+    cut,
+    newest_histories,
+    newest_slices,
+    snapshot_slices,
+    snapshot_times,
+)
 
 L = 5
 Rows = list[tuple[int, int, int, int]]
@@ -57,6 +66,11 @@ def _lake_table(rows: list[tuple[str | int, ...]]) -> pa.Table:
 
 def _as_rows(batch: UserBatch) -> dict[str, Rows]:
     return {user: batch.histories[row].tolist() for row, user in enumerate(batch.user_ids)}
+
+
+def _snapshot_batches(lake: Lake, bucket: int, times: list[int], **options: Any) -> Iterator[UserBatch]:
+    whole = [(0, len(times) * PLACES)]
+    return (batch for _, batch in snapshot_slices(lake, [bucket], whole, times_ms=times, max_events=L, **options))
 
 
 def _all(lake: Lake, **options: object) -> dict[str, Rows]:
@@ -102,14 +116,49 @@ def test_snapshots_are_what_sql_says_at_each_time_and_only_of_users_that_changed
     assert times[0] == 1_000_060 and times[-1] == 1_000_300
     found: dict[int, dict[str, Rows]] = {time: {} for time in times}
     for bucket in range(lake.buckets):
-        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L, as_of="event", slice_users=7):
-            assert 0 < len(batch.user_ids) <= 7
+        for batch in _snapshot_batches(lake, bucket, times, as_of="event", slice_users=7):
+            assert len(batch.user_ids) <= 7
             for row, (user, time) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True)):
                 assert user not in found[time]
                 found[time][user] = batch.histories[row].tolist()
     for time in times:
         now = sql_histories(events, L, before=time)
         assert found[time] == {user: rows for user, rows in now.items() if _grew(events, user, time, times)}
+
+
+_SPANS = st.lists(st.integers(0, 60), max_size=6).map(sorted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(places=st.lists(st.integers(0, 59)), bounds=_SPANS, slice_rows=st.integers(1, 5))
+def test_spans_are_cut_into_slices_that_hold_each_place_of_theirs_once(
+    places: list[int], bounds: list[int], slice_rows: int
+) -> None:
+    spans = [(start, end) for start, end in zip(bounds[::2], bounds[1::2], strict=False) if start < end]
+    places.sort()
+    slices = list(cut(np.array(places, np.int64), spans, slice_rows=slice_rows))
+    for start, end in spans:
+        own = [span for span, _ in slices if start <= span[0] < end]
+        assert [own[0][0], *(after for _, after in own)] == [*(before for before, _ in own), end]
+        assert own[0][0] == start
+    for (start, end), rows in slices:
+        held = places[rows]
+        assert held == [place for place in places if start <= place < end]
+        assert len(set(held)) <= slice_rows and (len(held) <= slice_rows or held.count(held[-1]) > 1)
+
+
+def test_what_spans_leave_is_read_whoever_has_come_or_gone_since(tmp_path: Path) -> None:
+    """Nobody is read twice, and nobody is passed over who was there at both times."""
+    events = _events(7, 300)
+    lake = _lake(tmp_path / "before", [events])
+    first = list(newest_slices(newest_histories(lake, range(3), max_events=L), [(0, PLACES)], slice_users=2))
+    done, waiting = first[::2], [span for span, _ in first[1::2]]
+    others = [event._replace(user_id=f"new-{n % 5}") for n, event in enumerate(events[:60])]
+    lake = _lake(tmp_path / "after", [[event for event in events if event.user_id != "user-4"], others])
+    second = newest_slices(newest_histories(lake, range(3), max_events=L), waiting, slice_users=2)
+    read = [user for _, batch in (*done, *second) for user in batch.user_ids]
+    assert len(read) == len(set(read))
+    assert {f"user-{n}" for n in range(13)} - {"user-4"} <= set(read)
 
 
 def _grew(events: list[Event], user: str, time: int, times: list[int]) -> bool:
@@ -121,7 +170,7 @@ def test_no_snapshot_holds_an_event_at_or_after_its_time(tmp_path: Path) -> None
     times = snapshot_times(1_000_100, 1_000_400, 100)  # events lie exactly on these times
     lake = _lake(tmp_path, [_events(4, 500)])
     for bucket in range(lake.buckets):
-        for batch in snapshot_batches(lake, [bucket], times_ms=times, max_events=L, as_of="event"):
+        for batch in _snapshot_batches(lake, bucket, times, as_of="event"):
             assert (batch.histories.last_times() < batch.as_of_ms).all()
 
 
@@ -133,7 +182,7 @@ def test_a_snapshot_with_an_event_that_came_late_is_known_from_when_it_came(tmp_
     lake = Lake(tmp_path / "late", buckets=1)
     lake.write("item", table, {"partition": 0, "start": 0, "end": len(rows)})
     found: dict[str, list[int]] = {"a": [], "b": []}
-    for batch in snapshot_batches(lake, [0], times_ms=times, max_events=L):
+    for batch in _snapshot_batches(lake, 0, times):
         for user, known in zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True):
             found[user].append(known)
     assert found == {"a": [250, 250, 300], "b": [100, 200]}
@@ -142,7 +191,7 @@ def test_a_snapshot_with_an_event_that_came_late_is_known_from_when_it_came(tmp_
 _RECORDS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 40)), min_size=1, max_size=25)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(records=_RECORDS, from_ms=st.integers(1, 40), every_ms=st.integers(1, 25), count=st.integers(1, 4))
 def test_nothing_later_leaks_into_a_snapshot(
     records: list[tuple[int, int, int]], from_ms: int, every_ms: int, count: int
@@ -169,7 +218,7 @@ def _snapshots(
         lake.write("item", _lake_table(rows), {"topic": "t", "partition": 0, "start": 0, "end": len(rows)})
         return sorted(
             (known_from, user, batch.histories[n]["timestamp"].tolist())
-            for batch in snapshot_batches(lake, [0], times_ms=times, max_events=L, as_of=as_of)
+            for batch in _snapshot_batches(lake, 0, times, as_of=as_of)
             for n, (user, known_from) in enumerate(zip(batch.user_ids, batch.as_of_ms.tolist(), strict=True))
         )
 
@@ -195,7 +244,8 @@ def test_a_bucket_without_events_gives_no_rows(tmp_path: Path) -> None:
     lake = _lake(tmp_path, [[Event("user-1", "a", "view", "web", 10)]])
     empty = next(bucket for bucket in range(lake.buckets) if bucket not in lake.buckets_with_data())
     assert newest_histories(lake, [empty], max_events=L).user_ids == []
-    assert list(snapshot_batches(lake, [empty], times_ms=[100], max_events=L)) == []
+    (batch,) = _snapshot_batches(lake, empty, [100])
+    assert batch.user_ids == []
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [3, 0, 1]])

@@ -13,9 +13,10 @@ import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch import archive, backfill, verify
+from batch import archive, backfill, expire, verify
 from batch.archive import ArchiveResult
 from batch.backfill import BackfillResult
+from batch.expire import ExpireResult
 from batch.job_metrics import JobMetrics
 from batch.verify import VerifyResult
 from batch.verify_steps import KINDS
@@ -43,7 +44,7 @@ def exposed(families: Iterable[Metric]) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def job_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the three jobs leave behind."""
+    """What the jobs leave behind."""
     folder = tmp_path_factory.mktemp("jobs")
     archived = ArchiveResult("activity", 1, 1, False, {}, bad={"not-json": 1})
     backfilled = BackfillResult("backfill-1", ("base-1",), None, 0, 1, 0, False)
@@ -53,6 +54,7 @@ def job_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("archive", archive.figures(archived)),
         ("backfill", backfill.figures(backfilled)),
         ("verify", verify.figures(verified)),
+        ("expire", expire.figures(ExpireResult("expire-1", "2026-01-01T00:00:00+00:00", False))),
     ):
         JobMetrics(folder, job).ended(*figures)
     return folder / "metrics"

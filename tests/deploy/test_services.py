@@ -37,6 +37,7 @@ RUN_HERE = [
     "archive",
     "backfill",
     "verify",
+    "expire",
     "feature-server",
     "release",
     "backfill-on-flink",
@@ -74,7 +75,7 @@ def codes(stack: Stack) -> dict[str, int]:
         codes["stream"] = worker.wait(120)
     finally:
         worker.kill()
-    for one_shot in ("archive", "backfill", "verify"):
+    for one_shot in ("archive", "backfill", "verify", "expire"):
         codes[one_shot] = stack.run(one_shot)
     return codes
 
@@ -111,7 +112,7 @@ def test_every_service_with_our_image_is_run_here():
     assert sorted(ours) == sorted(RUN_HERE)
 
 
-@pytest.mark.parametrize("service", ["apply", "stream", "archive", "backfill", "verify"])
+@pytest.mark.parametrize("service", ["apply", "stream", "archive", "backfill", "verify", "expire"])
 def test_the_service_ends_with_0(codes: dict[str, int], stack: Stack, service: str):
     assert codes[service] == 0, stack.log(service)[-3000:]
 
@@ -121,6 +122,7 @@ def test_the_services_say_what_they_did(stack: Stack):
     assert f"{len(EVENTS):,} events to" in stack.log("archive") and "1 bad records" in stack.log("archive")
     assert f"{USERS} rows, 0 users changed online" in stack.log("backfill")
     assert f"{USERS:,} users, 0 differences" in stack.log("verify")
+    assert "0 markers are gone" in stack.log("expire") and "0 markers wait" in stack.log("expire")
 
 
 def test_the_jobs_leave_their_figures_where_node_exporter_serves_them(stack: Stack):
@@ -132,11 +134,13 @@ def test_the_jobs_leave_their_figures_where_node_exporter_serves_them(stack: Sta
             found |= {(sample.name, *sample.labels.values()): sample.value for sample in family.samples}
     for job in ("archive", "backfill", "verify"):
         assert found["spoor_job_items_done", job] == found["spoor_job_items", job] > 0
+    for job in ("archive", "backfill", "verify", "expire"):
         assert found["spoor_job_ended_timestamp_seconds", job] >= found["spoor_job_started_timestamp_seconds", job]
     assert found["spoor_archive_events",] == len(EVENTS)
     assert found["spoor_archive_bad_records", "not-json"] == 1
     assert found["spoor_backfill_rows",] == found["spoor_verify_users",] == USERS
     assert sum(value for (name, *_), value in found.items() if name == "spoor_verify_differences") == 0
+    assert found["spoor_expire_waiting_markers",] == found["spoor_expire_unfinished_users",] == 0
 
 
 def test_rankers_read_embeddings_from_the_feature_server(feature_server: str):

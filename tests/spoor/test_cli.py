@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from encoder.release import save_release
 from encoder.vocabulary import Vocabulary
 from spoor import cli, services
 from spoor.config import Settings
+from spoor.versions import RetirePlan
 
 HEAVY = ("apache_beam", "duckdb", "faust", "feast", "kafka", "matplotlib", "numpy", "pandas", "pyarrow", "torch")
 COMMANDS = [
@@ -318,6 +320,37 @@ def test_an_interrupt_says_so(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(services, "status", interrupted)
     assert "interrupted" in spoor("services", "status").failed_with(130)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["forget", "--user", "ann"],
+        ["forget", "--expire"],
+        ["merge-users", "--from", "ann", "--to", "bob"],
+        ["release", "retire", "base-1"],
+    ],
+    ids=" ".join,
+)
+def test_the_answer_no_is_no_interrupt_and_nothing_has_been_changed(
+    spoor: Spoor, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+):
+    """The settings' broker, store and releases are not there: whatever were done before the answer would fail."""
+    monkeypatch.setattr(
+        "spoor.versions.plan_retirement", lambda *_, **__: RetirePlan("a", ("b", "c"), (), None, False, ())
+    )
+    keyboard, terminal = os.openpty()
+    with open(terminal) as stdin, open(keyboard, "wb", buffering=0) as keys:
+        monkeypatch.setattr("sys.stdin", stdin)
+        for answer, code, message in (
+            (b"n\n", 1, "nothing was changed: the answer was no"),
+            (b"\n", 1, "nothing was changed: the answer was no"),
+            (b"\x04", 130, "interrupted"),  # the end of the input
+        ):
+            keys.write(answer)
+            done = spoor(*arguments, "--json")
+            assert (done.code, done.json["error"]) == (code, message)
+            assert done.err.splitlines()[-1].startswith("hint: ")
 
 
 def test_a_reader_that_goes_away_is_no_error():
