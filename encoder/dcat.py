@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from encoder.model import UserEncoder, rows_and_owners
-from kernels.dcat_attention import dcat_attention
 from kernels.jagged_attention import jagged_attention
+from kernels.joint_attention import joint_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,20 +124,15 @@ def context_and_cross(
     x, rows = torch.cat([entered.x, crossing]), entered.x.shape[0]  # len() would fix it in an export
     turn = model.rotary(torch.cat([entered.positions, positions]))
     hidden = None if window is None else hidden_rows(entered.offsets, window=window)
+    attention = joint_attention(entered.offsets, candidate_user, rows=rows, hidden=hidden, like=x)
     *blocks, last = model.every_block
     for block in [*blocks, last] if outputs else blocks:
-        q, k, v = block.queries_keys_values(x, turn)
-        attended = jagged_attention(q[:rows], k[:rows], v[:rows], entered.offsets)
-        crossed = dcat_attention(
-            q[rows:], k[rows:], v[rows:], k[:rows], v[:rows], entered.offsets, candidate_user, hidden=hidden
-        )
-        x = block.after_attention(x, torch.cat([attended, crossed]))
+        x = block.after_attention(x, attention.both(*block.queries_keys_values(x, turn)))
     if outputs:
         return model.user_vectors(x[rows:]), entered.vectors(model, x[:rows])
-    keys, values = last.keys_values(x[:rows], (turn[0][:rows], turn[1][:rows]))
-    at_candidates = (turn[0][rows:], turn[1][rows:])
-    x = last.cross(x[rows:], at_candidates, keys, values, entered.offsets, candidate_user, hidden=hidden)
-    return model.user_vectors(x), None
+    keys, values = last.keys_values(x, turn)
+    q = last.queries(x[rows:], (turn[0][rows:], turn[1][rows:]))
+    return model.user_vectors(last.after_attention(x[rows:], attention.crossing(q, keys, values))), None
 
 
 def hidden_rows(offsets: Tensor, *, window: int) -> Tensor:

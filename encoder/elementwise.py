@@ -42,14 +42,19 @@ class Dropout(nn.Module):
 
 def unit_rows(x_ME: Tensor) -> Tensor:
     """[M, E] to [M, E], each row divided by its L2 norm; a row of zeros stays."""
-    return _UnitRows.apply(x_ME)  # type: ignore[no-any-return]
+    return _UnitRows.apply(x_ME) if torch.is_grad_enabled() else _unit_rows(x_ME)[0]  # type: ignore[no-any-return]
+
+
+def _unit_rows(x_ME: Tensor) -> tuple[Tensor, Tensor]:
+    """The unit rows, and the norms [M, 1] by which they were divided."""
+    norm_M1 = torch.linalg.vector_norm(x_ME, dim=1, keepdim=True).clamp_min_(_LEAST_NORM)
+    return x_ME / norm_M1, norm_M1
 
 
 class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ME: Tensor) -> Tensor:
-        norm_M1 = torch.linalg.vector_norm(x_ME, dim=1, keepdim=True).clamp_min_(_LEAST_NORM)
-        unit_ME = x_ME / norm_M1
+        unit_ME, norm_M1 = _unit_rows(x_ME)
         ctx.save_for_backward(unit_ME, norm_M1)
         return unit_ME
 
@@ -65,34 +70,45 @@ class _UnitRows(torch.autograd.Function):
         return grad_ME
 
 
-def turned(x_NPHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, ...]:
+def turned(x_NPHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, *, values: bool = True) -> tuple[Tensor, ...]:
     """Queries, keys and values [N, 3, H, D] (or keys and values, [N, 2, H, D]) to as many times [N, H, D], all but the
     values with rotary positions: the pair (x[d], x[d + D / 2]) is turned by an angle of the event, whose cosine and
-    sine are [N, D / 2]."""
-    return _Turned.apply(x_NPHD, cos_ND, sin_ND)  # type: ignore[no-any-return]
+    sine are [N, D / 2]. `values`: whether the last of x are some, and stay."""
+    cos, sin = (x[:, None, :].to(x_NPHD.dtype) for x in (cos_ND, sin_ND))
+    if torch.is_grad_enabled():
+        return _Turned.apply(x_NPHD, cos, sin, values)  # type: ignore[no-any-return]
+    return _turned(x_NPHD, cos, sin, values)
+
+
+def _turned(x_NPHD: Tensor, cos: Tensor, sin: Tensor, values: bool) -> tuple[Tensor, ...]:
+    before = x_NPHD.unbind(1)
+    after = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in before]
+    turns = len(before) - values
+    for x, out in zip(before[:turns], after, strict=False):
+        _turn(x, cos, sin, out=out)
+    if values:
+        after[-1].copy_(before[-1])
+    return tuple(after)
 
 
 class _Turned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_NPHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> tuple[Tensor, ...]:
-        cos, sin = (x[:, None, :].to(x_NPHD.dtype) for x in (cos_ND, sin_ND))
+    def forward(ctx, x_NPHD: Tensor, cos: Tensor, sin: Tensor, values: bool) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
-        *before, values = x_NPHD.unbind(1)
-        after = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in before]
-        for x, out in zip(before, after, strict=True):
-            _turn(x, cos, sin, out=out)
-        return *after, values.clone(memory_format=torch.contiguous_format)
+        ctx.values = values
+        return _turned(x_NPHD, cos, sin, values)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         back = -sin  # the gradient of a turn is the turn back
-        *before, values = grads
-        grad_NPHD = values.new_empty(len(values), len(grads), *values.shape[1:])
-        for part, grad in enumerate(before):
-            _turn(grad, cos, back, out=grad_NPHD[:, part])
-        grad_NPHD[:, -1] = values
-        return grad_NPHD, None, None
+        grad_NPHD = grads[0].new_empty(len(grads[0]), len(grads), *grads[0].shape[1:])
+        for part, grad in enumerate(grads):
+            if ctx.values and part == len(grads) - 1:
+                grad_NPHD[:, part] = grad
+            else:
+                _turn(grad, cos, back, out=grad_NPHD[:, part])
+        return grad_NPHD, None, None, None
 
 
 @torch.no_grad()

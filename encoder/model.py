@@ -134,6 +134,12 @@ class Block(nn.Module):
         k, v = turned(F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (2, self.heads, -1)), *turn)
         return k, v
 
+    def queries(self, x_NC: Tensor, turn: Turn) -> Tensor:
+        """As `queries_keys_values`, the queries alone."""
+        weight, bias = (x[: x_NC.shape[1]] for x in (self.qkv.weight, self.qkv.bias))
+        projected = F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (1, self.heads, -1))
+        return turned(projected, *turn, values=False)[0]
+
     def cross(
         self,
         x_NC: Tensor,

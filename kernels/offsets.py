@@ -20,6 +20,6 @@ def checked_offsets(offsets: Tensor, *, events: int, name: str = "offsets") -> I
     bounds = offsets.cpu().numpy()
     if bounds[0] != 0 or bounds[-1] != events:
         raise ValueError(f"{name} must run from 0 to {events} events; found {bounds[0]} to {bounds[-1]}")
-    if (np.diff(bounds) < 0).any():
+    if (bounds[1:] < bounds[:-1]).any():
         raise ValueError(f"{name} must not decrease")
     return bounds

@@ -19,7 +19,7 @@ from kernels.dcat_attention.cpu import attend_in_tiles
 from kernels.dcat_attention.dense import attend_densely
 from kernels.offsets import Indexes, checked_offsets
 
-__all__ = ["dcat_attention"]
+__all__ = ["checked_users", "dcat_attention"]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -49,7 +49,7 @@ def dcat_attention(
     _check_tensors(q, {"k": k, "v": v}, {"k_context": k_context, "v_context": v_context})
     bounds = checked_offsets(context_offsets, events=k_context.shape[0], name="context_offsets")
     users = len(bounds) - 1
-    readers = _checked_users(candidate_user, candidates=q.shape[0], users=users)
+    readers = checked_users(candidate_user, candidates=q.shape[0], users=users)
     if hidden is not None and (hidden.shape != (users,) or hidden.dtype != torch.int64 or bool((hidden < 0).any())):
         raise ValueError(
             f"hidden must be int64 [{users}] and not below 0; found {hidden.dtype} {list(hidden.shape)}"
@@ -85,7 +85,8 @@ def _check_tensors(q: Tensor, candidates: dict[str, Tensor], contexts: dict[str,
             raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
 
 
-def _checked_users(candidate_user: Tensor, *, candidates: int, users: int) -> Indexes:
+def checked_users(candidate_user: Tensor, *, candidates: int, users: int) -> Indexes:
+    """`candidate_user` int64 [C] on the host. Raises ValueError unless each lies in [0, users)."""
     if candidate_user.shape != (candidates,) or candidate_user.dtype != torch.int64:
         raise ValueError(
             f"candidate_user must be int64 [{candidates}]; found {candidate_user.dtype} {list(candidate_user.shape)}"

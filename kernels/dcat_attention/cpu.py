@@ -1,8 +1,8 @@
 """Crossing attention for the CPU: candidates of one user form tiles, tiles of similar size share one padded product.
 
 A tile is at most `_TILE_CANDIDATES` candidates of one user. Its keys and values are gathered once, whatever the number
-of its candidates, and not at all where a product's tiles already lie one after the other. Backward makes the softmax
-again, product by product, instead of storing it.
+of its candidates, and not at all where a product's tiles already lie one after the other. Forward is PyTorch's fused
+attention over the context, which stores no scores; backward makes the softmax again, product by product.
 
 Legend: C candidates, N context rows, H heads, D floats per head; in a bucket of B tiles: M candidates, L context rows,
 T = L + 1 scores of a candidate.
@@ -11,7 +11,7 @@ T = L + 1 scores of a candidate.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,46 @@ def attend_in_tiles(
         found = _of_one_user(int(starts[user[0]]), int(ends[user[0]]), len(user))
     else:
         found = _buckets(starts, ends, user, q.device)
+    if not torch.is_grad_enabled():
+        return _crossed(q, k, v, k_context, v_context, found)
     result: Tensor = _Crossing.apply(q, k, v, k_context, v_context, list(found))  # pyright: ignore[reportAssignmentType]
     return result
+
+
+def _crossed(q: Tensor, k: Tensor, v: Tensor, k_context: Tensor, v_context: Tensor, found: Iterable[_Bucket]) -> Tensor:
+    """Attention over the context alone, and then towards the own value by the share s that it has in the softmax:
+    s = exp(own) / (exp(own) + sum_j exp(score_j)) = sigmoid(own - log sum_j exp(score_j))."""
+    narrow = q.dtype
+    q, k, v, k_context, v_context = _wide(q, k, v, k_context, v_context)
+    out, own_CH1 = v.clone(), (torch.linalg.vecdot(q, k) / math.sqrt(q.shape[2])).unsqueeze(2)
+    for bucket in found:
+        candidates, context = bucket.candidates, bucket.context
+        crossed, sums = _over_context(candidates.of(q), context.of(k_context), context.of(v_context), real=context.real)
+        crossed.lerp_(candidates.of(v), (candidates.of(own_CH1) - sums).sigmoid_())
+        out[candidates.real_where] = candidates.real_only(crossed)
+    return out.to(narrow)
+
+
+def _over_context(q_BHMD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, *, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention [B, H, M, D] over the `real` [B, L] rows; log sum_j exp(score_j) [B, H, M, 1]."""
+    mask = None
+    if real is not None:
+        mask = q_BHMD.new_zeros(real.shape).masked_fill_(~real, -math.inf)[:, None, None, :]
+    if q_BHMD.device.type != "cpu":
+        return _over_context_elsewhere(q_BHMD, k_BHLD, v_BHLD, mask)
+    # What scaled_dot_product_attention runs on a CPU, which keeps the sums to itself.
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, sums = attend(q_BHMD, k_BHLD, v_BHLD, attn_mask=mask)
+    return out, sums.unsqueeze(-1)
+
+
+def _over_context_elsewhere(
+    q_BHMD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    scores = (q_BHMD * (1 / math.sqrt(q_BHMD.shape[3]))) @ k_BHLD.transpose(2, 3)
+    scores = scores if mask is None else scores + mask
+    sums = scores.logsumexp(-1, keepdim=True)
+    return (scores - sums).exp_() @ v_BHLD, sums
 
 
 class _Crossing(torch.autograd.Function):
@@ -87,15 +125,7 @@ class _Crossing(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, k_context, v_context)
         ctx.found = found
-        narrow = q.dtype
-        q, k, v, k_context, v_context = _wide(q, k, v, k_context, v_context)
-        out, scaled = v.clone(), q * (1 / math.sqrt(q.shape[2]))
-        for bucket in found:
-            weights_BHMT = _weights(bucket, scaled, k, k_context)
-            crossed = weights_BHMT[..., :-1] @ bucket.context.of(v_context)
-            crossed.addcmul_(weights_BHMT[..., -1:], bucket.candidates.of(v))
-            out[bucket.candidates.real_where] = bucket.candidates.real_only(crossed)
-        return out.to(narrow)
+        return _crossed(q, k, v, k_context, v_context, found)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

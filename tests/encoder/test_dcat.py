@@ -118,6 +118,23 @@ def test_it_equals_the_transformer_over_history_and_candidate(passes: str, chose
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("outputs", [False, True], ids=["candidates", "and events"])
+@pytest.mark.parametrize("chosen", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("events", [0, 1, 13])
+@torch.inference_mode()
+def test_a_request_of_one_user_equals_the_transformer_too(events: int, chosen: dict, outputs: bool) -> None:
+    """At inference it has attention of its own."""
+    case = Case([events], [0] * 5)
+    token = case.token.double() if chosen.get("token") else None
+    content = case.content.double() if chosen.get("content") else None
+    crossing = {"token": token, "content": content, "window": chosen.get("window")}
+    model, asked = untrained().double(), (case.events, case.offsets, case.candidates, case.users)
+    out, after = context_and_cross(model, *asked, **crossing, outputs=outputs)
+    torch.testing.assert_close(out, reference_cross(model, *asked, **crossing), atol=1e-7, rtol=1e-7)
+    if after is not None:
+        torch.testing.assert_close(after, model(*case.events, case.offsets), atol=1e-7, rtol=0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5),

@@ -90,6 +90,17 @@ def test_queries_and_keys_are_turned_as_complex_numbers_are_and_values_are_not(e
     torch.testing.assert_close(*gradients)
 
 
+@torch.no_grad()
+def test_without_gradients_and_without_values_the_turns_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv, angles = torch.randn(5, 3, 2, 6, generator=generator), torch.randn(5, 3, generator=generator)
+    turn = angles.cos(), angles.sin()
+    with torch.enable_grad():
+        q, k, v = turned(qkv, *turn)
+    assert all(torch.equal(a, b) for a, b in zip(turned(qkv, *turn), (q, k, v), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(turned(qkv[:, :2], *turn, values=False), (q, k), strict=True))
+
+
 def test_turned_queries_and_keys_have_the_type_of_the_values() -> None:
     """Angles are float32; attention refuses queries of another type than values, as mixed precision would make them."""
     qkv, angles = torch.ones(2, 3, 1, 4, dtype=torch.bfloat16), torch.ones(2, 2)

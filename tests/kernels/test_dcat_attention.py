@@ -65,6 +65,24 @@ def test_a_candidate_attends_as_the_last_event_of_its_history_would() -> None:
         torch.testing.assert_close(out[candidate], whole[-1], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_without_the_fused_attention_of_a_cpu_it_is_the_same(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU where kernels.backend is cpu."""
+    (q, k, v, k_context, v_context), offsets, users = inputs(*case)
+    fused = dcat_attention(q, k, v, k_context, v_context, offsets, users)
+    attended = []
+
+    def elsewhere(q: Tensor, k: Tensor, v: Tensor, *, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        attended.append(q)
+        mask = None if real is None else torch.where(real, 0.0, -torch.inf)[:, None, None, :]
+        return cpu._over_context_elsewhere(q, k, v, mask)
+
+    monkeypatch.setattr(cpu, "_over_context", elsewhere)
+    plain = dcat_attention(q, k, v, k_context, v_context, offsets, users)
+    assert attended or not len(users) or not len(k_context)
+    torch.testing.assert_close(plain, fused, atol=1e-6, rtol=1e-6)
+
+
 def test_small_tiles_and_small_products_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, offsets, users = inputs([9, 40, 0, 23], [1] * 11 + [0, 3, 3, 2, 1])
     whole = dcat_attention(*ours, offsets, users)

@@ -1,0 +1,97 @@
+"""Attention of contexts and of the candidates that read them, where both lie in one block of rows: contexts first.
+
+`jagged_attention` and `dcat_attention`, one after the other; but one user's request with few candidates is, on the CPU,
+many small operations whose start counts. There two calls of PyTorch's fused attention do, and what depends on the
+request alone is done once for all layers: nothing is gathered or merged, since a candidate may read the whole block
+under a mask that hides the other candidates from it. (Rows must be finite: a mask hides no NaN.)
+
+Legend: N context rows of all users together, C candidates, R = N + C, U users, H heads, D floats per head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.backend import backend_of
+from kernels.dcat_attention import checked_users, dcat_attention
+from kernels.jagged_attention import jagged_attention
+from kernels.offsets import checked_offsets
+
+_FEW_CANDIDATES = 64  # with 128, the keys that the mask hides cost as much as the operations that it spares
+
+
+class JointAttention(Protocol):
+    """Queries, keys and values as `jagged_attention` and `dcat_attention` take them, which give the same."""
+
+    def both(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[R, H, D] three times to the same: causal inside a context; a candidate over its context and itself."""
+        ...
+
+    def crossing(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The candidates alone: q [C, H, D], k and v [R, H, D], to [C, H, D]."""
+        ...
+
+
+def joint_attention(
+    offsets: Tensor, candidate_user: Tensor, *, rows: int, hidden: Tensor | None, like: Tensor
+) -> JointAttention:
+    """For all layers of one pass. `offsets` int64 [U + 1] into the `rows` = N of the contexts; `candidate_user` int64
+    [C] and `hidden` int64 [U] as `dcat_attention` takes them; `like`: on the device of q, k and v and of their type.
+    Raises ValueError, here or at the first call, when offsets, users or types do not fit."""
+    if not _is_small_request(offsets, candidate_user, rows=rows, like=like):
+        return _TwoOperators(offsets, candidate_user, rows, hidden)
+    checked_offsets(offsets, events=rows)
+    candidates = len(checked_users(candidate_user, candidates=candidate_user.shape[0], users=1))
+    mask_CR = like.new_full((candidates, rows + candidates), -math.inf)
+    mask_CR[:, 0 if hidden is None else int(hidden) : rows] = 0
+    mask_CR[:, rows:].fill_diagonal_(0)
+    return _OneRequest(mask_CR, rows)
+
+
+def _is_small_request(offsets: Tensor, candidate_user: Tensor, *, rows: int, like: Tensor) -> bool:
+    """An export must hold for any number of users, and gradients are those of the two operators."""
+    if torch.compiler.is_exporting() or torch.is_grad_enabled() or like.device.type != "cpu":
+        return False
+    few = 0 < candidate_user.shape[0] <= _FEW_CANDIDATES
+    return few and rows > 0 and offsets.shape == (2,) and backend_of(like) == "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class _TwoOperators:
+    offsets: Tensor
+    candidate_user: Tensor
+    rows: int
+    hidden: Tensor | None
+
+    def both(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = self.rows
+        return torch.cat([jagged_attention(q[:n], k[:n], v[:n], self.offsets), self.crossing(q[n:], k, v)])
+
+    def crossing(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = self.rows
+        return dcat_attention(q, k[n:], v[n:], k[:n], v[:n], self.offsets, self.candidate_user, hidden=self.hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class _OneRequest:
+    """`mask` [C, R]: 0 where a candidate sees a row, -inf elsewhere."""
+
+    mask: Tensor
+    rows: int
+
+    def both(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = self.rows
+        q_HND, k_HND, v_HND = (x[:n].transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q_HND, k_HND, v_HND, is_causal=True)
+        return torch.cat([attended.squeeze(0).transpose(0, 1), self.crossing(q[n:], k, v)])
+
+    def crossing(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q_HCD, k_HRD, v_HRD = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        crossed = F.scaled_dot_product_attention(q_HCD, k_HRD, v_HRD, attn_mask=self.mask)
+        return crossed.squeeze(0).transpose(0, 1)
