@@ -69,7 +69,7 @@ class UpdateResult:
     histories: Histories
     revisions: Int64s  # int64[U]; 0 for a user without any event
     rows: dict[str, list[EmbeddingRow]]  # by release; who has no embedding yet is left out
-    changed: Bools  # bool[U]: the history changed by this update
+    changed: Bools  # bool[U]: the history changed by this update, not by a try before it that failed midway
     refused: int  # writes that had to be done again
     encode_failures: int  # embeddings that wait for the sweep
     forgotten: int = 0  # events of the batch that are a forgotten user's past, and were left out
@@ -197,7 +197,8 @@ class GuardedWriter:
         )
 
     def drop(self, release: str) -> None:
-        """From now on the release is neither encoded nor written. Not while another thread updates."""
+        """From now on the release is neither encoded nor written. Not while another thread updates; what an update that
+        has failed still encodes does not matter."""
         del self.encoders[release]
 
     def _round(self, batch: _Batch, pending: Int64s, *, cached: bool) -> Int64s:
@@ -262,7 +263,7 @@ class GuardedWriter:
     def _encode_all(self, batch: _Batch, merged: _Merged) -> _Encoded:
         encode = (merged.histories.lengths > 0) & ~batch.postpone[merged.positions]
         fresh, failures = {}, 0
-        for release, encoder in self.encoders.items():
+        for release, encoder in list(self.encoders.items()):  # a failed update may leave this behind: see `drop`
             who = _behind(merged.stored, release, merged.revisions, encode)
             fresh[release] = self._encode(encoder, merged, who)
             failures += len(who) - len(fresh[release])

@@ -24,22 +24,27 @@ async def batches(app: faust.App, stream: Any, *, most: int, within_seconds: flo
     They are not acknowledged, and a rebalance or a stop waits until they are. What an earlier generation of the group
     has fetched is left out: it is fetched again."""
     queue = aiter(stream.channel).queue
-    loop = asyncio.get_running_loop()
     with suppress(StopAsyncIteration):  # so a queue ends its agent
         while True:
-            found = await queue.get()
-            deadline = loop.time() + within_seconds
-            batch: list[Message] = []
-            while found is not None:
-                # An event, where Faust itself has delivered it (`FreshConsumer.getmany`).
-                message: Message = found.message if isinstance(found, EventT) else found
-                if app.flow_control.is_active() and message.generation_id == app.consumer_generation_id:
-                    message.tracked = True
-                    app.consumer.unacked.add(message)
-                    batch.append(message)
-                found = None if len(batch) >= most else await _next(queue, deadline)
+            batch = await _batch(app, queue, most=most, within_seconds=within_seconds)
             if batch:
                 yield batch
+            del batch  # nobody else may keep its messages until the next one comes
+
+
+async def _batch(app: faust.App, queue: Any, *, most: int, within_seconds: float) -> list[Message]:
+    batch: list[Message] = []
+    found = await queue.get()
+    deadline = asyncio.get_running_loop().time() + within_seconds
+    while found is not None:
+        # An event, where Faust itself has delivered it (`FreshConsumer.getmany`).
+        message: Message = found.message if isinstance(found, EventT) else found
+        if app.flow_control.is_active() and message.generation_id == app.consumer_generation_id:
+            message.tracked = True
+            app.consumer.unacked.add(message)
+            batch.append(message)
+        found = None if len(batch) >= most else await _next(queue, deadline)
+    return batch
 
 
 async def _next(queue: Any, deadline: float) -> Any:

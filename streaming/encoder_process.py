@@ -34,6 +34,9 @@ from activity.history import EVENT_DTYPE, Histories
 
 log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
+Message = tuple[dict[str, Any], bytes, bytes]
+_START_SECONDS = 120.0  # to import PyTorch and load the releases
+_END_SECONDS = 5.0
 _ERRORS = {kind.__name__: kind for kind in (UsageError, DataError, InfrastructureError)}
 
 
@@ -48,12 +51,10 @@ class RemoteEncoder:
     trained_through_ms: int
 
     def encode(self, histories: Histories) -> tuple[npt.NDArray[np.float32], Int64s]:
-        """As `FrozenEncoder.encode`. Raises DataError with what that raised, and InfrastructureError where the process
-        ends again and again."""
+        """As `FrozenEncoder.encode`. Raises DataError with what that raised, and InfrastructureError where there is no
+        process to ask."""
         recent = histories.newest(self.max_events)
-        reply, vectors, used = self.process.ask(self.release, recent)
-        if "error" in reply:
-            raise DataError(reply["error"])
+        vectors, used = self.process.ask(self.release, recent)
         return np.frombuffer(vectors, np.float32).reshape(recent.count, self.dimension), np.frombuffer(used, np.int64)
 
 
@@ -68,56 +69,96 @@ class EncoderProcess:
         self._closed = False
         self.encoders = self._start(names)
 
-    def ask(self, release: str, histories: Histories) -> tuple[dict[str, Any], bytes, bytes]:
-        """Sends a request and returns the reply; where the process has ended, once more to another one."""
+    def ask(self, release: str, histories: Histories) -> tuple[bytes, bytes]:
+        """Vectors and events used, as bytes. Where the process has ended, another one is asked, once. Raises as
+        `RemoteEncoder.encode`."""
         request = [json.dumps({"release": release}).encode(), histories.offsets.tobytes(), histories.values.tobytes()]
         with self._lock:
             try:
-                return self._exchange(request)
+                reply, vectors, used = self._exchange(request)
             except (EOFError, OSError) as error:
                 ended = self._ended()
                 if self._closed:
                     raise ended from error
-            log.warning("%s: another one is started", ended.message)
-            try:
-                self._start([release])  # it loads the others when they are asked for: they may be retired by now
-                return self._exchange(request)
-            except (EOFError, OSError) as error:
-                raise self._ended() from error
+                log.warning("%s: another one is started", ended.message)
+                reply, vectors, used = self._exchange_with_another(release, request)
+        if "error" in reply:
+            raise _error(reply)
+        return vectors, used
 
     def close(self) -> None:
-        """Ends the process for good. Whoever waits for it gets InfrastructureError."""
-        self._closed = True
+        """Ends the process for good. Who waits for it gets InfrastructureError."""
+        self._closed = True  # first: a process that is just being started sees it
         self._process.kill()
-        self._process.wait()
+        with self._lock:
+            self._end()
 
     def _start(self, names: Sequence[str]) -> list[RemoteEncoder]:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self._connection = Connection(ours.detach())
+            self._process = self._spawn(theirs.fileno(), names)
+        if self._closed:
+            self._end()
+            raise InfrastructureError("the encoders' process is closed")
+        try:
+            if not self._connection.poll(_START_SECONDS):
+                self._end()
+                raise InfrastructureError(
+                    f"the encoders' process did not load {', '.join(names)} within {_START_SECONDS:.0f} s",
+                    hint=f"see whether {self._folder} can be read",
+                )
+            hello = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if "error" in hello:
+            self._end()
+            raise _error(hello)
+        return [RemoteEncoder(self, **about) for about in hello["encoders"]]
+
+    def _spawn(self, descriptor: int, names: Sequence[str]) -> subprocess.Popen[bytes]:
+        # Who ends a service sends SIGTERM to each of its processes. The worker decides: the child never takes it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return subprocess.Popen(
                 # -P and our own path: the same modules as here, whatever the working folder holds.
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self._folder), *names],
+                [sys.executable, "-P", "-m", __name__, str(descriptor), str(self._folder), *names],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # the worker's own is for its summary
                 process_group=0,  # Ctrl-C is for the worker, which has batches to finish
             )
-        self._connection = Connection(ours.detach())
+        except OSError as error:
+            raise InfrastructureError(
+                f"the encoders' process cannot be started: {error.strerror or error}",
+                hint="see whether memory, processes or open files of this machine are used up",
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _exchange(self, request: Sequence[bytes]) -> Message:
         try:
-            found = json.loads(self._connection.recv_bytes())
+            _send(self._connection, request)
+            return _receive(self._connection)
+        except BaseException:  # a reply that stayed behind would be taken for the next one
+            self._connection.close()
+            raise
+
+    def _exchange_with_another(self, release: str, request: Sequence[bytes]) -> Message:
+        try:
+            self._start([release])  # it loads others when they are asked for: they may be retired by now
+            return self._exchange(request)
         except (EOFError, OSError) as error:
             raise self._ended() from error
-        if "error" in found:
-            self._end()
-            raise _ERRORS[found["kind"]](found["error"], hint=found["hint"])
-        return [RemoteEncoder(self, **about) for about in found["encoders"]]
-
-    def _exchange(self, request: Sequence[bytes]) -> tuple[dict[str, Any], bytes, bytes]:
-        _send(self._connection, request)
-        return _receive(self._connection)
+        except SpoorError as error:  # what was loaded before is a server that is away now
+            raise InfrastructureError(error.message, hint=error.hint) from error
 
     def _ended(self) -> InfrastructureError:
+        """Gives it the time to end by itself, and so to tell how."""
+        self._connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
         status = self._end()
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return InfrastructureError(
@@ -132,13 +173,20 @@ class EncoderProcess:
         return self._process.wait()
 
 
+def _error(reply: dict[str, Any]) -> SpoorError:
+    return _ERRORS.get(reply["kind"], DataError)(reply["error"], hint=reply["hint"])
+
+
 def _send(connection: Connection, message: Sequence[bytes]) -> None:
     for part in message:
         connection.send_bytes(part)
 
 
-def _receive(connection: Connection) -> tuple[dict[str, Any], bytes, bytes]:
+def _receive(connection: Connection) -> Message:
     return json.loads(connection.recv_bytes()), connection.recv_bytes(), connection.recv_bytes()
+
+
+# -- the child
 
 
 def serve(connection: Connection, releases_folder: Path, names: Sequence[str]) -> None:
@@ -147,10 +195,8 @@ def serve(connection: Connection, releases_folder: Path, names: Sequence[str]) -
 
     try:
         encoders = {encoder.release: encoder for encoder in load_encoders(releases_folder, names)}
-    except tuple(_ERRORS.values()) as error:
-        connection.send_bytes(
-            json.dumps({"error": error.message, "hint": error.hint, "kind": type(error).__name__}).encode()
-        )
+    except SpoorError as error:
+        connection.send_bytes(_refusal(error, kind=type(error)))
         return
     about = ("release", "dimension", "max_events", "trained_through_ms")
     hello = [{name: getattr(encoder, name) for name in about} for encoder in encoders.values()]
@@ -165,14 +211,19 @@ def serve(connection: Connection, releases_folder: Path, names: Sequence[str]) -
             vectors, used = encoders[release].encode(histories)
             reply = [b"{}", vectors.tobytes(), used.tobytes()]
         except Exception as error:  # whatever a model may raise is an answer
-            text = error.message if isinstance(error, SpoorError) else f"{type(error).__name__}: {error}"
-            reply = [json.dumps({"error": text}).encode(), b"", b""]
+            away = release not in encoders or isinstance(error, InfrastructureError)
+            reply = [_refusal(error, kind=InfrastructureError if away else DataError), b"", b""]
         _send(connection, reply)
+
+
+def _refusal(error: Exception, *, kind: type[SpoorError]) -> bytes:
+    ours = isinstance(error, SpoorError)
+    text, hint = (error.message, error.hint) if ours else (f"{type(error).__name__}: {error}", "")
+    return json.dumps({"error": text, "hint": hint, "kind": kind.__name__}).encode()
 
 
 def main() -> None:
     descriptor, folder, *names = sys.argv[1:]
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a service sends it to every process: the worker decides
     with suppress(EOFError, OSError):  # the worker has closed its end, or has died
         serve(Connection(int(descriptor)), Path(folder), names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from itertools import islice
@@ -95,6 +95,7 @@ class BatchProcessor:
         self._stores: Stores | None = None
         self._publisher: Publisher | None = None
         self._step_started = 0.0
+        self._steps: defaultdict[str, float] = defaultdict(float)  # of the batch that is being written, seconds
         self._told_create_time = False
 
     async def open(self) -> None:
@@ -111,10 +112,14 @@ class BatchProcessor:
             opened = await self._opened(loading)
         finally:
             loading.shutdown(wait=False)
-        async with self.writing:
-            before, (self._stores, self._publisher) = self._stores, opened
+        try:
+            async with self.writing:
+                before, (self._stores, self._publisher) = self._stores, opened
+        except BaseException:
+            opened[0].close()
+            raise
         if before is not None:
-            before.close()
+            await self.in_thread(before.close)
         return self.releases
 
     @property
@@ -347,9 +352,13 @@ class BatchProcessor:
 
     def _update_now(self, writer: GuardedWriter, *batch: Any, **options: Any) -> UpdateResult:
         self._leave_retired(writer)
+        self._steps.clear()
         self._step_started = time.perf_counter()
         self.fail_point.reached("before-read")
-        return writer.update(*batch, **options)
+        result = writer.update(*batch, **options)
+        for step, seconds in self._steps.items():
+            self.metrics.step_seconds.labels(step).observe(seconds)
+        return result
 
     async def _publish(self, written: Written) -> int:
         """Returns how many rows had to be published again."""
@@ -400,9 +409,9 @@ class BatchProcessor:
         return [release for release in releases if not is_retired(folder / release)]
 
     def _observe(self, step: str) -> None:
-        """Called by the writer, in its thread, after each of its steps."""
+        """Called by the writer, in its thread, after each of its steps, which it takes several times in a batch."""
         now = time.perf_counter()
-        self.metrics.step_seconds.labels(step).observe(now - self._step_started)
+        self._steps[step] += now - self._step_started
         self._step_started = now
         self.fail_point.reached(_FAIL_POINT_AFTER.get(step, ""))
         if self.app.rebalancing:

@@ -1,4 +1,4 @@
-"""Threads in which a worker touches its store: blocking calls off the event loop, in their order."""
+"""Daemon threads for a worker's blocking calls: to its store, and to its encoders."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ T = TypeVar("T")
 
 class StoreThread(Executor):
     """An executor with daemon threads. Python waits for a ThreadPoolExecutor's threads when it exits: a call that hangs
-    in a store would keep a worker alive that has already given up."""
+    in a store would keep a worker alive that has already given up. With one thread calls keep their order."""
 
     def __init__(self, threads: int = 1) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._run, name="store", daemon=True) for _ in range(threads)]
+        self._threads = [threading.Thread(target=self._run, name="worker-calls", daemon=True) for _ in range(threads)]
+        self._shut = False
         for thread in self._threads:
             thread.start()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Raises RuntimeError after `shutdown`, as nobody would run the call."""
+        if self._shut:
+            raise RuntimeError("the threads have been shut down")
         future: Future[T] = Future()
 
         def call() -> None:
@@ -37,6 +41,7 @@ class StoreThread(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the threads after the calls that were submitted; `cancel_futures` makes no difference."""
+        self._shut = True
         for _ in self._threads:
             self._calls.put(None)
         if wait:

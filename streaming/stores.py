@@ -1,6 +1,6 @@
 """Opens what a batch is written with: the encoders of the live releases, the online store, and the writer.
 
-The heavy imports (Feast, PyTorch) happen here, when a worker starts, and not when this module is imported.
+The heavy import (Feast) happens here, when a worker starts, and not when this module is imported.
 """
 
 from __future__ import annotations

@@ -65,15 +65,19 @@ class ConsumerThread(AIOKafkaConsumerThread):
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Faust calls this in every rebalance, because it drops what it has fetched and not handed out by then. Where
         nothing, or 0, is committed, aiokafka leaves a partition at the end of its last fetch, which would lose those
-        records: here it begins again at its earliest one."""
+        records: here it begins again at its earliest one. So does a partition whose retention has passed what is
+        committed: Faust would count every offset between in a list."""
         return await self.call_thread(self._seek_to_committed)
 
     async def _seek_to_committed(self) -> Mapping[Any, Any]:
         consumer = self._ensure_consumer()
-        committed = await consumer.seek_to_committed()
+        committed = dict(await consumer.seek_to_committed())
         self.taken.clear()
-        if begins := [tp for tp, offset in committed.items() if not offset]:
-            await consumer.seek_to_beginning(*begins)
+        earliest = await consumer.beginning_offsets(list(committed)) if committed else {}
+        for tp, offset in committed.items():
+            if not offset or offset < earliest[tp]:
+                consumer.seek(tp, earliest[tp])
+                committed[tp] = None if offset is None else earliest[tp]
         return committed
 
     def verify_event_path(self, now: float, tp: TP) -> None:
@@ -144,6 +148,7 @@ class FreshConsumer(Consumer):
         async for tp, message in super().getmany(timeout):
             read = self._read_offset[tp]
             if read is not None and message.offset > read + 1:  # Faust overlooks what is missing after offset 0
+                self._read_offset[tp] = message.offset - 1
                 await self._add_gap(tp, read + 1, message.offset - 1)
             queue = self._queue_with_room(tp) if read is None or message.offset > read else None
             if queue is None:
@@ -165,7 +170,7 @@ class FreshConsumer(Consumer):
 
     def _queue_with_room(self, tp: TP) -> Any:
         """Of the one agent that takes this partition's records. None: a record would have to wait."""
-        topics = self.app.topics._tp_index[tp]  # type: ignore[attr-defined]
+        topics = self.app.topics._tp_index.get(tp, ())  # type: ignore[attr-defined]
         if len(topics) != 1 or not self.app.flow_control.is_active():
             return None
         (topic,) = topics

@@ -1,6 +1,7 @@
 """The encoders' process: the same vectors, errors that keep their kind, and an end for every beginning."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,10 +65,51 @@ def test_one_that_does_not_come_up_again_is_a_server_that_is_away(process: Encod
     assert encoder.encode(histories_of(1))[1].tolist() == [1]  # the next try is a new one
 
 
-def test_a_release_that_went_since_the_start_is_an_error_of_its_own_encodes(process: EncoderProcess, tmp_path: Path):
-    reply, _, _ = process.ask("gone", histories_of(1))
-    assert "gone" in reply["error"]
+def test_a_release_that_cannot_be_loaded_again_is_a_server_that_is_away(untrained_release: Path, tmp_path: Path):
+    """And no encode that failed: histories would go on without embeddings for as long as the folder is away."""
+    folder = tmp_path / "releases"
+    shutil.copytree(untrained_release, folder)
+    with closing(EncoderProcess(folder, [RELEASE])) as process:
+        (encoder,) = process.encoders
+        folder.rename(tmp_path / "away")
+        assert encoder.encode(histories_of(1))[1].tolist() == [1]
+        _child().kill()
+        for _ in range(2):
+            with pytest.raises(InfrastructureError, match=RELEASE):
+                encoder.encode(histories_of(1))
+        (tmp_path / "away").rename(folder)
+        assert encoder.encode(histories_of(1))[1].tolist() == [1]
+
+
+def test_after_a_restart_each_release_is_loaded_when_it_is_asked_for(process: EncoderProcess):
+    with pytest.raises(InfrastructureError, match="gone"):
+        process.ask("gone", histories_of(1))
     assert process.encoders[0].encode(histories_of(1))[1].tolist() == [1]
+
+
+def test_a_process_that_fails_by_itself_tells_its_own_status(untrained_release: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('no such library')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InfrastructureError, match="ended with status 1"):
+        EncoderProcess(untrained_release, [RELEASE])
+
+
+def test_one_that_hangs_while_it_starts_is_given_up(untrained_release: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "torch.py").write_text("import time; time.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("streaming.encoder_process._START_SECONDS", 0.5)
+    with pytest.raises(InfrastructureError, match="did not load base-1 within"):
+        EncoderProcess(untrained_release, [RELEASE])
+    assert not _children()
+
+
+def test_a_reply_that_was_not_read_is_not_the_answer_to_the_next_request(process: EncoderProcess, monkeypatch):
+    (encoder,) = process.encoders
+    with monkeypatch.context() as patch:
+        patch.setattr("streaming.encoder_process._receive", lambda connection: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            encoder.encode(histories_of(3, 5))
+    assert encoder.encode(histories_of(1, 1))[1].tolist() == [1, 1]
 
 
 def test_what_is_wrong_with_a_release_keeps_its_kind_and_hint(untrained_release: Path, tmp_path: Path):

@@ -33,6 +33,13 @@ def test_an_error_belongs_to_its_call_and_the_next_goes_on():
     thread.shutdown()
 
 
+def test_a_call_after_the_end_is_refused_and_does_not_wait_for_ever():
+    thread = StoreThread()
+    thread.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        thread.submit(lambda: 7)
+
+
 def test_a_call_that_hangs_does_not_keep_the_process():
     script = """
 import threading

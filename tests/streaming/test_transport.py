@@ -8,12 +8,13 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer
 from faust.types import TP, Message
+from kafka import KafkaAdminClient
 
 from activity.settings import KafkaSettings
 from spoor.config import Settings
@@ -21,6 +22,7 @@ from streaming.transport import ConsumerThread, FreshConsumer
 from streaming.worker import StreamApp, build_app
 from tests.conftest import DEADLINE_SECONDS
 from tests.streaming.conftest import World, some_events
+from tests.topics import topic_ends
 
 
 async def _stop_while_a_fetch_waits_to_retry(address: str) -> bool:
@@ -98,6 +100,30 @@ def test_what_was_fetched_and_dropped_is_fetched_again_where_nothing_was_committ
     assert len(found) == 4
     for partition, (before, after) in found.items():
         assert before > 1 and after == committed.get(partition, 0)
+
+
+@pytest.mark.parametrize("committed", [0, 1])
+def test_a_partition_whose_retention_has_passed_what_is_committed_begins_at_its_earliest_record(
+    world: World, committed: int
+):
+    """Faust would note every offset between as a gap, and write all of them into a list."""
+
+    async def begins() -> dict[TP, tuple[int | None, int | None]]:
+        async with handling_no_batch(world) as app:
+            consumer = cast("FreshConsumer", app.consumer)
+            await consumer.pause(True)
+            await consumer._commit(dict.fromkeys(consumer.assignment(), committed))
+            await consumer.perform_seek()
+            return {tp: (consumer._read_offset[tp], await consumer.position(tp)) for tp in consumer.assignment()}
+
+    world.produce(some_events(60))
+    ends = topic_ends(world.settings.kafka, world.settings.kafka.topic)
+    with closing(KafkaAdminClient(bootstrap_servers=world.settings.kafka.address)) as admin:
+        admin.delete_records(ends)
+    found = asyncio.run(begins())
+    assert {tp.partition: begin for tp, begin in found.items()} == {
+        tp.partition: (end, end) for tp, end in ends.items()
+    }
 
 
 async def _records_once_there_is_room(world: World) -> bool:
