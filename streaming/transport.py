@@ -3,7 +3,9 @@ committed offsets.
 
 aiokafka has one fetch in flight per broker. Faust lets that fetch wait 1.5 s for data, and a partition whose records
 were taken meanwhile is not fetched before it returns: at a few events per second that wait would be most of the time
-between an event and its embedding. Faust has no setting for it, and reads uncommitted records in any case.
+between an event and its embedding. Here it waits a tenth of a second, or for FETCH_BYTES: a fetch that came back with
+the first record would come back hundreds of times a second, and keep broker and worker busy with requests. Faust has
+no settings for these, and reads uncommitted records in any case.
 
 A transaction leaves offsets behind that no record has: its marker, and its records if it was aborted. Faust commits
 only what follows a record, so such offsets at a partition's end stay uncommitted: `FreshConsumer.handled` passes them.
@@ -26,7 +28,8 @@ from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 
-FETCH_WAIT_MS = 100  # at most ten empty requests a second per worker and broker
+FETCH_BYTES = 16 * 1024
+FETCH_WAIT_MS = 100  # ten requests a second per worker and broker where less comes
 _TURN_RECORDS = 100  # delivered before other tasks have their turn, as many as Faust delivers
 POLL_SECONDS = 0.1  # as long does a partition that has room again wait for the others' records
 
@@ -44,6 +47,7 @@ class ConsumerThread(AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_min_bytes = FETCH_BYTES
         consumer._isolation_level = self.app.isolation_level  # type: ignore[attr-defined]
         commit = consumer.commit
 

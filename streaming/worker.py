@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_RECORDS = 500  # small polls keep the consumer thread answering the group coordinator
+_LINGER_SECONDS = 0.005  # the rows of a batch are sent in a few requests, not in one each
 _MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a record may be
 _STOP_SECONDS = 60.0  # for the batches under way and their commits
 _WATCH_SECONDS = 5.0
@@ -118,6 +119,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
         broker_max_poll_records=_POLL_RECORDS,
         consumer_auto_offset_reset="earliest",
         producer_request_timeout=kafka.request_timeout_seconds,
+        producer_linger=_LINGER_SECONDS,
         producer_max_request_size=_MAX_REQUEST_BYTES,
         stream_buffer_maxsize=2 * stream.batch_events,
         topic_allow_declare=False,
