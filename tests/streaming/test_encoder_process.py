@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -175,10 +175,13 @@ def test_modules_of_the_working_folder_are_not_taken(untrained_release: Path, tm
 
 
 def _children() -> list[psutil.Process]:
-    """Encoders' processes that this one has."""
-    return [
-        child for child in psutil.Process().children() if any("encoder_process" in part for part in child.cmdline())
-    ]
+    """Encoders' processes that this one has. (A server that another test has killed may be a zombie yet.)"""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # so is psutil.ZombieProcess
+            if any("encoder_process" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def _child() -> psutil.Process:
