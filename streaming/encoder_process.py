@@ -34,7 +34,7 @@ from activity.history import EVENT_DTYPE, Histories
 
 log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
-Message = tuple[dict[str, Any], bytes, bytes]
+Frames = tuple[dict[str, Any], bytes, bytes]  # a request or a reply: what it is, and two arrays
 _START_SECONDS = 120.0  # to import PyTorch and load the releases
 _END_SECONDS = 5.0
 _ERRORS = {kind.__name__: kind for kind in (UsageError, DataError, InfrastructureError)}
@@ -137,7 +137,7 @@ class EncoderProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _exchange(self, request: Sequence[bytes]) -> Message:
+    def _exchange(self, request: Sequence[bytes]) -> Frames:
         try:
             _send(self._connection, request)
             return _receive(self._connection)
@@ -145,7 +145,7 @@ class EncoderProcess:
             self._connection.close()
             raise
 
-    def _exchange_with_another(self, release: str, request: Sequence[bytes]) -> Message:
+    def _exchange_with_another(self, release: str, request: Sequence[bytes]) -> Frames:
         try:
             self._start([release])  # it loads others when they are asked for: they may be retired by now
             return self._exchange(request)
@@ -177,12 +177,12 @@ def _error(reply: dict[str, Any]) -> SpoorError:
     return _ERRORS.get(reply["kind"], DataError)(reply["error"], hint=reply["hint"])
 
 
-def _send(connection: Connection, message: Sequence[bytes]) -> None:
-    for part in message:
-        connection.send_bytes(part)
+def _send(connection: Connection, frames: Sequence[bytes]) -> None:
+    for frame in frames:
+        connection.send_bytes(frame)
 
 
-def _receive(connection: Connection) -> Message:
+def _receive(connection: Connection) -> Frames:
     return json.loads(connection.recv_bytes()), connection.recv_bytes(), connection.recv_bytes()
 
 

@@ -20,6 +20,7 @@ from activity.history import Histories
 from feature_repo.releases import is_retired
 from streaming.broker import check_topics
 from streaming.core import DecodedBatch, Record, UserBatch, decode_batch, group_batch
+from streaming.daemon_threads import DaemonThreads
 from streaming.dead_letters import DeadLetter, encode_dead_letter
 from streaming.fail_points import FailPoint
 from streaming.health import Health
@@ -29,7 +30,6 @@ from streaming.pacer import EncodePacer
 from streaming.publisher import Publisher, send_all
 from streaming.retries import Retries
 from streaming.settings import WorkerSettings
-from streaming.store_thread import StoreThread
 from streaming.stores import Stores, open_stores, releases_to_keep_fresh
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class BatchProcessor:
         self._pacer = EncodePacer(settings.stream.encode_seconds)
         self._partitions = 0  # of the topic
         self._assigned: set[int] = set()
-        self._writes, self._reads = StoreThread(), StoreThread()
+        self._writes, self._reads = DaemonThreads(), DaemonThreads()
         self._retries = Retries(self.metrics, tries=settings.stream.retries, wait_seconds=settings.stream.retry_seconds)
         self.lookout = Lookout(
             app,
@@ -107,7 +107,7 @@ class BatchProcessor:
     async def reload(self) -> tuple[str, ...]:
         """Opens everything anew beside the batches, with the releases that are live now: from the next batch on they
         are written. Returns their names. Raises what `open` raises, and then nothing has changed."""
-        loading = StoreThread()
+        loading = DaemonThreads()
         try:
             opened = await self._opened(loading)
         finally:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from activity.errors import UsageError
 from feature_repo.releases import live_releases
+from streaming.daemon_threads import DaemonThreads
 from streaming.encoder_process import EncoderProcess
 from streaming.settings import WorkerSettings
-from streaming.store_thread import StoreThread
 
 if TYPE_CHECKING:
     from store.online import OnlineStore
@@ -59,7 +59,7 @@ def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: C
     cache = HistoryCache(settings.stream.cache_users)
     with ExitStack() as stack:
         process = stack.enter_context(closing(EncoderProcess(settings.features.releases_folder, releases)))
-        threads = StoreThread(_ENCODE_THREADS)
+        threads = DaemonThreads(_ENCODE_THREADS)
         stack.callback(threads.shutdown, wait=False)
         writer = GuardedWriter(
             online, process.encoders, history=settings.history, cache=cache, executor=threads, observe=observe

@@ -95,7 +95,7 @@ def test_a_process_that_fails_by_itself_tells_its_own_status(untrained_release: 
 
 
 def test_one_that_hangs_while_it_starts_is_given_up(untrained_release: Path, tmp_path: Path, monkeypatch):
-    (tmp_path / "torch.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "torch.py").write_text("import signal; signal.pause()")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("streaming.encoder_process._START_SECONDS", 0.5)
     with pytest.raises(InfrastructureError, match="did not load base-1 within"):
@@ -141,12 +141,12 @@ def test_the_end_is_the_end(untrained_release: Path):
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_the_process_that_began_it(untrained_release: Path, end: signal.Signals):
     script = f"""
-import time
+import signal
 from pathlib import Path
 from streaming.encoder_process import EncoderProcess
 process = EncoderProcess(Path({str(untrained_release)!r}), [{RELEASE!r}])
 print(process._process.pid, flush=True)
-time.sleep(600)
+signal.pause()
 """
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert owner.stdout is not None

@@ -167,17 +167,19 @@ def test_a_fetch_that_a_rebalance_has_stopped_waits_for_its_end(settings: Settin
     assert not asyncio.run(ends())
 
 
-async def _taken_slowly(world: World, count: int) -> tuple[dict[int, list[int]], int]:
+async def _taken_by_the_agent(world: World, count: int) -> tuple[dict[int, list[int]], int]:
     """Partition → offsets in the order in which the agent got them; how many records Faust itself delivered."""
     app = build_app(world.settings)  # whose queue holds 2 x batch_events records
     taken: dict[int, list[int]] = defaultdict(list)
     went_fausts_way = 0
+    finished = asyncio.Event()
 
     async def take(messages: Sequence[Message]) -> None:
         for message in messages:
             taken[message.partition].append(message.offset)
             message.ack(app.consumer)
-        await asyncio.sleep(0.05)  # records come faster than that: the queue fills
+        if sum(map(len, taken.values())) >= count:
+            finished.set()
 
     app.processor.take = take
     deliver = app.consumer.callback
@@ -191,9 +193,7 @@ async def _taken_slowly(world: World, count: int) -> tuple[dict[int, list[int]],
     try:
         await app.processor.open()
         await app.start()
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while sum(map(len, taken.values())) < count:
-                await asyncio.sleep(0.05)
+        await asyncio.wait_for(finished.wait(), DEADLINE_SECONDS)
     finally:
         await app.stop()
         app.processor.close()
@@ -206,7 +206,7 @@ def test_every_record_reaches_the_agent_once_and_in_order_however_full_its_queue
         world.settings, stream=dataclasses.replace(world.settings.stream, batch_events=batch_events)
     )
     world.produce(some_events(400))
-    taken, went_fausts_way = asyncio.run(_taken_slowly(world, 400))
+    taken, went_fausts_way = asyncio.run(_taken_by_the_agent(world, 400))
     assert sum(map(len, taken.values())) == 400
     assert all(offsets == list(range(len(offsets))) for offsets in taken.values())
     assert (went_fausts_way > 0) == (batch_events == 5)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class StoreThread(Executor):
+class DaemonThreads(Executor):
     """An executor with daemon threads. Python waits for a ThreadPoolExecutor's threads when it exits: a call that hangs
     in a store would keep a worker alive that has already given up. With one thread calls keep their order."""
 
