@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from encoder.config import MODEL_CONFIGS, ModelConfig
-from encoder.model import Block, Turn, UserEncoder
+from encoder.model import Block, UserEncoder
 from kernels.jagged_attention import jagged_attention
 
 
@@ -56,7 +56,7 @@ def with_direct_items(config: ModelConfig, *, length: int) -> ModelConfig:
     )
 
 
-def padded_block(block: Block, x_BLC: Tensor, turn: Turn) -> Tensor:
+def padded_block(block: Block, x_BLC: Tensor, turn: Tensor) -> Tensor:
     """One block over [B, L, C]; `turn`: of positions [B * L]."""
     sequences, length, width = x_BLC.shape
     x = x_BLC.reshape(-1, width)
@@ -65,7 +65,7 @@ def padded_block(block: Block, x_BLC: Tensor, turn: Turn) -> Tensor:
     return block.after_attention(x, attended.transpose(1, 2).flatten(0, 1)).view(x_BLC.shape)
 
 
-def padded_blocks(model: UserEncoder, x_BLC: Tensor, *, blocks: int) -> tuple[Tensor, Turn]:
+def padded_blocks(model: UserEncoder, x_BLC: Tensor, *, blocks: int) -> tuple[Tensor, Tensor]:
     """The first `blocks` blocks over [B, L, C], and the turns of the positions [B * L]."""
     sequences, length, _ = x_BLC.shape
     turn = model.rotary(torch.arange(length).repeat(sequences))
@@ -74,7 +74,7 @@ def padded_blocks(model: UserEncoder, x_BLC: Tensor, *, blocks: int) -> tuple[Te
     return x_BLC, turn
 
 
-def padded_last_block(block: Block, x_BLC: Tensor, turn: Turn, lengths: Tensor | None = None) -> Tensor:
+def padded_last_block(block: Block, x_BLC: Tensor, turn: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The last block's output at the last place alone, [B, C]: of the others only keys and values are computed.
     `lengths` int64 [B]: of sequences that are padded on the right, whose last place is that of their last event."""
     sequences, length, width = x_BLC.shape
@@ -85,7 +85,7 @@ def padded_last_block(block: Block, x_BLC: Tensor, turn: Turn, lengths: Tensor |
     ends = torch.full((sequences,), length) if lengths is None else lengths
     rows = torch.arange(sequences) * length + ends - 1
     last = x_BLC.reshape(-1, width).index_select(0, rows)
-    q = block.queries_keys_values(last, (turn[0].index_select(0, rows), turn[1].index_select(0, rows)))[0]
+    q = block.queries_keys_values(last, turn.index_select(0, rows))[0]
     mask = None if bool((ends == length).all()) else (torch.arange(length) < ends[:, None])[:, None, None]
     attended = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask)
     return block.after_attention(last, attended.squeeze(2))

@@ -131,7 +131,7 @@ def context_and_cross(
     if outputs:
         return model.user_vectors(x[rows:]), entered.vectors(model, x[:rows])
     keys, values = last.keys_values(x, turn)
-    q = last.queries(x[rows:], (turn[0][rows:], turn[1][rows:]))
+    q = last.queries(x[rows:], turn[rows:])
     return model.user_vectors(last.after_attention(x[rows:], attention.crossing(q, keys, values))), None
 
 

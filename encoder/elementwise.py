@@ -3,7 +3,7 @@
 PyTorch's dropout draws one random number an element; its normalisation, and rotary positions written with it, pass over
 their operands a dozen times (forward and backward), each time through memory. These here compute the same things.
 
-Legend: M rows, E floats in a row; N events, H heads, D floats per head.
+Legend: M rows, E floats in a row; N events, P kinds of projections, H heads, D floats per head, F = D / 2 pairs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _LEAST_NORM = 1e-12  # as F.normalize
 _ROWS_AT_ONCE = 1024  # of some hundred floats: what one pass writes is still in the cache when the next reads it
 _DRAWS = 4  # elements that share one random number of 64 bits
 _LEVELS = 2**16  # of an element's share of it
+_NO_DROPOUT = nn.Identity()
 
 
 class Dropout(nn.Module):
@@ -70,50 +71,31 @@ class _UnitRows(torch.autograd.Function):
         return grad_ME
 
 
-def turned(x_NPHD: Tensor, cos_ND: Tensor, sin_ND: Tensor, *, values: bool = True) -> tuple[Tensor, ...]:
+def feed_forward(x: Tensor, hidden: nn.Linear, out: nn.Linear, dropout: nn.Module = _NO_DROPOUT) -> Tensor:
+    """out(dropout(gelu(hidden(x)))), [N, inputs] to [N, outputs]. Without gradients some rows at a time: what is
+    hidden then stays in the cache."""
+
+    def of(rows: Tensor) -> Tensor:
+        return out(dropout(F.gelu(hidden(rows))))
+
+    whole = torch.compiler.is_exporting() or torch.is_grad_enabled() or x.device.type != "cpu"
+    if whole or len(x) <= _ROWS_AT_ONCE:
+        return of(x)
+    return torch.cat([of(rows) for rows in x.split(_ROWS_AT_ONCE)])
+
+
+def turned(x_NPHD: Tensor, turn_NF: Tensor, *, values: bool = True) -> tuple[Tensor, ...]:
     """Queries, keys and values [N, 3, H, D] (or keys and values, [N, 2, H, D]) to as many times [N, H, D], all but the
-    values with rotary positions: the pair (x[d], x[d + D / 2]) is turned by an angle of the event, whose cosine and
-    sine are [N, D / 2]. `values`: whether the last of x are some, and stay."""
-    cos, sin = (x[:, None, :].to(x_NPHD.dtype) for x in (cos_ND, sin_ND))
-    if torch.is_grad_enabled():
-        return _Turned.apply(x_NPHD, cos, sin, values)  # type: ignore[no-any-return]
-    return _turned(x_NPHD, cos, sin, values)
+    values with rotary positions: neighbours (x[2f], x[2f + 1]) are a complex number, multiplied by the event's
+    `turn_NF`, complex [N, D / 2]. `values`: whether the last of x are some, and stay. The results are views, whose rows
+    lie apart."""
+    turns = x_NPHD.shape[1] - values
+    still, *rest = x_NPHD.split((turns, 1) if values else turns, dim=1)
+    pairs = torch.view_as_complex(_at_least_float32(still).unflatten(-1, (-1, 2)))
+    moved = torch.view_as_real(pairs * turn_NF[:, None, None]).flatten(-2).to(x_NPHD.dtype)
+    return (*moved.unbind(1), *(x.squeeze(1) for x in rest))
 
 
-def _turned(x_NPHD: Tensor, cos: Tensor, sin: Tensor, values: bool) -> tuple[Tensor, ...]:
-    before = x_NPHD.unbind(1)
-    after = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in before]
-    turns = len(before) - values
-    for x, out in zip(before[:turns], after, strict=False):
-        _turn(x, cos, sin, out=out)
-    if values:
-        after[-1].copy_(before[-1])
-    return tuple(after)
-
-
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_NPHD: Tensor, cos: Tensor, sin: Tensor, values: bool) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(cos, sin)
-        ctx.values = values
-        return _turned(x_NPHD, cos, sin, values)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        back = -sin  # the gradient of a turn is the turn back
-        grad_NPHD = grads[0].new_empty(len(grads[0]), len(grads), *grads[0].shape[1:])
-        for part, grad in enumerate(grads):
-            if ctx.values and part == len(grads) - 1:
-                grad_NPHD[:, part] = grad
-            else:
-                _turn(grad, cos, back, out=grad_NPHD[:, part])
-        return grad_NPHD, None, None, None
-
-
-@torch.no_grad()
-def _turn(x_NHD: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor) -> None:
-    first, second = x_NHD.chunk(2, dim=-1)
-    turned_first, turned_second = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
+def _at_least_float32(x: Tensor) -> Tensor:
+    """There are no complex numbers of two bfloat16."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -15,7 +15,7 @@
 - Left out: content vectors in the history, an output bias per item.
 
 Legend: N events of all users together (jagged), U users, T tables, R rows, W floats in a row, H heads, D floats per
-head, M items, C = config.width, E = config.dimension.
+head, F = D / 2, P of queries, keys and values, M items, C = config.width, E = config.dimension.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoder.config import ModelConfig
-from encoder.elementwise import Dropout, turned, unit_rows
+from encoder.elementwise import Dropout, feed_forward, turned, unit_rows
 from kernels.dcat_attention import dcat_attention
 from kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
 _GAP_WIDTH = 32  # hidden floats between a time gap and its embedding
-Turn = tuple[Tensor, Tensor]
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -86,7 +85,7 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs] to [N, outputs]."""
         if self.hidden is not None and self.out is not None:
-            projected = self.out(F.gelu(self.hidden(x)))
+            projected = feed_forward(x, self.hidden, self.out)
             x = x + projected if self.residual else projected
         return unit_rows(x) if self.unit else x
 
@@ -112,38 +111,37 @@ class Block(nn.Module):
         self.heads = config.heads
         self.attention_norm = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.register_buffer("pairs", _pairs_side_by_side(config), persistent=False)
+        self.pairs: Tensor
         self.attention_out = nn.Linear(config.width, config.width)
         self.feed_forward_norm = nn.LayerNorm(config.width)
         self.feed_forward_in = nn.Linear(config.width, config.feed_forward_width)
         self.feed_forward_out = nn.Linear(config.feed_forward_width, config.width)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_NC: Tensor, offsets: Tensor, turn: Turn) -> Tensor:
-        """[N, C] to [N, C]; `turn`: of the events' positions, see `rotary`."""
-        q, k, v = self.queries_keys_values(x_NC, turn)
+    def forward(self, x_NC: Tensor, offsets: Tensor, turn_NF: Tensor) -> Tensor:
+        """[N, C] to [N, C]; `turn_NF`: of the events' positions, see `rotary`."""
+        q, k, v = self.queries_keys_values(x_NC, turn_NF)
         return self.after_attention(x_NC, jagged_attention(q, k, v, offsets))
 
-    def queries_keys_values(self, x_NC: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, x_NC: Tensor, turn_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
-        q, k, v = turned(self.qkv(self.attention_norm(x_NC)).unflatten(-1, (3, self.heads, -1)), *turn)
+        q, k, v = turned(self._projected(x_NC, self.pairs), turn_NF)
         return q, k, v
 
-    def keys_values(self, x_NC: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x_NC: Tensor, turn_NF: Tensor) -> tuple[Tensor, Tensor]:
         """As `queries_keys_values`, without the queries."""
-        weight, bias = (x[x_NC.shape[1] :] for x in (self.qkv.weight, self.qkv.bias))
-        k, v = turned(F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (2, self.heads, -1)), *turn)
+        k, v = turned(self._projected(x_NC, self.pairs[1:]), turn_NF)
         return k, v
 
-    def queries(self, x_NC: Tensor, turn: Turn) -> Tensor:
+    def queries(self, x_NC: Tensor, turn_NF: Tensor) -> Tensor:
         """As `queries_keys_values`, the queries alone."""
-        weight, bias = (x[: x_NC.shape[1]] for x in (self.qkv.weight, self.qkv.bias))
-        projected = F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (1, self.heads, -1))
-        return turned(projected, *turn, values=False)[0]
+        return turned(self._projected(x_NC, self.pairs[:1]), turn_NF, values=False)[0]
 
     def cross(
         self,
         x_NC: Tensor,
-        turn: Turn,
+        turn_NF: Tensor,
         keys: Tensor,
         values: Tensor,
         offsets: Tensor,
@@ -153,15 +151,29 @@ class Block(nn.Module):
     ) -> Tensor:
         """The block at candidates [N, C], which see the contexts' `keys` and `values` and themselves; the others as
         `dcat_attention` takes them."""
-        q, k, v = self.queries_keys_values(x_NC, turn)
+        q, k, v = self.queries_keys_values(x_NC, turn_NF)
         crossed = dcat_attention(q, k, v, keys, values, offsets, candidate_user, hidden=hidden)
         return self.after_attention(x_NC, crossed)
 
     def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
         """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""
         x_NC = x_NC + self.dropout(self.attention_out(attended_NHD.flatten(1)))
-        hidden = self.dropout(F.gelu(self.feed_forward_in(self.feed_forward_norm(x_NC))))
-        return x_NC + self.dropout(self.feed_forward_out(hidden))
+        normed_NC = self.feed_forward_norm(x_NC)
+        added_NC = feed_forward(normed_NC, self.feed_forward_in, self.feed_forward_out, self.dropout)
+        return x_NC + self.dropout(added_NC)
+
+    def _projected(self, x_NC: Tensor, rows: Tensor) -> Tensor:
+        """[N, C] to [N, P, H, D]: the `rows` [P, H * D] of the projection to queries, keys and values."""
+        weight, bias = (x.index_select(0, rows.flatten()) for x in (self.qkv.weight, self.qkv.bias))
+        return F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (len(rows), self.heads, -1))
+
+
+def _pairs_side_by_side(config: ModelConfig) -> Tensor:
+    """int64 [3, H * D]: the rows of `qkv` in the order in which they are used. Rotary positions turn the pairs
+    (d, d + D / 2) of each head's queries and keys; side by side each pair is one complex number."""
+    rows = torch.arange(3 * config.width).view(3, config.heads, 2, -1)
+    rows[:2] = rows[:2].transpose(-1, -2).reshape(rows[:2].shape)
+    return rows.flatten(1)
 
 
 class UserEncoder(nn.Module):
@@ -216,18 +228,18 @@ class UserEncoder(nn.Module):
 
         Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
         do, which spares most of the block. An exported program would not take batches of single events alone."""
-        x_NC, turn = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
+        x_NC, turn_NF = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
         lengths = offsets.diff() if lengths is None else lengths
         users = torch.arange(lengths.shape[0], device=items.device)
         earlier_offsets = F.pad((lengths - 1).cumsum(0), (1, 0))  # of each user, the last event is left out
         rows, owners = rows_and_owners(earlier_offsets, int(lengths.sum()) - lengths.shape[0])
         earlier, last = rows + (offsets[:-1] - earlier_offsets[:-1])[owners], offsets[:-1] + lengths - 1
         block = self.every_block[-1]
-        (x_before, *before), (x_last, *at_last) = (
-            [y.index_select(0, rows) for y in (x_NC, *turn)] for rows in (earlier, last)
+        (x_before, turn_before), (x_last, turn_last) = (
+            [y.index_select(0, rows) for y in (x_NC, turn_NF)] for rows in (earlier, last)
         )
-        keys, values = block.keys_values(x_before, (before[0], before[1]))
-        x_UC = block.cross(x_last, (at_last[0], at_last[1]), keys, values, earlier_offsets, users)
+        keys, values = block.keys_values(x_before, turn_before)
+        x_UC = block.cross(x_last, turn_last, keys, values, earlier_offsets, users)
         return self.user_vectors(x_UC)
 
     def targets(self, items: Tensor) -> Tensor:
@@ -263,12 +275,13 @@ class UserEncoder(nn.Module):
         # Times sqrt(C): a unit vector has elements far below 1, where the residual stream wants about 1.
         return self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
 
-    def rotary(self, positions: Tensor) -> Turn:
-        """int64 [N] indexes of events within their windows to cosines and sines, [N, D / 2] each."""
+    def rotary(self, positions: Tensor) -> Tensor:
+        """int64 [N] indexes of events within their windows to complex64 [N, F]: by what each pair of a query's or key's
+        floats is multiplied."""
         half = self.config.width // self.config.heads // 2
         speeds = _ROTARY_BASE ** (-torch.arange(half, device=positions.device) / half)
         angles = positions[:, None] * speeds
-        return angles.cos(), angles.sin()
+        return torch.complex(angles.cos(), angles.sin())
 
     def user_vectors(self, x_NC: Tensor) -> Tensor:
         """The last block's output [N, C] to [N, E]."""
@@ -326,18 +339,18 @@ class UserEncoder(nn.Module):
         log_gaps: Tensor | None,
         *,
         blocks: int,
-    ) -> tuple[Tensor, Turn]:
+    ) -> tuple[Tensor, Tensor]:
         """What leaves the first `blocks` blocks, [N, C], and the turns of the events' positions."""
         rows, owners = rows_and_owners(offsets, items.shape[0])
         positions = rows - offsets[owners]
         x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
-        turn = self.rotary(positions)
+        turn_NF = self.rotary(positions)
         for block in self.every_block[:blocks]:
             if self.recompute and torch.is_grad_enabled():
-                x_NC = checkpoint(block, x_NC, offsets, turn, use_reentrant=False)
+                x_NC = checkpoint(block, x_NC, offsets, turn_NF, use_reentrant=False)
             else:
-                x_NC = block(x_NC, offsets, turn)
-        return x_NC, turn
+                x_NC = block(x_NC, offsets, turn_NF)
+        return x_NC, turn_NF
 
 
 def rows_and_owners(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ its list. A worker needs none of that: it takes what lies in the queue of the ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,41 +18,55 @@ if TYPE_CHECKING:
     from faust.types import Message
 
 
-async def batches(app: faust.App, stream: Any, *, most: int, within_seconds: float) -> AsyncIterator[list[Message]]:
-    """Up to `most` messages for the agent's `stream`, as soon as there are so many or `within_seconds` after the first.
+async def batches(
+    app: faust.App, stream: Any, *, most: int, within_seconds: float, ready: Callable[[], Awaitable[object]]
+) -> AsyncIterator[list[Message]]:
+    """Up to `most` messages for the agent's `stream`: as soon as there are so many, else `within_seconds` after the
+    first, or when `ready` returns, whichever is later. A batch that would only wait in line grows instead.
 
     They are not acknowledged, and a rebalance or a stop waits until they are. What an earlier generation of the group
     has fetched is left out: it is fetched again."""
     queue = aiter(stream.channel).queue
     with suppress(StopAsyncIteration):  # so a queue ends its agent
         while True:
-            batch = await _batch(app, queue, most=most, within_seconds=within_seconds)
+            batch = await _batch(app, queue, most=most, closing=lambda: _closing(within_seconds, ready))
             if batch:
                 yield batch
             del batch  # nobody else may keep its messages until the next one comes
 
 
-async def _batch(app: faust.App, queue: Any, *, most: int, within_seconds: float) -> list[Message]:
+async def _closing(within_seconds: float, ready: Callable[[], Awaitable[object]]) -> None:
+    await asyncio.sleep(within_seconds)
+    await ready()
+
+
+async def _batch(
+    app: faust.App, queue: Any, *, most: int, closing: Callable[[], Coroutine[Any, Any, None]]
+) -> list[Message]:
     batch: list[Message] = []
     found = await queue.get()
-    deadline = asyncio.get_running_loop().time() + within_seconds
-    while found is not None:
-        # An event, where Faust itself has delivered it (`FreshConsumer.getmany`).
-        message: Message = found.message if isinstance(found, EventT) else found
-        if app.flow_control.is_active() and message.generation_id == app.consumer_generation_id:
-            message.tracked = True
-            app.consumer.unacked.add(message)
-            batch.append(message)
-        found = None if len(batch) >= most else await _next(queue, deadline)
+    closed = asyncio.create_task(closing())
+    try:
+        while found is not None:
+            # An event, where Faust itself has delivered it (`FreshConsumer.getmany`).
+            message: Message = found.message if isinstance(found, EventT) else found
+            if app.flow_control.is_active() and message.generation_id == app.consumer_generation_id:
+                message.tracked = True
+                app.consumer.unacked.add(message)
+                batch.append(message)
+            found = None if len(batch) >= most else await _next(queue, closed)
+    finally:
+        closed.cancel()
     return batch
 
 
-async def _next(queue: Any, deadline: float) -> Any:
-    """None: the time is over."""
+async def _next(queue: Any, closed: asyncio.Task[None]) -> Any:
+    """None: the batch is closed."""
     if not queue.empty():
         return queue.get_nowait()
+    coming = asyncio.ensure_future(queue.get())
     try:
-        async with asyncio.timeout_at(deadline):
-            return await queue.get()
-    except TimeoutError:
-        return None
+        await asyncio.wait({coming, closed}, return_when=asyncio.FIRST_COMPLETED)
+        return coming.result() if coming.done() else None
+    finally:
+        coming.cancel()

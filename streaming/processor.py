@@ -77,6 +77,8 @@ class BatchProcessor:
         self.publishing = asyncio.Lock()
         self._decoding = asyncio.Lock()
         self._room = asyncio.Semaphore(_BATCHES_AT_ONCE)
+        self._last_written = asyncio.Event()  # whether the batch that was taken last is in the store
+        self._last_written.set()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._coming: deque[Set[str]] = deque()  # users of each batch that is being written or waits to be published
         self.unreported = False  # partitions have come for which this worker has not committed its report
@@ -165,22 +167,28 @@ class BatchProcessor:
         await self._room.acquire()
         if self.failure is not None:
             await asyncio.Event().wait()
-        self._begin(self._taken(messages))
+        self._last_written = asyncio.Event()
+        self._begin(self._taken(messages, self._last_written))
+
+    async def ready(self) -> None:
+        """Returns when every batch that was taken is in the store: the next one is written without waiting in line."""
+        await self._last_written.wait()
 
     async def finish(self) -> None:
         """Returns when no batch is under way."""
         if self._under_way:
             await asyncio.wait(self._under_way)
 
-    async def _taken(self, messages: Sequence[Message]) -> None:
+    async def _taken(self, messages: Sequence[Message], in_store: asyncio.Event) -> None:
         try:
-            await self.handle(messages)
+            await self.handle(messages, in_store)
         except Exception as error:
             self.fail(error)
         finally:
+            in_store.set()
             self._room.release()
 
-    async def handle(self, messages: Sequence[Message]) -> None:
+    async def handle(self, messages: Sequence[Message], in_store: asyncio.Event) -> None:
         """One batch: steps 2 to 9 of streaming/worker.py. Raises InfrastructureError when a server stays away.
 
         After another batch's failure it ends early. Above all it acknowledges nothing: Faust would commit what follows
@@ -199,6 +207,7 @@ class BatchProcessor:
                 return
             if batch is not None:
                 written = await self._write(batch)
+        in_store.set()
         if written is not None:
             now_ms = time.time_ns() // 1_000_000
             self.metrics.written(decoded.append_times_ms, now_ms)

@@ -17,7 +17,7 @@ FAIL_POINTS = ("before-read", "after-encode", "after-write", "after-publish", "d
 class StreamSettings:
     group: str = "spoor"  # Kafka consumer group; workers of one group share the partitions
     batch_events: int = 1000  # most events taken at once
-    batch_seconds: float = 0.2  # longest wait for a batch to fill
+    batch_seconds: float = 0.2  # wait for a batch to fill; it fills on while the one ahead is written
     cache_users: int = 100_000  # histories kept in memory per worker
     encode_seconds: float = 0.0  # least time between two encodes of one user; 0 = encode with every batch
     as_of: Literal["append", "event"] = "append"  # a row's as-of time; "event" when old data are replayed

@@ -4,7 +4,8 @@
 decoded, written, published and only then acknowledged; `run_worker` runs it from start to end. The steps, and what a
 crash right after each of them does:
 
- 1. take up to `batch_events` records, waiting `batch_seconds` at most      nothing happened: delivered again
+ 1. take up to `batch_events` records in `batch_seconds`, more while the    nothing happened: delivered again
+    batch ahead is not written
  2. leave out records of an earlier generation of the group                 their new owner takes them
  3. decode (in a thread, which may ask a schema registry)                   nothing happened: delivered again
  4. produce the dead letters, await their acknowledgement                   produced again under the same key
@@ -135,7 +136,10 @@ def build_app(settings: WorkerSettings) -> StreamApp:
 
     @app.agent(topic, name="keep-fresh")
     async def keep_fresh(records: Any) -> None:
-        async for batch in batches(app, records, most=stream.batch_events, within_seconds=stream.batch_seconds):
+        taken = batches(
+            app, records, most=stream.batch_events, within_seconds=stream.batch_seconds, ready=app.processor.ready
+        )
+        async for batch in taken:
             await app.processor.take(batch)
 
     async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:

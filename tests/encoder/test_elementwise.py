@@ -1,10 +1,11 @@
-"""Dropout, unit rows and rotary positions: as PyTorch's own in distribution, values and gradients."""
+"""Dropout, unit rows, feed-forwards, rotary positions: as PyTorch's own in distribution, values and gradients."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from encoder.elementwise import Dropout, turned, unit_rows
+from encoder.elementwise import Dropout, feed_forward, turned, unit_rows
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (1, 1), (3, 5), (63, 111)])
@@ -69,19 +70,22 @@ def test_a_row_of_zeros_stays() -> None:
 
 
 @pytest.mark.parametrize("events", [0, 1, 63])
-def test_queries_and_keys_are_turned_as_complex_numbers_are_and_values_are_not(events: int) -> None:
+def test_queries_and_keys_are_turned_by_pairs_of_neighbours_and_values_are_not(events: int) -> None:
     generator = torch.Generator().manual_seed(events)
     qkv = torch.randn(events, 3, 2, 6, generator=generator, dtype=torch.float64)
     angles = torch.randn(events, 3, generator=generator, dtype=torch.float64)
     weight = torch.randn(3, events, 2, 6, generator=generator, dtype=torch.float64)
 
     def plainly(qkv: torch.Tensor) -> torch.Tensor:
-        pairs = torch.complex(*qkv.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)[:, None, None]
-        q, k, _ = torch.cat([pairs.real, pairs.imag], dim=-1).unbind(1)
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        q, k = (torch.empty_like(x) for x in qkv[:, :2].unbind(1))
+        for x, out in zip(qkv.unbind(1), (q, k), strict=False):
+            out[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
+            out[..., 1::2] = x[..., 1::2] * cos + x[..., 0::2] * sin
         return torch.stack([q, k, qkv[:, 2]])
 
     gradients = []
-    for turn in (plainly, lambda qkv: torch.stack(turned(qkv, angles.cos(), angles.sin()))):
+    for turn in (plainly, lambda qkv: torch.stack(turned(qkv, torch.polar(torch.ones_like(angles), angles)))):
         own = qkv.clone().requires_grad_()
         found = turn(own)
         torch.testing.assert_close(found, plainly(qkv))
@@ -90,18 +94,25 @@ def test_queries_and_keys_are_turned_as_complex_numbers_are_and_values_are_not(e
     torch.testing.assert_close(*gradients)
 
 
-@torch.no_grad()
-def test_without_gradients_and_without_values_the_turns_are_the_same() -> None:
+def test_without_values_the_turns_are_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     qkv, angles = torch.randn(5, 3, 2, 6, generator=generator), torch.randn(5, 3, generator=generator)
-    turn = angles.cos(), angles.sin()
-    with torch.enable_grad():
-        q, k, v = turned(qkv, *turn)
-    assert all(torch.equal(a, b) for a, b in zip(turned(qkv, *turn), (q, k, v), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(turned(qkv[:, :2], *turn, values=False), (q, k), strict=True))
+    turn = torch.polar(torch.ones_like(angles), angles)
+    q, k, _ = turned(qkv, turn)
+    assert all(torch.equal(a, b) for a, b in zip(turned(qkv[:, :2], turn, values=False), (q, k), strict=True))
 
 
 def test_turned_queries_and_keys_have_the_type_of_the_values() -> None:
-    """Angles are float32; attention refuses queries of another type than values, as mixed precision would make them."""
-    qkv, angles = torch.ones(2, 3, 1, 4, dtype=torch.bfloat16), torch.ones(2, 2)
-    assert {x.dtype for x in turned(qkv, angles.cos(), angles.sin())} == {torch.bfloat16}
+    """Turns are complex64; attention refuses queries of another type than values (mixed precision)."""
+    qkv, turn = torch.ones(2, 3, 1, 4, dtype=torch.bfloat16), torch.ones(2, 2, dtype=torch.complex64)
+    assert {x.dtype for x in turned(qkv, turn)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1024, 1025, 3000])
+def test_a_feed_forward_without_gradients_is_that_with_them(rows: int) -> None:
+    torch.manual_seed(rows)
+    hidden, out, x = nn.Linear(3, 5), nn.Linear(5, 3), torch.randn(rows, 3)
+    expected = feed_forward(x, hidden, out)
+    torch.testing.assert_close(expected, out(F.gelu(hidden(x))))
+    with torch.inference_mode():
+        torch.testing.assert_close(feed_forward(x, hidden, out), expected)

@@ -58,6 +58,28 @@ def test_a_vector_does_not_feel_later_events(model: UserEncoder) -> None:
     torch.testing.assert_close(whole[:12], start, atol=1e-5, rtol=0)
 
 
+def test_rotary_positions_turn_the_halves_of_a_head_against_each_other(model: UserEncoder) -> None:
+    """As they always did: a release's weights mean what they meant when it was trained."""
+    block, positions, x = model.every_block[0], torch.tensor([0, 1, 7, 200]), torch.randn(4, model.config.width)
+    half = model.config.width // model.config.heads // 2
+    angles = positions[:, None, None] * 10_000.0 ** (-torch.arange(half) / half)
+
+    def halves(of_heads: Tensor) -> Tensor:
+        first, second = of_heads.chunk(2, dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    q, k, v = block.qkv(block.attention_norm(x)).unflatten(-1, (3, block.heads, -1)).unbind(1)
+    expected = torch.einsum("nhd,mhd->hnm", halves(q), halves(k))
+    turn = model.rotary(positions)
+    found_q, found_k, found_v = block.queries_keys_values(x, turn)
+    torch.testing.assert_close(torch.einsum("nhd,mhd->hnm", found_q, found_k), expected)
+    torch.testing.assert_close(found_v, v)
+    torch.testing.assert_close(block.queries(x, turn), found_q)
+    for some, every in zip(block.keys_values(x, turn), (found_k, found_v), strict=True):
+        torch.testing.assert_close(some, every)
+
+
 def test_order_matters(model: UserEncoder) -> None:
     items, actions, surfaces, offsets = batch([20])
     swapped = torch.arange(20)

@@ -1,4 +1,5 @@
-"""An agent's records come in batches: full ones at once, others when the time is over, and nothing of the past."""
+"""An agent's records come in batches: full ones at once, others when the time is over and they would not have to wait
+in line, and nothing of the past."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,6 +21,8 @@ class Stand:
         flow: Any = SimpleNamespace(is_active=lambda: self.active)
         self.queue = ThrowableQueue(maxsize=10, flow_control=flow)
         self.unacked: set[Any] = set()
+        self.is_ready = asyncio.Event()
+        self.is_ready.set()
         self.app: Any = SimpleNamespace(
             flow_control=flow, consumer_generation_id=1, consumer=SimpleNamespace(unacked=self.unacked)
         )
@@ -37,7 +40,8 @@ class Stand:
 
             async def __anext__(self) -> Any: ...
 
-        return batches(self.app, SimpleNamespace(channel=Channel()), most=most, within_seconds=within_seconds)
+        stream = SimpleNamespace(channel=Channel())
+        return batches(self.app, stream, most=most, within_seconds=within_seconds, ready=self.is_ready.wait)
 
 
 class Record:
@@ -69,6 +73,26 @@ def test_what_comes_meanwhile_joins_a_batch_and_time_ends_it():
         return offsets(await anext(found))
 
     assert asyncio.run(run()) == [0, 1]
+
+
+def test_a_batch_that_would_wait_in_line_grows_until_it_is_full():
+    async def run() -> tuple[list[int], list[int]]:
+        stand = Stand()
+        stand.is_ready.clear()
+        stand.put(0)
+        found = stand.batches(most=3, within_seconds=SHORT_SECONDS)
+        waits = asyncio.ensure_future(anext(found))
+        done, _ = await asyncio.wait({waits}, timeout=10 * SHORT_SECONDS)
+        assert not done
+        stand.put(1)
+        done, _ = await asyncio.wait({waits}, timeout=10 * SHORT_SECONDS)
+        assert not done
+        stand.put(2, 3)
+        full = offsets(await waits)
+        asyncio.get_running_loop().call_later(2 * SHORT_SECONDS, stand.is_ready.set)
+        return full, offsets(await anext(found))
+
+    assert asyncio.run(run()) == ([0, 1, 2], [3])
 
 
 def test_an_empty_queue_gives_no_batch():

@@ -138,6 +138,42 @@ def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_wri
     processor.close()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_is_ready_for_another_batch_when_those_before_are_in_the_store(
+    fails: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    processor = build_app(settings).processor
+    processor.app.consumer_generation_id = 0
+    (event,) = records_of([encode_event(some_events(1)[0])], [])
+    at_store, at_topic = asyncio.Event(), asyncio.Event()
+
+    async def writes(batch: UserBatch) -> None:
+        await at_store.wait()
+        if fails:
+            raise InfrastructureError("the store is gone")
+
+    async def commits() -> None:
+        await at_topic.wait()
+
+    monkeypatch.setattr(processor, "_write", writes)
+    monkeypatch.setattr(processor, "_commit", commits)
+
+    async def run() -> bool:
+        await processor.ready()
+        await processor.take([event])
+        ready = asyncio.ensure_future(processor.ready())
+        await asyncio.wait({ready}, timeout=0.1)
+        early = ready.done()
+        at_store.set()
+        await ready
+        at_topic.set()
+        await processor.finish()
+        return early
+
+    assert not asyncio.run(run())
+    processor.close()
+
+
 def test_a_commit_that_the_broker_answers_too_late_is_made_up_for(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     quick = dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, request_timeout_seconds=0.01))
     app, partition = build_app(quick), TP("activity", 0)
