@@ -85,7 +85,7 @@ def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
     seconds: dict[str, dict[str, float]] = {}
     batches, bounds, differences = {}, {}, {}
     for layers in (2, 4):
-        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=dtype)
+        model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=dtype).freeze()
         for candidates, sizes in _SIZES.items():
             sample = Request(model, users=1, candidates=min(candidates, _LOOK))
             batch = fastest(lambda size, sample=sample: sample.naive(batch=size), sizes)

@@ -130,7 +130,7 @@ def frozen_model(release: Release) -> UserEncoder:
     model = new_model(release.info.model, release.vocabulary, packed=packed)
     weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
     take_weights(model, weights, release=release.info.name)
-    return model.eval().requires_grad_(False)
+    return model.freeze()
 
 
 def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: str) -> None:

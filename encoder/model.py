@@ -112,7 +112,11 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.register_buffer("pairs", _pairs_side_by_side(config), persistent=False)
+        self.register_buffer("frozen_weight", None, persistent=False)
+        self.register_buffer("frozen_bias", None, persistent=False)
         self.pairs: Tensor
+        self.frozen_weight: Tensor | None
+        self.frozen_bias: Tensor | None
         self.attention_out = nn.Linear(config.width, config.width)
         self.feed_forward_norm = nn.LayerNorm(config.width)
         self.feed_forward_in = nn.Linear(config.width, config.feed_forward_width)
@@ -126,17 +130,17 @@ class Block(nn.Module):
 
     def queries_keys_values(self, x_NC: Tensor, turn_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
-        q, k, v = turned(self._projected(x_NC, self.pairs), turn_NF)
+        q, k, v = turned(self._projected(x_NC, slice(3)), turn_NF)
         return q, k, v
 
     def keys_values(self, x_NC: Tensor, turn_NF: Tensor) -> tuple[Tensor, Tensor]:
         """As `queries_keys_values`, without the queries."""
-        k, v = turned(self._projected(x_NC, self.pairs[1:]), turn_NF)
+        k, v = turned(self._projected(x_NC, slice(1, 3)), turn_NF)
         return k, v
 
     def queries(self, x_NC: Tensor, turn_NF: Tensor) -> Tensor:
         """As `queries_keys_values`, the queries alone."""
-        return turned(self._projected(x_NC, self.pairs[:1]), turn_NF, values=False)[0]
+        return turned(self._projected(x_NC, slice(1)), turn_NF, values=False)[0]
 
     def cross(
         self,
@@ -162,18 +166,30 @@ class Block(nn.Module):
         added_NC = feed_forward(normed_NC, self.feed_forward_in, self.feed_forward_out, self.dropout)
         return x_NC + self.dropout(added_NC)
 
-    def _projected(self, x_NC: Tensor, rows: Tensor) -> Tensor:
-        """[N, C] to [N, P, H, D]: the `rows` [P, H * D] of the projection to queries, keys and values."""
-        weight, bias = (x.index_select(0, rows.flatten()) for x in (self.qkv.weight, self.qkv.bias))
-        return F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (len(rows), self.heads, -1))
+    def freeze(self) -> None:
+        """See `UserEncoder.freeze`."""
+        self.frozen_weight, self.frozen_bias = (x.detach() for x in self._side_by_side())
+
+    def _projected(self, x_NC: Tensor, kinds: slice) -> Tensor:
+        """[N, C] to [N, P, H, D]; `kinds`: which of queries, keys and values."""
+        weight_PCC, bias_PC = self.frozen_weight, self.frozen_bias
+        if weight_PCC is None or bias_PC is None:
+            weight_PCC, bias_PC = self._side_by_side()
+        weight, bias = (x[kinds].flatten(0, 1) for x in (weight_PCC, bias_PC))
+        return F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (len(bias_PC[kinds]), self.heads, -1))
+
+    def _side_by_side(self) -> tuple[Tensor, Tensor]:
+        """The projection's weight [P, C, C] and bias [P, C], their rows in the order of `pairs`."""
+        weight, bias = (x.index_select(0, self.pairs) for x in (self.qkv.weight, self.qkv.bias))
+        return weight.unflatten(0, (3, -1)), bias.unflatten(0, (3, -1))
 
 
 def _pairs_side_by_side(config: ModelConfig) -> Tensor:
-    """int64 [3, H * D]: the rows of `qkv` in the order in which they are used. Rotary positions turn the pairs
+    """int64 [3 * C]: the rows of `qkv` in the order in which they are used. Rotary positions turn the pairs
     (d, d + D / 2) of each head's queries and keys; side by side each pair is one complex number."""
     rows = torch.arange(3 * config.width).view(3, config.heads, 2, -1)
     rows[:2] = rows[:2].transpose(-1, -2).reshape(rows[:2].shape)
-    return rows.flatten(1)
+    return rows.flatten()
 
 
 class UserEncoder(nn.Module):
@@ -241,6 +257,13 @@ class UserEncoder(nn.Module):
         keys, values = block.keys_values(x_before, turn_before)
         x_UC = block.cross(x_last, turn_last, keys, values, earlier_offsets, users)
         return self.user_vectors(x_UC)
+
+    def freeze(self) -> UserEncoder:
+        """For inference with weights that stay from now on as they are: what they alone decide is computed here, once.
+        Returns itself."""
+        for block in self.every_block:
+            block.freeze()
+        return self.eval().requires_grad_(False)
 
     def targets(self, items: Tensor) -> Tensor:
         """int64 [M] vocabulary indexes to item vectors [M, E], in the space of the user vectors."""

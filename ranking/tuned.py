@@ -195,6 +195,7 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
     )
     weights = {name.removeprefix(_MODEL): value for name, value in arrays.items() if name.startswith(_MODEL)}
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    model.fusion.encoder.freeze()
     return TunedRanker(
         model=model.eval(),
         vocabulary=vocabulary,

@@ -80,6 +80,16 @@ def test_rotary_positions_turn_the_halves_of_a_head_against_each_other(model: Us
         torch.testing.assert_close(some, every)
 
 
+def test_a_frozen_model_gives_the_same_and_stores_the_same(model: UserEncoder) -> None:
+    inputs = batch([5, 1, 32])
+    expected, stored = (model(*inputs), model.last(*inputs)), {**model.state_dict()}
+    model.freeze()
+    for found, before in zip((model(*inputs), model.last(*inputs)), expected, strict=True):
+        torch.testing.assert_close(found, before)
+    assert model.state_dict().keys() == stored.keys()
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
 def test_order_matters(model: UserEncoder) -> None:
     items, actions, surfaces, offsets = batch([20])
     swapped = torch.arange(20)
