@@ -59,10 +59,11 @@ def context(
     keys, values = [], []
     for layer, block in enumerate(model.every_block, 1):
         if outputs or layer < model.config.layers:
-            q, k, v = block.queries_keys_values(x, turn)
+            q, *own = block.queries_keys_values(x, turn)
+            k, v = (y.contiguous() for y in own)  # kept: a view would keep what lies beside it, too
             x = block.after_attention(x, jagged_attention(q, k, v, entered.offsets))
         else:
-            k, v = block.keys_values(x, turn)
+            k, v = (y.contiguous() for y in block.keys_values(x, turn))
         keys.append(k)
         values.append(v)
     vectors = entered.vectors(model, x) if outputs else None

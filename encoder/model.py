@@ -260,7 +260,7 @@ class UserEncoder(nn.Module):
 
     def freeze(self) -> UserEncoder:
         """For inference with weights that stay from now on as they are: what they alone decide is computed here, once.
-        Returns itself."""
+        Weights that are loaded later do not count. Returns itself."""
         for block in self.every_block:
             block.freeze()
         return self.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ its list. A worker needs none of that: it takes what lies in the queue of the ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -29,23 +29,18 @@ async def batches(
     queue = aiter(stream.channel).queue
     with suppress(StopAsyncIteration):  # so a queue ends its agent
         while True:
-            batch = await _batch(app, queue, most=most, closing=lambda: _closing(within_seconds, ready))
+            batch = await _batch(app, queue, most=most, within_seconds=within_seconds, ready=ready)
             if batch:
                 yield batch
             del batch  # nobody else may keep its messages until the next one comes
 
 
-async def _closing(within_seconds: float, ready: Callable[[], Awaitable[object]]) -> None:
-    await asyncio.sleep(within_seconds)
-    await ready()
-
-
 async def _batch(
-    app: faust.App, queue: Any, *, most: int, closing: Callable[[], Coroutine[Any, Any, None]]
+    app: faust.App, queue: Any, *, most: int, within_seconds: float, ready: Callable[[], Awaitable[object]]
 ) -> list[Message]:
     batch: list[Message] = []
     found = await queue.get()
-    closed = asyncio.create_task(closing())
+    closed = asyncio.create_task(_closed(within_seconds, ready))
     try:
         while found is not None:
             # An event, where Faust itself has delivered it (`FreshConsumer.getmany`).
@@ -58,6 +53,11 @@ async def _batch(
     finally:
         closed.cancel()
     return batch
+
+
+async def _closed(within_seconds: float, ready: Callable[[], Awaitable[object]]) -> None:
+    await asyncio.sleep(within_seconds)
+    await ready()
 
 
 async def _next(queue: Any, closed: asyncio.Task[None]) -> Any:

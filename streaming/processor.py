@@ -59,8 +59,8 @@ class BatchProcessor:
     """Handles batches. `finished` tells the runner when to stop, `failure` why, where it is an error.
 
     Up to _BATCHES_AT_ONCE are under way: while one is written, the one before is published and committed, and the one
-    behind decoded. Each of the three is done for one batch at a time, in the order in which the batches came. Who holds
-    `writing` writes alone, who holds `publishing` publishes and commits alone."""
+    behind, if it is full, decoded. Each of the three is done for one batch at a time, in the order in which the batches
+    came. Who holds `writing` writes alone, who holds `publishing` publishes and commits alone."""
 
     def __init__(self, settings: WorkerSettings, app: faust.App, *, count: int | None = None) -> None:
         self.settings = settings
@@ -171,7 +171,8 @@ class BatchProcessor:
         self._begin(self._taken(messages, self._last_written))
 
     async def ready(self) -> None:
-        """Returns when every batch that was taken is in the store: the next one is written without waiting in line."""
+        """Returns when the batch that was taken last is in the store, or has ended without: the next one need not wait
+        in line."""
         await self._last_written.wait()
 
     async def finish(self) -> None:

@@ -16,7 +16,8 @@ crash right after each of them does:
  8. read the rows again, publish who moved on meanwhile                     delivered again, steps 7 and 8 repeat
  9. acknowledge the records in order, commit the offsets                    after the commit: done
 
-Three batches are under way: while one is in steps 5 and 6, the one before it is in 7 to 9 and the one behind in 2 to 4.
+Three batches are under way: while one is in steps 5 and 6, the one before it is in 7 to 9 and the one behind, if it is
+full, in 2 to 4.
 They keep their order, as Faust commits the offset after the last record acknowledged, whatever came before it.
 
 A step whose server fails is tried `retries` times with growing waits; then the worker stops, offsets uncommitted, and
