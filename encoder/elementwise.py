@@ -90,8 +90,8 @@ def turned(x_NPHD: Tensor, turn_NF: Tensor, *, values: bool = True) -> tuple[Ten
     `turn_NF`, complex [N, D / 2]. `values`: whether the last of x are some, and stay. The results are views, whose rows
     lie apart."""
     turns = x_NPHD.shape[1] - values
-    still, *rest = x_NPHD.split((turns, 1) if values else turns, dim=1)
-    pairs = torch.view_as_complex(_at_least_float32(still).unflatten(-1, (-1, 2)))
+    turning, *rest = x_NPHD.split((turns, 1) if values else turns, dim=1)
+    pairs = torch.view_as_complex(_at_least_float32(turning).unflatten(-1, (-1, 2)))
     moved = torch.view_as_real(pairs * turn_NF[:, None, None]).flatten(-2).to(x_NPHD.dtype)
     return (*moved.unbind(1), *(x.squeeze(1) for x in rest))
 
