@@ -9,8 +9,9 @@ d = L = 256, same weights, inference. The peers (benchmarks/naive.py):
     gathering       one context pass, then keys and values copied for each candidate (8 users in the batch)
 
 `ratio` is naive over DCAT with 1,000 candidates and 4 layers, `ratio_r10` with 10; `ratio_gather` is gathering over
-DCAT with 1,000 candidates of 8 users. Each peer runs at its best batch size, tried beforehand; times are the best of
-the repeats on both sides; outputs are compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where
+DCAT with 1,000 candidates of 8 users. Each side runs in a process of its own, as a service would, and they take turns;
+each peer at its best batch size, tried beforehand; times are the best of the repeats on both sides; outputs are
+compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where
 only keys and values are needed) and 4 d for each pair of a query and a key.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,14 @@ from torch import Tensor
 
 from benchmarks.naive import gathering_cross, model_of, naive_cross
 from benchmarks.rows import finish
-from benchmarks.timing import add_device_options, best_seconds, device_circumstances, fastest, use_device
+from benchmarks.timing import (
+    Run,
+    add_device_options,
+    best_seconds_apart,
+    device_circumstances,
+    fastest,
+    use_device,
+)
 from encoder.dcat import context_and_cross
 from encoder.model import UserEncoder
 
@@ -81,34 +90,46 @@ def flops(layers: int, *, candidates: int | None) -> float:
     return context_pass / (candidates or 1) + layers * at_candidate
 
 
-def measure(*, repeats: int, dtype: torch.dtype) -> dict[str, Any]:
+def contender(who: str, options: argparse.Namespace, layers: int, users: int, candidates: int, batch: int) -> Run:
+    """One side of a comparison, to be made in a process of its own; `batch`: of a peer."""
+    model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=use_device(options)).freeze()
+    request = Request(model, users=users, candidates=candidates)
+    runs = {
+        "dcat": request.dcat,
+        "naive": partial(request.naive, batch=batch),
+        "naive, no skip": partial(request.naive, batch=batch, skip_last=False),
+        "gathering": partial(request.gathering, batch=batch),
+    }
+    return torch.inference_mode()(runs[who])
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    dtype, repeats = use_device(options), options.repeats
     seconds: dict[str, dict[str, float]] = {}
     batches, bounds, differences = {}, {}, {}
+
+    def compare(name: str, request: Request, peers: Sequence[str], *, batch: int, rounds: int, calls: int) -> None:
+        of = request.model.config.layers, len(request.offsets) - 1, len(request.candidates)
+        makers = {who: partial(contender, who, options, *of, batch) for who in ("dcat", *peers)}
+        batches[name], seconds[name] = batch, best_seconds_apart(makers, rounds=repeats * rounds, calls=calls)
+        print(f"{name}: {_shown(seconds[name])}, {batch} in a peer's batch", file=sys.stderr)
+
     for layers in (2, 4):
         model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=dtype).freeze()
         for candidates, sizes in _SIZES.items():
             sample = Request(model, users=1, candidates=min(candidates, _LOOK))
             batch = fastest(lambda size, sample=sample: sample.naive(batch=size), sizes)
-            name = f"{layers} layers, r = {candidates:,}"
-            batches[name] = batch
             request = Request(model, users=1, candidates=candidates)
-            runs = {
-                "dcat": request.dcat,
-                "naive": partial(request.naive, batch=batch),
-                "naive, no skip": partial(request.naive, batch=batch, skip_last=False),
-            }
-            seconds[name] = best_seconds(runs, rounds=repeats * (20 if candidates == 10 else 1))
+            rounds, calls = (5, 5) if candidates == 10 else (1, 1)
+            name = f"{layers} layers, r = {candidates:,}"
+            compare(name, request, ("naive", "naive, no skip"), batch=batch, rounds=rounds, calls=calls)
             differences[name] = float((request.dcat() - request.naive(batch=batch)).float().abs().max())
             bounds[name] = round(flops(layers, candidates=None) / flops(layers, candidates=candidates), 1)
-            print(f"{name}: {_shown(seconds[name])}, {batch} sequences a batch", file=sys.stderr)
     request = Request(model, users=GATHER_USERS, candidates=GATHER_CANDIDATES)
     batch = fastest(lambda size: request.gathering(batch=size), _GATHER_SIZES)
     name = f"4 layers, {GATHER_USERS} users, {GATHER_CANDIDATES:,} candidates"
-    batches[name] = batch
-    runs = {"dcat": request.dcat, "gathering": partial(request.gathering, batch=batch)}
-    seconds[name] = best_seconds(runs, rounds=5 * repeats)
+    compare(name, request, ("gathering",), batch=batch, rounds=5, calls=1)
     differences[name] = float((request.dcat() - request.gathering(batch=batch)).abs().max())
-    print(f"{name}: {_shown(seconds[name])}, {batch} candidates a batch", file=sys.stderr)
     ratios = {
         case: {peer: round(took / of["dcat"], 2) for peer, took in of.items() if peer != "dcat"}
         for case, of in seconds.items()
@@ -141,9 +162,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--keep", action="store_true", help=f"append the object to {RESULTS.name}")
     options = parser.parse_args()
-    dtype = use_device(options)
     with torch.inference_mode():
-        found = measure(repeats=options.repeats, dtype=dtype)
+        found = measure(options)
     finish(found, options, RESULTS, module="benchmarks.dcat_serving")
 
 
