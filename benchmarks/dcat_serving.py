@@ -11,8 +11,8 @@ d = L = 256, same weights, inference. The peers (benchmarks/naive.py):
 `ratio` is naive over DCAT with 1,000 candidates and 4 layers, `ratio_r10` with 10; `ratio_gather` is gathering over
 DCAT with 1,000 candidates of 8 users. Each side runs in a process of its own, as a service would, and they take turns;
 each peer at its best batch size, tried beforehand; times are the best of the repeats on both sides; outputs are
-compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where
-only keys and values are needed) and 4 d for each pair of a query and a key.
+compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where only keys and values are needed) and
+4 d for each pair of a query and a key.
 """
 
 from __future__ import annotations
@@ -30,14 +30,7 @@ from torch import Tensor
 
 from benchmarks.naive import gathering_cross, model_of, naive_cross
 from benchmarks.rows import finish
-from benchmarks.timing import (
-    Run,
-    add_device_options,
-    best_seconds_apart,
-    device_circumstances,
-    fastest,
-    use_device,
-)
+from benchmarks.timing import Run, add_device_options, best_seconds_apart, device_circumstances, fastest, use_device
 from encoder.dcat import context_and_cross
 from encoder.model import UserEncoder
 
