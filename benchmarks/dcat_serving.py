@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             sample = Request(model, users=1, candidates=min(candidates, _LOOK))
             batch = fastest(lambda size, sample=sample: sample.naive(batch=size), sizes)
             request = Request(model, users=1, candidates=candidates)
-            rounds, calls = (5, 5) if candidates == 10 else (1, 1)
+            rounds, calls = (15, 8) if candidates == 10 else (1, 1)
             name = f"{layers} layers, r = {candidates:,}"
             compare(name, request, ("naive", "naive, no skip"), batch=batch, rounds=rounds, calls=calls)
             differences[name] = float((request.dcat() - request.naive(batch=batch)).float().abs().max())

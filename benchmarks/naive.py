@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from encoder.block import Block
 from encoder.config import MODEL_CONFIGS, ModelConfig
-from encoder.model import Block, UserEncoder
+from encoder.model import UserEncoder
 from kernels.jagged_attention import jagged_attention
 
 

@@ -97,7 +97,8 @@ def use_device(options: argparse.Namespace) -> torch.dtype:
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"no device `{options.device}` here: PyTorch finds no GPU")
     keep_freed_memory()
-    torch.set_default_device(options.device)
+    if options.device != "cpu":  # a default device costs every operation a call in Python, which services do not pay
+        torch.set_default_device(options.device)
     torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     return getattr(torch, options.dtype)
 

@@ -9,6 +9,7 @@ Legend: M rows, E floats in a row; N events, P kinds of projections, H heads, D 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ _LEAST_NORM = 1e-12  # as F.normalize
 _ROWS_AT_ONCE = 1024  # of some hundred floats: what one pass writes is still in the cache when the next reads it
 _DRAWS = 4  # elements that share one random number of 64 bits
 _LEVELS = 2**16  # of an element's share of it
-_NO_DROPOUT = nn.Identity()
+Affine = tuple[Tensor, Tensor]  # a weight and a bias
+Pointwise = Callable[[Tensor], Tensor]
 
 
 class Dropout(nn.Module):
@@ -71,12 +73,22 @@ class _UnitRows(torch.autograd.Function):
         return grad_ME
 
 
-def feed_forward(x: Tensor, hidden: nn.Linear, out: nn.Linear, dropout: nn.Module = _NO_DROPOUT) -> Tensor:
-    """out(dropout(gelu(hidden(x)))), [N, inputs] to [N, outputs]. Without gradients some rows at a time: what is
-    hidden then stays in the cache."""
+def affine(module: nn.Linear | nn.LayerNorm) -> Affine:
+    """What a module with a weight and a bias holds."""
+    return module.weight, module.bias
+
+
+def same(x: Tensor) -> Tensor:
+    """x itself."""
+    return x
+
+
+def feed_forward(x: Tensor, hidden: Affine, out: Affine, dropout: Pointwise = same) -> Tensor:
+    """A linear layer of dropout(gelu(one before)), [N, inputs] to [N, outputs]. Without gradients some rows at a time:
+    what is hidden then stays in the cache."""
 
     def of(rows: Tensor) -> Tensor:
-        return out(dropout(F.gelu(hidden(rows))))
+        return F.linear(dropout(F.gelu(F.linear(rows, *hidden))), *out)
 
     whole = torch.compiler.is_exporting() or torch.is_grad_enabled() or x.device.type != "cpu"
     if whole or len(x) <= _ROWS_AT_ONCE:
@@ -84,16 +96,14 @@ def feed_forward(x: Tensor, hidden: nn.Linear, out: nn.Linear, dropout: nn.Modul
     return torch.cat([of(rows) for rows in x.split(_ROWS_AT_ONCE)])
 
 
-def turned(x_NPHD: Tensor, turn_NF: Tensor, *, values: bool = True) -> tuple[Tensor, ...]:
-    """Queries, keys and values [N, 3, H, D] (or keys and values, [N, 2, H, D]) to as many times [N, H, D], all but the
-    values with rotary positions: neighbours (x[2f], x[2f + 1]) are a complex number, multiplied by the event's
-    `turn_NF`, complex [N, D / 2]. `values`: whether the last of x are some, and stay. The results are views, whose rows
-    lie apart."""
-    turns = x_NPHD.shape[1] - values
-    turning, *rest = x_NPHD.split((turns, 1) if values else turns, dim=1)
-    pairs = torch.view_as_complex(_at_least_float32(turning).unflatten(-1, (-1, 2)))
-    moved = torch.view_as_real(pairs * turn_NF[:, None, None]).flatten(-2).to(x_NPHD.dtype)
-    return (*moved.unbind(1), *(x.squeeze(1) for x in rest))
+def turned(x_NPHD: Tensor, turn_NP1F: Tensor) -> Tensor:
+    """Rotary positions: neighbours (x[2f], x[2f + 1]) are a complex number, multiplied by the event's `turn_NP1F`,
+    complex [N, P, 1, F]. Without gradients it may be x itself that is turned and given back."""
+    if not (torch.is_grad_enabled() or torch.compiler.is_exporting() or x_NPHD.dtype != torch.float32):
+        torch.view_as_complex(x_NPHD.view(*x_NPHD.shape[:3], -1, 2)).mul_(turn_NP1F)
+        return x_NPHD
+    pairs = torch.view_as_complex(_at_least_float32(x_NPHD).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn_NP1F).flatten(-2).to(x_NPHD.dtype)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -28,10 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from encoder.block import Block
 from encoder.config import ModelConfig
-from encoder.elementwise import Dropout, feed_forward, turned, unit_rows
-from kernels.dcat_attention import dcat_attention
-from kernels.jagged_attention import jagged_attention
+from encoder.elementwise import Dropout, affine, feed_forward, unit_rows
 
 _ROTARY_BASE = 10_000.0
 _GAP_WIDTH = 32  # hidden floats between a time gap and its embedding
@@ -85,7 +84,7 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs] to [N, outputs]."""
         if self.hidden is not None and self.out is not None:
-            projected = feed_forward(x, self.hidden, self.out)
+            projected = feed_forward(x, affine(self.hidden), affine(self.out))
             x = x + projected if self.residual else projected
         return unit_rows(x) if self.unit else x
 
@@ -101,95 +100,6 @@ class TimeGap(nn.Module):
     def forward(self, log_gaps: Tensor) -> Tensor:
         """float32 [N], log(1 + seconds), to [N, width]."""
         return self.out(F.gelu(self.hidden(log_gaps[:, None])))
-
-
-class Block(nn.Module):
-    """One pre-LN transformer block, in two halves so that DCAT can put another attention between them."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.register_buffer("pairs", _pairs_side_by_side(config), persistent=False)
-        self.register_buffer("frozen_weight", None, persistent=False)
-        self.register_buffer("frozen_bias", None, persistent=False)
-        self.pairs: Tensor
-        self.frozen_weight: Tensor | None
-        self.frozen_bias: Tensor | None
-        self.attention_out = nn.Linear(config.width, config.width)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.feed_forward_in = nn.Linear(config.width, config.feed_forward_width)
-        self.feed_forward_out = nn.Linear(config.feed_forward_width, config.width)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, x_NC: Tensor, offsets: Tensor, turn_NF: Tensor) -> Tensor:
-        """[N, C] to [N, C]; `turn_NF`: of the events' positions, see `rotary`."""
-        q, k, v = self.queries_keys_values(x_NC, turn_NF)
-        return self.after_attention(x_NC, jagged_attention(q, k, v, offsets))
-
-    def queries_keys_values(self, x_NC: Tensor, turn_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
-        q, k, v = turned(self._projected(x_NC, slice(3)), turn_NF)
-        return q, k, v
-
-    def keys_values(self, x_NC: Tensor, turn_NF: Tensor) -> tuple[Tensor, Tensor]:
-        """As `queries_keys_values`, without the queries."""
-        k, v = turned(self._projected(x_NC, slice(1, 3)), turn_NF)
-        return k, v
-
-    def queries(self, x_NC: Tensor, turn_NF: Tensor) -> Tensor:
-        """As `queries_keys_values`, the queries alone."""
-        return turned(self._projected(x_NC, slice(1)), turn_NF, values=False)[0]
-
-    def cross(
-        self,
-        x_NC: Tensor,
-        turn_NF: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        offsets: Tensor,
-        candidate_user: Tensor,
-        *,
-        hidden: Tensor | None = None,
-    ) -> Tensor:
-        """The block at candidates [N, C], which see the contexts' `keys` and `values` and themselves; the others as
-        `dcat_attention` takes them."""
-        q, k, v = self.queries_keys_values(x_NC, turn_NF)
-        crossed = dcat_attention(q, k, v, keys, values, offsets, candidate_user, hidden=hidden)
-        return self.after_attention(x_NC, crossed)
-
-    def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
-        """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""
-        x_NC = x_NC + self.dropout(self.attention_out(attended_NHD.flatten(1)))
-        normed_NC = self.feed_forward_norm(x_NC)
-        added_NC = feed_forward(normed_NC, self.feed_forward_in, self.feed_forward_out, self.dropout)
-        return x_NC + self.dropout(added_NC)
-
-    def freeze(self) -> None:
-        """See `UserEncoder.freeze`."""
-        self.frozen_weight, self.frozen_bias = (x.detach() for x in self._side_by_side())
-
-    def _projected(self, x_NC: Tensor, kinds: slice) -> Tensor:
-        """[N, C] to [N, P, H, D]; `kinds`: which of queries, keys and values."""
-        weight_PCC, bias_PC = self.frozen_weight, self.frozen_bias
-        if weight_PCC is None or bias_PC is None:
-            weight_PCC, bias_PC = self._side_by_side()
-        weight, bias = (x[kinds].flatten(0, 1) for x in (weight_PCC, bias_PC))
-        return F.linear(self.attention_norm(x_NC), weight, bias).unflatten(-1, (len(bias_PC[kinds]), self.heads, -1))
-
-    def _side_by_side(self) -> tuple[Tensor, Tensor]:
-        """The projection's weight [P, C, C] and bias [P, C], their rows in the order of `pairs`."""
-        weight, bias = (x.index_select(0, self.pairs) for x in (self.qkv.weight, self.qkv.bias))
-        return weight.unflatten(0, (3, -1)), bias.unflatten(0, (3, -1))
-
-
-def _pairs_side_by_side(config: ModelConfig) -> Tensor:
-    """int64 [3 * C]: the rows of `qkv` in the order in which they are used. Rotary positions turn the pairs
-    (d, d + D / 2) of each head's queries and keys; side by side each pair is one complex number."""
-    rows = torch.arange(3 * config.width).view(3, config.heads, 2, -1)
-    rows[:2] = rows[:2].transpose(-1, -2).reshape(rows[:2].shape)
-    return rows.flatten()
 
 
 class UserEncoder(nn.Module):
@@ -244,7 +154,7 @@ class UserEncoder(nn.Module):
 
         Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
         do, which spares most of the block. An exported program would not take batches of single events alone."""
-        x_NC, turn_NF = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
+        x_NC, turn_NP1F = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
         lengths = offsets.diff() if lengths is None else lengths
         users = torch.arange(lengths.shape[0], device=items.device)
         earlier_offsets = F.pad((lengths - 1).cumsum(0), (1, 0))  # of each user, the last event is left out
@@ -252,7 +162,7 @@ class UserEncoder(nn.Module):
         earlier, last = rows + (offsets[:-1] - earlier_offsets[:-1])[owners], offsets[:-1] + lengths - 1
         block = self.every_block[-1]
         (x_before, turn_before), (x_last, turn_last) = (
-            [y.index_select(0, rows) for y in (x_NC, turn_NF)] for rows in (earlier, last)
+            [y.index_select(0, rows) for y in (x_NC, turn_NP1F)] for rows in (earlier, last)
         )
         keys, values = block.keys_values(x_before, turn_before)
         x_UC = block.cross(x_last, turn_last, keys, values, earlier_offsets, users)
@@ -299,12 +209,13 @@ class UserEncoder(nn.Module):
         return self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
 
     def rotary(self, positions: Tensor) -> Tensor:
-        """int64 [N] indexes of events within their windows to complex64 [N, F]: by what each pair of a query's or key's
-        floats is multiplied."""
+        """int64 [N] indexes of events within their windows to complex64 [N, 3, 1, F]: by what each pair of a query's, a
+        key's and a value's floats is multiplied; a value's by 1."""
         half = self.config.width // self.config.heads // 2
         speeds = _ROTARY_BASE ** (-torch.arange(half, device=positions.device) / half)
-        angles = positions[:, None] * speeds
-        return torch.complex(angles.cos(), angles.sin())
+        angles = positions[:, None, None, None] * speeds
+        turn = torch.complex(angles.cos(), angles.sin())
+        return torch.cat([turn, turn, torch.ones_like(turn)], dim=1)
 
     def user_vectors(self, x_NC: Tensor) -> Tensor:
         """The last block's output [N, C] to [N, E]."""
@@ -367,13 +278,13 @@ class UserEncoder(nn.Module):
         rows, owners = rows_and_owners(offsets, items.shape[0])
         positions = rows - offsets[owners]
         x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
-        turn_NF = self.rotary(positions)
+        turn_NP1F = self.rotary(positions)
         for block in self.every_block[:blocks]:
             if self.recompute and torch.is_grad_enabled():
-                x_NC = checkpoint(block, x_NC, offsets, turn_NF, use_reentrant=False)
+                x_NC = checkpoint(block, x_NC, offsets, turn_NP1F, use_reentrant=False)
             else:
-                x_NC = block(x_NC, offsets, turn_NF)
-        return x_NC, turn_NF
+                x_NC = block(x_NC, offsets, turn_NP1F)
+        return x_NC, turn_NP1F
 
 
 def rows_and_owners(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:

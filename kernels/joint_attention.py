@@ -11,6 +11,7 @@ Legend: N context rows of all users together, C candidates, R = N + C, U users, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from kernels.jagged_attention import jagged_attention
 from kernels.offsets import checked_offsets
 
 _FEW_CANDIDATES = 64  # with 128, the keys that the mask hides cost as much as the operations that it spares
+_SHORT_CONTEXT = 512  # keys that PyTorch's causal attention takes at once: below that it computes what it hides, too
 
 
 class JointAttention(Protocol):
@@ -48,10 +50,12 @@ def joint_attention(
         return _TwoOperators(offsets, candidate_user, rows, hidden)
     checked_offsets(offsets, events=rows)
     candidates = len(checked_users(candidate_user, candidates=candidate_user.shape[0], users=1))
-    mask_CR = like.new_full((candidates, rows + candidates), -math.inf)
-    mask_CR[:, 0 if hidden is None else int(hidden) : rows] = 0
-    mask_CR[:, rows:].fill_diagonal_(0)
-    return _OneRequest(mask_CR, rows)
+    first = (rows + 1) // 2 if rows <= _SHORT_CONTEXT else rows
+    mask = like.new_full((rows + candidates - first, rows + candidates), -math.inf)
+    mask[: rows - first, :rows].triu_(first + 1)
+    mask[rows - first :, 0 if hidden is None else int(hidden) : rows] = 0
+    mask[rows - first :, rows:].fill_diagonal_(0)
+    return _OneRequest(mask, first, rows)
 
 
 def _is_small_request(offsets: Tensor, candidate_user: Tensor, *, rows: int, like: Tensor) -> bool:
@@ -80,18 +84,30 @@ class _TwoOperators:
 
 @dataclass(frozen=True, eq=False)
 class _OneRequest:
-    """`mask` [C, R]: 0 where a candidate sees a row, -inf elsewhere."""
+    """The `first` rows of the context see no row behind themselves, those after it what `mask` [R - first, R] says: 0
+    where a query sees a row, -inf elsewhere."""
 
     mask: Tensor
+    first: int
     rows: int
 
     def both(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n = self.rows
-        q_HND, k_HND, v_HND = (x[:n].transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q_HND, k_HND, v_HND, is_causal=True)
-        return torch.cat([attended.squeeze(0).transpose(0, 1), self.crossing(q[n:], k, v)])
+        n = self.first
+        q, k, v = _heads_first(q, k, v)
+        older = _attend(q[:, :, :n], k[:, :, :n], v[:, :, :n])
+        return torch.cat([older, _attend(q[:, :, n:], k, v, self.mask)])
 
     def crossing(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q_HCD, k_HRD, v_HRD = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        crossed = F.scaled_dot_product_attention(q_HCD, k_HRD, v_HRD, attn_mask=self.mask)
-        return crossed.squeeze(0).transpose(0, 1)
+        q, k, v = _heads_first(q, k, v)
+        return _attend(q, k, v, self.mask[self.rows - self.first :])
+
+
+def _heads_first(*rows: Tensor) -> Iterator[Tensor]:
+    """Each [*, H, D] to [1, H, *, D]."""
+    return (x.transpose(0, 1).unsqueeze(0) for x in rows)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[1, H, *, D] three times to [*, H, D]; without a mask it is causal."""
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return attended.squeeze(0).transpose(0, 1)

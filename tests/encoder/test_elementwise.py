@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder.elementwise import Dropout, feed_forward, turned, unit_rows
+from encoder.elementwise import Dropout, affine, feed_forward, turned, unit_rows
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (1, 1), (3, 5), (63, 111)])
@@ -84,35 +84,43 @@ def test_queries_and_keys_are_turned_by_pairs_of_neighbours_and_values_are_not(e
             out[..., 1::2] = x[..., 1::2] * cos + x[..., 0::2] * sin
         return torch.stack([q, k, qkv[:, 2]])
 
+    turn = turns(angles)
     gradients = []
-    for turn in (plainly, lambda qkv: torch.stack(turned(qkv, torch.polar(torch.ones_like(angles), angles)))):
+    for way in (plainly, lambda qkv: torch.stack(turned(qkv, turn).unbind(1))):
         own = qkv.clone().requires_grad_()
-        found = turn(own)
+        found = way(own)
         torch.testing.assert_close(found, plainly(qkv))
         (found * weight).sum().backward()
         gradients.append(own.grad)
     torch.testing.assert_close(*gradients)
 
 
-def test_without_values_the_turns_are_the_same() -> None:
-    generator = torch.Generator().manual_seed(0)
-    qkv, angles = torch.randn(5, 3, 2, 6, generator=generator), torch.randn(5, 3, generator=generator)
+def turns(angles: torch.Tensor) -> torch.Tensor:
+    """Angles [N, F] to [N, 3, 1, F]: of queries, of keys, and of values, which stay."""
     turn = torch.polar(torch.ones_like(angles), angles)
-    q, k, _ = turned(qkv, turn)
-    assert all(torch.equal(a, b) for a, b in zip(turned(qkv[:, :2], turn, values=False), (q, k), strict=True))
+    return torch.stack([turn, turn, torch.ones_like(turn)], dim=1)[:, :, None]
 
 
-def test_turned_queries_and_keys_have_the_type_of_the_values() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_turns_without_gradients_are_those_with_them_and_values_stay_as_they_are(dtype: torch.dtype) -> None:
     """Turns are complex64; attention refuses queries of another type than values (mixed precision)."""
-    qkv, turn = torch.ones(2, 3, 1, 4, dtype=torch.bfloat16), torch.ones(2, 2, dtype=torch.complex64)
-    assert {x.dtype for x in turned(qkv, turn)} == {torch.bfloat16}
+    generator = torch.Generator().manual_seed(0)
+    qkv, turn = torch.randn(5, 3, 2, 6, generator=generator), turns(torch.randn(5, 3, generator=generator))
+    qkv = qkv.to(dtype)
+    expected, before = turned(qkv, turn), qkv.clone()
+    assert torch.equal(qkv, before)
+    assert expected.dtype == dtype and torch.equal(expected[:, 2], qkv[:, 2])
+    with torch.inference_mode():
+        torch.testing.assert_close(turned(qkv.clone(), turn), expected)
+        torch.testing.assert_close(turned(qkv[:, 1:].clone(), turn[:, 1:]), expected[:, 1:])
 
 
 @pytest.mark.parametrize("rows", [0, 1, 1024, 1025, 3000])
 def test_a_feed_forward_without_gradients_is_that_with_them(rows: int) -> None:
     torch.manual_seed(rows)
     hidden, out, x = nn.Linear(3, 5), nn.Linear(5, 3), torch.randn(rows, 3)
-    expected = feed_forward(x, hidden, out)
+    layers = affine(hidden), affine(out)
+    expected = feed_forward(x, *layers)
     torch.testing.assert_close(expected, out(F.gelu(hidden(x))))
     with torch.inference_mode():
-        torch.testing.assert_close(feed_forward(x, hidden, out), expected)
+        torch.testing.assert_close(feed_forward(x, *layers), expected)

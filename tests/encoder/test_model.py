@@ -1,5 +1,6 @@
 """The user encoder: shapes, norms, causality, positions, gradients, the temperature's floor."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from encoder.block import Block
 from encoder.config import MODEL_CONFIGS
 from encoder.hashing import vocabulary_rows
 from encoder.inference import new_model
-from encoder.model import Block, UserEncoder
+from encoder.model import UserEncoder
 
 
 @pytest.fixture
@@ -89,11 +91,19 @@ def test_a_frozen_model_gives_and_stores_the_same_without_arranging_its_weights_
         torch.nn.init.normal_(block.qkv.bias)
     expected, stored = (model(*inputs), model.last(*inputs)), {**model.state_dict()}
     model.freeze()
-    monkeypatch.setattr(Block, "_side_by_side", None)
+    monkeypatch.setattr(Block, "_before", None)
     for found, before in zip((model(*inputs), model.last(*inputs)), expected, strict=True):
         torch.testing.assert_close(found, before)
     assert model.state_dict().keys() == stored.keys()
     assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_what_is_frozen_follows_its_model_to_another_type(model: UserEncoder) -> None:
+    inputs = batch([5, 1, 32])
+    expected = copy.deepcopy(model).double()(*inputs)
+    found = model.freeze().double()(*inputs)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected)
 
 
 def test_order_matters(model: UserEncoder) -> None:
