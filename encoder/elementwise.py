@@ -99,11 +99,11 @@ def feed_forward(x: Tensor, hidden: Affine, out: Affine, dropout: Pointwise = sa
 def turned(x_NPHD: Tensor, turn_NP1F: Tensor) -> Tensor:
     """Rotary positions: neighbours (x[2f], x[2f + 1]) are a complex number, multiplied by the event's `turn_NP1F`,
     complex [N, P, 1, F]. Without gradients it may be x itself that is turned and given back."""
-    if not (torch.is_grad_enabled() or torch.compiler.is_exporting() or x_NPHD.dtype != torch.float32):
-        torch.view_as_complex(x_NPHD.view(*x_NPHD.shape[:3], -1, 2)).mul_(turn_NP1F)
-        return x_NPHD
     pairs = torch.view_as_complex(_at_least_float32(x_NPHD).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn_NP1F).flatten(-2).to(x_NPHD.dtype)
+    if torch.is_grad_enabled() or torch.compiler.is_exporting() or x_NPHD.dtype != torch.float32:
+        return torch.view_as_real(pairs * turn_NP1F).flatten(-2).to(x_NPHD.dtype)
+    pairs.mul_(turn_NP1F)
+    return x_NPHD
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

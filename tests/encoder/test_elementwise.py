@@ -101,11 +101,14 @@ def turns(angles: torch.Tensor) -> torch.Tensor:
     return torch.stack([turn, turn, torch.ones_like(turn)], dim=1)[:, :, None]
 
 
+@pytest.mark.parametrize("events", [0, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_turns_without_gradients_are_those_with_them_and_values_stay_as_they_are(dtype: torch.dtype) -> None:
+def test_turns_without_gradients_are_those_with_them_and_values_stay_as_they_are(
+    dtype: torch.dtype, events: int
+) -> None:
     """Turns are complex64; attention refuses queries of another type than values (mixed precision)."""
     generator = torch.Generator().manual_seed(0)
-    qkv, turn = torch.randn(5, 3, 2, 6, generator=generator), turns(torch.randn(5, 3, generator=generator))
+    qkv, turn = torch.randn(events, 3, 2, 6, generator=generator), turns(torch.randn(events, 3, generator=generator))
     qkv = qkv.to(dtype)
     expected, before = turned(qkv, turn), qkv.clone()
     assert torch.equal(qkv, before)
