@@ -2,8 +2,8 @@
 
 `jagged_attention` and `dcat_attention`, one after the other; but one user's request with few candidates is, on the CPU,
 many small operations whose start counts. There two calls of PyTorch's fused attention do, and what depends on the
-request alone is done once for all layers: nothing is gathered or merged, since a candidate may read the whole block
-under a mask that hides the other candidates from it. (Rows must be finite: a mask hides no NaN.)
+request alone is done once for all layers: the older half of a short context (all of a long one) attends by itself, and
+every row behind it reads the whole block under a mask. (Rows must be finite: a mask hides no NaN.)
 
 Legend: N context rows of all users together, C candidates, R = N + C, U users, H heads, D floats per head.
 """
