@@ -6,10 +6,11 @@ d = L = 256, same weights, inference. The peers (benchmarks/naive.py):
 
     naive           history + candidate for every candidate; the last layer only at the candidate, as DCAT's
     naive, no skip  the same with all outputs of the last layer
-    gathering       one context pass, then keys and values copied for each candidate (8 users in the batch)
+    gathering       one context pass, then keys and values copied for each candidate
 
-`ratio` is naive over DCAT with 1,000 candidates and 4 layers, `ratio_r10` with 10; `ratio_gather` is gathering over
-DCAT with 1,000 candidates of 8 users. Each side runs in a process of its own, as a service would, and they take turns;
+All with 4 layers: `ratio` is naive over DCAT with 1,000 candidates of one user, `ratio_r10` with 10 candidates of each
+of 8 users (r counts candidates for each distinct user of a batch, as the paper's does), `ratio_r10_alone` with 10 of
+one; `ratio_gather` is gathering over DCAT with 1,000 candidates of 8 users. Each side runs in a process of its own, as a service would, and they take turns;
 each peer at its best batch size, tried beforehand; times are the best of the repeats on both sides; outputs are
 compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where only keys and values are needed) and
 4 d for each pair of a query and a key.
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,10 +38,28 @@ from encoder.model import UserEncoder
 RESULTS = Path(__file__).parent / "results" / "dcat_serving.jsonl"
 GOALS = {"ratio": 120.0, "ratio_r10": 7.6, "ratio_gather": 1.5}
 WIDTH = LENGTH = 256
-ITEMS, GATHER_USERS, GATHER_CANDIDATES = 10_000, 8, 1_000
-_SIZES = {10: (1, 2, 5, 10), 1_000: (1, 2, 4, 8, 16, 32, 64, 128)}  # sequences in one call of the naive peer
-_LOOK = 128  # candidates with which these are tried
+ITEMS, BATCH_USERS, GATHER_CANDIDATES = 10_000, 8, 1_000
+_LOOK = 128  # candidates with which batch sizes are tried
 _GATHER_SIZES = (8, 16, 32, 64, 128, 256)
+
+
+class Case(NamedTuple):
+    """Batches of so many users, with `r` candidates each; `sizes`: sequences in one call of the naive peer; `calls` of
+    each side are a turn, `rounds` of turns a repeat."""
+
+    name: str
+    users: int
+    r: int
+    sizes: tuple[int, ...]
+    rounds: int
+    calls: int
+
+
+CASES = (
+    Case(f"r = 10, {BATCH_USERS} users", BATCH_USERS, 10, (1, 2, 5, 10, 20, 40), 5, 1),
+    Case("r = 10, one user", 1, 10, (1, 2, 5, 10), 15, 8),
+    Case("r = 1,000", 1, 1_000, (1, 2, 4, 8, 16, 32, 64, 128), 1, 1),
+)
 
 
 class Request:
@@ -109,18 +128,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     for layers in (2, 4):
         model = model_of(items=ITEMS, width=WIDTH, length=LENGTH, layers=layers, dtype=dtype).freeze()
-        for candidates, sizes in _SIZES.items():
-            sample = Request(model, users=1, candidates=min(candidates, _LOOK))
-            batch = fastest(lambda size, sample=sample: sample.naive(batch=size), sizes)
-            request = Request(model, users=1, candidates=candidates)
-            rounds, calls = (15, 8) if candidates == 10 else (1, 1)
-            name = f"{layers} layers, r = {candidates:,}"
-            compare(name, request, ("naive", "naive, no skip"), batch=batch, rounds=rounds, calls=calls)
+        for case in CASES:
+            name, candidates = f"{layers} layers, {case.name}", case.users * case.r
+            sample = Request(model, users=case.users, candidates=min(candidates, _LOOK))
+            batch = fastest(lambda size, sample=sample: sample.naive(batch=size), case.sizes)
+            request = Request(model, users=case.users, candidates=candidates)
+            peers = "naive", "naive, no skip"
+            compare(name, request, peers, batch=batch, rounds=case.rounds, calls=case.calls)
             differences[name] = float((request.dcat() - request.naive(batch=batch)).float().abs().max())
-            bounds[name] = round(flops(layers, candidates=None) / flops(layers, candidates=candidates), 1)
-    request = Request(model, users=GATHER_USERS, candidates=GATHER_CANDIDATES)
+            bounds[name] = round(flops(layers, candidates=None) / flops(layers, candidates=case.r), 1)
+    request = Request(model, users=BATCH_USERS, candidates=GATHER_CANDIDATES)
     batch = fastest(lambda size: request.gathering(batch=size), _GATHER_SIZES)
-    name = f"4 layers, {GATHER_USERS} users, {GATHER_CANDIDATES:,} candidates"
+    name = f"4 layers, {BATCH_USERS} users, {GATHER_CANDIDATES:,} candidates"
     compare(name, request, ("gathering",), batch=batch, rounds=5, calls=1)
     differences[name] = float((request.dcat() - request.gathering(batch=batch)).abs().max())
     ratios = {
@@ -130,7 +149,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "benchmark": "dcat_serving",
         "ratio": ratios["4 layers, r = 1,000"]["naive"],
-        "ratio_r10": ratios["4 layers, r = 10"]["naive"],
+        "ratio_r10": ratios[f"4 layers, r = 10, {BATCH_USERS} users"]["naive"],
+        "ratio_r10_alone": ratios["4 layers, r = 10, one user"]["naive"],
         "ratio_gather": ratios[name]["gathering"],
         "goals": GOALS,
         "ratios": ratios,
