@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case(f"r = 10, {BATCH_USERS} users", BATCH_USERS, 10, (1, 2, 5, 10, 20, 40), 5, 1),
+    Case(f"r = 10, {BATCH_USERS} users", BATCH_USERS, 10, (1, 2, 5, 10, 20, 40), 10, 1),
     Case("r = 10, one user", 1, 10, (1, 2, 5, 10), 15, 8),
     Case("r = 1,000", 1, 1_000, (1, 2, 4, 8, 16, 32, 64, 128), 1, 1),
 )

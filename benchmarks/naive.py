@@ -86,7 +86,7 @@ def padded_last_block(block: Block, x_BLC: Tensor, turn: Tensor, lengths: Tensor
     ends = torch.full((sequences,), length) if lengths is None else lengths
     rows = torch.arange(sequences) * length + ends - 1
     last = x_BLC.reshape(-1, width).index_select(0, rows)
-    q = block.queries_keys_values(last, turn.index_select(0, rows))[0]
+    q = block.queries(last, turn.index_select(0, rows))
     mask = None if bool((ends == length).all()) else (torch.arange(length) < ends[:, None])[:, None, None]
     attended = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask)
     return block.after_attention(last, attended.squeeze(2))
