@@ -10,10 +10,10 @@ d = L = 256, same weights, inference. The peers (benchmarks/naive.py):
 
 All with 4 layers: `ratio` is naive over DCAT with 1,000 candidates of one user, `ratio_r10` with 10 candidates of each
 of 8 users (r counts candidates for each distinct user of a batch, as the paper's does), `ratio_r10_alone` with 10 of
-one; `ratio_gather` is gathering over DCAT with 1,000 candidates of 8 users. Each side runs in a process of its own, as a service would, and they take turns;
-each peer at its best batch size, tried beforehand; times are the best of the repeats on both sides; outputs are
-compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where only keys and values are needed) and
-4 d for each pair of a query and a key.
+one; `ratio_gather` is gathering over DCAT with 1,000 candidates of 8 users. Each side runs in a process of its own, as
+a service would, and they take turns; each peer at its best batch size, tried beforehand; times are the best of the
+repeats on both sides; outputs are compared in the same run. FLOP bounds count 24 d^2 a token and layer (4 d^2 where
+only keys and values are needed) and 4 d for each pair of a query and a key.
 """
 
 from __future__ import annotations
