@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,9 +61,10 @@ class Stack:
     secrets: Path
 
     def translate(self, text: str, service: str) -> str:
-        for there, here in {**self.here, **self._folders(service)}.items():
-            text = text.replace(there, here)
-        return text
+        """In one pass and by whole words: the digits of a port may stand in a password, or in another port."""
+        names = {**self.here, **self._folders(service)}
+        longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.sub(rf"(?<!\w)(?:{longest_first})(?!\w)", lambda found: names[found[0]], text)
 
     def prepare(self, service: str) -> dict[str, str]:
         """What the service's container would find: settings, secrets, feature repo. Returns its environment."""
