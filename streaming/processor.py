@@ -22,7 +22,6 @@ from streaming.broker import check_topics
 from streaming.core import DecodedBatch, Record, UserBatch, decode_batch, group_batch
 from streaming.daemon_threads import DaemonThreads
 from streaming.dead_letters import DeadLetter, encode_dead_letter
-from streaming.fail_points import FailPoint
 from streaming.health import Health
 from streaming.lookout import Lookout
 from streaming.metrics import StreamMetrics
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ByRelease = Mapping[str, Set[str]]  # release → users
 
-_FAIL_POINT_AFTER = {"encoded": "after-encode", "written": "after-write"}
+_PLACE_AFTER = {"encoded": "after-encode", "written": "after-write"}
 _APPEND_TIME = 1  # Kafka's code for record times given by the broker
 _BATCHES_AT_ONCE = 3  # one is decoded, one written, one published
 
@@ -67,7 +66,6 @@ class BatchProcessor:
         self.app = app
         self.health = Health(settings.stream.stall_seconds)
         self.metrics = StreamMetrics(self.health.lag)
-        self.fail_point = FailPoint(settings.stream.fail_point)
         self.count = count
         self.taken = 0
         self.failure: BaseException | None = None
@@ -99,6 +97,10 @@ class BatchProcessor:
         self._step_started = 0.0
         self._steps: defaultdict[str, float] = defaultdict(float)  # of the batch that is being written, seconds
         self._told_create_time = False
+
+    def reached(self, place: str) -> None:
+        """Called at the places of a batch where a crash matters, from the loop or the writing thread. Does nothing:
+        tests put a crash in its place (tests/fail_points.py)."""
 
     async def open(self) -> None:
         """Loads releases, opens the store, checks the topics. Slow (seconds), so it comes before joining the group."""
@@ -218,7 +220,7 @@ class BatchProcessor:
                 return
             if written is not None:
                 republished = await self._publish(written)
-                self.fail_point.reached("after-publish")
+                self.reached("after-publish")
                 self._count(written, decoded, republished)
                 line |= {"users": len(written.result.users), "changed": int(written.result.changed.sum())}
                 line |= {"refused": written.result.refused, "republished": republished}
@@ -364,7 +366,7 @@ class BatchProcessor:
         self._leave_retired(writer)
         self._steps.clear()
         self._step_started = time.perf_counter()
-        self.fail_point.reached("before-read")
+        self.reached("before-read")
         result = writer.update(*batch, **options)
         for step, seconds in self._steps.items():
             self.metrics.step_seconds.labels(step).observe(seconds)
@@ -423,9 +425,9 @@ class BatchProcessor:
         now = time.perf_counter()
         self._steps[step] += now - self._step_started
         self._step_started = now
-        self.fail_point.reached(_FAIL_POINT_AFTER.get(step, ""))
+        self.reached(_PLACE_AFTER.get(step, ""))
         if self.app.rebalancing:
-            self.fail_point.reached("during-rebalance")
+            self.reached("during-rebalance")
 
     async def _send(self, topic: str, key: bytes, value: bytes | None) -> Awaitable[object]:
         return await self.app.producer.send(topic, key, value, None, None, None)

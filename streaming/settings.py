@@ -10,8 +10,6 @@ from activity.errors import UsageError
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, require_at_least
 from feature_repo.settings import FeatureSettings
 
-FAIL_POINTS = ("before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
-
 
 @dataclass(frozen=True)
 class StreamSettings:
@@ -27,7 +25,6 @@ class StreamSettings:
     metrics_host: str = "127.0.0.1"  # where metrics and probes are served; 0.0.0.0 = on every address
     metrics_port: int = 0  # of /metrics (Prometheus), /healthz and /readyz; 0 = none
     releases: tuple[str, ...] = ()  # releases to keep fresh; empty = every live release in the folder
-    fail_point: str = ""  # tests only: NAME or NAME:N, the worker kills itself there (the N-th time)
 
     def __post_init__(self) -> None:
         require_at_least("stream", self, 1, "batch_events", "retries")

@@ -146,7 +146,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
     async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
         app.processor.health.revoked()
         if revoked:
-            app.processor.fail_point.reached("during-rebalance")
+            app.processor.reached("during-rebalance")
 
     async def on_assigned(_: Any, assigned: set[TP], **__: Any) -> None:
         await app.steering.assigned()

@@ -79,7 +79,8 @@ class World:
         return json.loads(out)
 
     def worker(self, fail_point: str = "") -> subprocess.Popen[bytes]:
-        self.workers.append(self.start("stream", SPOOR_STREAM__FAIL_POINT=fail_point))
+        program = (sys.executable, "-m", "tests.fail_points", fail_point) if fail_point else SPOOR
+        self.workers.append(self.start("stream", program=program))
         return self.workers[-1]
 
     def start(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from streaming.settings import FAIL_POINTS
 from tests.conftest import wait_until
+from tests.fail_points import FAIL_POINTS
 from tests.faults.conftest import Judged, NewWorld
 from tests.faults.harness import LONG_SECONDS, Fleet, Traffic
 from tests.redis_servers import RedisServer

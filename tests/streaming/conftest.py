@@ -109,11 +109,13 @@ class World:
     settings: Settings
     workers: list[Worker] = field(default_factory=list)
 
-    def start_worker(self, *, count: int | None = None, **environment: str) -> Worker:
+    def start_worker(self, *, count: int | None = None, fail_point: str = "", **environment: str) -> Worker:
         name = f"worker-{len(self.workers)}"
         log, summary = self.folder / f"{name}.log", self.folder / f"{name}.json"
         environment = {**os.environ, "SPOOR_CONFIG": str(self.config), "PYTHONPATH": str(ROOT), **environment}
-        command = [sys.executable, str(WORKER), str(summary), *([] if count is None else [str(count)])]
+        command = [sys.executable, str(WORKER), str(summary)]
+        command += [] if count is None else ["--count", str(count)]
+        command += ["--fail-point", fail_point] if fail_point else []
         with open(log, "wb") as errors:
             process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment, cwd=self.folder)
         self.workers.append(Worker(process, log, summary))

@@ -69,7 +69,7 @@ def test_what_is_delivered_again_changes_nothing_and_is_published_again(world: W
 def test_a_worker_killed_after_a_write_and_restarted_ends_at_the_same_histories(world: World):
     events = some_events(300)
     origins = world.produce(events[:150], raw=BAD)
-    killed = world.start_worker(SPOOR_STREAM__FAIL_POINT="after-write:2")
+    killed = world.start_worker(fail_point="after-write:2")
     assert killed.ended() == -signal.SIGKILL, killed.log
     world.produce(events[150:])
     assert not world.caught_up()

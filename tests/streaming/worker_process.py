@@ -1,17 +1,25 @@
-"""One worker as a process of its own: `python worker_process.py SUMMARY_FILE [COUNT]`, settings from SPOOR_CONFIG and
-the environment. Ends as the command line does: error and hint on stderr, the error's exit code."""
+"""One worker as a process of its own, settings from SPOOR_CONFIG and the environment; `fail_point` as in
+tests/fail_points.py. Ends as the command line does: error and hint on stderr, the error's exit code."""
 
+import argparse
 import sys
 from pathlib import Path
 
 from activity.errors import SpoorError
 from spoor.config import load_settings
 from streaming.worker import run_worker
+from tests.fail_points import FailPoint
 
 if __name__ == "__main__":
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    parser = argparse.ArgumentParser()
+    parser.add_argument("summary", type=Path)
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--fail-point", type=FailPoint)
+    given = parser.parse_args()
+    if given.fail_point is not None:
+        given.fail_point.install()
     try:
-        run_worker(load_settings(), count=count, timeout_seconds=240, summary_file=Path(sys.argv[1]))
+        run_worker(load_settings(), count=given.count, timeout_seconds=240, summary_file=given.summary)
     except SpoorError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         sys.exit(error.exit_code)
