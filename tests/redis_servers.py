@@ -18,8 +18,10 @@ REDIS_MISSING = "redis-server is not installed: `apt-get install redis-server` (
 
 
 def require_redis() -> str:
-    """The program; skips the test where there is none."""
+    """The program; skips the test where there is none, and fails it where `.ci/run` has required it."""
     program = shutil.which("redis-server")
+    if program is None and os.environ.get("REQUIRE_REDIS_SERVER"):
+        pytest.fail(REDIS_MISSING)
     if program is None:
         pytest.skip(REDIS_MISSING)
     return program
