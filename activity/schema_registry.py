@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from activity.errors import EventError, InfrastructureError
@@ -75,6 +77,24 @@ class SchemaRegistry:
         return answer
 
     def _ask(self, path: str, content: bytes | None = None) -> dict[str, Any]:
+        """`_answer` within `answer_seconds`. urllib's own limit is for each piece: a name that is not resolved, or a
+        server that sends a byte now and then, would keep the caller. The thread that asks may outlive the call, and
+        keeps no process."""
+        answer: Future[dict[str, Any]] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._answer(path, content))
+            except BaseException as error:  # belongs to the caller
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="schema-registry", daemon=True).start()
+        try:
+            return answer.result(self._answer_seconds)
+        except TimeoutError:
+            raise self._failed(f"no whole answer within {self._answer_seconds:g} s") from None
+
+    def _answer(self, path: str, content: bytes | None) -> dict[str, Any]:
         """The answer's JSON object. That of a 404 too: a proxy's, or a wrong path's, has not the registry's code."""
         request = urllib.request.Request(self._url + path, data=content, headers=self._headers)
         try:

@@ -83,7 +83,7 @@ class BatchProcessor:
         self._pacer = EncodePacer(settings.stream.encode_seconds)
         self._partitions = 0  # of the topic
         self._assigned: set[int] = set()
-        self._writes, self._reads = DaemonThreads(), DaemonThreads()
+        self._writes, self._reads, self._decodes = DaemonThreads(), DaemonThreads(), DaemonThreads()
         self._retries = Retries(self.metrics, tries=settings.stream.retries, wait_seconds=settings.stream.retry_seconds)
         self.lookout = Lookout(
             app,
@@ -150,7 +150,7 @@ class BatchProcessor:
         return stores, publisher
 
     def close(self) -> None:
-        for thread in (self._writes, self._reads):
+        for thread in (self._writes, self._reads, self._decodes):
             thread.shutdown(wait=self.failure is None)
         if self._stores is not None:
             self._stores.close()
@@ -309,7 +309,7 @@ class BatchProcessor:
         self.metrics.batch_started(len(messages))
         records = [self._record(message) for message in messages]
         decoded = await self._retries.run(
-            "decoded", lambda: asyncio.to_thread(decode_batch, records, self.settings.events)
+            "decoded", lambda: _in_thread(self._decodes, decode_batch, records, self.settings.events)
         )
         self.metrics.decoded.add(len(decoded.events))
         await self._retries.run("dead-letters", lambda: self._send_dead_letters(decoded.dead_letters))

@@ -7,7 +7,7 @@ crash right after each of them does:
  1. take up to `batch_events` records in `batch_seconds`, more while the    nothing happened: delivered again
     batch ahead is not written
  2. leave out records of an earlier generation of the group                 their new owner takes them
- 3. decode (in a thread, which may ask a schema registry)                   nothing happened: delivered again
+ 3. decode (in its own thread; may ask a schema registry)                   nothing happened: delivered again
  4. produce the dead letters, await their acknowledgement                   produced again under the same key
  5. group by user; read, merge (in another thread), encode (in a process)   nothing happened: delivered again
  6. compare-and-set write of history and embeddings (in that thread)        delivered again, merging changes nothing,

@@ -14,6 +14,7 @@ from typing import Any
 from tests.conftest import free_port
 
 SILENT = (0, b"")
+DRIPPING = (1, b"")  # a byte of a header now and then, without an end
 
 
 class RegistryServer(ThreadingHTTPServer):
@@ -55,6 +56,12 @@ class _Handler(BaseHTTPRequestHandler):
         status, body = self.server.broken or (status, json.dumps(content).encode())
         if (status, body) == SILENT:
             self.server.closed.wait(30)
+            return
+        if (status, body) == DRIPPING:
+            self.send_response(200)
+            self.flush_headers()
+            while not self.server.closed.wait(0.1):
+                self.wfile.write(b"X")
             return
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,8 +14,9 @@ from faust.types import TP
 
 from activity.errors import InfrastructureError
 from activity.events import encode_event
+from activity.settings import EventSettings
 from spoor.config import Settings
-from streaming.core import DecodedBatch, UserBatch
+from streaming.core import DecodedBatch, Record, UserBatch, decode_batch
 from streaming.processor import BatchProcessor, Written
 from streaming.transport import FreshConsumer
 from streaming.worker import build_app, run_worker
@@ -135,6 +138,34 @@ def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_wri
 
     assert asyncio.run(run()) == []
     assert acknowledged == ([] if fails else [0, 1])
+    processor.close()
+
+
+def test_decoding_takes_no_thread_of_the_loop_and_keeps_no_process(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    """A registry that hangs would hold the threads in which names of hosts are looked up, and Python waits for them."""
+    processor = build_app(settings).processor
+    processor.app.consumer_generation_id = 0
+    threads: list[threading.Thread] = []
+
+    def decode(records: Sequence[Record], events: EventSettings) -> DecodedBatch:
+        threads.append(threading.current_thread())
+        return decode_batch(records, events)
+
+    monkeypatch.setattr("streaming.processor.decode_batch", decode)
+
+    async def run() -> DecodedBatch:
+        taken = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, taken.wait)
+        try:
+            return await asyncio.wait_for(processor._decode(records_of([encode_event(some_events(1)[0])], [])), 30)
+        finally:
+            taken.set()
+            await busy
+
+    assert len(asyncio.run(run()).events) == 1
+    assert [thread.daemon for thread in threads] == [True]
     processor.close()
 
 
