@@ -18,6 +18,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
+from activity.compression import missing_codec
 from activity.errors import DataError, InfrastructureError, UsageError
 from activity.settings import KafkaSettings
 
@@ -189,7 +190,7 @@ def _translated(kafka: KafkaSettings) -> Iterator[None]:
     try:
         yield
     except (KafkaError, OSError) as error:
-        raise InfrastructureError(
+        raise missing_codec(error) or InfrastructureError(
             f"Kafka at {kafka.address} does not answer: {type(error).__name__} {error}".rstrip(),
             hint="start it with `spoor services up`, or check kafka.bootstrap_servers",
         ) from error

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from activity.compression import missing_codec
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
 from streaming.dead_letters import ENVELOPE_BYTES
@@ -83,7 +84,7 @@ def kafka_errors(kafka: KafkaSettings) -> Iterator[None]:
     except (KafkaTimeoutError, KafkaConnectionError, OSError) as error:  # TimeoutError is an OSError
         raise no_broker(kafka, error) from error
     except KafkaError as error:
-        raise InfrastructureError(
+        raise missing_codec(error) or InfrastructureError(
             f"Kafka at {kafka.address} refused: {error}", hint="check the rights of this user on the topics"
         ) from error
 

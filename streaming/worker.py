@@ -62,6 +62,7 @@ import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 
+from activity.compression import missing_codec
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
 from activity.settings import IsolationLevel
@@ -289,7 +290,8 @@ async def _watch(app: StreamApp, stall_seconds: float) -> None:
         if app.crashed:
             reason = app.crash_reason
             message = f"the stream crashed: {type(reason).__name__}: {reason}"
-            processor.fail(InfrastructureError(message, hint="nothing was lost: start the worker again"))
+            crash = InfrastructureError(message, hint="nothing was lost: start the worker again")
+            processor.fail((reason and missing_codec(reason)) or crash)
         elif time.monotonic() - processor.progress >= stall_seconds:
             if stall := await _stall(app):
                 message = f"no progress for {stall_seconds:.0f} s although {stall}"
