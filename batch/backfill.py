@@ -30,6 +30,7 @@ from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.backfill_steps import (
     CHANGED,
+    EMBEDDINGS,
     ENCODE_FAILURES,
     ITEM_VECTORS,
     NAMESPACE,
@@ -90,17 +91,40 @@ class BackfillResult:
     items: int  # work items: groups of user buckets, and one per release's item vectors
     skipped: int  # of these: finished by an earlier run
     dry_run: bool
+    online: bool = True  # whether that store was to be written
+    offline: bool = True
     rows: int = 0
     changed: int = 0  # users whose history online changed
+    embeddings: int = 0  # written online, of all live releases; those of the sweep are not among them
     refused: int = 0  # writes done again because somebody else had written
     published: int = 0  # users
     offline_rows: int = 0  # embeddings in the offline log
     item_vectors: int = 0
-    swept: int = 0  # users whose embeddings were behind their histories at the end, and encoded again
+    swept: int = 0  # times that a user's embeddings were behind the history at the end, and encoded again
     encode_failures: int = 0  # their slices are not noted as done: run again with resume
     unwritten: tuple[str, ...] = ()  # releases that some worker did not write at the end
     seconds: float = 0.0
     users_per_second: float = 0.0
+
+    def text(self) -> str:
+        """For people."""
+        if self.dry_run:
+            return f"{self.job}: {self.items:,} work items, {self.skipped:,} of them finished before"
+        done = [f"{self.rows:,} rows at {self.snapshots:,} times" if self.snapshots else f"{self.rows:,} users"]
+        if self.online:
+            done.append(f"{self.changed:,} histories and {self.embeddings:,} embeddings written online")
+        if self.offline:
+            done.append(f"{self.offline_rows:,} embeddings to the offline log")
+        done.append(f"{self.item_vectors:,} item vectors in {self.seconds:.1f} s")
+        text = f"{', '.join(self.releases)}: {', '.join(done)}"
+        if self.skipped:
+            text += f" ({self.skipped:,} of {self.items:,} work items by an earlier run)"
+        if not self.rows:
+            earlier = "" if self.as_of_ms is None and not self.snapshots else " from before that time"
+            text += f"; the lake holds no events{earlier}: run `spoor archive` first"
+        if self.swept:
+            text += f"; {self.swept:,} times an embedding was behind its history at the end, and was computed again"
+        return text
 
 
 def run_backfill(
@@ -160,8 +184,11 @@ def run_backfill(
         items=_todo(plan) + plan.finished,
         skipped=plan.finished,
         dry_run=dry_run,
+        online=options.online,
+        offline=options.offline,
         rows=total(ROWS),
         changed=total(CHANGED),
+        embeddings=total(EMBEDDINGS),
         refused=total(REFUSED),
         published=total(PUBLISHED),
         offline_rows=total(OFFLINE_ROWS),

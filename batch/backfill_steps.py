@@ -33,6 +33,7 @@ from store.writer import Encoder, GuardedWriter, UpdateResult
 NAMESPACE = "spoor.backfill"
 ROWS = "rows"  # users, or users × snapshot times
 CHANGED = "changed"  # users whose history online changed
+EMBEDDINGS = "embeddings"  # written online, of all live releases
 REFUSED = "refused"  # writes done again because somebody else had written
 PUBLISHED = "published"  # users
 OFFLINE_ROWS = "offline_rows"  # embeddings in the offline log
@@ -208,15 +209,15 @@ class EncodeAndWrite(beam.DoFn):
             forget_through=self._lake.forgotten.through(batch.user_ids),  # a store that was lost has lost its markers
         )
         counts[CHANGED] = int(result.changed.sum())
+        fresh = {
+            release: [row for row in rows if row.computed_at_ms >= self._started_ms]
+            for release, rows in result.rows.items()
+        }
+        counts[EMBEDDINGS] = sum(map(len, fresh.values()))
         counts[REFUSED] = result.refused
         counts[ENCODE_FAILURES] = result.encode_failures
         if note is not None and self._publisher is not None:
-            counts[PUBLISHED] = self._publisher.publish(
-                {
-                    release: [row for row in rows if row.computed_at_ms >= self._started_ms]
-                    for release, rows in result.rows.items()
-                }
-            )
+            counts[PUBLISHED] = self._publisher.publish(fresh)
             self._journal.done(note)
         return result
 

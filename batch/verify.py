@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -33,7 +33,7 @@ from batch.listing import list_users, listing_folder
 from batch.publish import publish_left
 from batch.releases import chosen_releases
 from batch.settings import BatchSettings
-from batch.verify_steps import KINDS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
+from batch.verify_steps import KINDS, LAKE_LACKS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
 from store.online import open_online
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +55,22 @@ class VerifyResult:
     remaining_kinds: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)  # embeddings found, by release
     stale_rows: dict[str, int] = field(default_factory=dict)  # behind their history or missing, after the repair
+    lake_events: int = 0
+    repair: bool = False  # whether it was asked for
+
+    def text(self) -> str:
+        """For people. Names the command that comes first where the lake lacks events: nothing else removes what they
+        have made online from the differences."""
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.items() if count)
+        text = f"{self.users:,} users, {self.differences:,} differences" + (f": {kinds}" if kinds else "")
+        if self.repair:
+            text += f"; {self.repaired:,} repaired, {self.remaining:,} left"
+        waiting = sum((self.lag or {}).values())
+        lake = f"the lake holds {self.lake_events:,} events" if self.lake_events else "the lake is empty"
+        if any(self.remaining_kinds.get(kind) for kind in LAKE_LACKS) and (waiting or not self.lake_events):
+            kafka = f", and Kafka has {waiting:,} records that it lacks" if waiting else ""
+            return f"{text}; {lake}{kafka}: run `spoor archive` first, then verify again"
+        return f"{text}; {waiting:,} records in Kafka are not in the lake yet" if waiting else text
 
 
 def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner = LOCAL) -> VerifyResult:
@@ -93,7 +109,11 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         if repair:
             publish_left(settings, online, releases)  # a runner may have lost a try
         lag = unarchived(settings, lake)
-        result = _result(reports, tuple(releases), lag, time.monotonic() - started)
+        result = replace(
+            _result(reports, tuple(releases), lag, time.monotonic() - started),
+            lake_events=sum(record["rows"] for record in lake.manifest.records().values()),
+            repair=repair,
+        )
         metrics.ended(*figures(result))
     return result
 

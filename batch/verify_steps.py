@@ -37,6 +37,7 @@ UNEXPECTED_USER = "unexpected user"  # online, not in the lake
 HISTORY_DIFFERS = "history differs"
 REVISION_BEHIND = "revision behind"  # the embedding is not of the stored history's revision, or there is none
 EMBEDDING_DIFFERS = "embedding differs"  # from what its release makes of the stored history
+LAKE_LACKS = (UNEXPECTED_USER, HISTORY_DIFFERS)  # what an event that is online and not in the lake is
 KINDS = (MISSING_USER, UNEXPECTED_USER, HISTORY_DIFFERS, REVISION_BEHIND, EMBEDDING_DIFFERS)
 TOLERANCE = 1e-5
 MAX_EXAMPLES = 20

@@ -158,7 +158,7 @@ def work(settings: Settings, folder: Path, count: int | None) -> dict[str, Any]:
         values, lengths = (np.concatenate(parts) for parts in zip(*encoded, strict=True))
         np.savez(folder / "encoded.npz", values=values, lengths=lengths, users=[len(part) for _, part in encoded])
     found = asdict(summary)
-    return {name: found[name] for name in ("events", "users", "batches", "events_per_second")}
+    return {name: found[name] for name in ("events", "user_rows", "batches", "events_per_second")}
 
 
 def decode(settings: Settings, folder: Path, count: int | None) -> dict[str, Any]:
@@ -355,7 +355,7 @@ def measure(*, events: int, users: int, rounds: int, redis: str, rate: float, se
         "goal": GOAL,
         "events_per_second": {part: [row["events_per_second"] for row in rows] for part, rows in found.items()},
         "events_per_batch": round(worker["events"] / worker["batches"], 1),
-        "unique_users_per_batch": round(worker["users"] / worker["batches"], 1),
+        "unique_users_per_batch": round(worker["user_rows"] / worker["batches"], 1),
         "peak_mb": worker["peak_mb"],
         "readable_ms": latency,
         "goal_ms": GOAL_MS,

@@ -447,8 +447,7 @@ class BatchProcessor:
 
     def _count(self, written: Written, decoded: DecodedBatch, republished: int) -> None:
         result = written.result
-        self.metrics.users.add(len(result.users))
-        self.metrics.batch_users.observe(len(result.users))
+        self.metrics.handled(result.users)
         self.metrics.changed.add(int(result.changed.sum()))
         self.metrics.cache_hits.add(result.cache_hits)
         self.metrics.cache_misses.add(len(result.users) - result.cache_hits)

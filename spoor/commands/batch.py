@@ -137,12 +137,7 @@ def backfill(
             runner=started,
             unwritten=partial(unwritten, settings) if publish else lambda releases: (),
         )
-    text = (
-        f"{result.job}: {result.items:,} work items, {result.skipped:,} of them finished before"
-        if dry_run
-        else f"{', '.join(result.releases)}: {result.rows:,} rows, {result.changed:,} users changed online, "
-        f"{result.offline_rows:,} offline rows, {result.item_vectors:,} item vectors in {result.seconds:.1f} s"
-    )
+    text = result.text()
     if result.encode_failures:
         text += f"; {result.encode_failures:,} embeddings could not be computed: mend the release, then --resume"
     if result.unwritten:
@@ -169,11 +164,7 @@ def verify(ctx: click.Context, repair: bool, runner: str, runner_options: tuple[
     settings = invocation.settings()
     with batch_runner(settings, runner, runner_options) as started:
         result = run_verify(settings, repair=repair, runner=started)
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.kinds.items() if count)
-    text = f"{result.users:,} users, {result.differences:,} differences" + (f": {kinds}" if kinds else "")
-    if repair:
-        text += f"; {result.repaired:,} repaired, {result.remaining:,} left"
-    invocation.emit(result, text)
+    invocation.emit(result, result.text())
     ctx.exit(1 if result.remaining else 0)
 
 

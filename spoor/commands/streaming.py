@@ -91,7 +91,7 @@ def stream(
     result = run_worker(settings, count=count, timeout_seconds=timeout_seconds, summary_file=summary)
     invocation.emit(
         result,
-        f"{result.events:,} events of {result.users:,} users in {result.seconds:.1f} s, "
+        f"{result.events:,} events of {_users(result.users)} in {result.seconds:.1f} s, "
         f"{result.dead_letters:,} dead letters, freshness p50/p99 "
         f"{_milliseconds(result.freshness_p50_ms)}/{_milliseconds(result.freshness_p99_ms)}",
     )
@@ -235,6 +235,12 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
     from streaming.dead_letters import encode_dead_letter
 
     return json.loads(encode_dead_letter(letter)[1])
+
+
+def _users(count: int) -> str:
+    from streaming.metrics import MOST_USERS
+
+    return f"{'at least ' if count >= MOST_USERS else ''}{count:,} users"
 
 
 def _milliseconds(value: float | None) -> str:

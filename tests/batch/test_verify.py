@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from spoor.config import Settings
 from store.guard import ViewRow
 from store.online import OnlineStore, open_online
 from store.rows import EmbeddingRow, UserWrite
+from tests.conftest import free_port
 
 Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
 
@@ -74,6 +76,10 @@ def _kinds(result: VerifyResult) -> dict[str, int]:
     return {kind: count for kind, count in result.kinds.items() if count}
 
 
+def _told(settings: Settings) -> str:
+    return run_verify(settings).text()
+
+
 def test_after_a_backfill_nothing_differs(filled: Any) -> None:
     result = run_verify(filled.settings)
     assert (result.users, result.differences, result.examples) == (20, 0, [])
@@ -98,6 +104,7 @@ def test_a_user_that_only_the_store_knows_is_unexpected_and_kept(filled: Any) ->
     assert (_kinds(result), result.users) == ({UNEXPECTED_USER: 1}, 21)
     mended = run_verify(filled.settings, repair=True)
     assert (mended.repaired, mended.remaining_kinds[UNEXPECTED_USER]) == (0, 1)
+    assert "spoor archive" not in mended.text()  # Kafka has nothing more
     assert online.read(["stranger"], [])[0].history is not None
 
 
@@ -230,6 +237,26 @@ def test_what_is_not_archived_yet_is_counted(filled: Any) -> None:
     filled.produce(filled.events(3, 7), 1)
     result = run_verify(filled.settings)
     assert (result.differences, result.lag) == (0, {0: 0, 1: 7})
+    assert result.text() == "20 users, 0 differences; 7 records in Kafka are not in the lake yet"
+    events = result.lake_events
+    _overwrite(_online(filled), "stranger", history=_history(_online(filled), "user-1"), new=True)
+    for repair in (False, True):
+        told = run_verify(filled.settings, repair=repair).text()
+        archive = f"the lake holds {events} events, and Kafka has 7 records that it lacks: run `spoor archive` first"
+        assert archive in told
+
+
+def test_an_empty_lake_is_named_as_the_reason_and_archive_as_the_way_out(filled: Any, tmp_path: Path) -> None:
+    events = run_verify(filled.settings).lake_events
+    elsewhere = dataclasses.replace(filled.settings.lake, folder=tmp_path / "nothing-yet")
+    empty = dataclasses.replace(filled.settings, lake=elsewhere)
+    assert f"the lake is empty, and Kafka has {events} records that it lacks: run `spoor archive` f" in _told(empty)
+    run_archive(empty)  # the hint, followed
+    assert _told(empty) == "20 users, 0 differences"
+    nothing = dataclasses.replace(elsewhere, folder=tmp_path / "nothing-there")
+    down = dataclasses.replace(filled.settings.kafka, port=free_port(), request_timeout_seconds=0.5)
+    told = _told(dataclasses.replace(filled.settings, lake=nothing, kafka=down))
+    assert told.endswith("; the lake is empty: run `spoor archive` first, then verify again")
 
 
 def test_without_kafka_the_lag_is_unknown(filled: Any, settings: Settings) -> None:

@@ -120,7 +120,7 @@ def test_the_service_ends_with_0(codes: dict[str, int], stack: Stack, service: s
 def test_the_services_say_what_they_did(stack: Stack):
     assert f"{len(EVENTS):,} events of" in stack.log("stream") and "1 dead letters" in stack.log("stream")
     assert f"{len(EVENTS):,} events to" in stack.log("archive") and "1 bad records" in stack.log("archive")
-    assert f"{USERS} rows, 0 users changed online" in stack.log("backfill")
+    assert f"{USERS} users, 0 histories and 0 embeddings written online" in stack.log("backfill")
     assert f"{USERS:,} users, 0 differences" in stack.log("verify")
     assert "0 markers are gone" in stack.log("expire") and "0 markers wait" in stack.log("expire")
 
@@ -210,7 +210,7 @@ def test_a_backfill_runs_on_flink_with_its_python_in_the_pool(stack: Stack):
 
             wait_until(healthy, f"the health check of {service} passes")
         assert stack.run("backfill-on-flink") == 0, stack.log("backfill-on-flink")
-    assert f"{USERS} rows, 0 users changed online" in stack.log("backfill-on-flink")
+    assert f"{USERS} users, 0 histories and 0 embeddings written online" in stack.log("backfill-on-flink")
     assert "Starting worker with command" in stack.log("flink-worker-pool")
 
 

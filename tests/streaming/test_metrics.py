@@ -65,6 +65,17 @@ def test_the_summary_adds_up():
     assert summary.freshness_p99_ms == pytest.approx(1000, rel=0.06)
 
 
+def test_a_user_of_several_batches_is_one_user(monkeypatch: pytest.MonkeyPatch):
+    metrics = StreamMetrics()
+    for users in (["ann", "bob"], ["bob", "cem"], ["ann"]):
+        metrics.handled(users)
+    assert (metrics.summary().users, metrics.summary().user_rows) == (3, 5)
+    monkeypatch.setattr("streaming.metrics.MOST_USERS", 4)
+    metrics.handled(["dan", "eve", "fay"])
+    metrics.handled(["gus"])
+    assert (metrics.summary().users, metrics.summary().user_rows) == (4, 9)  # the text says `at least`
+
+
 def test_lag_is_by_partition_and_that_of_partitions_given_away_goes():
     lag = {0: 7, 3: 0}
     metrics = StreamMetrics(lambda: lag)

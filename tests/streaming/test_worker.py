@@ -45,6 +45,7 @@ def test_events_reach_store_and_topics_and_bad_records_the_dead_letters(world: W
     assert sorted(letter.origin for letter in letters) == sorted(origins)
     assert sorted(letter.value or b"" for letter in letters) == sorted(value or b"" for value in BAD)
     assert (summary.events, summary.dead_letters) == (len(events), len(BAD))
+    assert summary.users == len({event.user_id for event in events}) < summary.user_rows
     assert summary.freshness_p50_ms is not None
     assert 0 < summary.freshness_p50_ms <= (summary.freshness_p99_ms or 0)
     assert len(summary.freshness_edges_ms) == len(summary.freshness_counts) + 1
