@@ -93,6 +93,13 @@ class KafkaSettings:
     def address(self) -> str:
         return self.bootstrap_servers or f"127.0.0.1:{self.port}"
 
+    @property
+    def way_to_a_broker(self) -> str:
+        """The hint where none answers: `spoor services up` is refused where another broker than ours is configured."""
+        if self.embedded:
+            return "start it with `spoor services up`"
+        return "check kafka.bootstrap_servers and the security settings (`spoor config show`)"
+
     def embedding_topic(self, release: str) -> str:
         return self.embedding_topic_prefix + release
 

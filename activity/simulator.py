@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from activity.events import EVENT_SCHEMA
 
 _SLICE_EVENTS = 100_000  # events made at once: a long simulation needs no more memory than a short one
 _OWN_TASTE = 0.7  # share of events on items of the session's taste
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,15 @@ class SimulatorSettings:
     def __post_init__(self) -> None:
         for name in ("users", "items", "tastes"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1", hint="simulate some activity")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, expected at least 1", hint=f"give --{name} 1 or more"
+                )
         if self.events < 0:
-            raise UsageError(f"events is {self.events}, expected 0 or more", hint="simulate some activity")
+            raise UsageError(f"events is {self.events}, expected 0 or more", hint="give --events 0 or more")
         if self.to_ms <= self.from_ms:
             raise UsageError(
-                f"the time range is empty: from {self.from_ms} to {self.to_ms} ms", hint="--from must be before --to"
+                f"the time range is empty: from {_moment(self.from_ms)} to {_moment(self.to_ms)}",
+                hint="--from must be before --to; where one is left out, the range is the day up to now",
             )
 
 

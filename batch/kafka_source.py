@@ -192,5 +192,5 @@ def _translated(kafka: KafkaSettings) -> Iterator[None]:
     except (KafkaError, OSError) as error:
         raise missing_codec(error) or InfrastructureError(
             f"Kafka at {kafka.address} does not answer: {type(error).__name__} {error}".rstrip(),
-            hint="start it with `spoor services up`, or check kafka.bootstrap_servers",
+            hint=kafka.way_to_a_broker,
         ) from error

@@ -213,5 +213,5 @@ def _create_topics(kafka: KafkaSettings, topics: Sequence[str], options: dict[st
 def _down(kafka: KafkaSettings, error: Exception) -> InfrastructureError:
     return InfrastructureError(
         f"cannot publish to Kafka at {kafka.address}: {type(error).__name__} {error}".rstrip(),
-        hint="start it with `spoor services up`, check kafka.bootstrap_servers, or leave publication out",
+        hint=f"{kafka.way_to_a_broker}; `spoor backfill --no-publish` does without",
     )

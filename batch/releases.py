@@ -29,7 +29,7 @@ def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> li
         if name not in live:
             raise UsageError(f"release `{name}` is not in `{folder}`: {found}", hint="`spoor release list` shows them")
     if not live:
-        raise UsageError(f"no release in `{folder}`: {found}", hint="train one with `spoor pretrain`")
+        raise UsageError(f"no release in `{folder}`: {found}", hint="train one with `spoor pretrain --release NAME`")
     return sorted(set(wanted or live))
 
 

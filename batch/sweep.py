@@ -72,7 +72,8 @@ def sweep(
                 return Swept(users, number, failures, left)
     raise InfrastructureError(
         f"after {_MAX_PASSES} passes over all users, embeddings still fall behind their histories",
-        hint="let workers take up the release with `spoor stream reload`, then run it again with --resume",
+        hint="`spoor stream status` shows which workers do not write a release: `spoor stream reload` lets them take "
+        "it up, those that were started for certain releases must be started again; then run this with --resume",
     )
 
 

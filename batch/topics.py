@@ -59,5 +59,5 @@ def _admin(kafka: KafkaSettings) -> Iterator[Any]:
     except (KafkaError, OSError) as error:
         raise InfrastructureError(
             f"Kafka at {kafka.address} does not answer: {type(error).__name__} {error}".rstrip(),
-            hint="start it with `spoor services up`, or check kafka.bootstrap_servers",
+            hint=kafka.way_to_a_broker,
         ) from error

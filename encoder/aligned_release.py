@@ -65,8 +65,8 @@ def save_aligned(
         found = "too few users were compared" if fit is None else f"the residual is {fit.residual:.2f}"
         raise ProblemsFound(
             f"vectors of `{new.name}` cannot stand in for those of `{old.name}`: {found}",
-            hint="compare more users (--sample), start the training from the old release (`spoor pretrain --from`), or "
-            "train what reads the old vectors again",
+            hint="compare more users (--sample), start the training from the old release "
+            f"(`spoor pretrain --release NAME --from {old.name}`), or train what reads the old vectors again",
         )
     metrics, training = training_record(new)
     files = verified_files(new, without=_DESCRIBED_ANEW)

@@ -35,7 +35,7 @@ from encoder.release import checksums, json_bytes, kept_file
 MAP_FILE, RECORD_FILE = "alignment.safetensors", "alignment.json"
 _MODEL = "model.safetensors"
 _ROWS = 500  # rows of cosines in memory at a time
-_TRY_AGAIN = "run `spoor release compare` again"
+_TRY_AGAIN = "run `spoor release compare OLD NEW` again"
 Floats = npt.NDArray[np.float32]
 
 

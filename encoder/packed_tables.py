@@ -33,7 +33,7 @@ from kernels.hashed_gather.layouts import Layout, pack_rows, row_bytes
 
 ROWS_FILE, CHECKSUMS_FILE, RECORD_FILE = "tables.bin", "tables.crc", "tables.json"
 _CHUNK_BYTES = 32 * 1024  # at most: the first row of a chunk costs reading all of it
-_RESTORE = "restore the folder from a copy, or build it again with `spoor release tables build`"
+_RESTORE = "restore the folder from a copy, or build it again with `spoor release tables build SOURCE NAME --overwrite`"
 
 
 @dataclass(frozen=True)

@@ -96,12 +96,12 @@ def make_split(corpus: Corpus, protocol: Protocol) -> Split:
     if validation_from is not None and validation_from <= corpus.oldest_ms:
         raise DataError(
             f"the protocol `{protocol}` divides the events by time, and too many have the time {corpus.oldest_ms} ms",
-            hint="use the protocol leave-one-out, or more events",
+            hint="give --protocol leave-one-out, or more events",
         )
     if test_from is not None and test_from == validation_from:
         raise DataError(
             f"the protocol `{protocol}` finds no time between the newest tenth of events and the tenth before it",
-            hint="use the protocol leave-one-out",
+            hint="give --protocol leave-one-out",
         )
     parts = (_VERSION, protocol, validation_from, test_from, corpus.fingerprint)
     return Split(protocol, validation_from, test_from, hashlib.sha256(repr(parts).encode()).hexdigest())
@@ -131,9 +131,11 @@ def check_split(recorded: Mapping[str, Any], split: Split, *, release: str) -> N
     """`recorded`: what the release keeps of its own split. Raises DataError unless `split` is the same: what would
     test the release may have trained it."""
     if recorded["protocol"] != split.protocol:
+        under = f"train one with --protocol {split.protocol}"
+        held_out = recorded["protocol"] != "newest"  # which holds out nothing to evaluate on
         raise DataError(
             f"release `{release}` was trained under the protocol {recorded['protocol']}, asked is {split.protocol}",
-            hint=f"evaluate it with --protocol {recorded['protocol']}, or train one under {split.protocol}",
+            hint=f"evaluate it with --protocol {recorded['protocol']}, or {under}" if held_out else under,
         )
     if recorded["digest"] != split.digest:
         raise DataError(

@@ -46,7 +46,7 @@ BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kep
 FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
 _JSON_BYTES = 16 << 20  # of any of its JSON files; the others are as large as the vocabulary and the weights
-_TRAIN_AGAIN = "restore the folder from a copy, or train the release again with `spoor pretrain`"
+_TRAIN_AGAIN = "restore the folder from a copy, or remove it and train again with `spoor pretrain --release NAME`"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise UsageError(
             f"`{folder}` exists already; releases never change",
-            hint="choose another name, or ask to overwrite it",
+            hint="choose another name, or give --overwrite",
         )
 
 
@@ -229,7 +229,7 @@ def read_info(folder: Path) -> ReleaseInfo:
         names = ", ".join(f"`{info.name}`" for info in list_releases(folder.parent)) or "none"
         raise UsageError(
             f"there is no release `{folder.name}` in `{folder.parent}`; found: {names}",
-            hint="`spoor release list` shows what there is, `spoor pretrain` makes one",
+            hint="`spoor release list` shows what there is, `spoor pretrain --release NAME` makes one",
         )
     try:
         record = json.loads(_read(path))

@@ -72,7 +72,7 @@ def promotion(folder: Path) -> Promotion | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise DataError(
             f"`{path}` does not say which release is promoted: {type(error).__name__}: {error}",
-            hint="remove it, then run `spoor release promote` again",
+            hint="remove it, then run `spoor release promote NAME` again",
         ) from None
 
 
@@ -101,7 +101,7 @@ def aligned_releases(folder: Path, live: Sequence[LiveRelease]) -> dict[str, str
 def _not_live(folder: Path, release: str) -> DataError:
     return DataError(
         f"`{folder / PROMOTED_FILE}` promotes release `{release}`, which is not live in that folder",
-        hint="put its folder back, or promote another with `spoor release promote`",
+        hint="put its folder back, or promote another with `spoor release promote NAME`",
     )
 
 

@@ -46,7 +46,7 @@ class Windows:
             raise UsageError(
                 f"the training window [{_time(self.tune_from)}, {_time(self.test_from)}) ends before it begins, or "
                 f"after the last event, {_time(self.test_to)}",
-                hint="--from and --until are ISO 8601 with a zone, both within the events",
+                hint="give --from before --until, and both within the events",
             )
 
 
@@ -170,7 +170,8 @@ def check_windows(release: Release, windows: Windows) -> None:
         raise UsageError(
             f"release `{release.info.name}` was trained on events up to {_time(through)}, the windows begin at "
             f"{_time(windows.tune_from)}: it would be measured on what it has learnt",
-            hint="choose a later --from, or train a release with `spoor pretrain --until`",
+            hint="choose a later --from, or train a release with "
+            f"`spoor pretrain --release NAME --until {_iso(windows.tune_from)}`",
         )
 
 
@@ -236,6 +237,11 @@ def _before(events: pa.Table, time_ms: int) -> pa.Table:
 
 def _time(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _iso(time_ms: int) -> str:
+    """As commands take it."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _number(value: Any) -> Any:

@@ -40,7 +40,9 @@ class FusionConfig:
                 hint="it needs a module that is computed: early fusion, late-mean, or tuned late-last",
             )
         if self.window < 0:
-            raise UsageError(f"window must be at least 1, or 0 for the served length; found {self.window}")
+            raise UsageError(
+                f"finetune.window is {self.window}", hint="it must be at least 1, or 0 for the release's served length"
+            )
 
     @property
     def reads_vectors(self) -> bool:
@@ -84,7 +86,10 @@ class ImpressionSettings:
 
     def __post_init__(self) -> None:
         if not self.positive:
-            raise UsageError("no action is named as positive", hint="name those that a ranker should predict")
+            raise UsageError(
+                "no action is named as positive",
+                hint="set finetune.positive_actions to those that a ranker should predict",
+            )
         repeated = [name for name in dict.fromkeys(self.tasks) if self.tasks.count(name) > 1]
         if repeated:
             raise UsageError(
@@ -92,7 +97,7 @@ class ImpressionSettings:
                 hint=f"positive actions differ from one another and from `{ENGAGED}`, which stands for any of them",
             )
         if self.max_candidates < 1:
-            raise UsageError(f"max_candidates must be at least 1; found {self.max_candidates}")
+            raise UsageError(f"finetune.max_candidates is {self.max_candidates}", hint="it must be at least 1")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -190,5 +195,5 @@ class DriftSettings:
         if not 50 <= self.min_users <= self.max_users:
             raise UsageError(
                 f"drift.min_users is {self.min_users}, drift.max_users {self.max_users}",
-                hint="min_users must be at least 50, and max_users no smaller",
+                hint="set drift.min_users to 50 or more, and drift.max_users no smaller",
             )

@@ -123,7 +123,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint="name the file: it ends in .safetensors")
     if path.exists() and not overwrite:
-        raise UsageError(f"`{path}` exists already", hint="choose another name, or ask to overwrite it")
+        raise UsageError(f"`{path}` exists already", hint="choose another name, or give --overwrite")
 
 
 def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> None:
@@ -162,7 +162,8 @@ def load_ranker(path: Path) -> TunedRanker:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(
-            f"cannot read the ranker `{path}`: {error.strerror}", hint="`spoor finetune` makes one"
+            f"cannot read the ranker `{path}`: {error.strerror}",
+            hint="`spoor finetune --release NAME --out FILE` makes one",
         ) from None
     try:
         arrays = safetensors_numpy.load(data)

@@ -106,7 +106,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         return _report(invocation, *_usage(error), 2)
     except (click.Abort, KeyboardInterrupt):
-        return _report(invocation, "interrupted", "run it again to go on", INTERRUPTED)
+        hint = "nothing is broken: run it again, with --resume where the command has it"
+        return _report(invocation, "interrupted", hint, INTERRUPTED)
     except ReaderGone:
         # What Python would still flush at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -177,12 +177,7 @@ def require_broker(kafka: KafkaSettings) -> None:
 
 def broker_down(kafka: KafkaSettings) -> InfrastructureError:
     """The error that every command gives when Kafka does not answer."""
-    hint = (
-        "start it with `spoor services up`"
-        if kafka.embedded
-        else "check kafka.bootstrap_servers and the security settings (`spoor config show`)"
-    )
-    return InfrastructureError(f"no Kafka broker answers at {kafka.address}", hint=hint)
+    return InfrastructureError(f"no Kafka broker answers at {kafka.address}", hint=kafka.way_to_a_broker)
 
 
 def _files(settings: Settings) -> ServerFiles:

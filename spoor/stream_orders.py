@@ -17,6 +17,7 @@ from streaming.control import GroupState, Orders, Report, give_orders, group_sta
 
 _LOOK_SECONDS = 1.0
 _REPORT_SECONDS = 30.0
+_START_AGAIN = "start the workers again without --release and stream.releases, or with every live release named there"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class StreamStatus:
                 lines.append(place + "not reported yet")
                 continue
             doing = "paused" if report.paused else "at work"
-            lines.append(f"{place}{doing}, writes {', '.join(report.releases)} ({report.member})")
+            named = ", which were named at its start: `spoor stream reload` adds none" if report.pinned else ""
+            lines.append(f"{place}{doing}, writes {', '.join(report.releases)}{named} ({report.member})")
             lines += [f"    not reloaded: {report.problem}"] if report.problem else []
         return "\n".join(lines)
 
@@ -66,7 +68,8 @@ def resume(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
     """Makes the topics of the live releases; returns once every worker has taken the releases up, or has failed to.
 
-    Raises as `pause`, and ProblemsFound where a worker goes on with the releases that it had."""
+    Raises as `pause`, and ProblemsFound where a worker goes on with the releases that it had, or with those that it was
+    started for."""
     live = [release.name for release in live_releases(settings.features.releases_folder)]
     ensure_topics(settings.kafka, releases=live)
     found = _order(
@@ -80,6 +83,12 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
             f"workers go on with the releases that they have: {'; '.join(found.state.problems)}",
             hint="mend or remove that release, then run it again; `spoor stream status` shows who writes what",
         )
+    if partitions := found.state.without(live, pinned=True):
+        raise ProblemsFound(
+            f"the workers of partitions {' '.join(map(str, partitions))} were started for certain releases and take up "
+            f"no other; live are {', '.join(live)}",
+            hint=_START_AGAIN,
+        )
     return found
 
 
@@ -90,6 +99,17 @@ def unwritten(settings: Settings, releases: Sequence[str]) -> list[str]:
     require_broker(settings.kafka)
     state = _state_when(settings, lambda state: None not in state.partitions.values(), _REPORT_SECONDS)
     return [name for name in releases if not state.all_report(lambda report: name in report.releases)]  # noqa: B023
+
+
+def way_to_write(settings: Settings, releases: Sequence[str]) -> str:
+    """What lets the workers write these releases: an order to reload, which those that were started for certain
+    releases do not follow."""
+    try:
+        require_broker(settings.kafka)
+        pinned = group_state(settings.kafka, settings.stream.group).without(releases, pinned=True)
+    except InfrastructureError:
+        pinned = []
+    return _START_AGAIN if pinned else "`spoor stream reload` lets workers take up live releases"
 
 
 def _order(

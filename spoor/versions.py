@@ -21,7 +21,7 @@ from encoder.release import ReleaseInfo, known_items, mark_retired, read_info
 from feature_repo.names import aligned_ranker, item_embedding_view, ranker_service, user_embedding_view
 from feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release, promotion
 from spoor.config import Settings
-from spoor.stream_orders import unwritten
+from spoor.stream_orders import unwritten, way_to_write
 
 if TYPE_CHECKING:
     from store.promotion import Coverage
@@ -114,7 +114,7 @@ def promote(
         if workers == "ask" and unwritten(settings, [name]):
             raise ProblemsFound(
                 f"release `{name}` cannot be promoted: not every worker of group `{settings.stream.group}` writes it",
-                hint="`spoor stream reload` lets them take it up, `spoor stream status` shows what each writes",
+                hint=f"{way_to_write(settings, [name])}; `spoor stream status` shows what each writes",
             )
         floor = settings.stream.encode_seconds
         wait_seconds = floor + _WORKER_SECONDS if floor else 0.0
@@ -151,7 +151,7 @@ def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) 
     if promoted is not None and promoted.name == name:
         raise UsageError(
             f"release `{name}` is promoted: the service `ranker` serves it",
-            hint="promote another one first with `spoor release promote`",
+            hint="promote another one first with `spoor release promote NAME`",
         )
     aligned = _aligned_service(folder, info, live)
     if not others:
@@ -245,7 +245,7 @@ def _aligned_service(folder: Path, info: ReleaseInfo, live: Sequence[LiveRelease
     if rest := [release.name for release in live if release.space == info.space and release.name != info.name]:
         raise UsageError(
             f"the service `{service}` serves release `{info.name}`, and `{rest[0]}` is in the same space",
-            hint=f"promote `{rest[0]}` first with `spoor release promote`, or retire it first",
+            hint=f"promote it first with `spoor release promote {rest[0]}`, or retire it first",
         )
     return [service]
 

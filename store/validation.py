@@ -34,5 +34,5 @@ def check_vectors(
             f"release `{release}` gave {int(bad.sum())} of {len(bad)} embeddings that cannot be stored; row {first} "
             f"has norm {np.linalg.norm(vectors[first]):.4g} from {int(events_used[first])} events, expected 1 "
             "(0 only without events)",
-            hint="check the release with `spoor release show`",
+            hint=f"check the release with `spoor release show {release}`",
         )

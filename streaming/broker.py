@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-_START_HINT = "start it with `spoor services up`"
-_CONFIGURED_HINT = "check kafka.bootstrap_servers and the security settings (`spoor config show`)"
 
 
 def broker_urls(kafka: KafkaSettings) -> list[str]:
@@ -92,7 +90,7 @@ def kafka_errors(kafka: KafkaSettings) -> Iterator[None]:
 def no_broker(kafka: KafkaSettings, error: BaseException) -> InfrastructureError:
     return InfrastructureError(
         f"no Kafka broker answers at {kafka.address}: {type(error).__name__}",
-        hint=_START_HINT if kafka.embedded else _CONFIGURED_HINT,
+        hint=kafka.way_to_a_broker,
     )
 
 

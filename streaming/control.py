@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Report:
     reload: str  # id of the last such order that it has followed
     paused: bool  # takes no events, and has committed those that it took
     problem: str = ""  # why it has not taken up the live releases when it was told to
+    pinned: bool = False  # its releases were named when it started (--release, stream.releases): a reload adds none
 
     def text(self) -> str:
         problem = self.problem.encode()[:_PROBLEM_BYTES].decode(errors="ignore")
@@ -61,6 +62,15 @@ class GroupState:
     def all_report(self, condition: Callable[[Report], bool]) -> bool:
         """Whether it holds for the worker of each partition; true where there are no workers."""
         return all(report is not None and condition(report) for report in self.partitions.values())
+
+    def without(self, releases: Collection[str], *, pinned: bool) -> list[int]:
+        """Partitions whose worker does not write one of the releases; of workers that are pinned, or of the others."""
+        reports = ((partition, report) for partition, report in sorted(self.partitions.items()) if report is not None)
+        return [
+            partition
+            for partition, report in reports
+            if report.pinned is pinned and not set(releases) <= set(report.releases)
+        ]
 
     @property
     def problems(self) -> list[str]:

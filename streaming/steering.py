@@ -102,6 +102,7 @@ class Steering:
             reload=self._reload_id,
             paused=processor.health.paused and consumer.idle,
             problem=self._problem,
+            pinned=bool(self._settings.stream.releases),
         ).text()
         if report == consumer.report and not processor.unreported:
             return

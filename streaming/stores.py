@@ -42,7 +42,8 @@ def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
         found = f"found {', '.join(live)}" if live else "it holds no live release"
         wanted = f"release `{unknown[0]}` is not in" if unknown else "nothing to keep fresh in"
         raise UsageError(
-            f"{wanted} {folder}: {found}", hint="train one with `spoor pretrain`, or correct stream.releases"
+            f"{wanted} {folder}: {found}",
+            hint="train one with `spoor pretrain --release NAME`, or correct stream.releases",
         )
     return chosen
 

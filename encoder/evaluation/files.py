@@ -83,7 +83,7 @@ def _shuffled_like(release: Release, shuffle_ties: int | None) -> int | None:
     if release.info.split is None:
         raise DataError(
             f"release `{release.info.name}` does not say which events it was trained on, so it may have seen the test",
-            hint="train one with `spoor pretrain --data FILE --protocol leave-one-out`",
+            hint="train one with `spoor pretrain --data FILE --out FOLDER --protocol leave-one-out`",
         )
     return release.info.split["shuffle_ties"] if shuffle_ties is None else shuffle_ties
 

@@ -113,7 +113,7 @@ def backfill(
     from spoor.console import say
     from spoor.flink import batch_runner
     from spoor.kafka_admin import ensure_topics
-    from spoor.stream_orders import unwritten
+    from spoor.stream_orders import unwritten, way_to_write
 
     snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, every_ms)
     online = into != "offline" and snapshots is None
@@ -141,7 +141,8 @@ def backfill(
     if result.encode_failures:
         text += f"; {result.encode_failures:,} embeddings could not be computed: mend the release, then --resume"
     if result.unwritten:
-        text += f"; workers do not write {', '.join(result.unwritten)}: `spoor stream reload`, then --resume"
+        way_out = way_to_write(settings, result.unwritten)
+        text += f"; workers do not write {', '.join(result.unwritten)}: {way_out}; then run this again with --resume"
     invocation.emit(result, text)
     ctx.exit(1 if result.encode_failures or result.unwritten else 0)
 

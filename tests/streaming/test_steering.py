@@ -17,7 +17,7 @@ from activity.errors import DataError, ProblemsFound
 from feature_repo.releases import live_releases
 from spoor.config import load_settings
 from spoor.kafka_admin import ensure_topics
-from spoor.stream_orders import pause, reload, resume, status, unwritten
+from spoor.stream_orders import pause, reload, resume, status, unwritten, way_to_write
 from spoor.versions import promote
 from store.repo import apply
 from streaming.control import Orders, Report, give_orders, group_state, orders_file, parse_report, read_orders
@@ -42,6 +42,11 @@ def own_releases(world: World, untrained_release: Path, tmp_path: Path) -> World
 
 def reports(world: World) -> dict[int, Report | None]:
     return group_state(world.settings.kafka, world.settings.stream.group).partitions
+
+
+def all_partitions_report(world: World) -> bool:
+    found = reports(world)
+    return len(found) == 4 and all(found.values())
 
 
 def test_a_paused_worker_takes_nothing_is_healthy_keeps_its_partitions_and_goes_on(own_releases: World):
@@ -117,6 +122,29 @@ def test_a_running_worker_takes_up_a_new_release_and_refuses_a_broken_one(own_re
     users = sorted({event.user_id for event in events[120:]})
     for stored in world.online().read(users, [RELEASE, OTHER]):
         assert set(stored.embedding_revisions.values()) == {stored.revision}
+
+
+def test_a_worker_that_was_started_for_certain_releases_takes_up_no_other_and_every_hint_says_so(own_releases: World):
+    world, again = own_releases, "start the workers again without --release"
+    pinned = world.start_worker(SPOOR_STREAM__RELEASES=RELEASE)
+    wait_until(lambda: all_partitions_report(world), "it reports")
+    assert f"writes {RELEASE}, which were named at its start" in status(world.settings).text()
+    assert reload(world.settings, timeout_seconds=IN_TIME).state.workers == 1  # it writes all there is
+    save_untrained_release(
+        world.settings.features.releases_folder / OTHER, items=ITEMS, actions=["view"], surfaces=["home"], seed=1
+    )
+    apply(world.settings.features)
+    with pytest.raises(ProblemsFound, match="partitions 0 1 2 3 were started for certain releases") as ignored:
+        reload(world.settings, timeout_seconds=IN_TIME)
+    with pytest.raises(ProblemsFound, match="not every worker of group") as refused:
+        promote(world.settings, OTHER)
+    for hint in (ignored.value.hint, refused.value.hint, way_to_write(world.settings, [OTHER])):
+        assert again in hint and "reload` lets" not in hint
+    pinned.process.send_signal(signal.SIGTERM)  # the hint, followed
+    assert pinned.ended() == 0, pinned.log
+    world.start_worker()
+    wait_until(lambda: all_partitions_report(world), "the next one reports")
+    assert unwritten(world.settings, [RELEASE, OTHER]) == []
 
 
 def test_orders_stand_for_workers_that_start_later_and_those_that_cannot_be_read_change_nothing(own_releases: World):
