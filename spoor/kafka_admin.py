@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
 from spoor.services import require_broker
-from streaming.broker import admin_client, check_policies, dead_letter_bytes, no_broker
+from streaming.broker import DEFAULT_RECORD_BYTES, admin_client, check_policies, dead_letter_bytes, no_broker
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient
 
 _HOUR_MS = 3_600_000
-_DEFAULT_RECORD_BYTES = 1_048_588  # Kafka's max.message.bytes where nobody set it
 _READY_MS = 30_000
 
 
@@ -94,7 +93,7 @@ def _wanted(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, dict[str
         "message.timestamp.type": "LogAppendTime",
         "retention.ms": str(kafka.retention_hours * _HOUR_MS),
     }
-    letters = {"cleanup.policy": "compact", "max.message.bytes": str(dead_letter_bytes(_DEFAULT_RECORD_BYTES))}
+    letters = {"cleanup.policy": "compact", "max.message.bytes": str(dead_letter_bytes(DEFAULT_RECORD_BYTES))}
     embeddings = {kafka.embedding_topic(release): kafka.embedding_topic_config for release in releases}
     return {kafka.topic: activity, kafka.dead_letter_topic: letters, **embeddings}
 

@@ -10,12 +10,12 @@ import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from activity.compression import missing_codec
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
-from streaming.dead_letters import ENVELOPE_BYTES
+from streaming.dead_letters import ENVELOPE_BYTES, LEAST_TOPIC_BYTES
 
 if TYPE_CHECKING:
     from faust.auth import Credentials
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DEFAULT_RECORD_BYTES = 1_048_588  # Kafka's max.message.bytes where nobody set it
+MAX_REQUEST_BYTES = 64 * 1024 * 1024  # of producers: the broker's own limits decide what a record may be
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
@@ -94,8 +96,13 @@ def no_broker(kafka: KafkaSettings, error: BaseException) -> InfrastructureError
     )
 
 
-def check_topics(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, int]:
-    """Partitions per topic of every topic that the worker needs.
+class CheckedTopics(NamedTuple):
+    partitions: dict[str, int]  # by topic
+    letter_bytes: int  # the largest record that the dead-letter topic takes; Kafka's default where it is not told
+
+
+def check_topics(kafka: KafkaSettings, releases: Sequence[str]) -> CheckedTopics:
+    """Looks at every topic that the worker needs.
 
     Raises UsageError for a topic that is missing or whose clean-up policy loses what Spoor must keep,
     InfrastructureError if no broker answers."""
@@ -112,7 +119,9 @@ def check_topics(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, int
         partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(needed)}
         configs = _topic_configs(admin, needed)
     check_policies(kafka, configs, embeddings)
-    return partitions
+    letters = configs.get(kafka.dead_letter_topic, {})
+    letter_bytes = int(letters.get("max.message.bytes", DEFAULT_RECORD_BYTES))
+    return CheckedTopics(partitions, min(letter_bytes, MAX_REQUEST_BYTES))
 
 
 def check_policies(kafka: KafkaSettings, configs: dict[str, dict[str, str]], embeddings: Sequence[str]) -> None:
@@ -134,20 +143,17 @@ def check_policies(kafka: KafkaSettings, configs: dict[str, dict[str, str]], emb
                 hint=f"kafka-configs --alter --entity-type topics --entity-name {topic} "
                 "--add-config cleanup.policy=compact",
             )
-    if "max.message.bytes" in activity and "max.message.bytes" in letters:
-        need = dead_letter_bytes(int(activity["max.message.bytes"]))
-        if int(letters["max.message.bytes"]) < need:
-            raise UsageError(
-                f"topic `{kafka.dead_letter_topic}` takes records of {letters['max.message.bytes']} bytes, "
-                f"`{kafka.topic}` of {activity['max.message.bytes']}: "
-                "the largest bad record would not fit and would stop the worker",
-                hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.dead_letter_topic} "
-                f"--add-config max.message.bytes={need}",
-            )
+    if int(letters.get("max.message.bytes", DEFAULT_RECORD_BYTES)) < LEAST_TOPIC_BYTES:
+        raise UsageError(
+            f"topic `{kafka.dead_letter_topic}` takes records of {letters['max.message.bytes']} bytes: "
+            f"a dead letter, even one that only refers to its record, has up to {LEAST_TOPIC_BYTES}",
+            hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.dead_letter_topic} "
+            f"--add-config max.message.bytes={dead_letter_bytes(DEFAULT_RECORD_BYTES)}",
+        )
 
 
 def dead_letter_bytes(record_bytes: int) -> int:
-    """How large a dead letter can be whose original record has up to `record_bytes`: base64 and the envelope."""
+    """How large a plain dead letter can be whose original record has up to `record_bytes`: base64 and the envelope."""
     return (record_bytes + 2) // 3 * 4 + ENVELOPE_BYTES
 
 

@@ -18,15 +18,16 @@ import numpy.typing as npt
 from activity.errors import UsageError
 from activity.history import Histories
 from feature_repo.releases import is_retired
-from streaming.broker import check_topics
+from streaming.broker import DEFAULT_RECORD_BYTES, check_topics
 from streaming.core import DecodedBatch, Record, UserBatch, decode_batch, group_batch
 from streaming.daemon_threads import DaemonThreads
-from streaming.dead_letters import DeadLetter, encode_dead_letter
+from streaming.dead_letter_writer import DeadLetterWriter
+from streaming.dead_letters import DeadLetter
 from streaming.health import Health
 from streaming.lookout import Lookout
 from streaming.metrics import StreamMetrics
 from streaming.pacer import EncodePacer
-from streaming.publisher import Publisher, send_all
+from streaming.publisher import Publisher
 from streaming.retries import Retries
 from streaming.settings import WorkerSettings
 from streaming.stores import Stores, open_stores, releases_to_keep_fresh
@@ -94,6 +95,7 @@ class BatchProcessor:
         )
         self._stores: Stores | None = None
         self._publisher: Publisher | None = None
+        self._letters = self._letter_writer(DEFAULT_RECORD_BYTES)
         self._step_started = 0.0
         self._steps: defaultdict[str, float] = defaultdict(float)  # of the batch that is being written, seconds
         self._told_create_time = False
@@ -134,18 +136,20 @@ class BatchProcessor:
 
     async def _opened(self, thread: Executor) -> tuple[Stores, Publisher]:
         releases = releases_to_keep_fresh(self.settings)
-        partitions = await _in_thread(thread, check_topics, self.settings.kafka, releases)
-        self._partitions = partitions[self.settings.kafka.topic]
+        kafka = self.settings.kafka
+        topics = await _in_thread(thread, check_topics, kafka, releases)
+        self._partitions = topics.partitions[kafka.topic]
+        self._letters = self._letter_writer(topics.letter_bytes)
         stores = await _in_thread(thread, open_stores, self.settings, releases, observe=self._observe)
         self.metrics.rows.expect(*releases)
         self.metrics.stale_rows.expect(*releases)
         publisher = Publisher(
-            {release: self.settings.kafka.embedding_topic(release) for release in releases},
+            {release: kafka.embedding_topic(release) for release in releases},
             send=self._send,
             reads=stores.online,
             in_thread=self.in_thread,
             coming=lambda: set().union(*self._coming),
-            form=self.settings.kafka.embedding_format,
+            form=kafka.embedding_format,
         )
         return stores, publisher
 
@@ -335,11 +339,14 @@ class BatchProcessor:
         )
 
     async def _send_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        topic = self.settings.kafka.dead_letter_topic
-        await send_all(self._send, ((topic, *encode_dead_letter(letter)) for letter in letters))
+        await self._letters.write(letters)
         for letter in letters:
             self.metrics.dead.add(1, letter.reason)
             log.info("dead letter %s: %s (%s: %s)", letter.origin, letter.reason, letter.field, letter.found)
+
+    def _letter_writer(self, most_bytes: int) -> DeadLetterWriter:
+        topic = self.settings.kafka.dead_letter_topic
+        return DeadLetterWriter(topic, send=self._send, in_thread=self.in_thread, most_bytes=most_bytes)
 
     async def _write(self, batch: UserBatch) -> Written:
         assert self._publisher is not None, "open() comes first"

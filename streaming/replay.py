@@ -3,30 +3,35 @@
 A replay produces the original key and value to the activity topic and then closes the dead letter (a record without
 value under its key). It is safe to repeat and to interrupt: a letter that was produced but not yet closed is produced
 again, which the histories' merge ignores. A record that fails again becomes a new dead letter, under the offset that
-it now has, and names in `replay_of` the first one. A letter that turns out to be a forgotten user's past is closed
-without being sent: it would lie on the activity topic for another retention.
+it now has, and names in `replay_of` the first one. Two kinds are closed without being sent: a forgotten user's past,
+which would lie on the activity topic for another retention, and a reference whose record is gone.
+
+A reference (streaming/dead_letters.py) is looked up at its origin; the digest tells whether it is that record.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from activity.errors import InfrastructureError, UsageError
 from activity.events import decode_event
 from activity.forgotten import ForgottenUsers
 from activity.settings import EventSettings, KafkaSettings
-from streaming.broker import admin_client, kafka_errors
-from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter
+from streaming.broker import MAX_REQUEST_BYTES, admin_client, kafka_errors
+from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter, digest
 from streaming.settings import WorkerSettings
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 500  # letters between two waits for the broker's acknowledgement
+_CHUNK_BYTES = 16 * 1024 * 1024  # of their records, unless one is larger
 Place = tuple[int, int]  # partition and offset in the dead-letter topic
 
 
@@ -36,25 +41,32 @@ class ReplayResult:
     by_reason: Mapping[str, int]
     dry_run: bool
     forgotten: int = 0  # closed without being sent, or with dry_run, would be: the past of users who were forgotten
+    gone: int = 0  # closed without being sent, or with dry_run, would be: references whose record is deleted
+    too_large: int = 0  # still open: the activity topic refuses their size
 
 
 def list_dead_letters(
     settings: WorkerSettings, *, limit: int | None = None, reason: str | None = None
 ) -> list[DeadLetter]:
     """The open dead letters, each origin once, by time of the origin; with `limit` the newest ones, and no more than
-    these in memory.
+    these in memory. References come with key and value where their records are still there.
 
     Raises UsageError where there is no dead-letter topic, DataError for a record in it that is not a dead letter,
     InfrastructureError if Kafka does not answer."""
     letters = _letters(settings.kafka, _open_places(settings.kafka), reason)
-    return sorted(letters, key=_age) if limit is None else heapq.nlargest(limit, letters, key=_age)[::-1]
+    chosen = sorted(letters, key=_age) if limit is None else heapq.nlargest(limit, letters, key=_age)[::-1]
+    return list(_looked_up(settings.kafka, chosen))
 
 
 def oldest_letter_ms(settings: WorkerSettings) -> int | None:
     """When the broker appended the oldest record that is an open dead letter; None without one. A letter that was
-    replayed before counts as of 1970: of its first origin it knows the offset, not the time. Raises as
-    `list_dead_letters`."""
-    letters = _letters(settings.kafka, _open_places(settings.kafka), None)
+    replayed before counts as of 1970: of its first origin it knows the offset, not the time. References to the activity
+    topic do not count: they hold nothing that is older than its oldest record. Raises as `list_dead_letters`."""
+    letters = (
+        letter
+        for letter in _letters(settings.kafka, _open_places(settings.kafka), None)
+        if not (letter.is_reference and letter.topic == settings.kafka.topic)
+    )
     return min((letter.append_time_ms if letter.replay_of is None else 0 for letter in letters), default=None)
 
 
@@ -72,17 +84,22 @@ def replay_dead_letters(
     def is_past(letter: DeadLetter) -> bool:
         return forgotten is not None and len(forgotten) > 0 and _is_past(letter, forgotten, settings.events)
 
-    places = _open_places(settings.kafka)
+    kafka = settings.kafka
+    places = _open_places(kafka)
     counts: Counter[str] = Counter()
-    past = 0
-    for letter in _letters(settings.kafka, places, reason):  # all of them can be read
-        if is_past(letter):
+    past = gone = 0
+    for letter in _looked_up(kafka, _letters(kafka, places, reason)):  # all of them can be read
+        if letter.is_gone:
+            gone += 1
+        elif is_past(letter):
             past += 1
         else:
             counts[letter.reason] += 1
-    if (counts or past) and not dry_run:
-        _replay(settings.kafka, _letters(settings.kafka, places, reason), is_past)
-    return ReplayResult(counts.total(), dict(sorted(counts.items())), dry_run, past)
+    if dry_run or not (counts or past or gone):
+        return ReplayResult(counts.total(), dict(sorted(counts.items())), dry_run, past, gone)
+    refused = _replay(kafka, _looked_up(kafka, _letters(kafka, places, reason)), is_past)
+    counts -= refused
+    return ReplayResult(counts.total(), dict(sorted(counts.items())), dry_run, past, gone, refused.total())
 
 
 def _is_past(letter: DeadLetter, forgotten: ForgottenUsers, events: EventSettings) -> bool:
@@ -96,19 +113,59 @@ def _is_past(letter: DeadLetter, forgotten: ForgottenUsers, events: EventSetting
     return event.timestamp <= forgotten.through([event.user_id])[0]
 
 
-def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter], is_past: Callable[[DeadLetter], bool]) -> None:
+def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter], is_past: Callable[[DeadLetter], bool]) -> Counter[str]:
+    """Returns by reason how many letters the activity topic refused for their size: these stay open."""
+    refused: Counter[str] = Counter()
     with _producer(kafka) as producer:
-        while chunk := list(islice(letters, _CHUNK)):
-            produced = [
-                producer.send(kafka.topic, key=_key(letter), value=letter.value, headers=_header(letter))
-                for letter in chunk
-                if not is_past(letter)
-            ]
-            _acknowledged(produced, kafka)
-            closed = [
-                producer.send(kafka.dead_letter_topic, key=letter.origin.encode(), value=None) for letter in chunk
-            ]
-            _acknowledged(closed, kafka)
+        for chunk in _chunks(letters):
+            produced: list[tuple[DeadLetter, Any]] = []
+            closed: list[DeadLetter] = []
+            for letter in chunk:
+                if letter.is_gone:
+                    log.warning(
+                        "dead letter %s is closed and not sent: its record (%s, %d bytes, sha256 %s) is no longer at "
+                        "its origin, retention has deleted it",
+                        letter.origin, letter.reason, letter.size, letter.sha256,
+                    )  # fmt: skip
+                    closed.append(letter)
+                elif is_past(letter):
+                    closed.append(letter)
+                else:
+                    produced.append((letter, _sent(producer, kafka, letter)))
+            for letter, future in produced:
+                if _acknowledged(future, kafka):
+                    closed.append(letter)
+                else:
+                    log.warning("dead letter %s stays open: topic %s refuses its size", letter.origin, kafka.topic)
+                    refused[letter.reason] += 1
+            ends = [producer.send(kafka.dead_letter_topic, key=letter.origin.encode()) for letter in closed]
+            for future in ends:
+                future.get(timeout=2 * kafka.request_timeout_seconds)
+    return refused
+
+
+def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    """Up to _CHUNK letters and _CHUNK_BYTES each."""
+    chunk: list[DeadLetter] = []
+    size = 0
+    for letter in letters:
+        chunk.append(letter)
+        size += len(letter.key or b"") + len(letter.value or b"")
+        if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _sent(producer: Any, kafka: KafkaSettings, letter: DeadLetter) -> Any:
+    """The record's future; None where the client itself refuses its size."""
+    from kafka.errors import MessageSizeTooLargeError
+
+    try:
+        return producer.send(kafka.topic, key=_key(letter), value=letter.value, headers=_header(letter))
+    except MessageSizeTooLargeError:
+        return None
 
 
 def _key(letter: DeadLetter) -> bytes | None:
@@ -120,9 +177,17 @@ def _header(letter: DeadLetter) -> list[tuple[str, bytes]]:
     return [(REPLAY_HEADER, (letter.replay_of or letter.origin).encode())]
 
 
-def _acknowledged(sent: Iterable[Any], kafka: KafkaSettings) -> None:
-    for future in sent:
-        future.get(timeout=2 * kafka.request_timeout_seconds)
+def _acknowledged(sent: Any, kafka: KafkaSettings) -> bool:
+    """False: the record is too large for its topic."""
+    from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+
+    if sent is None:
+        return False
+    try:
+        sent.get(timeout=2 * kafka.request_timeout_seconds)
+    except (MessageSizeTooLargeError, RecordListTooLargeError):
+        return False
+    return True
 
 
 def _age(letter: DeadLetter) -> tuple[int, str, int, int]:
@@ -144,6 +209,69 @@ def _letters(kafka: KafkaSettings, places: Collection[Place], reason: str | None
             letter = decode_dead_letter(record.value)
             if reason is None or letter.reason == reason:
                 yield letter
+
+
+def _looked_up(kafka: KafkaSettings, letters: Sequence[DeadLetter] | Iterator[DeadLetter]) -> Iterator[DeadLetter]:
+    """The letters, references with the key and value that lie at their origins."""
+    with ExitStack() as stack:
+        origins: _Origins | None = None
+        for letter in letters:
+            if letter.is_reference:
+                if origins is None:
+                    origins = stack.enter_context(closing(_Origins(kafka)))
+                letter = origins.look_up(letter)
+            yield letter
+
+
+class _Origins:
+    """Reads single records. Raises InfrastructureError where Kafka does not answer."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        from kafka import KafkaConsumer
+
+        self._kafka = kafka
+        options: Any = kafka.consumer_options() | {"auto_offset_reset": "none", "max_poll_records": 1}
+        with kafka_errors(kafka):
+            self._consumer: Any = KafkaConsumer(**options)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def look_up(self, letter: DeadLetter) -> DeadLetter:
+        """The letter as it came where the record is not there any more, or another one is in its place."""
+        from kafka import TopicPartition
+
+        with kafka_errors(self._kafka):
+            if letter.partition not in (self._consumer.partitions_for_topic(letter.topic) or ()):
+                return letter
+            tp = TopicPartition(letter.topic, letter.partition)
+            low, high = (
+                found[tp] for found in (self._consumer.beginning_offsets([tp]), self._consumer.end_offsets([tp]))
+            )
+            if not low <= letter.offset < high:
+                return letter
+            record = self._record(tp, letter.offset)
+        if record is None or digest(record.key, record.value) != letter.sha256:
+            return letter
+        return replace(letter, key=record.key, value=record.value)
+
+    def _record(self, tp: Any, offset: int) -> Any:
+        """None: the offset has no record any more."""
+        from kafka.errors import OffsetOutOfRangeError
+
+        self._consumer.assign([tp])
+        self._consumer.seek(tp, offset)
+        deadline = time.monotonic() + 2 * self._kafka.request_timeout_seconds
+        while self._consumer.position(tp) <= offset:
+            try:
+                records = self._consumer.poll(timeout_ms=500).get(tp, [])
+            except OffsetOutOfRangeError:  # deleted a moment ago
+                return None
+            if records:
+                return records[0] if records[0].offset == offset else None
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no record of {tp.topic} within the deadline")
+        return None
 
 
 def _records(kafka: KafkaSettings) -> Iterator[Any]:
@@ -173,8 +301,8 @@ def _until(consumer: Any, ends: Mapping[Any, int], *, timeout_seconds: float) ->
     deadline = time.monotonic() + timeout_seconds
     while any(consumer.position(tp) < end for tp, end in ends.items()):
         for records in consumer.poll(timeout_ms=500).values():
-            deadline = time.monotonic() + timeout_seconds
             yield from records
+            deadline = time.monotonic() + timeout_seconds
         if time.monotonic() > deadline:
             raise TimeoutError(f"no record of the dead-letter topic within {timeout_seconds:.0f} s")
 
@@ -184,7 +312,8 @@ def _producer(kafka: KafkaSettings) -> Iterator[Any]:
     from kafka import KafkaProducer
 
     with kafka_errors(kafka):
-        options: Any = kafka.client_options() | {"max_request_size": 64 * 1024 * 1024}
+        # Compressed, as what is larger than the topic's limit was when it came.
+        options: Any = kafka.client_options() | {"max_request_size": MAX_REQUEST_BYTES, "compression_type": "gzip"}
         producer = KafkaProducer(**options)
         try:
             yield producer

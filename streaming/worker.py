@@ -67,7 +67,7 @@ from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
 from activity.settings import IsolationLevel
 from streaming.batches import batches
-from streaming.broker import broker_urls, credentials
+from streaming.broker import MAX_REQUEST_BYTES, broker_urls, credentials
 from streaming.metrics import StreamSummary
 from streaming.processor import BatchProcessor
 from streaming.settings import StreamSettings, WorkerSettings
@@ -82,7 +82,6 @@ log = logging.getLogger(__name__)
 
 _POLL_RECORDS = 500  # small polls keep the consumer thread answering the group coordinator
 _LINGER_SECONDS = 0.005  # the rows of a batch are sent in a few requests, not in one each
-_MAX_REQUEST_BYTES = 64 * 1024 * 1024  # the broker's own limits decide what a record may be
 _STOP_SECONDS = 60.0  # for the batches under way and their commits
 _WATCH_SECONDS = 5.0
 _LOOK_SECONDS = 2.0  # between two looks for metrics and probes
@@ -123,7 +122,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
         consumer_auto_offset_reset="earliest",
         producer_request_timeout=kafka.request_timeout_seconds,
         producer_linger=_LINGER_SECONDS,
-        producer_max_request_size=_MAX_REQUEST_BYTES,
+        producer_max_request_size=MAX_REQUEST_BYTES,
         stream_buffer_maxsize=2 * stream.batch_events,
         topic_allow_declare=False,
         topic_disable_leader=True,

@@ -197,17 +197,19 @@ def list_letters(invocation: Invocation, reason: str | None, limit: int | None) 
 @click.option("--reason", help="Those of one reason only, e.g. in-the-future.")
 @dry_run_option
 @json_option
-@pass_invocation
-def replay(invocation: Invocation, reason: str | None, dry_run: bool) -> None:
+@click.pass_context
+def replay(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
     """Send dead letters through the stream again.
 
-    Once their cause is mended; each is closed when it has been sent. One that is a forgotten user's past is closed
-    alone.
+    Once their cause is mended; each is closed when it has been sent. Closed without being sent: the past of a forgotten
+    user, and a letter that refers to a record which retention has deleted. Exit code 1 if letters stay open because
+    the topic refuses their size.
     """
     from activity.lake import Lake
     from spoor.services import require_broker
     from streaming.replay import replay_dead_letters
 
+    invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
     require_broker(settings.kafka)
     forgotten = Lake(settings.lake.folder, buckets=settings.lake.buckets).forgotten
@@ -215,26 +217,38 @@ def replay(invocation: Invocation, reason: str | None, dry_run: bool) -> None:
     reasons = ", ".join(f"{name} {count:,}" for name, count in result.by_reason.items())
     verb = "would be replayed" if dry_run else "replayed"
     text = f"{result.replayed:,} dead letters {verb}" + (f": {reasons}" if reasons else "")
+    if result.gone:
+        text += f"; {result.gone:,} {'to be ' if dry_run else ''}closed without being sent, their records are gone"
+    if result.too_large:
+        text += f"; {result.too_large:,} stay open, `{settings.kafka.topic}` refuses their size (max.message.bytes)"
     if result.forgotten:
         text += f"; {result.forgotten:,} {'to be ' if dry_run else ''}closed alone, the past of forgotten users"
     invocation.emit(result, text)
+    if result.too_large:
+        ctx.exit(1)
 
 
 def _line(letter: DeadLetter) -> str:
-    value = (letter.value or b"")[:_SHOWN_BYTES]
+    value = "record deleted" if letter.is_gone else repr((letter.value or b"")[:_SHOWN_BYTES])
+    if letter.is_reference:
+        value += f" ({letter.size:,} bytes, by reference)"
     return (
         f"{letter.origin}  {time_text(letter.append_time_ms)}  {letter.reason}  "
-        f"{letter.field}: found {letter.found}, expected {letter.expected}  {value!r}"
+        f"{letter.field}: found {letter.found}, expected {letter.expected}  {value}"
     )
 
 
 def _json(letter: DeadLetter) -> dict[str, Any]:
-    """The dead letter as its topic holds it: the original bytes in base64."""
+    """The dead letter with the original bytes in base64, those of a reference too if they are still there."""
     import json
+    from dataclasses import replace
 
     from streaming.dead_letters import encode_dead_letter
 
-    return json.loads(encode_dead_letter(letter)[1])
+    shown = json.loads(encode_dead_letter(replace(letter, size=None, sha256=None))[1])
+    if letter.is_reference:
+        shown |= {"size": letter.size, "sha256": letter.sha256, "gone": letter.is_gone}
+    return shown
 
 
 def _users(count: int) -> str:

@@ -79,7 +79,10 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("configs", [GOOD, {}, {"activity": {}}])
+SMALL = {"activity-dead-letters": {"cleanup.policy": "compact", "max.message.bytes": "1048588"}}  # references fit
+
+
+@pytest.mark.parametrize("configs", [GOOD, {}, {"activity": {}}, GOOD | SMALL])
 def test_topics_that_keep_what_they_must_are_accepted_and_silence_is_not_judged(configs):
     check_policies(KAFKA, configs, ["user-embeddings.base-1"])
 
@@ -90,7 +93,7 @@ def test_topics_that_keep_what_they_must_are_accepted_and_silence_is_not_judged(
         ("activity", {"cleanup.policy": "compact"}, "is compacted"),
         ("activity", {"cleanup.policy": "compact,delete"}, "is compacted"),
         ("user-embeddings.base-1", {"cleanup.policy": "delete"}, "is not compacted"),
-        ("activity-dead-letters", {"max.message.bytes": "1048588"}, "would not fit"),
+        ("activity-dead-letters", {"max.message.bytes": "4000"}, "takes records of 4000 bytes"),
     ],
 )
 def test_topics_that_would_lose_records_are_refused_with_the_command_that_mends_them(topic, config, found):

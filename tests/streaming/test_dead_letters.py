@@ -1,13 +1,24 @@
 """Dead letters survive the way through their topic."""
 
+import hashlib
 import json
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from activity.errors import DataError, EventError
-from streaming.dead_letters import ENVELOPE_BYTES, DeadLetter, decode_dead_letter, encode_dead_letter, refusal
+from streaming.dead_letters import (
+    ENVELOPE_BYTES,
+    LEAST_TOPIC_BYTES,
+    DeadLetter,
+    decode_dead_letter,
+    digest,
+    encode_dead_letter,
+    fitting_records,
+    refusal,
+)
 
 
 def letter(key: bytes | None = b"k", value: bytes | None = b"v", **fields) -> DeadLetter:
@@ -30,12 +41,46 @@ def letter(key: bytes | None = b"k", value: bytes | None = b"v", **fields) -> De
 optional_bytes = st.none() | st.binary(max_size=200)
 
 
-@given(optional_bytes, optional_bytes, st.text(max_size=40))
-def test_key_and_value_come_back_byte_for_byte(key, value, found):
+@given(optional_bytes, optional_bytes, st.text(max_size=40), st.sampled_from(["plain", "zlib"]))
+def test_key_and_value_come_back_byte_for_byte(key, value, found, form):
     original = letter(key, value, found=found, replay_of="activity/0/1")
-    record_key, record_value = encode_dead_letter(original)
+    record_key, record_value = encode_dead_letter(original, form)
     assert record_key == b"activity/1/2"
     assert decode_dead_letter(record_value) == original
+
+
+@given(optional_bytes, optional_bytes)
+def test_a_reference_has_size_and_digest_and_no_bytes(key, value):
+    found = decode_dead_letter(encode_dead_letter(letter(key, value), "reference")[1])
+    assert (found.key, found.value, found.is_reference, found.is_gone) == (None, None, True, True)
+    assert found.size == len(key or b"") + len(value or b"")
+    assert found.sha256 == digest(key, value) == hashlib.sha256((key or b"") + (value or b"")).hexdigest()
+    assert encode_dead_letter(found) == encode_dead_letter(letter(key, value), "reference")
+
+
+@pytest.mark.parametrize(
+    ("value", "most_bytes", "forms"),
+    [
+        (b"v" * 1000, 1_000_000, ["plain", "zlib", "reference"]),  # two in reserve, should the broker refuse
+        (b"v" * 3_000_000, 1_000_000, ["zlib", "reference"]),
+        (random.Random(0).randbytes(900_000), 1_000_000, ["reference"]),
+        (b"v" * 3_000_000, 0, ["reference"]),
+    ],
+)
+def test_the_fullest_form_that_fits_comes_first(value, most_bytes, forms):
+    records = list(fitting_records(letter(value=value), most_bytes))
+    assert [form for form, _, _ in records] == forms
+    assert all(len(key) + len(value) <= most_bytes for _, key, value in records[:-1])
+
+
+def test_any_reference_fits_into_the_smallest_topic():
+    large = letter(b"k" * 10**6, b"v" * 10**6, topic="t" * 249, found="\N{CAT FACE}" * 10**4, expected="é" * 10**4)
+    assert sum(map(len, encode_dead_letter(large, "reference"))) < LEAST_TOPIC_BYTES
+
+
+def test_a_letter_of_an_earlier_version_is_read():
+    _, value = encode_dead_letter(letter())
+    assert not {"size", "sha256", "compression"} & json.loads(value).keys()
 
 
 def test_no_value_and_an_empty_value_are_told_apart():
