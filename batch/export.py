@@ -262,7 +262,7 @@ def _known_users(online: OnlineStore, lake: Lake) -> Iterator[str]:
     if online.lists_users:
         yield from online.user_ids()
         return
-    _LOG.warning("the online store cannot list its users: those of the lake are exported, and nobody else")
+    _LOG.warning("the online store cannot list its users: only those of the lake are exported")
     for table in lake.batches(columns=["user_id"]):
         yield from pc.unique(table["user_id"]).to_pylist()
 

@@ -54,7 +54,7 @@ def sweep(
     publisher do. A store that cannot list its users is not swept.
     """
     if not online.lists_users:
-        _LOG.warning("the online store cannot list its users: nobody looked for embeddings behind their histories")
+        _LOG.warning("the online store cannot list its users: embeddings behind their histories were not looked for")
         return Swept()
     users = failures = 0
     with ExitStack() as stack:

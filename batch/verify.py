@@ -159,7 +159,7 @@ def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
         with RangeReader(settings.kafka) as reader:
             watermarks = reader.watermarks(settings.kafka.topic)
     except SpoorError as error:
-        _LOG.warning("how much is not archived yet is not known: %s", error.message)
+        _LOG.warning("cannot tell how much is not archived yet: %s", error.message)
         return None
     return {
         partition: sum(end - start for start, end in gaps(lake.covered(partition), begin=low, high=high))

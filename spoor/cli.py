@@ -1,6 +1,6 @@
 """The command line. Each command calls one function of a room; errors of all of them end here.
 
-Exit codes: 0 done, 1 problems found in data or the answer was no, 2 wrong usage or settings, 3 a server, disk or folder
+Exit codes: 0 done, 1 problems found, or confirmation declined, 2 wrong usage or settings, 3 a server, disk or folder
 is not there, 70 a defect in Spoor (the traceback is kept in a file), 130 interrupted.
 """
 
@@ -39,8 +39,8 @@ from spoor.console import ReaderGone, set_up_logging
 DEFECT, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 
 _EPILOG = (
-    "Exit codes: 0 done, 1 problems found or the answer was no, 2 wrong usage or settings, 3 a server, disk or folder "
-    "is not there, 70 a defect in Spoor, 130 interrupted. Errors end with a hint."
+    "Exit codes: 0 done, 1 problems found, or confirmation declined, 2 wrong usage or settings, 3 a server, disk or "
+    "folder is not there, 70 a defect in Spoor, 130 interrupted. Errors end with a hint."
 )
 
 

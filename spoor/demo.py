@@ -87,7 +87,8 @@ def run_demo(
     print_summary(demo, result)
     if done["verify"]["differences"]:
         raise ProblemsFound(
-            f"verify found {done['verify']['differences']} differences", hint="`spoor verify --json` shows examples"
+            f"verify found {done['verify']['differences']:,} differences",
+            hint=f"`spoor --config {demo.config} verify --json` shows examples",
         )
     return {"steps": done, "report": str(folder / "report.html"), "seconds": round(time.monotonic() - started, 1)}
 
@@ -225,16 +226,19 @@ class Worker:
             self._process.wait()
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Raises InfrastructureError with the worker's last words if it dies or takes too long."""
+        """`what` it has done then. Raises InfrastructureError with the worker's last words if it dies or takes too
+        long."""
         deadline = time.monotonic() + WORKER_SECONDS
         while not condition():
             try:
                 self._process.wait(0.2)
+                found = f"ended with exit code {self._process.returncode} before it had {what}"
             except subprocess.TimeoutExpired:
                 if time.monotonic() < deadline:
                     continue
+                found = f"has not {what} within {WORKER_SECONDS:.0f} s"
             last = "\n".join(self._log.read_text().splitlines()[-10:])
-            raise InfrastructureError(f"the worker {what} not:\n{last}", hint=f"the whole log is in {self._log}")
+            raise InfrastructureError(f"the worker {found}:\n{last}", hint=f"the whole log is in {self._log}")
 
     def stop(self) -> dict[str, Any]:
         """SIGTERM, as an orchestrator would; returns the worker's summary."""

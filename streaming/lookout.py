@@ -52,7 +52,7 @@ class Lookout:
         try:
             await self._report_lost(assigned)
         except (KafkaError, TimeoutError) as error:
-            log.warning("whether retention has deleted unread events could not be checked: %r", error)
+            log.warning("cannot check whether retention has deleted unread events: %r", error)
 
     async def look(self) -> None:
         """Asks broker and store how they are and where the partitions stand."""

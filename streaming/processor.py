@@ -414,7 +414,7 @@ class BatchProcessor:
         and its topic: from the mark on they are not touched any more, and a try that failed because they went succeeds
         without them. Raises UsageError where no release is left."""
         for release in set(writer.encoders) - set(self._live(writer.encoders)):
-            log.warning("release %s is retired: this worker writes it no more", release)
+            log.warning("release %s is retired: this worker no longer writes it", release)
             writer.drop(release)
         if not writer.encoders:
             raise UsageError(

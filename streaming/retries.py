@@ -42,14 +42,14 @@ class Retries:
                     raise _gave_up(step, attempt, error) from error
                 wait = self._wait_seconds * 2 ** (attempt - 1)
                 self._metrics.retried.add(1, step)
-                log.warning("%s failed (%s), try %d follows in %.1f s", step, _brief(error), attempt + 1, wait)
+                log.warning("step %s failed (%s), try %d follows in %.1f s", step, _brief(error), attempt + 1, wait)
             await asyncio.sleep(wait)
         raise AssertionError("unreachable")
 
 
 def _gave_up(step: str, tries: int, error: BaseException) -> SpoorError:
     hint = getattr(error, "hint", "") or "bring the server back and start the worker again: nothing was lost"
-    return InfrastructureError(f"{step} failed {tries} times, the worker stops: {_brief(error)}", hint=hint)
+    return InfrastructureError(f"step {step} failed {tries} times, the worker stops: {_brief(error)}", hint=hint)
 
 
 def _brief(error: BaseException) -> str:

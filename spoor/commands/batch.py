@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--resume/--again", default=True, help="Read what the lake lacks, or every range again.", show_default=True
 )
-@click.option("--accept-loss", is_flag=True, help="Go on where retention has deleted records that the lake lacks.")
+@click.option("--accept-loss", is_flag=True, help="Continue despite records lost to retention.")
 @with_runner
 @dry_run_option
 @json_option
@@ -68,10 +68,10 @@ def archive(
 
 @click.command()
 @release_option
-@click.option("--as-of", "as_of_ms", type=TIME, help="Histories as they were then. Default: all events.")
-@click.option("--from", "from_ms", type=TIME, help="Training history for the offline log: as of this time …")
-@click.option("--to", "to_ms", type=TIME, help="… up to this one …")
-@click.option("--every", "every_ms", type=DURATION, default="1d", show_default=True, help="… so far apart.")
+@click.option("--as-of", "as_of_ms", type=TIME, help="Use events before this time only. Default: all.")
+@click.option("--from", "from_ms", type=TIME, help="First snapshot for the offline log.")
+@click.option("--to", "to_ms", type=TIME, help="Last snapshot.")
+@click.option("--every", "every_ms", type=DURATION, default="1d", show_default=True, help="Interval between snapshots.")
 @click.option(
     "--into",
     type=click.Choice(["both", "online", "offline"]),
@@ -82,7 +82,7 @@ def archive(
 @click.option(
     "--publish/--no-publish", default=True, show_default=True, help="Send changed rows to the embedding topics."
 )
-@click.option("--resume", is_flag=True, help="Go on with what a killed run left.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @with_runner
 @dry_run_option
 @json_option
@@ -101,7 +101,7 @@ def backfill(
     runner_options: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Compute and write everybody's embedding.
+    """Compute and write all users' embeddings.
 
     Histories come from the lake and go, with their embeddings, to Feast's online store and the offline log. Exit code
     1 if an embedding could not be computed, or a running worker does not write a release.
@@ -148,7 +148,7 @@ def backfill(
 
 
 @click.command()
-@click.option("--repair", is_flag=True, help="Mend what differs, through the same guarded write.")
+@click.option("--repair", is_flag=True, help="Repair differences through the guarded write.")
 @with_runner
 @json_option
 @click.pass_context
@@ -212,12 +212,12 @@ def export(
 @click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
 @click.option("--users-from", type=click.Path(path_type=Path), metavar="FILE", help="A text file with an id a line.")
 @click.option("--through", "through_ms", type=TIME, help="Forget events up to then. Default: all up to now.")
-@click.option("--expire", is_flag=True, help="Forget nobody; remove markers that nothing needs any more.")
+@click.option("--expire", is_flag=True, help="Only remove markers that are no longer needed.")
 @click.option(
     "--grace",
     "grace_ms",
     type=DURATION,
-    help="With --expire: how long after a forgetting its past may still be sent, or restored. Default: 7d.",
+    help="With --expire: how long after a deletion copies of its events may still arrive. Default: 7d.",
 )
 @yes_option
 @dry_run_option
@@ -233,7 +233,7 @@ def forget(
     yes: bool,
     dry_run: bool,
 ) -> None:
-    """Delete users' past everywhere, for good.
+    """Delete users' data everywhere, permanently.
 
     Their rows leave the online store (all views and releases), the offline log and the lake, and the embedding topics
     get records without value. A marker keeps replays and late writers from bringing the past back; events that a
@@ -255,7 +255,7 @@ def forget(
     users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
     settings = invocation.settings()
     if not (dry_run or yes):
-        confirm(f"Forget {len(set(users)):,} users for good?")
+        confirm(f"Delete the data of {len(set(users)):,} users permanently?")
     result = run_forget(settings, users, through_ms=through_ms, dry_run=dry_run)
     _tell_kept(result.kept)
     invocation.emit(result, _forget_text(result))
@@ -278,7 +278,7 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
 
     settings = invocation.settings()
     if not (dry_run or yes):
-        confirm("Merge the users, and forget the first for good?")
+        confirm("Move the events, and delete the first user permanently?")
     result = run_merge_users(settings, old, new, dry_run=dry_run)
     _tell_kept(result.kept)
     verb = "to move; the old id to be forgotten" if dry_run else "moved; the old id is forgotten"
@@ -294,7 +294,7 @@ def _expire(invocation: Invocation, *, grace_ms: int | None, yes: bool, dry_run:
 
     settings = invocation.settings()
     if not (dry_run or yes):
-        confirm("Remove the markers of forgotten users whose past nothing can bring back?")
+        confirm("Remove the markers of deleted users whose events no source can bring back?")
     require_broker(settings.kafka)
     letter_ms = oldest_letter_ms(settings)
     result = run_expire(settings, grace_ms=grace_ms or GRACE_MS, oldest_letter_ms=letter_ms, dry_run=dry_run)

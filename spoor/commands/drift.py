@@ -23,7 +23,7 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 @json_option
 @click.pass_context
 def drift(ctx: click.Context, name: str, before: datetime, after: datetime) -> None:
-    """Tell whether vectors drifted between days.
+    """Check vectors for drift between two days.
 
     Of users' last rows on each day in the offline log: norms, means of coordinates, and how well a classifier tells the
     days apart. Exit code 1 if a figure is above its limit (settings: [drift]).

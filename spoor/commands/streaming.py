@@ -32,7 +32,7 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 @click.option("--count", type=int, help="Stop after so many records.")
 @click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
 @click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
-@click.option("--rewind", "rewind_ms", type=DURATION, help="Read again what was appended in the last, e.g. 10m.")
+@click.option("--rewind", "rewind_ms", type=DURATION, help="Replay the records of the last DURATION, e.g. 10m.")
 @click.option(
     "--summary", type=click.Path(path_type=Path), metavar="FILE", help="Write the run's figures there as JSON."
 )
@@ -52,7 +52,7 @@ def stream(
     """Keep histories and embeddings fresh.
 
     One worker of the consumer group: events from Kafka, rows to Feast and to the embedding topics. The commands below
-    start none: they give orders to the group's workers, or show what these do.
+    start no worker: they give orders to the group's running workers, or show their state.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -98,7 +98,7 @@ def stream(
 
 
 def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> dict[int, tuple[int, int]]:
-    """Moves the group back, and says so; the broker's clock and this machine's are taken to be one."""
+    """Moves the group back, and says so. Assumes that the broker's clock and this machine's agree."""
     import time
 
     from spoor.console import say
@@ -109,7 +109,7 @@ def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> d
     moved = rewind(settings, to_ms=time.time_ns() // 1_000_000 - duration_ms, dry_run=dry_run)
     for partition, (before, now) in moved.items():
         say(f"partition {partition}: back from offset {before:,} to {now:,}")
-    say(f"{sum(before - now for before, now in moved.values()):,} records are read again")
+    say(f"{sum(before - now for before, now in moved.values()):,} records are replayed")
     return moved
 
 
@@ -139,24 +139,24 @@ def _order(described: Callable[[], None]) -> click.Command:
 
 @_order
 def pause() -> None:
-    """Let all workers take no more events.
+    """Pause all workers.
 
-    They finish what they have taken, stay in their group, and are healthy; workers that start are paused too. Ends when
-    all of them report it. Given again, it changes nothing.
+    They finish what they have taken, stay in their group and stay healthy; workers that start later are paused too. The
+    command ends when all of them report it. Repeating it changes nothing.
     """
 
 
 @_order
 def resume() -> None:
-    """Let paused workers go on."""
+    """Resume paused workers."""
 
 
 @_order
 def reload() -> None:
-    """Let workers take up new releases.
+    """Load new releases into running workers.
 
-    Each loads the releases that are live now beside its work, and from then on writes all of them with every batch.
-    Exit code 1 where a worker could not, and goes on with those that it had.
+    Each worker loads the releases that are live now while it works, and from then on writes all of them with every
+    batch. Exit code 1 if a worker could not and keeps the releases that it had, or was started for certain releases.
     """
 
 
@@ -173,16 +173,16 @@ def status(invocation: Invocation) -> None:
 
 @click.group()
 def dlq() -> None:
-    """Dead letters: records that were no events."""
+    """List and replay dead letters."""
 
 
 @dlq.command("list")
-@click.option("--reason", help="Those of one reason only, e.g. not-json.")
-@click.option("--limit", type=click.IntRange(min=0), help="The newest so many only.")
+@click.option("--reason", help="Only those with this reason, e.g. not-json.")
+@click.option("--limit", type=click.IntRange(min=0), help="Only the newest N.")
 @json_option
 @pass_invocation
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
-    """Show what was refused, and why."""
+    """List refused records with their reasons."""
     from spoor.services import require_broker
     from streaming.replay import list_dead_letters
 
@@ -194,16 +194,16 @@ def list_letters(invocation: Invocation, reason: str | None, limit: int | None) 
 
 
 @dlq.command()
-@click.option("--reason", help="Those of one reason only, e.g. in-the-future.")
+@click.option("--reason", help="Only those with this reason, e.g. in-the-future.")
 @dry_run_option
 @json_option
 @click.pass_context
 def replay(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
     """Send dead letters through the stream again.
 
-    Once their cause is mended; each is closed when it has been sent. Closed without being sent: the past of a forgotten
-    user, and a letter that refers to a record which retention has deleted. Exit code 1 if letters stay open because
-    the topic refuses their size.
+    Run it once their cause is fixed; each letter is closed when it has been sent. Closed without being sent: events of a
+    deleted user from before the deletion, and a letter that refers to a record which retention has deleted. Exit code
+    1 if letters stay open because the topic refuses their size.
     """
     from activity.lake import Lake
     from spoor.services import require_broker
@@ -222,7 +222,8 @@ def replay(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
     if result.too_large:
         text += f"; {result.too_large:,} stay open, `{settings.kafka.topic}` refuses their size (max.message.bytes)"
     if result.forgotten:
-        text += f"; {result.forgotten:,} {'to be ' if dry_run else ''}closed alone, the past of forgotten users"
+        closed = "would be closed" if dry_run else "closed"
+        text += f"; {result.forgotten:,} {closed} without being sent: events of deleted users"
     invocation.emit(result, text)
     if result.too_large:
         ctx.exit(1)

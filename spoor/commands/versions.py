@@ -31,7 +31,7 @@ def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: b
     from spoor.versions import promote as run_promote
 
     settings = invocation.settings()
-    say(f"comparing everybody's embedding of {name} with their history in the online store")
+    say(f"comparing all embeddings of {name} with their users' histories in the online store")
     with counter("users read") as advance:
         asked = "none" if without_workers else "ask"
         result = run_promote(settings, name, workers=asked, dry_run=dry_run, progress=advance)
@@ -61,7 +61,7 @@ def retire(invocation: Invocation, name: str, keep_topic: bool, yes: bool, dry_r
         invocation.emit(Retired(plan, (), 0, False, dry_run=True), "nothing was done")
         return
     if not yes:
-        confirm(f"Retire {name} for good?")
+        confirm(f"Retire {name} permanently?")
     result = run_retire(settings, name, keep_topic=keep_topic)
     invocation.emit(result, _retired_text(result))
 
@@ -80,7 +80,7 @@ def retire(invocation: Invocation, name: str, keep_topic: bool, yes: bool, dry_r
 def compare(
     invocation: Invocation, old: str, new: str, sample: int, neighbours: int, aligned: str | None, dry_run: bool
 ) -> None:
-    """Tell how alike two releases are.
+    """Compare two releases.
 
     On a sample of the online histories and of the items that both know: how many nearest neighbours are the same, and
     how near a rotation brings NEW's vectors to OLD's. That rotation is stored in NEW's folder.

@@ -128,7 +128,7 @@ def test_a_store_that_fails_stops_the_worker_with_its_offsets_uncommitted(world:
             database.execute(f'DROP TABLE "{table}"')
     world.produce(events)
     assert worker.ended() == 3, worker.log
-    assert "error: store failed 2 times, the worker stops" in worker.log
+    assert "error: step store failed 2 times, the worker stops" in worker.log
     assert "hint: " in worker.log
     assert "Traceback" not in worker.log
     assert sum(world.committed().values()) == 0
@@ -158,7 +158,7 @@ def test_a_dead_letter_that_cannot_be_written_stops_the_worker(world: World):
         admin.alter_configs([topic])
     world.produce(raw=[b"x" * 2000])
     assert worker.ended() == 3, worker.log
-    assert "error: dead-letters failed 2 times" in worker.log
+    assert "error: step dead-letters failed 2 times" in worker.log
     assert sum(world.committed().values()) == 0
     with pytest.raises(UsageError, match="would not fit"):
         run_worker(world.settings, count=1, timeout_seconds=60)
