@@ -201,9 +201,9 @@ def list_letters(invocation: Invocation, reason: str | None, limit: int | None) 
 def replay(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
     """Send dead letters through the stream again.
 
-    Run it once their cause is fixed; each letter is closed when it has been sent. Closed without being sent: events of a
-    deleted user from before the deletion, and a letter that refers to a record which retention has deleted. Exit code
-    1 if letters stay open because the topic refuses their size.
+    Run it once their cause is fixed; each letter is closed when it has been sent. Closed without being sent: events of
+    a deleted user from before the deletion, and a letter that refers to a record which retention has deleted. Exit
+    code 1 if letters stay open because the topic refuses their size.
     """
     from activity.lake import Lake
     from spoor.services import require_broker
