@@ -2,7 +2,8 @@
 
 Sections are frozen dataclasses; a key that no dataclass knows is an error that names the nearest known one. Later
 sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. Relative paths
-in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder.
+in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder. Variables
+that Kubernetes sets for a service called spoor, or spoor-…, are no settings.
 
 A secret (a field whose metadata say so) may lie in a file of its own, named by its key with `_file` behind it. It is
 refused as a flag, since every user of a machine sees command lines, and no error repeats it.
@@ -11,6 +12,7 @@ refused as a flag, since every user of a machine sees command lines, and no erro
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from activity.errors import UsageError
-from activity.files import read_at_most
+from activity.handed_in import decode_text, read_text, refuse_url
 
 ENV_PREFIX = "SPOOR_"
 _SECRET_BYTES = 65_536  # of a secret's file, at most
@@ -61,7 +63,8 @@ def load(
     if file is not None:
         given |= {k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file), file).items()}
     for variable, text in environ.items():
-        if key := _environment_key(variable):
+        key = _environment_key(variable)
+        if key and not _of_kubernetes(variable, text, known=key in known):
             given[key] = (text, f"env {variable}", Path.cwd())
     given |= {key: (value, "flag", Path.cwd()) for key, value in (flags or {}).items() if value is not None}
     secrets = {key for key, known_field in known.items() if known_field.metadata.get("secret")}
@@ -90,6 +93,7 @@ def find_file(environ: Mapping[str, str], *, flag: Path | None = None) -> Path |
     chosen = flag or (Path(environ["SPOOR_CONFIG"]) if environ.get("SPOOR_CONFIG") else None)
     if chosen is None:
         return Path("spoor.toml") if Path("spoor.toml").is_file() else None
+    refuse_url(str(chosen), "settings file (--config or SPOOR_CONFIG)")
     if not chosen.is_file():
         raise UsageError(f"there is no settings file `{chosen}`", hint="check --config or SPOOR_CONFIG")
     return chosen
@@ -109,14 +113,14 @@ def _default(known: Field[Any]) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_at_most(file, _SETTINGS_BYTES).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
+        return tomllib.loads(read_text(file, _SETTINGS_BYTES))
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise UsageError(f"cannot read settings file `{file}`: {error}", hint="see docs/configuration.md") from None
 
 
 def _read_secret(key: str, given: dict[str, tuple[object, str, Path]]) -> None:
     """Takes `key`_file out of `given` and puts what that file holds in, as the value of `key`."""
-    variable = ENV_PREFIX + key.upper().replace(".", "__")
+    variable = _variable(key)
     if key in given and given[key][1] == "flag":
         raise UsageError(
             f"`{key}` is a secret, and a command line is seen by every user of the machine",
@@ -131,9 +135,9 @@ def _read_secret(key: str, given: dict[str, tuple[object, str, Path]]) -> None:
     try:
         with open(path, "rb") as file:
             content = file.read(_SECRET_BYTES + 1)
-        text = content.decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        text = decode_text(content).strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"  # what it holds is not shown
         raise UsageError(
             f"`{key}_file` ({origin}): cannot read `{path}`: {reason}", hint="check the path and its permissions"
         ) from None
@@ -165,9 +169,29 @@ def _environment_key(variable: str) -> str | None:
     return f"{section}.{key}" if separator else section
 
 
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_SERVICE_VARIABLE = re.compile(
+    r"SPOOR(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _of_kubernetes(variable: str, text: str, *, known: bool) -> bool:
+    """Whether Kubernetes has set it; SPOOR_PORT and the like are told from a typing error by their value."""
+    if variable.endswith("_PORT") and _SERVICE_ADDRESS.match(text):
+        return True
+    return not known and _SERVICE_VARIABLE.fullmatch(variable) is not None
+
+
+def _variable(key: str) -> str:
+    return ENV_PREFIX + key.upper().replace(".", "__")
+
+
 def _unknown(key: str, origin: str, known: list[str]) -> UsageError:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     hint = f"did you mean `{nearest[0]}`?" if nearest else "`spoor config show` lists every setting"
+    if nearest and origin.startswith("env "):
+        hint = f"did you mean `{_variable(nearest[0])}`?"
     return UsageError(f"unknown setting `{key}` ({origin})", hint=hint)
 
 
@@ -179,8 +203,10 @@ def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path, secre
         hint = next(option for option in get_args(hint) if option is not type(None))
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     try:
+        if hint is Path:
+            refuse_url(str(raw), f"setting `{key}` ({origin})")
         value = _parse(raw, str if choices else hint, base)
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, RuntimeError):
         raise _mismatch(key, origin, "(hidden)" if secret else raw, _describe(hint)) from None
     if choices and value not in choices:
         raise _mismatch(key, origin, raw, "one of " + ", ".join(map(repr, choices)))
@@ -191,12 +217,12 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _parse(raw: object, hint: Any, base: Path) -> Any:
-    """Raises TypeError, ValueError or KeyError where `raw` is no `hint`."""
+    """Raises TypeError, ValueError, KeyError or RuntimeError (no such user's home) where `raw` is no `hint`."""
     if get_origin(hint) is tuple:
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
         if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
             return tuple(parts)
-    elif hint is Path and isinstance(raw, str | Path):
+    elif hint is Path and isinstance(raw, str | Path) and "\0" not in str(raw):
         path = Path(raw).expanduser()
         return path if path.is_absolute() or str(path).startswith("{") else base / path
     elif hint is bool:

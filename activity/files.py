@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import json
 import os
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from activity.errors import DataError, InfrastructureError
+from activity.errors import DataError, InfrastructureError, UsageError
+
+_HEAD_BYTES = 1 << 20  # by which a file is told from another
 
 
 @contextmanager
@@ -59,11 +65,26 @@ def read_at_most(path: Path, most_bytes: int) -> bytes:
     return data
 
 
+def refuse_foreign_file(path: Path, *, ours: Callable[[bytes], bool], what: str) -> None:
+    """Raises UsageError where something stands at `path` that is no `what`: `ours` looks at its first bytes. An empty
+    file may be replaced."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot replace `{path}`: {error.strerror or error}", hint="choose another file") from None
+    if head and not ours(head):
+        raise UsageError(f"`{path}` exists and is no {what}: it is not replaced", hint="choose another file")
+
+
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, which the block fills and puts in its place (`replace_folder`), else it goes.
     Raises InfrastructureError where the block raises OSError."""
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    place = _behind_link(folder)
+    temporary = place.parent / f".{place.name}.{uuid.uuid4().hex}"
     with writing(folder):
         try:
             temporary.mkdir(parents=True)
@@ -74,18 +95,62 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 def replace_folder(folder: Path, temporary: Path) -> None:
     """Puts a finished folder, which lies beside `folder`, in its place: its files are synced, an earlier folder goes.
-    Raises OSError."""
+    A link stays, and what it leads to is replaced. Raises OSError; the earlier folder then stands as it was."""
     for path in temporary.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    if folder.exists():
-        replaced = temporary.with_name(temporary.name + ".replaced")
-        os.rename(folder, replaced)
-        os.rename(temporary, folder)
-        shutil.rmtree(replaced)
+    place = _behind_link(folder)
+    if not os.path.lexists(place):
+        os.rename(temporary, place)
     else:
-        os.rename(temporary, folder)
+        if not _exchanged(temporary, place):
+            _swap(temporary, place)
+        shutil.rmtree(temporary, ignore_errors=True)  # by now the earlier one
+    _sync_folder(place.parent)
+
+
+def restore_folder(folder: Path) -> None:
+    """Puts an earlier folder back whose replacement a crash has interrupted; else does nothing. That needs a file
+    system without an atomic exchange: elsewhere there is no moment without the folder."""
+    place = _behind_link(folder)
+    if os.path.lexists(place) or not place.parent.is_dir():
+        return
+    for aside in place.parent.glob(f".{glob.escape(place.name)}.*{_ASIDE}"):
+        with suppress(OSError):  # a read-only folder, or somebody else was faster
+            os.rename(aside, place)
+
+
+_ASIDE = ".replaced"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchanges two paths in one step; False where the system or the file system cannot. Raises OSError."""
+    if sys.platform != "linux" or (renameat2 := getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)) is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _swap(temporary: Path, place: Path) -> None:
+    """As `_exchanged`, in three steps; a failed second one is taken back."""
+    aside = temporary.with_name(temporary.name + _ASIDE)
+    os.rename(place, aside)
+    try:
+        os.rename(temporary, place)
+    except BaseException:
+        os.rename(aside, place)
+        raise
+    os.rename(aside, temporary)
+
+
+def _behind_link(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 class Manifest:

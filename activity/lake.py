@@ -212,7 +212,7 @@ class Lake:
     def _check_buckets(self) -> None:
         if not self._marker.exists():
             return
-        text = self._marker.read_text().strip()
+        text = self._marker.read_text(encoding="utf-8").strip()
         if not re.fullmatch(r"\d+", text) or int(text) != self.buckets:
             raise UsageError(
                 f"the lake `{self.folder}` was written with {text} user buckets, the setting lake.buckets is "

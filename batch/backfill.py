@@ -226,7 +226,7 @@ def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions,
         asdict(options),
         asdict(settings.history),
         asdict(settings.features),
-        stores.read_text() if stores.is_file() else "",
+        stores.read_text(encoding="utf-8", errors="replace") if stores.is_file() else "",
         settings.stream.as_of,
         "slices by hash",  # nothing is resumed that an earlier version began: it cut them otherwise
     )

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import PCollection
 
 from activity.errors import UsageError
-from activity.files import Manifest, atomic_path, atomic_write, replace_folder, writing
+from activity.files import Manifest, atomic_path, atomic_write, replace_folder, restore_folder, writing
 from activity.lake import Lake
 from activity.locks import exclusive
 from batch.archive import open_lake
@@ -129,13 +129,30 @@ def run_export(
 
 
 def check_target(to: Path, *, overwrite: bool) -> None:
-    """Raises UsageError unless `to` is free, or holds an earlier export and may be replaced."""
+    """Raises UsageError unless `to` is free, or holds an earlier export, nothing else, and may be replaced."""
+    restore_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
-    if not (to / SUMMARY).is_file():
-        raise UsageError(f"`{to}` exists and is no export: it has no {SUMMARY}", hint="choose another folder for --to")
+    if not _is_summary(to / SUMMARY):
+        raise UsageError(
+            f"`{to}` exists and is no export: it has no {SUMMARY} of one", hint="choose another folder for --to"
+        )
+    foreign = sorted({path.name for path in to.iterdir()} - {SUMMARY, "users", "items"})
+    if foreign:
+        raise UsageError(
+            f"`{to}` also holds {', '.join(foreign[:3])}, which is no part of an export",
+            hint="choose another folder for --to",
+        )
     if not overwrite:
         raise UsageError(f"`{to}` holds an earlier export", hint="choose another folder, or give --overwrite")
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"exported_at", "releases"} <= content.keys()
 
 
 def build(

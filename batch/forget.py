@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import read_at_most
+from activity.handed_in import read_text
 from activity.hashing import buckets_of
 from activity.history import Histories
 from activity.lake import Lake
@@ -151,12 +151,18 @@ def forget_everywhere(
 
 
 def read_ids(path: Path) -> list[str]:
-    """User ids from a text file in UTF-8 of at most IDS_BYTES, one a line, to the letter; empty lines are passed over.
+    """User ids from a text file in UTF-8 of at most IDS_BYTES, one a line, to the letter; empty lines are skipped.
     Raises UsageError."""
     try:
-        lines = read_at_most(path, IDS_BYTES).decode("utf-8").split("\n")
+        lines = read_text(path, IDS_BYTES).split("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read user ids from `{path}`: {error}", hint="one id a line, in UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if line.startswith("\ufeff"):  # of files that were put together
+            raise UsageError(
+                f"`{path}`, line {number} begins with a byte order mark, which is no part of an id",
+                hint="remove it; an id that truly has one can be given with --user",
+            )
     return [line for line in (line.removesuffix("\r") for line in lines) if line]
 
 

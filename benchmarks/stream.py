@@ -36,6 +36,7 @@ from typing import Any
 
 import faust
 import numpy as np
+import tomli_w
 from feast import FeatureStore
 from kafka import KafkaProducer
 
@@ -100,21 +101,15 @@ def fill_store(settings: Settings, *, users: int) -> None:
 def write_settings(folder: Path, *, kafka: Path, group: str, cache_users: int = 100_000) -> Path:
     """Of one round: its own store and group, the common broker and topic."""
     file = folder / "spoor.toml"
-    file.write_text(
-        f"""state_folder = "{folder / "state"}"
-[kafka]
-bootstrap_servers = "{load_settings(file=kafka, environ={}).kafka.address}"
-partitions = {PARTITIONS}
-[history]
-max_events = {MAX_EVENTS}
-[features]
-feature_repo = "{folder / "feature_repo"}"
-releases_folder = "{folder / "releases"}"
-[stream]
-group = "{group}"
-cache_users = {cache_users}
-"""
-    )
+    address = load_settings(file=kafka, environ={}).kafka.address
+    content = {
+        "state_folder": str(folder / "state"),
+        "kafka": {"bootstrap_servers": address, "partitions": PARTITIONS},
+        "history": {"max_events": MAX_EVENTS},
+        "features": {"feature_repo": str(folder / "feature_repo"), "releases_folder": str(folder / "releases")},
+        "stream": {"group": group, "cache_users": cache_users},
+    }
+    file.write_text(tomli_w.dumps(content), encoding="utf-8")
     return file
 
 
@@ -122,7 +117,8 @@ cache_users = {cache_users}
 def running_broker(folder: Path, events: list[Event]) -> Iterator[Path]:
     """A Kafka with the topics and these events, while the block runs; yields its settings file."""
     file = folder / "broker.toml"
-    file.write_text(f'state_folder = "{folder}/broker"\n[kafka]\npartitions = {PARTITIONS}\n')
+    content = {"state_folder": str(folder / "broker"), "kafka": {"partitions": PARTITIONS}}
+    file.write_text(tomli_w.dumps(content), encoding="utf-8")
     settings = load_settings(file=file, environ={})
     up(settings)
     try:

@@ -25,13 +25,12 @@ from encoder.packed_tables import ROWS_FILE
 from encoder.release import (
     BEFORE_REFIT_FILE,
     ReleaseInfo,
-    check_free,
-    new_folder,
     read_info,
     training_record,
     verified_files,
     write_files,
 )
+from encoder.release_folders import check_free, new_folder
 
 _WEIGHTS, _ROTATION = "model.safetensors", "rotation"
 _DESCRIBED_ANEW = {"release.json", "MODEL_CARD.md", BEFORE_REFIT_FILE}
@@ -41,7 +40,7 @@ _FARTHEST = 1.0  # residual from which on zeros would be as near to the old vect
 def check_alignable(out: Path, *, old: ReleaseInfo, new: ReleaseInfo) -> None:
     """Raises UsageError for a bad name, a release that exists, or dimensions that differ."""
     check_release_name(out.name)
-    check_free(out, overwrite=False)
+    check_free(out, overwrite=False, option="")
     if old.dimension != new.dimension:
         raise UsageError(
             f"release `{new.name}` has {new.dimension} dimensions, `{old.name}` has {old.dimension}: nothing turns one "

@@ -110,7 +110,9 @@ class ModelConfig:
 
 
 def _named(name: str) -> ModelConfig:
-    return ModelConfig.from_json(json.loads((Path(__file__).parent / "configs" / f"{name}.json").read_text()))
+    return ModelConfig.from_json(
+        json.loads((Path(__file__).parent / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+    )
 
 
 MODEL_CONFIGS: dict[str, ModelConfig] = {name: _named(name) for name in ("tiny", "base", "paper")}

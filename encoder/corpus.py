@@ -101,7 +101,9 @@ class Corpus:
                 _LOG.warning("%d events were dated before their predecessor in `pos`: they got its time", writer.raised)
             shutil.rmtree(temporary / "partitions")
             record |= {"format_version": FORMAT_VERSION, "hash_version": HASH_VERSION, "source": identity}
-            (temporary / "corpus.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+            (temporary / "corpus.json").write_text(
+                json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
             if _recorded_identity(folder) != identity:  # else another process was faster, and may be reading
                 replace_folder(folder, temporary)
         return cls.open(folder)

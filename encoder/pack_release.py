@@ -31,16 +31,15 @@ from encoder.packed_tables import CHECKSUMS_FILE, RECORD_FILE, TableRecord, open
 from encoder.release import (
     BEFORE_REFIT_FILE,
     ReleaseInfo,
-    check_free,
     checksums,
     does_not_match,
     load_release,
-    new_folder,
     read_info,
     training_record,
     verified_files,
     write_files,
 )
+from encoder.release_folders import check_free, new_folder
 from kernels.hashed_gather import Layout, row_bytes
 
 _WEIGHTS, _TABLE = "model.safetensors", "items.weight"

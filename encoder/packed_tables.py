@@ -151,7 +151,7 @@ def write_packed(
     errors = np.sqrt(squares[0] / np.maximum(squares[1], np.finfo(np.float64).tiny))
     record = TableRecord(layout, width, rows, tables, size, chunk_rows, tuple(errors.tolist()))
     (folder / CHECKSUMS_FILE).write_bytes(checksums.finish().tobytes())
-    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     return record
 
 
@@ -183,7 +183,7 @@ class _Checksums:
 
 def _record(folder: Path) -> TableRecord:
     try:
-        values = json.loads((folder / RECORD_FILE).read_text())
+        values = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         record = TableRecord(**values | {"errors": tuple(values["errors"])})
         counts = (record.width, record.rows, record.tables, record.row_bytes, record.chunk_rows)
         if record.layout not in get_args(Layout):

@@ -40,7 +40,8 @@ from encoder.parallel import ALONE, Processes, processes_of_torchrun
 from encoder.progress import draw_curve
 from encoder.protocols import TRAIN, VALIDATION, Protocol, Split, make_split, training_statistics
 from encoder.recipe import Recipe, choose
-from encoder.release import BEFORE_REFIT_FILE, Release, ReleaseInfo, check_free, load_release, save_release
+from encoder.release import BEFORE_REFIT_FILE, Release, ReleaseInfo, load_release, save_release
+from encoder.release_folders import check_free
 from encoder.settings import PretrainSettings
 from encoder.train import Schedule, Stage, train
 from encoder.validation import Validator

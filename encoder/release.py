@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,19 +32,19 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import atomic_write, read_at_most, replace_folder, unfinished_folder
+from activity.files import atomic_write, read_at_most, restore_folder
 from activity.hashing import HASH_VERSION, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
 from encoder.hashing import ROW_HASH_VERSION
 from encoder.model_card import model_card
+from encoder.release_folders import FORMAT, check_free, new_folder
+from encoder.release_folders import JSON_BYTES as _JSON_BYTES
 from encoder.vocabulary import Vocabulary
 
-FORMAT = "spoor-release"
 BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
 FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
-_JSON_BYTES = 16 << 20  # of any of its JSON files; the others are as large as the vocabulary and the weights
 _TRAIN_AGAIN = "restore the folder from a copy, or remove it and train again with `spoor pretrain --release NAME`"
 
 
@@ -92,15 +91,6 @@ class Release:
         return self.weights
 
 
-def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raises UsageError if a release stands in `folder` and may not be replaced."""
-    if folder.exists() and not overwrite:
-        raise UsageError(
-            f"`{folder}` exists already; releases never change",
-            hint="choose another name, or give --overwrite",
-        )
-
-
 def save_release(
     folder: Path,
     *,
@@ -116,7 +106,7 @@ def save_release(
     more_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> ReleaseInfo:
-    """Writes the release whose name is the folder's: whole, or not at all.
+    """Writes the release whose name is the folder's: whole, or not at all. One that is replaced stands until then.
 
     `training` (settings and circumstances) goes into release.json and the model card; `split`: what `check_split` of
     encoder/protocols.py will ask for; `more_files`: further files by name, kept and checked with the others. Raises
@@ -225,6 +215,8 @@ def does_not_match(info: ReleaseInfo, name: str) -> DataError:
 def read_info(folder: Path) -> ReleaseInfo:
     """release.json alone, in a millisecond; checksums are not verified. Errors as `load_release`."""
     path = folder / "release.json"
+    if not path.exists():
+        restore_folder(folder)
     if not path.exists():
         names = ", ".join(f"`{info.name}`" for info in list_releases(folder.parent)) or "none"
         raise UsageError(
@@ -383,12 +375,3 @@ def json_bytes(record: Mapping[str, Any]) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields an unfinished folder that takes the place of `folder` at the end, and goes on any error. Raises
-    InfrastructureError if it cannot be written."""
-    with unfinished_folder(folder) as temporary:
-        yield temporary
-        replace_folder(folder, temporary)

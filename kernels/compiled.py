@@ -198,7 +198,7 @@ def main() -> None:
     text = "{\n" + f'"triton": {json.dumps(triton.__version__)},\n"rows": [\n'
     text += ",\n".join(json.dumps(row) for row in rows) + "\n]\n}\n"
     if options.write:
-        RESULT.write_text(text)
+        RESULT.write_text(text, encoding="utf-8")
     if options.json:
         print(text)
 

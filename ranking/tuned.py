@@ -21,7 +21,7 @@ from safetensors import numpy as safetensors_numpy
 from torch import Tensor, nn
 
 from activity.errors import DataError, UsageError
-from activity.files import atomic_write
+from activity.files import atomic_write, refuse_foreign_file
 from activity.hashing import HASH_VERSION
 from encoder.config import ModelConfig
 from encoder.hashing import ROW_HASH_VERSION
@@ -35,7 +35,7 @@ from ranking.host import Host, HostConfig
 from ranking.rows import BatchMaker, RankingData, Scale
 from ranking.settings import FusionConfig
 
-FORMAT = {"format": "spoor-ranker", "format_version": 1}
+FORMAT: dict[str, Any] = {"format": "spoor-ranker", "format_version": 1}
 _SCORED_ROWS = 2_048
 _MODEL = "model."
 
@@ -122,8 +122,9 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """Raises UsageError where a ranker's file cannot lie."""
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint="name the file: it ends in .safetensors")
+    refuse_foreign_file(path, ours=lambda head: FORMAT["format"].encode() in head, what="ranker")
     if path.exists() and not overwrite:
-        raise UsageError(f"`{path}` exists already", hint="choose another name, or give --overwrite")
+        raise UsageError(f"`{path}` exists already", hint="choose another name, or replace it with --overwrite")
 
 
 def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> None:

@@ -33,8 +33,8 @@ from spoor.commands import (
     streaming,
     versions,
 )
-from spoor.commands.invocation import Invocation
-from spoor.console import ReaderGone, set_up_logging
+from spoor.commands.invocation import Invocation, LocalPath
+from spoor.console import ReaderGone, set_up_logging, set_up_streams
 
 DEFECT, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 
@@ -45,7 +45,7 @@ _EPILOG = (
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings file; default ./spoor.toml.")
+@click.option("--config", type=LocalPath(), metavar="FILE", help="Settings file; default ./spoor.toml.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting for this call, e.g. kafka.port=9092."
 )
@@ -86,6 +86,7 @@ for _command in (versions.promote, versions.retire, versions.compare, drift.drif
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code."""
+    set_up_streams()
     code = run(sys.argv[1:] if arguments is None else arguments)
     # DuckDB's binding prints pages about its own leaks while the interpreter is torn down: everything of ours is
     # flushed and closed by now, so the process ends without that.
@@ -149,7 +150,7 @@ def _keep_traceback(invocation: Invocation) -> Path:
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(traceback.format_exc())
+            (folder / name).write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
             return folder / name
         except OSError:
             continue

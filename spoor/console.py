@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import sys
@@ -19,14 +20,20 @@ class ReaderGone(Exception):
 
 
 def emit(result: Any, *, as_json: bool, text: str) -> None:
-    """Prints `result` (a dataclass, dict or list) as the one JSON object of the command, or `text` for people.
-
-    Raises ReaderGone."""
+    """Prints `result` (a dataclass, dict or list) as the one JSON object of the command, or `text` for people. The JSON
+    is ASCII, other characters escaped: it is the same in every locale. Raises ReaderGone."""
     try:
-        sys.stdout.write((json.dumps(to_json(result), ensure_ascii=False) if as_json else text) + "\n")
+        sys.stdout.write((json.dumps(to_json(result)) if as_json else text) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise ReaderGone from None
+
+
+def set_up_streams() -> None:
+    """A character that the terminal's encoding lacks is written as an escape, and never ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:
@@ -92,7 +99,7 @@ def counter(label: str) -> Iterator[Callable[[int], None]]:
     from rich.status import Status
 
     done = 0
-    with Status(label, console=Console(stderr=True)) as status:
+    with Status(label, console=Console(stderr=True), spinner="line") as status:
 
         def advance(count: int) -> None:
             nonlocal done

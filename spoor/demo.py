@@ -19,11 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import tomli_w
 
 from activity.errors import InfrastructureError, ProblemsFound, UsageError
 from activity.files import Manifest, atomic_path, atomic_write
@@ -81,7 +83,7 @@ def run_demo(
     started = time.monotonic()
     demo = _prepare(settings, folder, data, items)
     say(f"{demo.data.name} from {demo.data.source}; everything goes to {folder}/")
-    say(f"$ export SPOOR_CONFIG={demo.config}")
+    say(f"$ export SPOOR_CONFIG={quote(str(demo.config))}")
     done = {step.name: _run_step(demo, step) for step in STEPS}
     result = report(demo, done)
     print_summary(demo, result)
@@ -121,10 +123,12 @@ def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | 
     if known is not None and known != identity:
         raise UsageError(
             f"`{folder}` holds the demo on {known['data']}, this is {loaded.name}",
-            hint=f"stop its Kafka with `spoor --config {folder}/spoor.toml services down` and remove the folder",
+            hint="give another folder with --folder, or stop its Kafka with "
+            f"`spoor --config {quote(str(folder / 'spoor.toml'))} services down` and remove this one",
         )
     config = folder / "spoor.toml"
     if known is None:
+        _refuse_foreign(folder, config)
         atomic_write(config, _config(settings, loaded.events, positive).encode())
         demo_settings = load_settings(file=config)
         create_repo(folder / "feature_repo", online_store={"type": "sqlite"}, state_folder=folder / "state" / "feast")
@@ -136,37 +140,43 @@ def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | 
     return Demo(folder, demo_settings, loaded, t70, t90, positive)
 
 
+def _refuse_foreign(folder: Path, config: Path) -> None:
+    """Raises UsageError where the folder holds other things than a demo that was interrupted."""
+    begun = config.is_file() and config.read_bytes().startswith(_CONFIG_HEAD.splitlines()[0].encode())
+    if os.path.lexists(folder) and not begun and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(
+            f"`{folder}` exists and holds no demo, whose files would replace those of the same name",
+            hint="give a new or empty folder with --folder",
+        )
+
+
+_CONFIG_HEAD = """\
+# Written by `spoor demo`; a password comes from the environment (SPOOR_KAFKA__SASL_PASSWORD).
+# stream.as_of is "event" since the traffic is from the past: rows were known when their newest event happened.
+"""
+
+
 def _config(settings: Settings, events: pa.Table, positive_actions: tuple[str, ...]) -> str:
     """The demo's settings file. A broker that the user has configured is used, under topics of the demo's own."""
-    names = {kind: sorted(pc.unique(events[kind]).to_pylist()) for kind in ("action", "surface")}
     kafka = settings.kafka
+    broker: dict[str, Any]
     if kafka.embedded:
         port = _free_port(kafka.port)
-        broker = [f"port = {port}", f"controller_port = {_free_port(max(kafka.controller_port, port + 1))}"]
+        broker = {"port": port, "controller_port": _free_port(max(kafka.controller_port, port + 1))}
     else:
         keys = ["bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username"]
         keys += ["ssl_cafile", "ssl_certfile", "ssl_keyfile"]
-        broker = [f"{key} = {json.dumps(getattr(kafka, key))}" for key in keys if getattr(kafka, key)]
-        broker += [f'{name} = "spoor-demo.{getattr(kafka, name)}"' for name in ("topic", "dead_letter_topic")]
-        broker += [f'embedding_topic_prefix = "spoor-demo.{kafka.embedding_topic_prefix}"']
-    lines = [
-        "# Written by `spoor demo`; a password comes from the environment (SPOOR_KAFKA__SASL_PASSWORD).",
-        'state_folder = "state"',
-        "",
-        "[kafka]",
-        *broker,
-        "",
-        "[events]",
-        *(f"{kind}s = {json.dumps(found)}" for kind, found in names.items()),
-        "",
-        "[stream]",
-        'as_of = "event"  # the traffic is from the past: rows were known when their newest event happened',
-        "",
-        "[pretrain]",
-        f"positive_actions = {json.dumps(list(positive_actions))}",
-        "max_minutes = 2.0",
-    ]
-    return "\n".join(lines) + "\n"
+        broker = {key: getattr(kafka, key) for key in keys if getattr(kafka, key)}
+        names = ("topic", "dead_letter_topic", "embedding_topic_prefix")
+        broker |= {name: f"spoor-demo.{getattr(kafka, name)}" for name in names}
+    content = {
+        "state_folder": "state",
+        "kafka": broker,
+        "events": {f"{kind}s": sorted(pc.unique(events[kind]).to_pylist()) for kind in ("action", "surface")},
+        "stream": {"as_of": "event"},
+        "pretrain": {"positive_actions": list(positive_actions), "max_minutes": 2.0},
+    }
+    return _CONFIG_HEAD + tomli_w.dumps(content)
 
 
 def _free_port(first: int) -> int:
@@ -193,7 +203,14 @@ def run_command(demo: Demo, *command: str) -> str:
     """Runs another program (Feast's own command line) with the demo's settings; its output if it succeeds."""
     program = Path(sys.executable).parent / command[0]
     environment = {**os.environ, "SPOOR_CONFIG": str(demo.config.absolute()), "FEAST_USAGE": "False"}
-    done = subprocess.run([str(program), *command[1:]], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [str(program), *command[1:]],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        check=False,
+    )
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
         raise InfrastructureError(
@@ -237,7 +254,7 @@ class Worker:
                 if time.monotonic() < deadline:
                     continue
                 found = f"has not {what} within {WORKER_SECONDS:.0f} s"
-            last = "\n".join(self._log.read_text().splitlines()[-10:])
+            last = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
             raise InfrastructureError(f"the worker {found}:\n{last}", hint=f"the whole log is in {self._log}")
 
     def stop(self) -> dict[str, Any]:

@@ -170,7 +170,14 @@ def _download_wheel() -> bytes:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--no-deps", "--only-binary", ":all:", "--dest", folder, _WHEEL]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_SECONDS, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_PIP_TIMEOUT_SECONDS,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             raise InfrastructureError(f"pip took over {_PIP_TIMEOUT_SECONDS:.0f} s", hint=_HINT) from None
         wheels = sorted(Path(folder).glob("recbole-*.whl"))

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from activity.files import atomic_write
@@ -91,17 +92,18 @@ def figures(result: DemoResult) -> dict[str, Any]:
 def print_summary(demo: Demo, result: DemoResult) -> None:
     """The same for people at the terminal, on stderr."""
     console = Console(stderr=True, highlight=False)
-    console.print(f"\n[bold]User {result.shown_user}[/bold], newest first:")
+    console.print(f"\n[bold]User {escape(result.shown_user)}[/bold], newest first:")
     for line in reversed(result.history[-6:]):
         console.print(
-            f"  {datetime.fromtimestamp(line.time_ms / 1000, UTC):%Y-%m-%d %H:%M}  {line.action}  {line.title}"
+            f"  {datetime.fromtimestamp(line.time_ms / 1000, UTC):%Y-%m-%d %H:%M}  "
+            f"{escape(line.action)}  {escape(line.title)}"
         )
     console.print("\n[bold]The feature row[/bold] of the first recommendation, as the ranker reads it from Feast:")
     for name, value in result.feature_row.items():
-        console.print(f"  {name}: {_short(value)}")
+        console.print(f"  {name}: {escape(str(_short(value)))}")
     recommendations = Table("before today's events", "after", title="Recommendations", title_justify="left")
     for before, after in zip(result.before, result.after, strict=False):
-        recommendations.add_row(before.title, after.title)
+        recommendations.add_row(escape(before.title), escape(after.title))
     console.print(recommendations)
     lift = Table("metric", "without", "with the embedding", "difference [95 %]", "reading", title="Lift")
     for row in result.lift.rows:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import pyarrow as pa
@@ -71,7 +73,7 @@ def existing_features(demo: Demo) -> Any:
 
 def register(demo: Demo) -> Any:
     for command in _feast_commands(demo):
-        run_command(demo, *command.split())
+        run_command(demo, *shlex.split(command))
     return {}
 
 
@@ -189,7 +191,7 @@ def _lake(demo: Demo) -> Lake:
 
 
 def _feast_commands(demo: Demo) -> list[str]:
-    repo = demo.folder / "feature_repo"
+    repo = quote(str(demo.folder / "feature_repo"))
     start, end = (time_text(ms)[:19] for ms in (int(pc.min(demo.data.events["timestamp"]).as_py()) - DAY_MS, demo.t90))
     return [
         f"feast -c {repo} apply",
@@ -198,18 +200,18 @@ def _feast_commands(demo: Demo) -> list[str]:
 
 
 def _positive(demo: Demo) -> str:
-    return "".join(f" --positive {action}" for action in demo.positive_actions)
+    return "".join(f" --positive {quote(action)}" for action in demo.positive_actions)
 
 
 def _features_command(demo: Demo) -> str:
-    return f"python -m ranking.existing_features --config {demo.config}{_positive(demo)}"
+    return f"python -m ranking.existing_features --config {quote(str(demo.config))}{_positive(demo)}"
 
 
 def _compare_command(demo: Demo) -> str:
     times = f"--train-from {time_text(demo.t70)} --test-from {time_text(demo.t90)}"
     return (
-        f"python -m ranking.compare --config {demo.config} --data {demo.events_file} --release {RELEASE} {times}"
-        f"{_positive(demo)}"
+        f"python -m ranking.compare --config {quote(str(demo.config))} --data {quote(str(demo.events_file))} "
+        f"--release {RELEASE} {times}{_positive(demo)}"
     )
 
 
@@ -235,7 +237,7 @@ STEPS = (
     Step(
         "past",
         "The first 90 % of the events, as a product would send them",
-        lambda demo: [f"spoor simulate --data {demo.events_file} --to {time_text(demo.t90)}"],
+        lambda demo: [f"spoor simulate --data {quote(str(demo.events_file))} --to {time_text(demo.t90)}"],
         produce_past,
         lambda done: f"{done['events']:,} events of {done['users']:,} users",
     ),
@@ -280,7 +282,8 @@ STEPS = (
         "Today's traffic, while the worker keeps the store fresh",
         lambda demo: [
             "spoor stream --from-lake &",
-            f"spoor simulate --data {demo.events_file} --from {time_text(demo.t90)} --rate {TODAY_EVENTS_PER_SECOND:g}",
+            f"spoor simulate --data {quote(str(demo.events_file))} --from {time_text(demo.t90)} "
+            f"--rate {TODAY_EVENTS_PER_SECOND:g}",
         ],
         stream,
         lambda done: f"{done['summary']['events']:,} events, p50 {done['summary']['freshness_p50_ms'] or 0:,.0f} ms",

@@ -132,7 +132,7 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
                 server="Flink's job server",
                 address=address,
                 seconds=START_SECONDS,
-                last_words=lambda: last_lines(log.read_text(errors="replace")),
+                last_words=lambda: last_lines(log.read_text(encoding="utf-8", errors="replace")),
                 hint=f"the whole log is in {log}; flink.heap_mb and flink.master are its settings",
             )
             yield address

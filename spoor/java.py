@@ -110,7 +110,7 @@ def last_lines(text: str) -> str:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock on `path` between processes; waits for whoever holds it."""
-    with open(path, "a") as file:
+    with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -201,7 +201,7 @@ def _prepare_folder(files: ServerFiles, *, needed_bytes: int) -> None:
     try:
         for folder in (files.data, files.logs):
             folder.mkdir(parents=True, exist_ok=True)
-        with open(files.lock, "a"):
+        with open(files.lock, "ab"):
             free_bytes = shutil.disk_usage(files.folder).free
     except OSError as error:
         raise _unwritable(files.folder, error) from error
@@ -241,7 +241,9 @@ def _format(files: ServerFiles) -> None:
     # Kafka's option parser takes an id with a leading dash for an option.
     arguments = [f"--cluster-id=A{cluster_id[1:]}", f"--config={files.properties}", "--ignore-formatted"]
     command = java_command(files, FORMAT_CLASS, ["format", *arguments], heap_mb=128)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=START_SECONDS, check=False
+    )
     if done.returncode != 0:
         raise InfrastructureError(
             f"Kafka could not format `{files.data}`:\n{last_lines(done.stdout + done.stderr)}",
@@ -304,5 +306,7 @@ def _stop(process: psutil.Process) -> None:
 
 
 def _log_tail(files: ServerFiles) -> str:
-    texts = [path.read_text(errors="replace") for path in (files.server_log, files.output) if path.exists()]
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace") for path in (files.server_log, files.output) if path.exists()
+    ]
     return last_lines("".join(texts))

@@ -47,7 +47,7 @@ class Report:
     pinned: bool = False  # its releases were named when it started (--release, stream.releases): a reload adds none
 
     def text(self) -> str:
-        problem = self.problem.encode()[:_PROBLEM_BYTES].decode(errors="ignore")
+        problem = self.problem.encode(errors="backslashreplace")[:_PROBLEM_BYTES].decode(errors="ignore")
         return json.dumps(asdict(self) | {"problem": problem}, ensure_ascii=False)
 
 

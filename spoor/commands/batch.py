@@ -14,6 +14,7 @@ from spoor.commands.invocation import (
     DURATION,
     TIME,
     Invocation,
+    LocalPath,
     confirm,
     dry_run_option,
     json_option,
@@ -173,7 +174,7 @@ def verify(ctx: click.Context, repair: bool, runner: str, runner_options: tuple[
 @release_option
 @click.option("--users", "what", flag_value="users", help="Users alone. Default: users and items.")
 @click.option("--items", "what", flag_value="items", help="Items alone.")
-@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Where to write.")
+@click.option("--to", required=True, type=LocalPath(), metavar="FOLDER", help="Where to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in that folder.")
 @dry_run_option
 @json_option
@@ -210,7 +211,7 @@ def export(
 
 @click.command()
 @click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
-@click.option("--users-from", type=click.Path(path_type=Path), metavar="FILE", help="A text file with an id a line.")
+@click.option("--users-from", type=LocalPath(), metavar="FILE", help="A text file with an id a line.")
 @click.option("--through", "through_ms", type=TIME, help="Forget events up to then. Default: all up to now.")
 @click.option("--expire", is_flag=True, help="Only remove markers that are no longer needed.")
 @click.option(

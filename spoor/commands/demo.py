@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from spoor.commands.invocation import Invocation, json_option, pass_invocation
+from spoor.commands.invocation import Invocation, LocalPath, json_option, pass_invocation
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Your events instead of MovieLens-100K.")
-@click.option("--items", type=click.Path(path_type=Path), metavar="FILE", help="Titles and attributes of your items.")
-@click.option(
-    "--folder", type=click.Path(path_type=Path), default="runs/demo", show_default=True, help="Everything goes here."
-)
+@click.option("--data", type=LocalPath(), metavar="FILE", help="Your events instead of MovieLens-100K.")
+@click.option("--items", type=LocalPath(), metavar="FILE", help="Titles and attributes of your items.")
+@click.option("--folder", type=LocalPath(), default="runs/demo", show_default=True, help="Everything goes here.")
 @json_option
 @pass_invocation
 def demo(invocation: Invocation, data: Path | None, items: Path | None, folder: Path) -> None:

@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from activity.errors import UsageError
-from spoor.commands.invocation import TIME, Invocation, dry_run_option, json_option, pass_invocation, time_text
+from spoor.commands.invocation import (
+    TIME,
+    Invocation,
+    LocalPath,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+    release_folder,
+    time_text,
+)
 from spoor.console import say
 
 if TYPE_CHECKING:
     from encoder.release import ReleaseInfo
 
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_EXISTING = LocalPath(exists=True, dir_okay=False)
+_FOLDER = LocalPath(file_okay=False)
 
 
 @click.command()
@@ -68,8 +77,11 @@ def pretrain(
     if shuffle_ties is not None and data is None:
         raise UsageError("--shuffle-ties needs --data", hint="the order of the lake's events stands")
     from activity.lake import Lake
+    from activity.release_names import check_release_name
     from encoder.pretrain import run_pretrain
 
+    if release is not None:
+        check_release_name(release)
     settings = invocation.settings()
     flags = {"seed": seed, "max_minutes": max_minutes}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -82,7 +94,7 @@ def pretrain(
         protocol=protocol,
         shuffle_ties=shuffle_ties,
         until_ms=until_ms,
-        warm_start=_release_folder(warm_start, releases) if warm_start else None,
+        warm_start=release_folder(warm_start, releases) if warm_start else None,
         fixed=settings.given("pretrain"),
         resume=resume,
         dry_run=dry_run,
@@ -94,11 +106,6 @@ def pretrain(
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
     shown = {"release": _json(result.release), "metrics": result.metrics}
     invocation.emit(shown, f"{result.release.folder}: {metrics}")
-
-
-def _release_folder(text: str, releases: Path) -> Path:
-    """A path, or the name of a release in `releases`."""
-    return Path(text) if "/" in text else releases / text
 
 
 @click.group()
@@ -197,7 +204,7 @@ def build(invocation: Invocation, name: str, out: str, layout: Any, overwrite: b
 
     releases = invocation.settings().features.releases_folder
     plan = plan_packing(
-        _release_folder(name, releases), out=_release_folder(out, releases), layout=layout, overwrite=overwrite
+        release_folder(name, releases), out=release_folder(out, releases), layout=layout, overwrite=overwrite
     )
     say(plan.text())
     shown: dict[str, Any] = {"row_bytes": plan.bytes_by_layout, "bytes": plan.bytes, "dry_run": dry_run}
@@ -231,7 +238,7 @@ def report(invocation: Invocation, name: str, data: Path | None) -> None:
     items = None
     if data is not None:
         items = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)["item_id"].to_pylist()
-    found = report_tables(_release_folder(name, settings.features.releases_folder), event_items=items)
+    found = report_tables(release_folder(name, settings.features.releases_folder), event_items=items)
     lines = [
         f"{found.release}: {found.items:,} items, {found.layout}, {found.row_bytes} bytes a row; "
         f"{found.confused:.3%} of the items collide in every table",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import Invocation, dry_run_option, json_option, pass_invocation
+from activity.handed_in import refuse_url
+from spoor.commands.invocation import Invocation, LocalPath, dry_run_option, json_option, pass_invocation
 
 if TYPE_CHECKING:
     from encoder.protocols import Protocol
@@ -17,9 +18,7 @@ _FLOORS = "popularity,recent,markov,item-knn"
 
 @click.command()
 @click.option("--release", metavar="NAME", help="A release's folder, or its name. Default: the baselines alone.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Events: Parquet, CSV or JSON lines."
-)
+@click.option("--data", type=LocalPath(), required=True, metavar="FILE", help="Events: Parquet, CSV or JSON lines.")
 @click.option(
     "--protocol",
     type=click.Choice(["leave-one-out", "global-time"]),
@@ -34,9 +33,7 @@ _FLOORS = "popularity,recent,markov,item-knn"
     "--baselines", default=_FLOORS, show_default=True, metavar="NAMES", help="Also sasrec, sasrec-refit; or none."
 )
 @click.option("--max-minutes", type=float, default=60.0, show_default=True, help="Bounds the training of sasrec.")
-@click.option(
-    "--picture", type=click.Path(path_type=Path), metavar="FILE", help="Write a PNG of Recall@10 by slice to FILE."
-)
+@click.option("--picture", type=LocalPath(), metavar="FILE", help="Write a PNG of Recall@10 by slice to FILE.")
 @dry_run_option
 @json_option
 @pass_invocation
@@ -57,9 +54,11 @@ def evaluate(
     One table of Recall, NDCG and their 95 % intervals: the release, and rules that need no training. A release that was
     trained on other events or under another protocol is refused.
     """
-    from activity.files import atomic_write
+    from activity.files import atomic_write, refuse_foreign_file
     from encoder.evaluation.files import evaluate_file
 
+    if picture is not None:
+        refuse_foreign_file(picture, ours=lambda head: head.startswith(b"\x89PNG"), what="picture (PNG)")
     settings = invocation.settings()
     done = evaluate_file(
         data,
@@ -79,5 +78,6 @@ def evaluate(
 
 def _folder(release: str, releases_folder: Path) -> Path:
     """A path as it stands; a bare name in the releases folder."""
+    refuse_url(release, "--release")
     path = Path(release)
     return path if len(path.parts) > 1 or path.is_dir() else releases_folder / release

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.commands.invocation import TIME, Invocation, dry_run_option, json_option, pass_invocation
+from spoor.commands.invocation import TIME, Invocation, LocalPath, dry_run_option, json_option, pass_invocation
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from spoor.config import Settings
 
-_EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+_EXISTING = LocalPath(exists=True, dir_okay=False)
 
 
 @click.command()
 @click.option("--release", required=True, metavar="NAME", help="The release to begin with.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The ranker's file.")
+@click.option("--out", required=True, type=LocalPath(), metavar="FILE", help="The ranker's file.")
 @click.option("--data", type=_EXISTING, metavar="FILE", help="Events of this file. Default: the lake.")
 @click.option("--items", type=_EXISTING, metavar="FILE", help="Item attributes, with a column item_id.")
 @click.option("--from", "from_ms", type=TIME, help="Learn from requests since then. Default: the release's end.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from activity.errors import Declined, UsageError
+from activity.handed_in import refuse_url
 from activity.settings import parse_duration_ms, parse_time_ms
 
 if TYPE_CHECKING:
@@ -60,6 +61,23 @@ class _Parsed(click.ParamType):
             return self._parse(value)
         except UsageError as error:
             self.fail(f"{error.message} ({error.hint})", param, ctx)
+
+
+class LocalPath(click.Path):
+    """A file or folder of this machine; a URL is refused."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        refuse_url(str(value), param.get_error_hint(ctx) if param and ctx else "path")
+        return super().convert(value, param, ctx)
+
+
+def release_folder(text: str, releases: Path) -> Path:
+    """A path as it stands, or a bare name in the folder of releases. Raises UsageError for a URL."""
+    refuse_url(text, "release")
+    return Path(text) if "/" in text else releases / text
 
 
 TIME = _Parsed("time", parse_time_ms)  # ISO 8601 with a zone → ms since 1970 UTC

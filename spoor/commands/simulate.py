@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from activity.errors import UsageError
-from spoor.commands.invocation import TIME, Invocation, dry_run_option, json_option, pass_invocation, time_text
+from spoor.commands.invocation import (
+    TIME,
+    Invocation,
+    LocalPath,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+    time_text,
+)
 
 _DAY_MS = 86_400_000
 
@@ -17,7 +25,7 @@ _DAY_MS = 86_400_000
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="Send a file's events instead (Parquet, CSV, JSONL).",
 )

@@ -13,6 +13,7 @@ from activity.errors import UsageError
 from spoor.commands.invocation import (
     DURATION,
     Invocation,
+    LocalPath,
     dry_run_option,
     json_option,
     pass_invocation,
@@ -33,9 +34,7 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 @click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
 @click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
 @click.option("--rewind", "rewind_ms", type=DURATION, help="Replay the records of the last DURATION, e.g. 10m.")
-@click.option(
-    "--summary", type=click.Path(path_type=Path), metavar="FILE", help="Write the run's figures there as JSON."
-)
+@click.option("--summary", type=LocalPath(), metavar="FILE", help="Write the run's figures there as JSON.")
 @dry_run_option
 @json_option
 @click.pass_context
@@ -58,6 +57,7 @@ def stream(
         return
     if from_lake and rewind_ms is not None:
         raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
+    from activity.files import refuse_foreign_file
     from activity.lake import Lake
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
@@ -68,6 +68,8 @@ def stream(
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
+    if summary is not None:
+        refuse_foreign_file(summary, ours=lambda head: b'"dead_letters"' in head, what="summary of a worker")
     if releases:
         settings = replace(settings, stream=replace(settings.stream, releases=releases))
     names = releases_to_keep_fresh(settings)

@@ -135,3 +135,84 @@ def test_a_secret_set_twice_a_secret_on_the_command_line_and_one_of_the_wrong_ty
 def test_only_a_secret_has_a_file_of_its_own(tmp_path):
     with pytest.raises(UsageError, match=r"unknown setting `sample\.count_file`"):
         load_sample(tmp_path, '[sample]\ncount_file = "password"')
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "spoor.toml").write_bytes(b"\xef\xbb\xbf[sample]\r\ncount = 4\r\n")
+    loaded = load({"sample": Sample}, file=tmp_path / "spoor.toml", environ={})
+    assert loaded.sections["sample"].count == 4
+
+
+def test_a_settings_file_in_utf_16_is_called_so(tmp_path):
+    (tmp_path / "spoor.toml").write_bytes("[sample]\ncount = 4\n".encode("utf-16"))
+    with pytest.raises(UsageError, match="UTF-16, expected UTF-8"):
+        load({"sample": Sample}, file=tmp_path / "spoor.toml", environ={})
+
+
+def test_a_secret_s_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "secret").write_bytes(b"\xef\xbb\xbfhush\r\n")
+    environ = {"SPOOR_SAMPLE__PASSWORD_FILE": str(tmp_path / "secret")}
+    assert load_sample(tmp_path, environ=environ).sections["sample"].password == "hush"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs:/bucket/x", "hdfs://name/x", "file:///srv/x"])
+def test_a_url_is_refused_where_a_folder_is_meant_whoever_sets_it(tmp_path, url):
+    for given in ({"text": f'state_folder = "{url}"'}, {"text": f'[sample]\nfolder = "{url}"'}):
+        with pytest.raises(UsageError, match=r"\(file .*is a URL, expected a local path"):
+            load_sample(tmp_path, **given)
+    with pytest.raises(UsageError, match=r"`sample.folder` \(env SPOOR_SAMPLE__FOLDER\).*is a URL"):
+        load_sample(tmp_path, environ={"SPOOR_SAMPLE__FOLDER": url})
+    for value in (url, Path(url)):
+        with pytest.raises(UsageError, match=r"`sample.folder` \(flag\).*is a URL"):
+            load_sample(tmp_path, flags={"sample.folder": value})
+    with pytest.raises(UsageError, match=r"settings file .*is a URL"):
+        find_file({"SPOOR_CONFIG": url})
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "a\\u0000b"])
+def test_a_path_that_cannot_be_is_a_usage_error(tmp_path, path):
+    with pytest.raises(UsageError, match="expected a path"):
+        load_sample(tmp_path, f'[sample]\nfolder = "{path}"')
+
+
+KUBERNETES = {  # of the services spoor, spoor-stream and spoor-kafka--controller, as a pod sees them
+    "SPOOR_PORT": "tcp://10.0.0.1:9100",
+    "SPOOR_SERVICE_HOST": "10.0.0.1",
+    "SPOOR_SERVICE_PORT": "9100",
+    "SPOOR_SERVICE_PORT_METRICS": "9100",
+    "SPOOR_PORT_9100_TCP": "tcp://10.0.0.1:9100",
+    "SPOOR_PORT_9100_TCP_PROTO": "tcp",
+    "SPOOR_PORT_9100_TCP_PORT": "9100",
+    "SPOOR_PORT_9100_TCP_ADDR": "10.0.0.1",
+    "SPOOR_STREAM_PORT": "udp://[fd00::1]:53",
+    "SPOOR_STREAM_PORT_53_UDP_ADDR": "fd00::1",
+    "SPOOR_STREAM_PORT_53_SCTP": "sctp://10.0.0.1:53",
+    "SPOOR_STREAM_SERVICE_HOST": "fd00::1",
+    "SPOOR_STREAM_SERVICE_PORT_DNS_TCP": "53",
+    "SPOOR_SAMPLE__COUNT_PORT": "tcp://10.0.0.1:9100",
+    "SPOOR_SAMPLE__COUNT_SERVICE_HOST": "10.0.0.1",
+    "SPOOR_CONFIG_SERVICE_HOST": "10.0.0.1",
+}
+
+
+@pytest.mark.parametrize("variable", KUBERNETES)
+def test_what_kubernetes_sets_for_a_service_is_no_setting(tmp_path, variable):
+    loaded = load_sample(tmp_path, environ={variable: KUBERNETES[variable]})
+    assert set(loaded.origins.values()) == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("SPOOR_STATE_FOLDR", "SPOOR_STATE_FOLDER"),
+        ("SPOOR_SAMPLE__CUONT", "SPOOR_SAMPLE__COUNT"),
+        ("SPOOR_SAMPLE_COUNT", "SPOOR_SAMPLE__COUNT"),
+        ("SPOOR_PORT", ""),
+        ("SPOOR_SAMPLE_PORT", ""),
+        ("SPOOR_SERVICE", ""),
+    ],
+)
+def test_a_variable_that_is_misspelt_is_still_an_error(tmp_path, variable, hint):
+    with pytest.raises(UsageError, match=f"unknown setting .*env {variable}") as error:
+        load_sample(tmp_path, environ={variable: "9092"})
+    assert hint in error.value.hint

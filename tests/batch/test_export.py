@@ -80,6 +80,12 @@ def test_a_folder_that_is_no_export_is_never_replaced_and_an_export_only_when_as
     run_export(filled.settings, tmp_path / "vectors", what="users", overwrite=True)
     assert not (tmp_path / "vectors" / "items").exists()
     assert (other / "cat.png").exists()
+    (tmp_path / "vectors" / "notes.txt").write_text("keep")
+    with pytest.raises(UsageError, match=r"also holds notes\.txt"):
+        run_export(filled.settings, tmp_path / "vectors", overwrite=True)
+    (other / "export.json").write_text("[]")  # somebody else's
+    with pytest.raises(UsageError, match="is no export"):
+        run_export(filled.settings, other, overwrite=True)
 
 
 def test_an_export_that_fails_leaves_the_earlier_one(

@@ -300,9 +300,16 @@ def test_a_file_of_ids_has_one_a_line_to_the_letter(tmp_path: Path) -> None:
     file = tmp_path / "ids.txt"
     file.write_bytes("007\r\n\n användare \nuser 3".encode())
     assert read_ids(file) == ["007", " användare ", "user 3"]
-    file.write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="cannot read user ids"):
-        read_ids(file)
+    file.write_bytes("\ufeff007\r\nübel\r\n".encode())
+    assert read_ids(file) == ["007", "übel"]
+    for refused, why in (
+        (b"\xff", "not UTF-8"),
+        ("007\nübel".encode("utf-16"), "UTF-16"),
+        ("007\n\ufeffübel".encode(), "line 2 begins with a byte order mark"),
+    ):
+        file.write_bytes(refused)
+        with pytest.raises(UsageError, match=why):
+            read_ids(file)
 
 
 def test_a_file_of_ids_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

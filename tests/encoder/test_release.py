@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from activity.errors import DataError, InfrastructureError, UsageError
 from encoder.release import known_items, list_releases, load_release, mark_retired, read_info
+from encoder.release_folders import check_free
 
 FILES = {
     "release.json",
@@ -213,3 +215,52 @@ def test_known_items_are_read_without_the_weights(parts, tmp_path: Path) -> None
     (tmp_path / "base-1" / "items.parquet").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"items\.parquet does not match"):
         known_items(info)
+
+
+def test_overwriting_takes_only_a_release_of_that_name(parts, tmp_path: Path) -> None:
+    """The folder of all releases, named by mistake; a renamed release; an empty folder is nobody's."""
+    releases = tmp_path / "releases"
+    parts.save(releases / "base-1")
+    (releases / "notes.txt").write_text("keep")
+    parts.save(tmp_path / "base-2").folder.rename(tmp_path / "base-3")
+    (tmp_path / "base-4").write_text("a file")
+    for taken, what in (
+        ("releases", "is no release"),
+        ("base-3", "holds the release `base-2`"),
+        ("base-4", "is a file"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        for overwrite in (False, True):
+            with pytest.raises(UsageError, match=what) as error:
+                parts.save(tmp_path / taken, overwrite=overwrite)
+            assert "overwrite" not in error.value.hint
+            example = re.search(r"for example (\S+);", error.value.hint)
+            assert example is not None
+            check_free(Path(example[1]), overwrite=False)
+        assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "base-5").mkdir()
+    parts.save(tmp_path / "base-5", overwrite=True)
+
+
+def test_overwriting_a_release_keeps_what_others_have_put_into_its_folder(parts, tmp_path: Path) -> None:
+    folder = parts.save(tmp_path / "base-1").folder
+    (folder / "studies").mkdir()
+    with pytest.raises(UsageError, match="also holds studies"):
+        parts.save(folder, overwrite=True)
+    (folder / "studies").rmdir()
+    (folder / "alignment.json").write_text("{}")  # made by Spoor afterwards
+    (folder / "release.json").write_text(
+        (folder / "release.json").read_text().replace('"format_version": 2', '"format_version": 1')
+    )
+    parts.save(folder, overwrite=True)
+    assert not (folder / "alignment.json").exists()
+
+
+def test_a_release_behind_a_link_is_replaced_where_it_lies(parts, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "base-1").symlink_to(tmp_path / "disk" / "base-1")
+    parts.save(tmp_path / "base-1")
+    parts.save(tmp_path / "base-1", seed=1, overwrite=True)
+    assert (tmp_path / "base-1").is_symlink()
+    assert load_release(tmp_path / "base-1").info.name == "base-1"
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["base-1"]

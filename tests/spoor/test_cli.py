@@ -160,6 +160,25 @@ def test_config_show_tells_values_and_origins_and_hides_secrets(spoor: Spoor, mo
         (["stream", "--rewind", "soon"], "not a duration", "spoor stream --help"),
         (["stream", "--rewind", "1h", "--from-lake"], "--rewind moves one back", "one of them"),
         (["release", "show", "none"], "no release `none`", "spoor release list"),
+        *(
+            ([*command, "s3://bucket/x"], "`s3://bucket/x` is a URL, expected a local path", "mount what `s3:` names")
+            for command in (
+                ["pretrain", "--out"],
+                ["pretrain", "--release", "a", "--data"],
+                ["export", "--to"],
+                ["finetune", "--release", "a", "--out"],
+                ["evaluate", "--protocol", "global-time", "--data"],
+                ["evaluate", "--data", "x.csv", "--protocol", "global-time", "--release"],
+                ["forget", "--users-from"],
+                ["simulate", "--data"],
+                ["demo", "--folder"],
+                ["stream", "--summary"],
+                ["release", "tables", "build", "a"],
+                ["--config"],
+            )
+        ),
+        (["--set", "state_folder=gs://bucket", "services", "up"], "`gs://bucket` is a URL", "mount what"),
+        (["pretrain", "--release", "s3://bucket/a"], "s3://bucket/a", ""),
     ],
 )
 def test_wrong_usage_and_settings_exit_with_2(spoor: Spoor, arguments: list[str], message: str, hint: str):

@@ -95,6 +95,9 @@ def test_it_writes_a_ranker_and_measures_it_on_what_came_after(spoor, world, tmp
     assert len(ranker.score(test)) == len(test.impressions.item_ids)
     again = spoor(*arguments(folder, "--out", str(out)))
     assert "exists already" in again.failed_with(2)
+    events = (folder / "events.parquet").read_bytes()
+    other = spoor(*arguments(folder, "--out", str(folder / "events.parquet"), "--overwrite"))
+    assert "is no ranker" in other.failed_with(2) and (folder / "events.parquet").read_bytes() == events
 
 
 def test_requests_without_a_stored_history_are_counted_and_warned_of_once(spoor, world, tmp_path):
