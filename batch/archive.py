@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
@@ -73,6 +74,24 @@ class ArchiveResult:
     bad_embedding_rows: int = 0  # records on the embedding topics that are no row of their user and release
     compacted_embedding_rows: int = 0  # records on the embedding topics that went before they were archived
     seconds: float = 0.0
+
+    def text(self, lake: Path) -> str:
+        """For people; `lake`: the folder. What is unusual is named only where it happened."""
+        if self.dry_run:
+            return f"{self.topic}: {self.planned_records:,} records in {self.items:,} work items to read"
+        unusual = {
+            "events whose key is not their user id": self.foreign_keys,
+            "events with an action or surface that the settings do not list": self.unknown_names,
+            "events of deleted users left out": self.forgotten,
+            "records lost to retention": self.lost,
+            "bad published rows": self.bad_embedding_rows,
+            "published rows compacted before they were archived": self.compacted_embedding_rows,
+        }
+        return (
+            f"{self.topic}: {self.events:,} events to {lake} in {self.seconds:.1f} s, {sum(self.bad.values()):,} bad "
+            f"records; {self.embedding_rows:,} published rows to the offline log"
+            + "".join(f"; {what}: {count:,}" for what, count in unusual.items() if count)
+        )
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,7 @@ def figures(result: BackfillResult) -> list[Metric]:
     return [
         gauge("spoor_backfill_rows", "users, or users and snapshot times, of the last backfill", result.rows),
         gauge("spoor_backfill_changed_users", "users whose history the last backfill changed online", result.changed),
+        gauge("spoor_backfill_embeddings", "embeddings that the last backfill wrote online", result.embeddings),
         gauge("spoor_backfill_encode_failures", "embeddings that the last backfill could not compute", failures),
     ]
 

@@ -187,7 +187,7 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
         kinds={kind: found[kind] for kind in KINDS},
         examples=examples[:MAX_EXAMPLES],
         releases=releases,
-        repaired=found.total() - remaining.total(),
+        repaired=max(found.total() - remaining.total(), 0),
         remaining=remaining.total(),
         lag=lag,
         seconds=seconds,

@@ -58,7 +58,7 @@ def report(demo: Demo, done: dict[str, dict[str, Any]]) -> DemoResult:
         lift=_lift_table(ranked["table"]),
         freshness_ms=_delays(summary["freshness_edges_ms"], summary["freshness_counts"]),
         rates=(
-            Rate("backfill", done["backfill"]["rows"], "users", done["backfill"]["seconds"]),
+            _backfill_rate(done["backfill"]),
             Rate("stream, at the traffic's rate", summary["events"], "events", done["stream"]["produced"]["seconds"]),
         ),
         map_vectors=vectors,
@@ -122,6 +122,11 @@ def print_summary(demo: Demo, result: DemoResult) -> None:
     for rate in result.rates:
         console.print(f"{rate.name}: {rate.per_second:,.0f} {rate.unit}/s")
     console.print(f"verify: {result.verified_users:,} users, {result.differences:,} differences")
+
+
+def _backfill_rate(done: dict[str, Any]) -> Rate:
+    """Of the run itself: `rows` has those too that an interrupted run had done."""
+    return Rate("backfill", round(done["users_per_second"] * done["seconds"]), "users", done["seconds"])
 
 
 def _step(demo: Demo, done: dict[str, Any], step: Any) -> Step:

@@ -56,15 +56,7 @@ def archive(
     require_broker(settings.kafka)
     with batch_runner(settings, runner, runner_options, start=not dry_run) as chosen:
         result = run_archive(settings, dry_run=dry_run, resume=resume, accept_loss=accept_loss, runner=chosen)
-    bad = sum(result.bad.values())
-    text = (
-        f"{result.topic}: {result.planned_records:,} records in {result.items:,} work items to read"
-        if dry_run
-        else f"{result.topic}: {result.events:,} events to {settings.lake.folder} in {result.seconds:.1f} s, "
-        f"{bad:,} bad records, {result.foreign_keys:,} foreign keys; {result.embedding_rows:,} published rows to the "
-        f"offline log, {result.bad_embedding_rows:,} bad ones"
-    )
-    invocation.emit(result, text)
+    invocation.emit(result, result.text(settings.lake.folder))
 
 
 @click.command()

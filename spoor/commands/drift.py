@@ -37,11 +37,11 @@ def drift(ctx: click.Context, name: str, before: datetime, after: datetime) -> N
     days = before.date(), after.date()
     say(f"{name}: rows of {days[0]} and {days[1]} in {settings.features.offline_folder}")
     result = read_drift(settings.features, name, days, settings.drift)
-    invocation.emit(result, _text(result))
+    invocation.emit(result, _text(result, settings.drift.max_users))
     ctx.exit(1 if result.exceeded else 0)
 
 
-def _text(result: Drift) -> str:
+def _text(result: Drift, max_users: int) -> str:
     def line(name: str, value: str, limit: float) -> str:
         return f"{name:<18} {value}, limit {limit:g}" + ("  EXCEEDED" if name in result.exceeded else "")
 
@@ -49,7 +49,8 @@ def _text(result: Drift) -> str:
     moved = f"mean norm {result.mean_norms[0]:.4f} → {result.mean_norms[1]:.4f}"
     return "\n".join(
         [
-            f"{result.release}: {result.users[0]:,} users on {result.days[0]}, {result.users[1]:,} on {result.days[1]}",
+            f"{result.release}: {result.users[0]:,} users on {result.days[0]}, {result.users[1]:,} on {result.days[1]}"
+            + (f" (samples of {max_users:,}: drift.max_users)" if max_users in result.users else ""),
             line("norms", f"{norms.value:.4f} ({moved})", norms.limit),
             line(
                 "coordinate means",

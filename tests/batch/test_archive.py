@@ -86,6 +86,9 @@ def test_bad_records_are_counted_by_reason_and_foreign_keys_handled(
     result = run_archive(kafka_settings)
     assert result.bad == {"not-json": 2, "no-value": 1}
     assert (result.records, result.events, result.foreign_keys) == (6, 3, 1)
+    told = result.text(kafka_settings.lake.folder)
+    assert "3 events to" in told and "3 bad records" in told and "lost to retention" not in told
+    assert told.endswith("; events whose key is not their user id: 1")
     entries = [entry for entry in open_lake(kafka_settings.lake).manifest.records().values() if entry["rows"]]
     assert [(entry["bad"], entry["records"], entry["rows"]) for entry in entries] == [(result.bad, 6, 3)]
 
@@ -153,6 +156,7 @@ def test_records_that_retention_has_eaten_are_an_error_until_accepted(
 
     result = run_archive(kafka_settings, accept_loss=True)
     assert (result.lost, result.events) == (4, 6)
+    assert "; records lost to retention: 4" in result.text(kafka_settings.lake.folder)
     assert run_archive(kafka_settings).items == 0
 
 

@@ -40,6 +40,11 @@ def test_a_quiet_pair_of_days_exits_with_0_and_a_planted_change_with_1(spoor: Sp
     quiet = spoor("release", "drift", "base-1", "--from", "2026-01-01", "--to", "2026-01-02")
     assert quiet.code == 0 and "EXCEEDED" not in quiet.out
     assert "base-1: 500 users on 2026-01-01, 500 on 2026-01-02" in quiet.out
+    sampled = spoor(
+        *("--set", "drift.min_users=50", "--set", "drift.max_users=400"),
+        *("release", "drift", "base-1", "--from", "2026-01-01", "--to", "2026-01-02"),
+    )
+    assert "400 users on 2026-01-01, 400 on 2026-01-02 (samples of 400: drift.max_users)" in sampled.out
     planted = spoor("release", "drift", "base-1", "--from", "2026-01-01", "--to", "2026-01-03")
     assert planted.code == 1
     assert [line.endswith("EXCEEDED") for line in planted.out.splitlines()] == [False, False, True, True]

@@ -118,6 +118,22 @@ def test_every_command_that_another_text_names_is_one():
             assert error is None or isinstance(error, click.MissingParameter | click.BadOptionUsage), (said.where, call)
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
+def test_every_command_of_a_page_takes_the_values_that_stand_there(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a page names without its arguments is a name; anything else is what a reader types in."""
+    monkeypatch.chdir(tmp_path)
+    for line, quoted in re.findall(r"^\$? ?spoor (.+)$|`spoor ([^`]+)`", page.read_text(), re.MULTILINE):
+        call = re.sub(r"\[.*?\]|#.*|&|\| .*", "", line or quoted).replace(" N", " 5")
+        for file in re.findall(r"[\w./-]+\.(?:parquet|csv|jsonl)\b", call):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+        error = refusal(call)
+        named = error is None or isinstance(error, click.MissingParameter | click.BadOptionUsage) or "…" in call
+        assert named, f"`spoor {call}`: {error.format_message() if error else ''}"
+
+
 def test_every_option_that_a_hint_names_is_one_of_a_command():
     known = {option for _, each in commands(app) for p in each.params for option in p.opts + p.secondary_opts}
     for said in HINTS:
