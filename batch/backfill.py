@@ -57,6 +57,7 @@ from batch.sweep import Swept, sweep
 from encoder.release import read_info
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from store.offline import open_offline
+from store.offline_stores import warn_of_offline_store
 from store.online import OnlineStore, open_online
 
 _LOG = logging.getLogger(__name__)
@@ -321,6 +322,8 @@ def _run(
             publish_left(settings, store, live_names(settings))
     if not _todo(plan):
         return {}
+    if plan.options.offline and store is not None:
+        warn_of_offline_store(store.feast.config)
 
     def finished() -> set[str]:
         noted = plan.manifest.keys()

@@ -1,23 +1,24 @@
 """What Spoor registers in Feast: entities, the history view, each release's embedding views, the rankers' services.
 
 `feast -c feature_repo apply` runs this file as in any Feast repo; a repo of your own calls `build` and registers what
-it returns beside its own definitions. Views that only Spoor's guarded writer may fill are `online=False`: Feast serves
-them all the same, but `feast materialize` and `materialize-incremental` leave them alone.
+it returns beside its own definitions (docs/feast.md). Only Spoor's guarded writer may fill these views, so they are
+`online=False`: Feast serves them all the same, but `feast materialize` and `materialize-incremental` leave them alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, OnDemandFeatureView
 from feast.data_format import ParquetFormat
-from feast.types import Array, Bytes, Float32, Int64, String
+from feast.types import Array, Bytes, Float32, Int64, String, from_value_type
 
+from activity.errors import UsageError
+from feature_repo.entities import item_entity, to_register, user_entity
 from feature_repo.names import (
-    ITEM_ACTIVITY,
     PROMOTED_RANKER,
-    USER_ACTIVITY,
     USER_HISTORY,
     aligned_ranker,
     item_embedding_view,
@@ -25,7 +26,7 @@ from feature_repo.names import (
     user_embedding_view,
 )
 from feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release
-from feature_repo.settings import FeatureSettings, IdType, load_feature_settings
+from feature_repo.settings import FeatureSettings, load_feature_settings
 
 OWNER_TAG = {"owner": "spoor"}  # by it `store/repo.py` knows what it may remove
 KEEP_FOREVER = timedelta(0)
@@ -45,30 +46,26 @@ EMBEDDING_FIELDS = [
     Field(name="computed_at_ms", dtype=Int64, description="wall clock of the computation"),
     Field(name="model_version", dtype=String, description="the release"),
 ]
-USER_ACTIVITY_FIELDS = [
-    Field(name="user_events_total", dtype=Int64, description="events up to the row's time"),
-    Field(name="user_events_7d", dtype=Int64, description="events in the last 7 days"),
-    Field(name="user_events_28d", dtype=Int64, description="events in the last 28 days"),
-    Field(name="user_positive_rate", dtype=Float32, description="share of positive actions, 0 to 1"),
-]
-ITEM_ACTIVITY_FIELDS = [
-    Field(name="item_events_total", dtype=Int64, description="events up to the row's time"),
-    Field(name="item_users_total", dtype=Int64, description="distinct users up to the row's time"),
-    Field(name="item_events_7d", dtype=Int64, description="events in the last 7 days"),
-    Field(name="item_events_28d", dtype=Int64, description="events in the last 28 days"),
-    Field(name="item_positive_rate", dtype=Float32, description="share of positive actions, 0 to 1"),
-]
 
 
-def build(settings: FeatureSettings) -> list[Entity | FeatureView | FeatureService]:
-    """All objects in Feast's order: entities, views (their sources come with them), services."""
-    user, item = _user(settings), _item(settings)
+def build(
+    settings: FeatureSettings,
+    *,
+    user: Entity | None = None,
+    item: Entity | None = None,
+    beside: Sequence[FeatureView | OnDemandFeatureView] = (),
+) -> list[Entity | FeatureView | FeatureService]:
+    """What Spoor makes, in Feast's order: entities, views (their sources come with them), services.
+
+    `user`, `item`: the repo's own entities, which are used as they are and not returned; without them, those that the
+    repo has under the configured names (`feature_repo.entities`). `beside`: views of the repo that every ranker service
+    has beside the release's vectors. Raises UsageError for an entity with another join key or type than the settings
+    have.
+    """
+    wanted = [to_register(settings, user_entity(settings), user), to_register(settings, item_entity(settings), item)]
+    entities = [entity for entity in wanted if entity is not None]
     # The stream's state, and what a ranker with early fusion reads.
-    history = _view(settings, USER_HISTORY, user, HISTORY_FIELDS)
-    # The features that every company already has; rows are written by ranking/, materialised by plain Feast.
-    user_activity = _view(settings, USER_ACTIVITY, user, USER_ACTIVITY_FIELDS, online=True)
-    item_activity = _view(settings, ITEM_ACTIVITY, item, ITEM_ACTIVITY_FIELDS, online=True)
-    views, services = [history, user_activity, item_activity], []
+    views, services = [log_view(settings, USER_HISTORY, user_entity(settings), HISTORY_FIELDS)], []
     live = live_releases(settings.releases_folder)
     promoted = promoted_release(settings.releases_folder, live)
     aligned = aligned_releases(settings.releases_folder, live)
@@ -77,7 +74,7 @@ def build(settings: FeatureSettings) -> list[Entity | FeatureView | FeatureServi
         # What a ranker reads: the features it had before, and this release's vectors beside them.
         shown = users[["embedding", "events_used", "event_time_ms"]]
         assert shown is not None
-        features = [user_activity, item_activity, shown, items]
+        features = [*beside, shown, items]
         # A ranker pins a release by its own service, or follows `spoor release promote` by an alias: through all
         # releases, or through those whose vectors mean the same.
         names = [ranker_service(release.name)]
@@ -85,7 +82,7 @@ def build(settings: FeatureSettings) -> list[Entity | FeatureView | FeatureServi
         names += [aligned_ranker(release.space)] if aligned.get(release.space) == release.name else []
         views += [users, items]
         services += [FeatureService(name=name, features=[*features], tags=_tags(release)) for name in names]
-    return [user, item, *views, *services]
+    return [*entities, *views, *services]
 
 
 def release_views(settings: FeatureSettings, release: LiveRelease) -> tuple[FeatureView, FeatureView]:
@@ -93,35 +90,14 @@ def release_views(settings: FeatureSettings, release: LiveRelease) -> tuple[Feat
     tags = _tags(release)
     # One view per release: vectors of two models are never mixed.
     name = user_embedding_view(release.name)
-    users = _view(settings, name, _user(settings), EMBEDDING_FIELDS, tags=tags)
+    users = log_view(settings, name, user_entity(settings), EMBEDDING_FIELDS, tags=tags)
     # Candidates in the same space, so that a ranker may take the dot product.
     vector = Field(name="item_embedding", dtype=Array(Float32), description="of norm 1")
-    items = _view(settings, item_embedding_view(release.name), _item(settings), [vector], tags=tags)
+    items = log_view(settings, item_embedding_view(release.name), item_entity(settings), [vector], tags=tags)
     return users, items
 
 
-def source_folder(settings: FeatureSettings, view: str) -> Path:
-    """Where the rows of a view lie offline: a folder of Parquet files, read recursively. Absolute, because Feast's
-    DuckDB store takes a relative path from wherever the reader was started."""
-    return settings.offline_folder.absolute() / view
-
-
-def _user(settings: FeatureSettings) -> Entity:
-    # A company has a user entity already: its name, join key and type are settings, so both can be one.
-    return _entity(settings.user_entity, settings.user_join_key, settings.user_id_type)
-
-
-def _item(settings: FeatureSettings) -> Entity:
-    # The candidates that rankers score; its views hold vectors of the same space as the users'.
-    return _entity(settings.item_entity, settings.item_join_key, settings.item_id_type)
-
-
-def _entity(name: str, join_key: str, id_type: IdType) -> Entity:
-    value_type = {"string": ValueType.STRING, "int64": ValueType.INT64}[id_type]
-    return Entity(name=name, join_keys=[join_key], value_type=value_type)
-
-
-def _view(
+def log_view(
     settings: FeatureSettings,
     name: str,
     entity: Entity,
@@ -130,18 +106,46 @@ def _view(
     online: bool = False,
     tags: dict[str, str] | None = None,
 ) -> FeatureView:
+    """A view whose rows lie in the offline log."""
     source = FileSource(
         name=f"{name}_log",
-        path=str(source_folder(settings, name)),
+        path=source_path(settings, name),
         file_format=ParquetFormat(),  # a folder's name does not end in .parquet, by which Feast would know
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
         tags=OWNER_TAG,
     )
-    tags = OWNER_TAG | (tags or {})
+    # The key's type is said here: an entity may have none, and Feast would infer it from files.
+    key = Field(name=entity.join_key, dtype=from_value_type(entity.value_type))
     return FeatureView(
-        name=name, entities=[entity], schema=fields, source=source, ttl=KEEP_FOREVER, online=online, tags=tags
+        name=name,
+        entities=[entity],
+        schema=[key, *fields],
+        source=source,
+        ttl=KEEP_FOREVER,
+        online=online,
+        tags=OWNER_TAG | (tags or {}),
     )
+
+
+def source_folder(settings: FeatureSettings, view: str) -> Path:
+    """Where the rows of a view lie offline: a folder of Parquet files by day. Absolute, because Feast's DuckDB store
+    takes a relative path from wherever the reader was started."""
+    return settings.offline_folder.absolute() / view
+
+
+def source_path(settings: FeatureSettings, view: str) -> str:
+    """The same as Feast's offline stores read it: the folder, or a pattern of its files where the folder's name has
+    characters of a pattern (`*`, `?`, `[`). DuckDB reads every path as a pattern, and both DuckDB and dask read this
+    one. Raises UsageError for a backslash, which DuckDB takes for the end of a folder's name."""
+    folder = str(source_folder(settings, view))
+    if "\\" in folder:
+        raise UsageError(
+            f"the offline log lies in `{folder}`: DuckDB reads no path with a backslash",
+            hint="set features.offline_folder (or state_folder) to a folder without one",
+        )
+    escaped = "".join(f"[{character}]" if character in "*?[" else character for character in folder)
+    return folder if escaped == folder else f"{escaped}/day=*/*.parquet"
 
 
 def _tags(release: LiveRelease) -> dict[str, str]:
@@ -155,4 +159,8 @@ def _tags(release: LiveRelease) -> dict[str, str]:
 
 
 if __name__ == "definitions":  # Feast imports this file under its bare name and registers the module's attributes
-    globals().update({f"spoor_{o.name}": o for o in build(load_feature_settings(Path(__file__).parent))})
+    from feature_repo.activity_views import build_activity
+
+    _settings = load_feature_settings(Path(__file__).parent)
+    _examples = build_activity(_settings)
+    globals().update({f"spoor_{o.name}": o for o in [*_examples, *build(_settings, beside=_examples)]})

@@ -5,8 +5,8 @@ over, and only where a count changes, that is the day after an event and when a 
 point-in-time read takes the newest row at or before its time, so this equals one row per key and day. Online values
 get there by plain Feast, `feast materialize --views user_activity --views item_activity START END`.
 
-    OFFLINE/user_activity/month=1998-03/activity.parquet
-    OFFLINE/item_activity/month=1998-03/activity.parquet
+    OFFLINE/user_activity/day=1998-03-01/activity.parquet    one file a month, under its first day
+    OFFLINE/item_activity/day=1998-03-01/activity.parquet
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from activity.settings import EventSettings, LakeSettings
 from feature_repo.definitions import source_folder
 from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 from feature_repo.settings import FeatureSettings, IdType, follow_events
+from store.offline import upgrade_view
 
 _DAY_MS = 86_400_000
 _TIME = pa.timestamp("us", "UTC")
@@ -58,7 +59,7 @@ _CHANGES = """
            (sum(sum(d7)) OVER known)::BIGINT AS d7,
            (sum(sum(d28)) OVER known)::BIGINT AS d28,
            (sum(sum(positives)) OVER known / sum(sum(total)) OVER known)::FLOAT AS positive_rate,
-           strftime(DATE '1970-01-01' + as_of::INTEGER, '%Y-%m') AS month
+           strftime(DATE '1970-01-01' + as_of::INTEGER, '%Y-%m-01') AS month
     FROM changes WHERE as_of <= $last GROUP BY key, as_of
     WINDOW known AS (PARTITION BY key ORDER BY as_of)
 """
@@ -98,6 +99,7 @@ def write_existing_features(
         last = _load_events(connection, files) if files else 0
         for view in _views(features):
             folder = source_folder(features, view.name)
+            upgrade_view(folder)
             if files:
                 query = _CHANGES.format(key=view.key, other=view.other, day_ms=_DAY_MS)
                 connection.execute(query, {"positive": list(positive_actions), "last": last})
@@ -140,9 +142,9 @@ def _write_months(connection: duckdb.DuckDBPyConnection, view: _View, folder: Pa
         selected = connection.sql(
             "SELECT * FROM rows WHERE month = $month ORDER BY key, as_of", params={"month": month}
         )
-        with atomic_path(folder / f"month={month}" / "activity.parquet") as temporary:
+        with atomic_path(folder / f"day={month}" / "activity.parquet") as temporary:
             pq.write_table(_feast_rows(selected.to_arrow_table(), view), temporary, compression="zstd")
-    _remove_months(folder, keep={f"month={month}" for month in months})
+    _remove_months(folder, keep={f"day={month}" for month in months})
     keys, rows = connection.execute("SELECT count(DISTINCT key), count(*) FROM rows").fetchall()[0]
     return int(keys), int(rows)
 
@@ -166,7 +168,7 @@ def _feast_rows(rows: pa.Table, view: _View) -> pa.Table:
 
 def _remove_months(folder: Path, *, keep: set[str]) -> None:
     """Files of months that no longer have rows; the new ones are in place by now."""
-    for path in folder.glob("month=*/activity.parquet"):
+    for path in folder.glob("day=*/activity.parquet"):
         if path.parent.name not in keep:
             path.unlink()
 

@@ -70,7 +70,7 @@ class OnlineFeatures:
                 for item in items[start : start + _CHUNK_ITEMS]
             ]
             answer = self._store.get_online_features(features=self._service, entity_rows=rows).to_dict()
-            parts.append(pa.table({name: _typed(name, answer[name]) for name in _FEATURES}))
+            parts.append(pa.table({name: _typed(name, answer.get(name, [None] * len(rows))) for name in _FEATURES}))
         return pa.concat_tables(parts)
 
     def read_history(self, user_id: str) -> tuple[bytes | None, int | None]:
@@ -119,7 +119,8 @@ def feast_reader(features: FeatureSettings, release: str) -> Reader:
             entities[key] = [_entity_id(value, id_type) for value in entities[key]]
         found = historical_features(features, entities, release)
         extra = [name for name in rows.columns if name not in ("user_id", "item_id", "event_timestamp")]
-        columns = {name: _typed(name, list(found[name])) for name in _FEATURES}
+        none = [None] * len(found)  # a repo without the example views has none of their features
+        columns = {name: _typed(name, list(found.get(name, none))) for name in _FEATURES}
         return pa.table(columns | {name: pa.array(list(found[name])) for name in extra})
 
     return read

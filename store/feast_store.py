@@ -6,7 +6,6 @@ feature_store.yaml stays plain, so readers need nothing but Feast.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 
 from activity.errors import InfrastructureError, UsageError
 from feature_repo.definitions import OWNER_TAG
+from feature_repo.entities import registry_file
 from feature_repo.names import user_embedding_view
 from feature_repo.settings import FeatureSettings
 from store.fallback import UnguardedStore
@@ -39,7 +39,7 @@ def open_feature_store(features: FeatureSettings, *, create: bool = False) -> tu
     cannot be read.
     """
     config = _repo_config(features)
-    registry = _registry_file(features, config)
+    registry = registry_file(features.feature_repo, config)
     if registry is not None and create:
         with _registry_errors(features):
             registry.parent.mkdir(parents=True, exist_ok=True)
@@ -120,15 +120,6 @@ def _what_is_wrong(error: object) -> str:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         return f"line {line} is no YAML: {error.problem}"
     return str(error)
-
-
-def _registry_file(features: FeatureSettings, config: RepoConfig) -> Path | None:
-    """None for a registry that is not a local file."""
-    assert config.registry is not None
-    path = str(config.registry.path)
-    if config.registry.registry_type != "file" or "://" in path:
-        return None
-    return features.feature_repo.absolute() / path
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """The offline log: what was computed and when it could be known, in Parquet that Feast reads.
 
-    FOLDER/<view>/day=2026-01-31/<item>.parquet    day = the UTC day of created_timestamp
-    FOLDER/<view>/schema.parquet                   no rows: so that Feast can read a view before its first row
-    FOLDER/_manifest/<view>/<item>.json            one per finished work item: its files and rows
+    FOLDER/<view>/day=2026-01-31/<item>.parquet     day = the UTC day of created_timestamp
+    FOLDER/<view>/day=1970-01-01/schema.parquet     no rows: so that Feast can read a view before its first row
+    FOLDER/_manifest/<view>/<item>.json             one per finished work item: its files and rows
 
 Files are whole or absent and named after their work item, so repeating an item replaces its files, those of an attempt
-that was interrupted too.
+that was interrupted too. Every file of a view lies in a folder of the one partition column `day`: DuckDB, dask, pyarrow
+and Spark read such a folder, and dask and Spark no other that has folders in it.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -22,9 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from activity.errors import DataError
-from activity.files import Manifest, atomic_path
-from feature_repo.definitions import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS, source_folder
-from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, item_embedding_view, user_embedding_view
+from activity.files import Manifest, atomic_path, writing
+from feature_repo.activity_views import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS
+from feature_repo.definitions import source_folder
+from feature_repo.names import USER_ACTIVITY, USER_HISTORY, item_embedding_view, user_embedding_view
 from feature_repo.releases import live_releases
 from feature_repo.settings import FeatureSettings
 from store.rows import (
@@ -39,6 +43,7 @@ from store.rows import (
     times,
 )
 
+SCHEMA_FILE = "day=1970-01-01/schema.parquet"  # below the folder of a view
 _EPOCH_DAY = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US = 86_400_000_000
 _ARROW = {"Int64": pa.int64(), "Float32": pa.float32(), "String": pa.string()}
@@ -55,14 +60,17 @@ class OfflineLog:
         self.features = features
         self.folder = features.offline_folder
 
-    def prepare(self) -> None:
-        """Writes the empty schema file of every view that the definitions have. Raises InfrastructureError."""
+    def prepare(self, examples: Iterable[str] = ()) -> None:
+        """Writes the empty schema file of every view that the definitions have, and of these `examples`
+        (`user_activity`, `item_activity`); brings a log of the earlier layout into this one. Raises
+        InfrastructureError."""
+        upgrade_layout(self.folder)
         self._prepare(USER_HISTORY, HISTORY_LOG_SCHEMA)
         for release in live_releases(self.features.releases_folder):
             self._prepare(user_embedding_view(release.name), EMBEDDING_LOG_SCHEMA)
             self._prepare(item_embedding_view(release.name), ITEM_LOG_SCHEMA)
-        self._prepare(USER_ACTIVITY, activity_log_schema(USER_ACTIVITY))
-        self._prepare(ITEM_ACTIVITY, activity_log_schema(ITEM_ACTIVITY))
+        for view in examples:
+            self._prepare(view, activity_log_schema(view))
 
     def write_embeddings(self, release: str, item_key: str, rows: Sequence[EmbeddingRow]) -> None:
         """Replaces the rows of the work item. Raises InfrastructureError."""
@@ -86,8 +94,8 @@ class OfflineLog:
 
     def write_rows(self, view: str, item_key: str, table: pa.Table) -> None:
         """Replaces the rows of a work item of any of Spoor's views. `table` has `user_id` or `item_id`, the features,
-        event_timestamp and created_timestamp (UTC)."""
-        table = self._with_entity(table)
+        event_timestamp and created_timestamp (UTC, of any unit)."""
+        table = _in_microseconds(self._with_entity(table))
         self._prepare(view, table.schema)
         folder = source_folder(self.features, view)
         files = []
@@ -105,9 +113,11 @@ class OfflineLog:
         (store/served.py), and also files that no manifest names, as those of an interrupted job and of
         `user_activity`."""
         roots = [self.folder] if self.features.served_folder is None else [self.folder, self.features.served_folder]
-        schemas = [path for root in roots for path in sorted(root.glob("*/schema.parquet"))]
-        folders = [path.parent for path in schemas if self.features.user_join_key in _read(path).column_names]
-        return [path for folder in folders for path in sorted(folder.glob("*/[!.]*.parquet"))]
+        for root in roots:
+            upgrade_layout(root)
+        schemas = [path for root in roots for path in sorted(root.glob(f"*/{SCHEMA_FILE}"))]
+        folders = [path.parents[1] for path in schemas if self.features.user_join_key in _read(path).column_names]
+        return [path for folder in folders for path in sorted(folder.glob("*/[!.]*.parquet")) if path not in schemas]
 
     def forget(self, path: Path, user_ids: Sequence[str], *, dry_run: bool = False) -> int:
         """Rewrites one of the `user_files` without the rows of these users; returns how many went, or would. Nobody
@@ -141,7 +151,7 @@ class OfflineLog:
     def read(self, view: str) -> pa.Table:
         """Every finished row of a view; an empty table without columns if there never was one."""
         folder = source_folder(self.features, view)
-        files = [folder / name for name in self._finished(view)] or [*folder.glob("schema.parquet")]
+        files = [folder / name for name in self._finished(view)] or [*folder.glob(SCHEMA_FILE)]
         return pa.concat_tables([pq.ParquetFile(path).read() for path in files]) if files else pa.table({})
 
     def read_day(self, view: str, day: date) -> Iterator[pa.Table]:
@@ -174,10 +184,11 @@ class OfflineLog:
         return [name for record in self.manifest(view).records().values() for name in record["files"]]
 
     def _prepare(self, view: str, schema: pa.Schema) -> None:
-        path = source_folder(self.features, view) / "schema.parquet"
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                pq.write_table(self._with_entity(schema.empty_table()), temporary)
+        folder = source_folder(self.features, view)
+        upgrade_view(folder)
+        if not (folder / SCHEMA_FILE).exists():
+            with atomic_path(folder / SCHEMA_FILE) as temporary:
+                pq.write_table(_in_microseconds(self._with_entity(schema.empty_table())), temporary)
 
     def _with_entity(self, table: pa.Table) -> pa.Table:
         """The id column under the entity's join key, with its type. Raises DataError for ids that are no int64."""
@@ -207,6 +218,38 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
             f"cannot read `{path}` of the offline log: {error}",
             hint="remove its work item's manifest entry, and run the command that wrote it again",
         ) from None
+
+
+def upgrade_layout(root: Path) -> None:
+    """Moves the files of an earlier layout, `<view>/schema.parquet` and `<view>/month=2026-01/`, into folders by day.
+    Each move is atomic; run again, or by two processes, the end is the same. Raises InfrastructureError."""
+    for folder in sorted(root.glob("[!._]*")):
+        upgrade_view(folder)
+
+
+def upgrade_view(folder: Path) -> None:
+    """The same for the folder of one view."""
+    earlier = [(path, folder / SCHEMA_FILE) for path in folder.glob("schema.parquet")]
+    earlier += [
+        (path, folder / f"day={path.parent.name.removeprefix('month=')}-01" / path.name)
+        for path in folder.glob("month=*/[!.]*.parquet")
+    ]
+    for path, place in earlier:
+        with writing(place), suppress(FileNotFoundError):  # another process was faster
+            place.parent.mkdir(exist_ok=True)
+            os.replace(path, place)
+    for month in folder.glob("month=*"):
+        with suppress(OSError):  # what is not empty stays
+            month.rmdir()
+
+
+def _in_microseconds(table: pa.Table) -> pa.Table:
+    """Times as every reader takes them: frames have nanoseconds, which DuckDB does not cast."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit != "us":
+            column = table.column(index).cast(pa.timestamp("us", field.type.tz), safe=False)
+            table = table.set_column(index, field.with_type(column.type), column)
+    return table
 
 
 def activity_log_schema(view: str) -> pa.Schema:

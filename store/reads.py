@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from feast import FeatureService, FeatureStore
 
 from activity.errors import DataError
-from feature_repo.names import USER_HISTORY, ranker_service
+from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, ranker_service
 from feature_repo.settings import FeatureSettings
 from store.feast_store import open_feature_store
 from store.offline import open_offline
+from store.offline_stores import USE_DUCKDB
 from store.online import OnlineStore, open_online
 
 
@@ -40,13 +42,11 @@ def historical_features(features: FeatureSettings, entities: pd.DataFrame, relea
     Raises DataError if Feast does not answer with exactly one row per given row.
     """
     store, _ = open_feature_store(features)
-    open_offline(features).prepare()  # where `feast apply` ran without Spoor, a view without rows has no file yet
     service = store.get_feature_service(ranker_service(release))
-    job = store.get_historical_features(entity_df=entities, features=service, filter_by_created_timestamp=True)
-    found = job.to_df()
-    if len(found) != len(entities):
-        raise DataError(f"Feast answered {len(entities)} rows with {len(found)}", hint="use Feast's DuckDB store")
-    return found
+    # Where `feast apply` ran without Spoor, a view without rows has no file yet.
+    examples = {USER_ACTIVITY, ITEM_ACTIVITY} & {shown.name for shown in service.feature_view_projections}
+    open_offline(features).prepare(sorted(examples))
+    return _all_rows(store, entities, service)
 
 
 def historical_histories(features: FeatureSettings, entities: pd.DataFrame) -> pd.DataFrame:
@@ -57,9 +57,19 @@ def historical_histories(features: FeatureSettings, entities: pd.DataFrame) -> p
     """
     store, _ = open_feature_store(features)
     open_offline(features).prepare()
-    wanted = [f"{USER_HISTORY}:history", f"{USER_HISTORY}:revision"]
-    job = store.get_historical_features(entity_df=entities, features=wanted, filter_by_created_timestamp=True)
-    found = job.to_df()
+    return _all_rows(store, entities, [f"{USER_HISTORY}:history", f"{USER_HISTORY}:revision"])
+
+
+def _all_rows(store: FeatureStore, entities: pd.DataFrame, features: FeatureService | list[str]) -> pd.DataFrame:
+    job = store.get_historical_features(entity_df=entities, features=features, filter_by_created_timestamp=True)
+    try:
+        found = job.to_df()
+    except NotImplementedError as error:  # of dask, which cannot sort a partition of nulls
+        raise DataError(f"Feast's dask store cannot read these rows: {error}", hint=USE_DUCKDB) from error
     if len(found) != len(entities):
-        raise DataError(f"Feast answered {len(entities)} rows with {len(found)}", hint="use Feast's DuckDB store")
+        raise DataError(
+            f"Feast answered {len(entities)} rows with {len(found)}: its dask store leaves out rows that repeat a key "
+            "and time, and rows before a key's first value",
+            hint=USE_DUCKDB,
+        )
     return found

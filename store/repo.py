@@ -6,30 +6,37 @@ Other than the command it leaves alone what is not Spoor's: a company's own view
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from feast import Entity, FeatureService, FeatureStore, FeatureView
+from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
+from feast.base_feature_view import BaseFeatureView
 from feast.errors import FeastError
 
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
+from feature_repo.activity_views import build_activity
 from feature_repo.definitions import OWNER_TAG, build
+from feature_repo.entities import check_shape, item_entity, user_entity
 from feature_repo.settings import FeatureSettings
 from store.feast_store import open_feature_store
 from store.offline import open_offline
+from store.offline_stores import warn_of_offline_store
 
 _DEFINITIONS = '''\
-"""Spoor's definitions. Add your own below."""
+"""Spoor's definitions, and the example views that its demo reads beside them. Add your own below."""
 
 from pathlib import Path
 
+from feature_repo.activity_views import build_activity
 from feature_repo.definitions import build
 from feature_repo.settings import load_feature_settings
 
-globals().update({f"spoor_{o.name}": o for o in build(load_feature_settings(Path(__file__).parent))})
+settings = load_feature_settings(Path(__file__).parent)
+examples = build_activity(settings)
+globals().update({f"spoor_{o.name}": o for o in [*examples, *build(settings, beside=examples)]})
 '''
 
 
@@ -41,24 +48,42 @@ class Applied:
     removed: tuple[str, ...]
 
 
-def apply(features: FeatureSettings) -> Applied:
+def apply(features: FeatureSettings, *, examples: Literal["add", "keep"] = "add") -> Applied:
     """Registers the definitions, makes room for them in the online store, removes Spoor's views and services of
     releases that are gone, with their rows. Run twice, it changes nothing.
 
-    Raises UsageError where an entity of another shape has the configured name, InfrastructureError where registry or
-    store cannot be reached.
+    `examples`: "add" registers the example views too (feature_repo/activity_views.py), for the demo, tests and
+    benchmarks; "keep", for a command that runs in anybody's repo, has them only where they are registered. Views of the
+    repo's own that stand beside Spoor's in a ranker service stay there.
+
+    Raises UsageError where an entity of another shape, or something that is not Spoor's, has one of the names,
+    InfrastructureError where registry or store cannot be reached.
     """
     store, guard = open_feature_store(features, create=True)
-    objects = build(features)
-    entities = [o for o in objects if isinstance(o, Entity)]
-    views = [o for o in objects if isinstance(o, FeatureView)]
-    services = [o for o in objects if isinstance(o, FeatureService)]
-    names = {o.name for o in [*views, *services]}
+    warn_of_offline_store(store.config)
     try:
-        gone = [o for o in _owned(store) if o.name not in names]
         theirs = {entity.name: entity for entity in store.list_entities()}
-        new = [entity for entity in entities if not _same(theirs.get(entity.name), entity)]
-        open_offline(features).prepare()
+        registered = {view.name: view for view in store.list_all_feature_views()}
+        owned = _owned(store)
+        shown = [
+            view
+            for view in build_activity(features)
+            if (_is_ours(registered[view.name]) if view.name in registered else examples == "add")
+        ]
+        ours = {entity.name: entity for entity in (user_entity(features), item_entity(features))}
+        for name, entity in ours.items():
+            if name in theirs:
+                check_shape(theirs[name], entity)
+        user, item = (theirs.get(name, entity) for name, entity in ours.items())
+        beside = [*shown, *_beside(owned, registered)]
+        objects = build(features, user=user, item=item, beside=beside)
+        views = [*shown, *(o for o in objects if isinstance(o, FeatureView))]
+        services = [o for o in objects if isinstance(o, FeatureService)]
+        _check_names(store, registered, views, services)
+        names = {o.name for o in [*views, *services]}
+        gone = [o for o in owned if o.name not in names]
+        new = [entity for name, entity in ours.items() if name not in theirs]
+        open_offline(features).prepare(view.name for view in shown)
         store.apply([*new, *views, *services], objects_to_delete=[*gone], partial=False)
         guard.create_tables(store.config, views)
     except (OSError, FeastError) as error:
@@ -91,18 +116,41 @@ def create_repo(folder: Path, *, online_store: Mapping[str, Any], state_folder: 
 
 def _owned(store: FeatureStore) -> list[FeatureView | FeatureService]:
     objects = [*store.list_feature_views(), *store.list_feature_services()]
-    owned = [o for o in objects if OWNER_TAG.items() <= dict(o.tags).items()]
-    return [o for o in owned if isinstance(o, FeatureView | FeatureService)]
+    return [o for o in objects if isinstance(o, FeatureView | FeatureService) and _is_ours(o)]
 
 
-def _same(registered: Entity | None, wanted: Entity) -> bool:
-    """Whether the entity is there already, perhaps with a company's own description. UsageError if it differs."""
-    if registered is None:
-        return False
-    if (registered.join_key, registered.value_type) != (wanted.join_key, wanted.value_type):
+def _is_ours(registered: BaseFeatureView | FeatureService) -> bool:
+    return OWNER_TAG.items() <= dict(registered.tags).items()
+
+
+def _beside(
+    owned: Sequence[FeatureView | FeatureService], registered: Mapping[str, BaseFeatureView]
+) -> list[FeatureView | OnDemandFeatureView]:
+    """What the repo's own definitions put beside Spoor's views in its services, as it was registered."""
+    projections = [
+        projection for o in owned if isinstance(o, FeatureService) for projection in o.feature_view_projections
+    ]
+    found: dict[str, FeatureView | OnDemandFeatureView] = {}
+    for projection in projections:
+        view = registered.get(projection.name)
+        if isinstance(view, FeatureView | OnDemandFeatureView) and not _is_ours(view):
+            shown = view.with_projection(projection)
+            assert shown is not None  # Feast's annotation
+            found.setdefault(projection.name_to_use(), shown)
+    return list(found.values())
+
+
+def _check_names(
+    store: FeatureStore,
+    registered: Mapping[str, BaseFeatureView],
+    views: Sequence[FeatureView],
+    services: Sequence[FeatureService],
+) -> None:
+    """Raises UsageError where a name is another's already: to register it would replace what it means."""
+    there = {service.name: service for service in store.list_feature_services()}
+    taken = [f"a view `{view.name}`" for view in views if not _is_ours(registered.get(view.name, view))]
+    taken += [f"a service `{service.name}`" for service in services if not _is_ours(there.get(service.name, service))]
+    if taken:
         raise UsageError(
-            f"entity `{wanted.name}` is registered with join key {registered.join_key} of type "
-            f"{registered.value_type.name}, the settings say {wanted.join_key} of type {wanted.value_type.name}",
-            hint="set features.user_join_key and events.user_id_type (items: features.item_…) to what is registered",
+            f"Feast has {' and '.join(taken)}, not made by Spoor", hint="give it another name, or remove it from Feast"
         )
-    return True

@@ -10,7 +10,7 @@ logged while `features.served_folder` is set:
 
     FOLDER/<service>/day=2026-01-31/<time>-<random>.parquet    entities and features as answered, __request_id,
                                                                __log_timestamp and __model_version, the release
-    FOLDER/<service>/schema.parquet                            no rows
+    FOLDER/<service>/day=1970-01-01/schema.parquet             no rows
 
 A request never waits for the log and never fails by it. Answers wait in memory, a bounded number of rows, for a thread
 that writes them every few seconds; what finds no room, or cannot be written, is left out, and the process's log says
@@ -42,6 +42,7 @@ from feast.types import from_feast_to_pyarrow_type
 
 from activity.files import atomic_path
 from feature_repo.settings import load_feature_settings
+from store.offline import SCHEMA_FILE
 
 MODEL_VERSION_FIELD = "__model_version"
 _FLUSH_SECONDS = 5.0
@@ -163,8 +164,8 @@ class ServedLog:
 
     def _write(self, service: str, day: str, table: pa.Table) -> None:
         folder = self.folder / quote(service, safe="")
-        if not (folder / "schema.parquet").exists():
-            with atomic_path(folder / "schema.parquet") as temporary:
+        if not (folder / SCHEMA_FILE).exists():
+            with atomic_path(folder / SCHEMA_FILE) as temporary:
                 pq.write_table(table.schema.empty_table(), temporary)
         name = f"{datetime.now(UTC):%H%M%S}-{uuid.uuid4().hex}.parquet"
         with atomic_path(folder / f"day={day}" / name) as temporary:

@@ -36,7 +36,9 @@ def add_release(folder: Path, name: str, **content: object) -> None:
 def features(tmp_path: Path) -> FeatureSettings:
     add_release(tmp_path / "releases", "base-3")
     add_release(tmp_path / "releases", "base-2", retired=True)
-    return FeatureSettings(releases_folder=tmp_path / "releases", offline_folder=tmp_path / "offline")
+    return FeatureSettings(
+        feature_repo=tmp_path / "repo", releases_folder=tmp_path / "releases", offline_folder=tmp_path / "offline"
+    )
 
 
 def render(settings: FeatureSettings) -> str:

@@ -55,7 +55,7 @@ def random_events(count: int, seed: int) -> list[Event]:
 
 
 def rows_of(features: FeatureSettings, view: str) -> list[dict]:
-    files = sorted((features.offline_folder / view).glob("month=*/*.parquet"))
+    files = sorted((features.offline_folder / view).glob("day=*/*.parquet"))
     return pa.concat_tables([pq.read_table(f, partitioning=None) for f in files]).to_pylist() if files else []
 
 
@@ -129,7 +129,7 @@ def test_rows_were_known_at_the_midnight_they_describe(features, lake_of):
 def test_writing_again_replaces_the_files_and_leaves_no_old_month(features, lake_of):
     lake = lake_of(random_events(60, 5))
     first = write_existing_features(lake, features)
-    stale = features.offline_folder / "user_activity" / "month=1999-01" / "activity.parquet"
+    stale = features.offline_folder / "user_activity" / "day=1999-01-01" / "activity.parquet"
     stale.parent.mkdir()
     stale.write_bytes(b"")
     assert write_existing_features(lake, features) == first

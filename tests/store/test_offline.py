@@ -17,7 +17,7 @@ from feast import FeatureStore
 from activity.errors import DataError, InfrastructureError
 from feature_repo.definitions import source_folder
 from feature_repo.settings import FeatureSettings
-from store.offline import OfflineLog, activity_log_schema
+from store.offline import SCHEMA_FILE, OfflineLog, activity_log_schema
 from store.reads import historical_features
 from store.repo import apply
 from store.rows import EmbeddingRow, UserWrite, times
@@ -64,7 +64,7 @@ def test_rows_lie_by_day_of_created_and_the_manifest_names_the_files(features, l
     log.write_embeddings("base-1", "slice-1", rows)
     folder = source_folder(features, VIEW)
     days = ["day=2023-11-14", "day=2023-11-15"]
-    assert sorted(p.name for p in folder.iterdir()) == [*days, "schema.parquet"]
+    assert sorted(p.name for p in folder.iterdir()) == ["day=1970-01-01", *days]
     assert log.manifest(VIEW).records() == {"slice-1": {"files": [f"{day}/slice-1.parquet" for day in days], "rows": 2}}
     assert log.has(VIEW, "slice-1") and not log.has(VIEW, "slice-2")
     assert log.read(VIEW)["user_id"].to_pylist() == ["ann", "bob"]
@@ -203,7 +203,7 @@ def test_an_int64_join_key_under_another_name(tmp_path):
 def test_activity_rows_of_a_company_have_their_schema(features, log):
     answer = ask(features, [("ann", START_MS)])
     assert {"user_events_total", "item_positive_rate"} <= set(answer.columns)
-    schema = pq.read_schema(source_folder(features, "item_activity") / "schema.parquet")
+    schema = pq.read_schema(source_folder(features, "item_activity") / SCHEMA_FILE)
     assert schema.names == [
         "item_id",
         "item_events_total",
@@ -244,7 +244,7 @@ def test_a_forgotten_user_leaves_the_files_of_every_view_and_the_others_stay(
     log.write_embeddings("base-1", "item-b", [row("ann", START_MS, START_MS, 3)])
     log.write_histories("item-a", [UserWrite("ann", 0, 1, b"packed", 1, START_MS, START_MS, [])])
     log.write_items("base-1", "items", ["ann"], np.eye(DIMENSION, dtype=np.float32)[:1], START_MS)
-    activity = source_folder(features, "user_activity") / "month=2023-11" / "activity.parquet"
+    activity = source_folder(features, "user_activity") / "day=2023-11-01" / "activity.parquet"
     activity.parent.mkdir(parents=True)
     at = datetime(2023, 11, 1, tzinfo=UTC)
     counted = [{"user_id": user, "event_timestamp": at, "created_timestamp": at} for user in ("ann", "bob", "ann")]
