@@ -120,7 +120,7 @@ def feast_reader(features: FeatureSettings, release: str) -> Reader:
         found = historical_features(features, entities, release)
         extra = [name for name in rows.columns if name not in ("user_id", "item_id", "event_timestamp")]
         none = [None] * len(found)  # a repo without the example views has none of their features
-        columns = {name: _typed(name, list(found.get(name, none))) for name in _FEATURES}
+        columns = {name: _typed(name, list(found[name]) if name in found else none) for name in _FEATURES}
         return pa.table(columns | {name: pa.array(list(found[name])) for name in extra})
 
     return read

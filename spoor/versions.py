@@ -205,7 +205,7 @@ def retire(settings: Settings, name: str, *, keep_topic: bool = False) -> Retire
             require_broker(settings.kafka)
         mark_retired(settings.features.releases_folder / name)
         landed = 0 if plan.topic is None else land_release(settings, name)
-        applied = apply(settings.features, examples="keep")
+        applied = apply(settings.features, "keep")
         deleted = plan.topic is not None and delete_topic(settings.kafka, plan.topic)
         open_online(settings.features).remove_release(name)
     return Retired(plan, applied.removed, landed, deleted)

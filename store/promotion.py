@@ -118,7 +118,7 @@ def promote(features: FeatureSettings, release: str, *, now_ms: int) -> Applied:
             "previous_aligned": served.get(space),
         }
         atomic_write(folder / PROMOTED_FILE, json.dumps(note).encode())
-    return apply(features, examples="keep")
+    return apply(features, "keep")
 
 
 def check_aliases_are_ours(features: FeatureSettings, space: str) -> None:

@@ -48,7 +48,7 @@ class Applied:
     removed: tuple[str, ...]
 
 
-def apply(features: FeatureSettings, *, examples: Literal["add", "keep"] = "add") -> Applied:
+def apply(features: FeatureSettings, examples: Literal["add", "keep"] = "add") -> Applied:
     """Registers the definitions, makes room for them in the online store, removes Spoor's views and services of
     releases that are gone, with their rows. Run twice, it changes nothing.
 
