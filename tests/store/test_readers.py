@@ -31,11 +31,11 @@ from tests.store.toys import DIMENSION
 DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000
 VIEW = "user_embedding_base_1"
-FOLDERS = ["plain", "run [1]", "a*b", "what?", "[", "ü, {x} 50% #1", "key=value"]
+FOLDERS = ["run [1]", "a*b", "what?", "ü, {x} 50% #1 ["]
 Repo = Callable[..., FeatureSettings]
 
 
-@pytest.fixture(params=["duckdb", "dask", "file", None])
+@pytest.fixture(params=["duckdb", None])
 def offline_store(request: pytest.FixtureRequest) -> str | None:
     """The offline store's type in feature_store.yaml; None: not named, as `feast init` leaves it."""
     return request.param
@@ -80,6 +80,13 @@ def ask(features: FeatureSettings, users: list[object], times_ms: list[int]) -> 
     return historical_features(features, entities, "base-1").sort_values("event_timestamp", ignore_index=True)
 
 
+@pytest.mark.parametrize("offline_store", ["dask", "file"])
+def test_a_store_that_is_named_reads_as_feast_s_default_does(repo: Repo):
+    features = repo()
+    fill(features)
+    assert ask(features, ["ann"], [START_MS])["events_used"].tolist() == [3]
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_view_is_read_before_its_first_row_and_after_it(repo: Repo, folder: str):
     features = repo(folder)
@@ -120,7 +127,7 @@ def test_int64_keys_under_another_name(repo: Repo):
     assert ask(features, [7, 8], [START_MS, START_MS + 1])["events_used"].tolist() == [3, 3]
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", ["plain", "a*b [1]?"])
 def test_plain_feast_materialises_the_example_views(repo: Repo, folder: str):
     features = repo(folder)
     fill(features)
