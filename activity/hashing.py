@@ -1,20 +1,24 @@
 """Names to numbers, part of every model's and every stored history's identity.
 
-An item is the 64-bit, an action or a surface the 16-bit xxhash (XXH3) of its UTF-8 name. The seeds belong to
-HASH_VERSION: changing either makes new histories and releases. tests/activity/test_hashing.py holds golden values.
+An item, an action or a surface is the 64-bit xxhash (XXH3) of its UTF-8 name. The seeds belong to HASH_VERSION:
+changing either makes new histories and releases. tests/activity/test_hashing.py holds golden values.
+
+Version 1 kept 16 bits of an action's or surface's hash. Version 2 puts these 16 bits first, so an old name is the
+prefix of the new one, both sort alike, and a number below OLD_NAMES is an old name. Items are the same in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from activity.errors import UsageError
-
-HASH_VERSION = 1
+HASH_VERSION = 2
+READABLE_HASH_VERSIONS = (1, 2)
+OLD_NAMES = 1 << 16  # below it: a name of version 1
+_NEW_BITS = np.uint64(48)  # that version 2 adds
 _ITEM_SEED = 0x53504F4F52_01  # "SPOOR", version 1
 _NAME_SEED = 0x53504F4F52_02
 _BUCKET_SEED = 0x53504F4F52_03
@@ -31,25 +35,25 @@ def hash_items(item_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 
 def hash_name(name: str) -> int:
-    """The unsigned 16-bit hash of an action's or surface's name."""
-    return xxhash.xxh3_64_intdigest(name.encode(), seed=_NAME_SEED) & 0xFFFF
+    """The unsigned 64-bit hash of an action's or surface's name."""
+    digest = xxhash.xxh3_64_intdigest(name.encode(), seed=_NAME_SEED)
+    return digest >> 16 | (digest & 0xFFFF) << 48
 
 
-def hash_names(names: Sequence[str]) -> npt.NDArray[np.uint16]:
-    """uint16[n]: the hash of each name."""
-    return np.fromiter((hash_name(name) for name in names), np.uint16, count=len(names))
+def hash_names(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """uint64[n]: the hash of each name."""
+    return np.fromiter((hash_name(name) for name in names), np.uint64, count=len(names))
 
 
-def check_names(names: Iterable[str], *, kind: str) -> None:
-    """Raises UsageError if two different names share a 16-bit hash: they would be one name in every history."""
-    seen: dict[int, str] = {}
-    for name in names:
-        other = seen.setdefault(hash_name(name), name)
-        if other != name:
-            raise UsageError(
-                f"{kind} names `{other}` and `{name}` share the 16-bit hash {hash_name(name)}",
-                hint="rename one of them before its events reach Kafka",
-            )
+def old_names(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """uint64[n]: each name's hash in version 1, which it may be already."""
+    return np.where(hashes < OLD_NAMES, hashes, hashes >> _NEW_BITS)
+
+
+def name_range(old: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The smallest and the largest name of version 2 that each name of version 1 stands for."""
+    first = old << _NEW_BITS
+    return first, first | (np.uint64(1) << _NEW_BITS) - np.uint64(1)
 
 
 def buckets_of(user_ids: Sequence[str], buckets: int) -> npt.NDArray[np.int32]:

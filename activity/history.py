@@ -1,8 +1,11 @@
 """Histories: each user's newest L events as a bounded ordered set.
 
-An event is identified and ordered by (timestamp, item, action, surface), items as unsigned 64-bit hashes, names as
-unsigned 16-bit ones. merge(A, B) = the newest L of A ∪ B: associative, commutative and idempotent, so a history
-depends on the set of events seen and on nothing else. A batch of histories is jagged: (values, offsets).
+An event is identified and ordered by (timestamp, item, action, surface), all but the first as unsigned 64-bit hashes.
+merge(A, B) = the newest L of A ∪ B: associative, commutative and idempotent, so a history depends on the set of events
+seen and on nothing else. A batch of histories is jagged: (values, offsets).
+
+An old event, one stored by hash version 1, has names of 16 bits. Among events of the same time and item, one whose
+names begin with these 16 bits replaces it. docs/decisions/0015-names-of-64-bits.md shows that merging keeps its laws.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.hashing import hash_items, hash_names
+from activity.hashing import OLD_NAMES, hash_items, hash_names, old_names
 
-EVENT_DTYPE = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u2"), ("surface", "<u2")])
+EVENT_DTYPE = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u8"), ("surface", "<u8")])
 Values = npt.NDArray[np.void]  # of EVENT_DTYPE
 Int64s = npt.NDArray[np.int64]
 NEVER = int(np.iinfo(np.int64).min)  # through when a user was forgotten who was not: before every event
@@ -92,6 +95,12 @@ class Histories:
         times[some] = self.values["timestamp"][self.offsets[1:][some] - 1]
         return times
 
+    def hold_old_events(self) -> npt.NDArray[np.bool_]:
+        """bool[U]: whether a user has events with names of hash version 1."""
+        held = np.zeros(self.count, bool)
+        held[_users(self)[_old(self.values)]] = True
+        return held
+
     def repeats(self) -> int:
         """How many events have an item that their user had before."""
         users, items = _users(self), self.values["item"]
@@ -137,6 +146,22 @@ def equal_rows(a: Histories, b: Histories) -> npt.NDArray[np.bool_]:
     return equal
 
 
+def same_events(stored: Histories, known: Histories) -> npt.NDArray[np.bool_]:
+    """bool[U]: as `equal_rows`, where an old event of `stored` counts as the event of `known` that replaces it."""
+    equal = equal_rows(stored, known)
+    rows = np.flatnonzero(stored.hold_old_events() & (stored.lengths == known.lengths))
+    if len(rows):
+        part = known.take(rows)
+        equal[rows] = equal_rows(merge(stored.take(rows), part, max_events=len(known.values)), part)
+    return equal
+
+
+def not_among(events: Values, known: Values) -> Values:
+    """One user's `events` that `known` lacks. An old event is among others if one of them replaces it."""
+    both = canonical(np.zeros(len(events) + len(known), np.int64), np.concatenate([events, known]), 1).values
+    return np.setdiff1d(both, known)
+
+
 def group_events(user_ids: Sequence[str], values: Values, *, max_events: int) -> tuple[list[str], Histories]:
     """Events in any order, one user id each → the distinct users (in order of first appearance) and their histories."""
     index: dict[str, int] = {}
@@ -145,14 +170,49 @@ def group_events(user_ids: Sequence[str], values: Values, *, max_events: int) ->
 
 
 def canonical(users: Int64s, values: Values, count: int) -> Histories:
-    """Events in any order, each with its user's index below `count` → the users' histories; equal events once."""
-    order = np.lexsort((values["surface"], values["action"], values["item"], values["timestamp"], users))
+    """Events in any order, each with its user's index below `count` → the users' histories; equal events once, and no
+    old event beside one that replaces it."""
+    order = np.lexsort((values["item"], values["timestamp"], users))
     users, values = users[order], values[order]
-    if len(values):
-        repeated = (values[1:] == values[:-1]) & (users[1:] == users[:-1])
-        first = np.concatenate([[True], ~repeated])
-        users, values = users[first], values[first]
+    times, items = values["timestamp"], values["item"]
+    tied = (items[1:] == items[:-1]) & (times[1:] == times[:-1]) & (users[1:] == users[:-1])
+    if tied.any():  # names decide; elsewhere they need not be looked at
+        repeated = tied & _same_names(values)
+        kept = np.append(True, ~repeated)
+        users, values, tied = users[kept], values[kept], tied[~repeated]
+    if tied.any():
+        kept = _order_ties(values, tied)
+        users, values = users[kept], values[kept]
     return Histories(values, offsets_of(np.bincount(users, minlength=count)))
+
+
+def _order_ties(values: Values, tied: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Sorts, in place, events of one user, time and item by their names. `tied` bool[N - 1]: whether the next event is
+    such a one. Returns bool[N]: which events stay."""
+    rows = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
+    groups = np.cumsum(np.append(True, ~tied))[rows]
+    part = values[rows]
+    part = part[np.lexsort((part["surface"], part["action"], groups))]
+    values[rows] = part
+    gone = np.append(False, _same_names(part) & (groups[1:] == groups[:-1]))
+    old = _old(part)
+    if old.any() and not old.all():
+        names = old_names(part["action"]) << np.uint64(16) | old_names(part["surface"])
+        keys = groups.astype(np.uint64) << np.uint64(32) | names
+        gone |= old & np.isin(keys, keys[~old])
+    kept = np.ones(len(values), bool)
+    kept[rows[gone]] = False
+    return kept
+
+
+def _same_names(values: Values) -> npt.NDArray[np.bool_]:
+    """bool[N - 1]: whether the next event has the same action and surface."""
+    actions, surfaces = values["action"], values["surface"]
+    return (actions[1:] == actions[:-1]) & (surfaces[1:] == surfaces[:-1])
+
+
+def _old(values: Values) -> npt.NDArray[np.bool_]:
+    return (values["action"] < OLD_NAMES) & (values["surface"] < OLD_NAMES)
 
 
 def history_values(events: pa.Table) -> Values:

@@ -1,18 +1,22 @@
 """The packed history: one user's events as bytes, as they are stored in Feast.
 
-Little-endian, columns one after the other (n events, k distinct (action, surface) pairs):
+Little-endian, columns one after the other (n events, k distinct (action, surface) pairs, m distinct names in them):
 
-    header   24 bytes   magic "SPH", codec version u8, header length u16, hash version u8, pair width u8,
+    header   24 bytes   magic "SPH", codec version u8, header length u16, hash version u8, code width u8,
                         events n u32, pairs k u32, CRC-32 of everything after the header u32,
                         CRC-32 of the header after these 24 bytes u32 (0 where there is nothing)
               8 bytes   forgotten through i64, ms since 1970: only of a user who was forgotten
-    pairs    4·k        action u16, surface u16
+    names    4 + 8·m    m u32, then the name hashes u64, ascending
+    pairs    2·w·k      action and surface as indexes into names
     times    6·n        ms since 1970 + 2^47, unsigned
     items    8·n        item hash u64
-    codes    1·n or 2·n index into pairs (1 byte up to 256 pairs)
+    codes    c·n        index into pairs; c is the code width
 
-So an event takes 15 bytes, 16 where more than 256 pairs are in use. Later versions may lengthen the header: readers
-skip what lies between the fields they know and its stated length. Readers from before the marker skip it that way.
+Indexes are unsigned and as wide as their table asks for: 1 byte up to 256 entries, 2 up to 65,536, else 4 (w follows
+from m). So an event takes 15 bytes, 16 where more than 256 pairs are in use. Later versions may lengthen the header:
+readers skip what lies between the fields they know and its stated length.
+
+Codec version 1 is read too. In the place of names and pairs it has k times action u16, surface u16: names of 16 bits.
 """
 
 from __future__ import annotations
@@ -20,22 +24,24 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from activity.errors import DataError
 from activity.hashing import HASH_VERSION
 from activity.history import EVENT_DTYPE, NEVER, Histories, Int64s, offsets_of
 
-CODEC_VERSION = 1
+CODEC_VERSION = 2
+_HASH_VERSIONS = {1: 1, CODEC_VERSION: HASH_VERSION}  # by codec version
 _MAGIC = b"SPH"
 _HEADER = struct.Struct("<3sBHBBIIII")
 _MARKER = struct.Struct("<q")
 _TIME_BYTES = 6
 _TIME_ORIGIN = 1 << 47
-_PAIR = np.dtype([("action", "<u2"), ("surface", "<u2")])
+_COUNT = struct.Struct("<I")
 
 
 def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[bytes]:
@@ -45,20 +51,25 @@ def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[
     if len(times) and not (times.min() >= -_TIME_ORIGIN and times.max() < _TIME_ORIGIN):
         raise DataError("a history holds a time beyond ±2^47 ms, which its packed form cannot carry")
     through = [NEVER] * histories.count if forgotten_through is None else forgotten_through.tolist()
-    pairs, pair_offsets, codes = _pair_codes(histories)
+    tables = _tables(histories)
     # Columns of all users as bytes, which each user's slices are cut from: NumPy is called once, not once per user.
-    pair_bytes, item_bytes = pairs.tobytes(), histories.values["item"].astype("<u8").tobytes()
+    name_bytes, item_bytes = tables.names.tobytes(), histories.values["item"].astype("<u8").tobytes()
     shifted = (times + _TIME_ORIGIN).astype("<u8").view(np.uint8).reshape(-1, 8)
     time_bytes = shifted[:, :_TIME_BYTES].tobytes()
-    code_bytes = {width: codes.astype(f"<u{width}").tobytes() for width in (1, 2)}
-    bounds, pair_bounds = histories.offsets.tolist(), pair_offsets.tolist()
+    pair_bytes, pair_widths = _index_bytes(tables.pairs, tables.name_offsets)
+    code_bytes, code_widths = _index_bytes(tables.codes, tables.pair_offsets)
+    bounds = histories.offsets.tolist()
+    name_bounds, pair_bounds = tables.name_offsets.tolist(), tables.pair_offsets.tolist()
     packed = []
     for user in range(histories.count):
         start, end, first, last = *bounds[user : user + 2], *pair_bounds[user : user + 2]
-        width = 1 if last - first <= 256 else 2
+        first_name, last_name = name_bounds[user : user + 2]
+        pair_width, width = 2 * pair_widths[user], code_widths[user]
         body = b"".join(
             (
-                pair_bytes[_PAIR.itemsize * first : _PAIR.itemsize * last],
+                _COUNT.pack(last_name - first_name),
+                name_bytes[8 * first_name : 8 * last_name],
+                pair_bytes[pair_width // 2][pair_width * first : pair_width * last],
                 time_bytes[_TIME_BYTES * start : _TIME_BYTES * end],
                 item_bytes[8 * start : 8 * end],
                 code_bytes[width][width * start : width * end],
@@ -71,24 +82,20 @@ def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[
 def unpack(packed: Sequence[bytes]) -> Histories:
     """The histories in the given order. Raises DataError if any is damaged or of another version."""
     bodies = [_body(data) for data in packed]
-    lengths = np.array([body.events for body in bodies], np.int64)
-    pair_counts = np.array([body.pairs for body in bodies], np.int64)
-    offsets, pair_offsets = offsets_of(lengths), offsets_of(pair_counts)
-    pairs = np.frombuffer(b"".join(body.pair_bytes for body in bodies), _PAIR)
+    lengths, pair_counts, name_counts = np.array([body[:3] for body in bodies], np.int64).reshape(-1, 3).T
+    offsets = offsets_of(lengths)
+    names = np.frombuffer(b"".join(body.name_bytes for body in bodies), "<u8")
+    pairs = _indexes([body.pair_bytes for body in bodies], [body.pair_width for body in bodies])
+    codes = _indexes([body.code_bytes for body in bodies], [body.width for body in bodies])
+    chosen = _look_up(names, pairs, name_counts, 2 * pair_counts).reshape(-1, 2)
+    chosen = _look_up(chosen, codes, pair_counts, lengths)
     times = np.zeros((offsets[-1], 8), np.uint8)
     time_bytes = np.frombuffer(b"".join(body.time_bytes for body in bodies), np.uint8)
     times[:, :_TIME_BYTES] = time_bytes.reshape(-1, _TIME_BYTES)
-    codes = np.empty(offsets[-1], np.int64)
-    wide = np.repeat(np.array([body.width == 2 for body in bodies], bool), lengths)
-    for width, chosen in ((1, ~wide), (2, wide)):
-        codes[chosen] = np.frombuffer(b"".join(body.code_bytes for body in bodies if body.width == width), f"<u{width}")
-    if (codes >= np.repeat(pair_counts, lengths)).any():
-        raise _damaged("an event refers to a pair that is not there")
-    chosen_pairs = pairs[codes + np.repeat(pair_offsets[:-1], lengths)]
     events = np.empty(offsets[-1], EVENT_DTYPE)
     events["timestamp"] = times.view("<u8")[:, 0].astype(np.int64) - _TIME_ORIGIN
     events["item"] = np.frombuffer(b"".join(body.item_bytes for body in bodies), "<u8")
-    events["action"], events["surface"] = chosen_pairs["action"], chosen_pairs["surface"]
+    events["action"], events["surface"] = chosen[:, 0], chosen[:, 1]
     return Histories(events, offsets)
 
 
@@ -105,18 +112,86 @@ def read_forgotten_through(packed: Sequence[bytes]) -> Int64s:
     return np.fromiter((_marker(data) for data in packed), np.int64, count=len(packed))
 
 
-def _pair_codes(histories: Histories) -> tuple[npt.NDArray[np.void], Int64s, Int64s]:
-    """Each user's distinct pairs in ascending order, _PAIR[P]; where each user's begin and end, int64[U + 1]; and of
-    each event the place of its pair among its user's, int64[N]."""
-    values = histories.values
-    users = np.repeat(np.arange(histories.count, dtype=np.uint64), histories.lengths)
-    keys = users << np.uint64(32) | values["action"].astype(np.uint64) << np.uint64(16) | values["surface"]
-    distinct, places = np.unique(keys, return_inverse=True)
-    pairs = np.empty(len(distinct), _PAIR)
-    pairs["action"], pairs["surface"] = distinct >> np.uint64(16) & np.uint64(0xFFFF), distinct & np.uint64(0xFFFF)
-    counts = np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=histories.count)
-    offsets = offsets_of(counts)
-    return pairs, offsets, places - np.repeat(offsets[:-1], histories.lengths)
+class _Tables(NamedTuple):
+    """Names and pairs of all users, one user after the other, each user's ascending."""
+
+    names: npt.NDArray[np.uint64]
+    name_offsets: Int64s  # [U + 1]
+    pairs: Int64s  # [2P]: action and surface of each pair, as places among its user's names
+    pair_offsets: Int64s  # [U + 1]
+    codes: Int64s  # [N]: the place of each event's pair among its user's
+
+
+def _tables(histories: Histories) -> _Tables:
+    values, lengths, users = histories.values, histories.lengths, histories.count
+    names, of_event = _factorised(np.concatenate([values["action"], values["surface"]]))
+    actions, surfaces = of_event.reshape(2, -1)
+    pairs, of_event = _factorised(actions * len(names) + surfaces)
+    keys = np.repeat(np.arange(users), lengths) * len(pairs) + of_event
+    keys, places = _distinct(keys, users * len(pairs))
+    owners, of_pair = np.divmod(keys, max(len(pairs), 1))
+    pair_offsets = offsets_of(np.bincount(owners, minlength=users))
+    codes = places - np.repeat(pair_offsets[:-1], lengths)
+
+    in_pairs = np.stack(np.divmod(pairs[of_pair], max(len(names), 1)), axis=1).reshape(-1)
+    owners = np.repeat(owners, 2)
+    keys, places = _distinct(owners * len(names) + in_pairs, users * len(names))
+    name_owners, of_name = np.divmod(keys, max(len(names), 1))
+    name_offsets = offsets_of(np.bincount(name_owners, minlength=users))
+    return _Tables(names[of_name], name_offsets, places - name_offsets[owners], pair_offsets, codes)
+
+
+def _factorised(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Int64s]:
+    """The distinct numbers, ascending, and the place of each number among them. Faster than np.unique where few are
+    distinct: only these are sorted."""
+    array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
+    encoded = array.dictionary_encode()
+    distinct, indices = _numpy(encoded.dictionary, numbers.dtype), _numpy(encoded.indices, np.dtype(np.int32))
+    order = np.argsort(distinct)
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order))
+    return distinct[order], places[indices]
+
+
+def _numpy(array: pa.Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """As `to_numpy`, which imports pandas."""
+    return np.frombuffer(array.buffers()[1], dtype, count=len(array))
+
+
+def _distinct(keys: Int64s, bound: int) -> tuple[Int64s, Int64s]:
+    """The distinct keys, ascending, and the place of each key among them. Keys are in [0, bound)."""
+    if bound > 8 * len(keys):
+        return np.unique(keys, return_inverse=True)
+    present = np.zeros(bound, bool)
+    present[keys] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[keys]
+
+
+def _width(entries: int) -> int:
+    """Bytes of an index into a table of that many entries."""
+    return 1 if entries <= 1 << 8 else 2 if entries <= 1 << 16 else 4
+
+
+def _index_bytes(indexes: Int64s, table_offsets: Int64s) -> tuple[dict[int, bytes], list[int]]:
+    """All indexes as bytes, by their width, and each user's width."""
+    widths = [_width(entries) for entries in np.diff(table_offsets).tolist()]
+    return {width: indexes.astype(f"<u{width}").tobytes() for width in set(widths)}, widths
+
+
+def _indexes(columns: Sequence[bytes], widths: Sequence[int]) -> Int64s:
+    """Users' indexes one after the other, from columns of these widths."""
+    if len(set(widths)) <= 1:
+        width = widths[0] if widths else 1
+        return np.frombuffer(b"".join(columns), f"<u{width}").astype(np.int64)
+    parts = (np.frombuffer(column, f"<u{width}") for column, width in zip(columns, widths, strict=True))
+    return np.concatenate([part.astype(np.int64) for part in parts])
+
+
+def _look_up(table: npt.NDArray[Any], indexes: Int64s, entries: Int64s, counts: Int64s) -> npt.NDArray[Any]:
+    """What each user's `counts` indexes refer to in the user's `entries` of the table. Raises DataError."""
+    if (indexes >= np.repeat(entries, counts)).any():
+        raise _damaged("it refers to an entry of its tables that is not there")
+    return table[indexes + np.repeat(offsets_of(entries)[:-1], counts)]
 
 
 def _headed(body: bytes, forgotten_through: int, *, width: int, events: int, pairs: int) -> bytes:
@@ -142,7 +217,10 @@ class _Body(NamedTuple):
 
     events: int
     pairs: int
+    names: int
     width: int
+    pair_width: int
+    name_bytes: bytes
     pair_bytes: bytes
     time_bytes: bytes
     item_bytes: bytes
@@ -150,29 +228,44 @@ class _Body(NamedTuple):
 
 
 def _body(data: bytes) -> _Body:
-    """Raises DataError where anything but the codes is wrong."""
+    """Raises DataError where anything but an index is wrong."""
     if len(data) < _HEADER.size:
         raise _damaged(f"{len(data)} bytes, shorter than its header")
-    magic, version, header_length, hash_version, width, count, pair_count, crc, _ = _HEADER.unpack_from(data)
+    magic, version, header_length, hash_version, width, events, pairs, crc, _ = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise _damaged(f"it starts with {data[:3]!r}, not {_MAGIC!r}")
-    if version != CODEC_VERSION or hash_version != HASH_VERSION:
+    if _HASH_VERSIONS.get(version) != hash_version:
         raise DataError(
             f"packed history of codec version {version}, hash version {hash_version}; "
-            f"this program reads {CODEC_VERSION} and {HASH_VERSION}",
-            hint="read it with the Spoor that wrote it, or rebuild it with `spoor backfill`",
+            f"this program reads {' and '.join(f'{codec} with {names}' for codec, names in _HASH_VERSIONS.items())}",
+            hint="read it with the Spoor that wrote it, or rebuild it with `spoor verify --repair`",
         )
-    body_length = _PAIR.itemsize * pair_count + (_TIME_BYTES + 8 + width) * count
-    if width not in (1, 2) or header_length < _HEADER.size or len(data) != header_length + body_length:
-        raise _damaged(f"{len(data)} bytes, but its header promises {header_length + body_length}")
+    if header_length < _HEADER.size or len(data) < header_length:
+        raise _damaged(f"{len(data)} bytes, but its header promises {header_length} and more")
     if zlib.crc32(memoryview(data)[header_length:]) != crc:
         raise _damaged("its checksum does not match")
     _marker(data)  # raises if it is damaged
-    times_at = header_length + _PAIR.itemsize * pair_count
-    items_at = times_at + _TIME_BYTES * count
-    codes_at = items_at + 8 * count
-    columns = data[header_length:times_at], data[times_at:items_at], data[items_at:codes_at], data[codes_at:]
-    return _Body(count, pair_count, width, *columns)
+    names_at, names = (header_length, 2 * pairs) if version == 1 else _names_of(data, header_length)
+    pair_width = _width(names)
+    pairs_at = names_at + (2 if version == 1 else 8) * names
+    times_at = pairs_at + (0 if version == 1 else 2 * pair_width * pairs)
+    items_at = times_at + _TIME_BYTES * events
+    codes_at = items_at + 8 * events
+    if width not in (1, 2, 4) or len(data) != codes_at + width * events:
+        raise _damaged(f"{len(data)} bytes, but its header promises {codes_at + width * events}")
+    name_bytes, pair_bytes = data[names_at:pairs_at], data[pairs_at:times_at]
+    if version == 1:  # its pairs hold the names themselves
+        name_bytes = np.frombuffer(name_bytes, "<u2").astype("<u8").tobytes()
+        pair_bytes = np.arange(names).astype(f"<u{pair_width}").tobytes()
+    columns = data[times_at:items_at], data[items_at:codes_at], data[codes_at:]
+    return _Body(events, pairs, names, width, pair_width, name_bytes, pair_bytes, *columns)
+
+
+def _names_of(data: bytes, at: int) -> tuple[int, int]:
+    """Where the names begin, and how many there are."""
+    if len(data) < at + _COUNT.size:
+        raise _damaged("the number of its names is missing")
+    return at + _COUNT.size, _COUNT.unpack_from(data, at)[0]
 
 
 def _damaged(what: str) -> DataError:

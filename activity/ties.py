@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from activity.hashing import mix_bits
+from activity.hashing import mix_bits, old_names
 from activity.history import Values
 
 Int64s = npt.NDArray[np.int64]
@@ -63,8 +63,10 @@ def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
 
 def shuffle_keys(user_hashes: npt.NDArray[np.integer], values: Values, *, seed: int) -> npt.NDArray[np.uint64]:
     """uint64[N]: what to sort a user's equal times by for an order drawn from `seed`, any whole number. A key depends
-    on its own event and on the seed alone, so neither the order of rows nor other events move it."""
+    on its own event and on the seed alone, so neither the order of rows nor other events move it. Names count by hash
+    version 1, as in the orders that earlier releases were trained on."""
     key = np.full(len(values), seed % 2**64, np.uint64)
-    for part in (user_hashes, values["timestamp"], values["item"], values["action"], values["surface"]):
+    names = old_names(values["action"]), old_names(values["surface"])
+    for part in (user_hashes, values["timestamp"], values["item"], *names):
         key = mix_bits((key ^ part.astype(np.uint64)) + _STEP)
     return key

@@ -2,7 +2,7 @@
 
 A work item is a group of user buckets: one bucket, or several small ones, because each costs files and reads of its
 own. Two readings: `newest_histories` keeps only each user's newest L events while it walks the files, so memory is
-bounded by users × L; `snapshot_slices` needs the group's whole past at once (20 bytes an event and the user ids),
+bounded by users × L; `snapshot_slices` needs the group's whole past at once (32 bytes an event and the user ids),
 because every snapshot looks at another part of it. More lake.buckets make both smaller.
 
 Both are cut into slices, spans of places. A user's place comes from the hash of its id, so it stays what it is when
@@ -42,7 +42,7 @@ GROUP_EVENTS = 1_000_000  # buckets are grouped up to this many events
 FOLD_EVENTS = 1_000_000  # events that are gathered before they are merged into the histories
 _UNBOUNDED = np.iinfo(np.int64).max
 _EVENT_TYPE = pa.struct(
-    [("timestamp", pa.int64()), ("item", pa.uint64()), ("action", pa.uint16()), ("surface", pa.uint16())]
+    [("timestamp", pa.int64()), ("item", pa.uint64()), ("action", pa.uint64()), ("surface", pa.uint64())]
 )
 BATCH_SCHEMA = pa.schema(
     [

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from activity.errors import UsageError
 from activity.hashing import buckets_of
-from activity.history import NEVER, group_events, history_values
+from activity.history import NEVER, group_events, history_values, not_among
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.packing import unpack
 from batch.archive import open_lake
@@ -118,10 +118,10 @@ def _check_archived(online: OnlineStore, old: str, rows: pa.Table, *, after_ms: 
     stored = online.read([old], [])[0].history
     if stored is None:
         return
-    events, known = unpack([stored])[0], set(history_values(rows).tolist())
+    events = unpack([stored])[0]
     times = events["timestamp"]
-    missing = [event for event in events[(times > after_ms) & (times <= through_ms)].tolist() if event not in known]
-    if missing:
+    missing = not_among(events[(times > after_ms) & (times <= through_ms)], history_values(rows))
+    if len(missing):
         raise UsageError(
             f"{len(missing)} events of the user given with --from are in the online store and not in the lake yet",
             hint="run `spoor archive` first",

@@ -55,6 +55,7 @@ class VerifyResult:
     remaining_kinds: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)  # embeddings found, by release
     stale_rows: dict[str, int] = field(default_factory=dict)  # behind their history or missing, after the repair
+    outdated: int = 0  # equal histories with names of hash version 1, after the repair: no differences
     lake_events: int = 0
     repair: bool = False  # whether it was asked for
 
@@ -65,6 +66,8 @@ class VerifyResult:
         text = f"{self.users:,} users, {self.differences:,} differences" + (f": {kinds}" if kinds else "")
         if self.repair:
             text += f"; {self.repaired:,} repaired, {self.remaining:,} left"
+        if self.outdated:
+            text += f"; {self.outdated:,} equal histories are of an earlier version's format: --repair rewrites them"
         waiting = sum((self.lag or {}).values())
         lake = f"the lake holds {self.lake_events:,} events" if self.lake_events else "the lake is empty"
         if any(self.remaining_kinds.get(kind) for kind in LAKE_LACKS) and (waiting or not self.lake_events):
@@ -173,9 +176,10 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
     examples: list[Difference] = []
     rows: Counter[str] = Counter()
     stale: Counter[str] = Counter()
-    users = 0
+    users = outdated = 0
     for report in reports.records().values():
         users += report["users"]
+        outdated += report["outdated"]
         found.update(report["found"])
         remaining.update(report["remaining"])
         rows.update(report["rows"])
@@ -194,4 +198,5 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
         remaining_kinds={kind: remaining[kind] for kind in KINDS},
         rows={release: rows[release] for release in releases},
         stale_rows={release: stale[release] for release in releases},
+        outdated=outdated,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from apache_beam.metrics.metric import Metrics
 
 from activity.errors import DataError
 from activity.files import Manifest
-from activity.history import Histories, Values, concat, equal_rows
+from activity.history import Histories, Values, concat, not_among, same_events
 from activity.packing import pack, unpack
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
@@ -53,10 +53,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Compared:
-    """`rows`: by release, the embeddings that can be read of users who have a history."""
+    """`rows`: by release, the embeddings that can be read of users who have a history. `outdated`: users whose stored
+    history equals the lake's, with names as an earlier version kept them."""
 
     differences: list[Difference]
     rows: Counter[str]
+    outdated: list[str]
+
+    def users(self) -> set[str]:
+        """Whom a repair has to write."""
+        return {difference.user_id for difference in self.differences}.union(self.outdated)
 
 
 class VerifyBuckets(beam.DoFn):
@@ -91,24 +97,25 @@ class VerifyBuckets(beam.DoFn):
         with self._failures.recorded():
             found: list[Difference] = []
             remaining: list[Difference] = []
-            users, stored = 0, Counter(dict.fromkeys(self._releases, 0))
+            users, outdated, stored = 0, 0, Counter(dict.fromkeys(self._releases, 0))
             for batch, in_lake in self._slices(element):
                 users += len(batch.user_ids)
                 compared = self._compare(batch, in_lake)
                 stored.update(compared.rows)
-                differences = compared.differences
-                found += differences
-                if self._mender is not None and differences:
-                    rows = _rows_of(differences, batch.user_ids)
+                found += compared.differences
+                if self._mender is not None and (wanted := compared.users()):
+                    rows = _rows_of(wanted, batch.user_ids)
                     part = batch.take(rows)
-                    self._mender.mend(part, differences, in_lake[rows])
-                    differences = self._compare(part, in_lake[rows]).differences
-                remaining += differences
+                    self._mender.mend(part, compared.differences, in_lake[rows])
+                    compared = self._compare(part, in_lake[rows])
+                remaining += compared.differences
+                outdated += len(compared.outdated)
             report = {
                 "users": users,
                 "found": Counter(difference.kind for difference in found),
                 "remaining": Counter(difference.kind for difference in remaining),
                 "rows": stored,
+                "outdated": outdated,
                 "stale": Counter(each.release for each in remaining if each.kind == REVISION_BEHIND),
                 "examples": [asdict(difference) for difference in found[:MAX_EXAMPLES]],
             }
@@ -141,9 +148,9 @@ class VerifyBuckets(beam.DoFn):
         compared = compare(self._online, encoders, batch, in_lake)
         if not compared.differences:
             return compared
-        rows = _rows_of(compared.differences, batch.user_ids)
+        rows = _rows_of(compared.users(), batch.user_ids)
         again = compare(self._online, encoders, batch.take(rows), in_lake[rows])
-        return Compared(again.differences, compared.rows)
+        return Compared(again.differences, compared.rows, again.outdated)
 
 
 class Mender:
@@ -242,7 +249,8 @@ def compare(
     user_ids = batch.user_ids
     users, histories, damaged = read_histories(online, user_ids, [encoder.release for encoder in compared])
     present = (histories.lengths > 0) | damaged  # a forgotten user's row without events is none
-    equal = equal_rows(batch.histories, histories) & ~damaged
+    equal = same_events(histories, batch.histories) & ~damaged
+    outdated = equal & histories.hold_old_events()
     found: list[Difference] = []
     for n, user_id in enumerate(user_ids):
         if not present[n]:
@@ -262,7 +270,7 @@ def compare(
         rows = online.read_embeddings(encoder.release, [user_ids[n] for n in checked]) if checked else []
         stored[encoder.release] = sum(row is not None for row in rows)
         found += _compare_embeddings(encoder, rows, user_ids, users, histories, checked)
-    return Compared(found, stored)
+    return Compared(found, stored, [user_ids[n] for n in np.flatnonzero(outdated)])
 
 
 def _compare_embeddings(
@@ -310,14 +318,13 @@ def read_histories(
     return users, concat(histories), damaged
 
 
-def _rows_of(differences: Sequence[Difference], user_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    wanted = {difference.user_id for difference in differences}
+def _rows_of(wanted: Collection[str], user_ids: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.array([n for n, user in enumerate(user_ids) if user in wanted], np.int64)
 
 
 def _history_detail(lake: Values, stored: Values) -> str:
-    in_lake, online = set(lake.tolist()), set(stored.tolist())
+    only_online = len(not_among(stored, lake))
     return (
-        f"{len(online)} events online, {len(in_lake)} in the lake: {len(online - in_lake)} only online, "
-        f"{len(in_lake - online)} only in the lake"
+        f"{len(stored)} events online, {len(lake)} in the lake: {only_online} only online, "
+        f"{len(lake) - (len(stored) - only_online)} only in the lake"
     )

@@ -226,7 +226,7 @@ class _Part:
 def build_vocabulary(corpus: Corpus, split: Split, *, roles_upto: int = VALIDATION) -> Vocabulary:
     """The items, actions and surfaces of the events whose role is at most `roles_upto`: what only tests stays
     unknown."""
-    found = {name: np.empty(0, dtype) for name, dtype in (("item", "<u8"), ("action", "<u2"), ("surface", "<u2"))}
+    found = {name: np.empty(0, dtype) for name, dtype in (("item", "<u8"), ("action", "<u8"), ("surface", "<u8"))}
     for histories in split.allowed_histories(corpus, upto=roles_upto):
         found = {name: np.union1d(known, histories.values[name]) for name, known in found.items()}
     hashes, first = np.unique(corpus.item_hashes, return_index=True)

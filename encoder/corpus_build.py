@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from activity.errors import UsageError
 from activity.events import FIELDS
-from activity.hashing import check_names, hash_items, hash_names, user_hashes
+from activity.hashing import hash_items, hash_names, old_names, user_hashes
 from activity.history import EVENT_DTYPE, Histories, Values, canonical
 from activity.lake import Lake
 from activity.settings import EventSettings
@@ -33,14 +33,15 @@ from activity.ties import raise_times, resolution_ms, separate_times, shuffle_ke
 _PARTITION_EVENTS = 250_000
 _MOST_PARTITIONS = 500  # files open at once
 _PIECE_ROWS = 131_072  # rows of a table taken at once
+_OLD_EVENT = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u2"), ("surface", "<u2")])
 _ROW = pa.schema(
     [
         pa.field("user_id", pa.string()),
         pa.field("place", pa.int64()),  # the event's `pos`, else its row in the source
         pa.field("timestamp", pa.int64()),
         pa.field("item", pa.uint64()),
-        pa.field("action", pa.uint16()),
-        pa.field("surface", pa.uint16()),
+        pa.field("action", pa.uint64()),
+        pa.field("surface", pa.uint64()),
     ]
 )
 
@@ -103,8 +104,6 @@ class Scatter:
         if self.is_file and units:
             self.resolution_ms = min(units)
         self.item_ids, self.action_names, self.surface_names = (names.sorted() for names in self._names.values())
-        check_names(self.action_names, kind="action")
-        check_names(self.surface_names, kind="surface")
 
     def _scatter(self, table: pa.Table, first_row: int, writers: list[pa.RecordBatchStreamWriter]) -> None:
         users = table["user_id"].combine_chunks().dictionary_encode()
@@ -136,7 +135,7 @@ class CorpusWriter:
         self.scatter = scatter
         self.shuffle_ties = shuffle_ties
         self.raised = self.ties = self.repeats = self.events = 0
-        self.digest = UserDigest()
+        self.digest = UserDigest(scatter.action_names, scatter.surface_names)
         self.oldest_ms, self.newest_ms = 2**63 - 1, 0
 
     def write(self) -> dict[str, Any]:
@@ -195,7 +194,7 @@ class CorpusWriter:
         keys = [values["surface"], values["action"], values["item"], places]
         if self.shuffle_ties is not None:
             hashes = user_hashes(user_ids.to_pylist())[users]
-            keys = [shuffle_keys(hashes, values, seed=self.shuffle_ties)]
+            keys = [*keys[:2], shuffle_keys(hashes, values, seed=self.shuffle_ties)]
         order = np.lexsort((*keys, values["timestamp"], users))
         users, values = users[order], values[order]
         offsets = np.searchsorted(users, np.arange(len(user_ids) + 1))
@@ -239,14 +238,27 @@ class CorpusWriter:
 
 
 class UserDigest:
-    """SHA-256 of users with their events, in any order of the users: each user's digest is summed modulo 2^256."""
+    """SHA-256 of users with their events, in any order of the users: each user's digest is summed modulo 2^256.
 
-    def __init__(self) -> None:
+    Where hash version 1 tells all names apart, it sees the events of that version: the digest, by which a release knows
+    the events that it was trained on, is then what it was."""
+
+    def __init__(self, *names: list[str]) -> None:
+        hashes = map(hash_names, names)
+        told_apart = all(len(np.unique(old_names(each))) == len(each) for each in hashes)
+        self._layout = _OLD_EVENT if told_apart else EVENT_DTYPE
         self._sum = 0
 
     def add(self, user_ids: list[str], histories: Histories) -> None:
-        events = memoryview(histories.values.tobytes())
-        bounds = (histories.offsets * EVENT_DTYPE.itemsize).tolist()
+        values = histories.values
+        if self._layout == _OLD_EVENT:
+            values = np.empty(len(values), _OLD_EVENT)
+            for name in ("timestamp", "item"):
+                values[name] = histories.values[name]
+            for name in ("action", "surface"):
+                values[name] = old_names(histories.values[name])
+        events = memoryview(values.tobytes())
+        bounds = (histories.offsets * self._layout.itemsize).tolist()
         for user, start, end in zip(user_ids, bounds[:-1], bounds[1:], strict=True):
             digest = hashlib.sha256(f"{len(user.encode())} {user} ".encode())
             digest.update(events[start:end])

@@ -33,7 +33,7 @@ from safetensors import numpy as safetensors_numpy
 
 from activity.errors import DataError, InfrastructureError, UsageError
 from activity.files import atomic_write, read_at_most, restore_folder
-from activity.hashing import HASH_VERSION, hash_items
+from activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS, hash_items
 from activity.release_names import RELEASE_NAME, check_release_name
 from encoder.config import ModelConfig
 from encoder.hashing import ROW_HASH_VERSION
@@ -172,7 +172,10 @@ def load_release(folder: Path) -> Release:
         known = safetensors_numpy.load(files["vocabulary.safetensors"])
         table = pq.read_table(pa.BufferReader(files["items.parquet"]))
         vocabulary = Vocabulary(
-            known["items"], known["actions"], known["surfaces"], tuple(table["item_id"].to_pylist())
+            known["items"],
+            known["actions"].astype(np.uint64),  # 16 bits in hash version 1
+            known["surfaces"].astype(np.uint64),
+            tuple(table["item_id"].to_pylist()),
         )
         metrics = json.loads(files["metrics.json"])
     except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
@@ -329,10 +332,11 @@ def _record(info: ReleaseInfo) -> dict[str, Any]:
 
 
 def _check_hash_versions(path: Path, record: Mapping[str, Any]) -> None:
-    for key, expected in (("hash_version", HASH_VERSION), ("row_hash_version", ROW_HASH_VERSION)):
-        if record[key] != expected:
+    for key, readable in (("hash_version", READABLE_HASH_VERSIONS), ("row_hash_version", (ROW_HASH_VERSION,))):
+        if record[key] not in readable:
             raise DataError(
-                f"`{path}` has {key} {record[key]}, this Spoor hashes with {expected}: its items would be mistaken",
+                f"`{path}` has {key} {record[key]}, this Spoor reads {' and '.join(map(str, readable))}: "
+                "its items would be mistaken",
                 hint="use the version of Spoor that wrote it, or train the release again",
             )
 

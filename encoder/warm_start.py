@@ -8,12 +8,11 @@ from torch import Tensor
 
 from activity.errors import UsageError
 from encoder.corpus import Corpus
-from encoder.hashing import vocabulary_index
 from encoder.item_links import count_links
 from encoder.model import UserEncoder
 from encoder.protocols import TRAIN, Split
 from encoder.release import Release
-from encoder.vocabulary import Indexes, Vocabulary
+from encoder.vocabulary import Indexes, Vocabulary, name_indexes
 
 
 def start_from_links(
@@ -49,9 +48,9 @@ def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Rele
         )
     weights = {name: torch.from_numpy(np.array(value)) for name, value in release.trainable_weights().items()}
     known = {
-        "items": vocabulary_index(vocabulary.items, release.vocabulary.items),
-        "actions": vocabulary_index(vocabulary.actions, release.vocabulary.actions),
-        "surfaces": vocabulary_index(vocabulary.surfaces, release.vocabulary.surfaces),
+        "items": release.vocabulary.item_indexes(vocabulary.items),
+        "actions": name_indexes(vocabulary.actions, release.vocabulary.actions),
+        "surfaces": name_indexes(vocabulary.surfaces, release.vocabulary.surfaces),
     }
     own = model.state_dict()
     if model.rotation is None:

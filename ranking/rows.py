@@ -22,8 +22,7 @@ from activity.hashing import hash_items, hash_names
 from activity.history import Histories, slice_rows
 from activity.packing import unpack
 from encoder.batches import log_gaps
-from encoder.hashing import vocabulary_index
-from encoder.vocabulary import Vocabulary
+from encoder.vocabulary import Vocabulary, name_indexes
 from ranking.attributes import AttributeLayout
 from ranking.dataset import ROW, Floats, Inputs, Reader, existing_inputs, read_features, vectors_of
 from ranking.fusion import RankingBatch
@@ -112,7 +111,7 @@ class BatchMaker:
         self._last_times = contexts.last_times()
         impressions = data.impressions
         self._items = vocabulary.item_indexes(hash_items(list(impressions.item_ids)))
-        self._shown_on = vocabulary_index(hash_names(list(impressions.surfaces)), vocabulary.surfaces)
+        self._shown_on = name_indexes(hash_names(list(impressions.surfaces)), vocabulary.surfaces)
         since = np.maximum(impressions.times_ms - self._last_times[data.request_contexts], 0) / 1000.0
         since[contexts.lengths[data.request_contexts] == 0] = 0.0
         self._request_gaps = np.log1p(since).astype(np.float32)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from activity.errors import DataError, UsageError
 from activity.files import atomic_write, refuse_foreign_file
-from activity.hashing import HASH_VERSION
+from activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS
 from encoder.config import ModelConfig
 from encoder.hashing import ROW_HASH_VERSION
 from encoder.inference import new_model
@@ -169,10 +169,13 @@ def load_ranker(path: Path) -> TunedRanker:
     try:
         arrays = safetensors_numpy.load(data)
         header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["spoor"])
-        expected = FORMAT | {"hash_version": HASH_VERSION, "row_hash_version": ROW_HASH_VERSION}
-        found = {key: header[key] for key in expected}
-        if found != expected:
-            raise DataError(f"`{path}` is {found}, expected {expected}", hint="use the version of Spoor that wrote it")
+        expected = FORMAT | {"row_hash_version": ROW_HASH_VERSION}
+        found = {key: header[key] for key in (*expected, "hash_version")}
+        if not expected.items() <= found.items() or found["hash_version"] not in READABLE_HASH_VERSIONS:
+            raise DataError(
+                f"`{path}` is {found}, expected {expected} and one of the hash versions {READABLE_HASH_VERSIONS}",
+                hint="use the version of Spoor that wrote it",
+            )
         if header.pop("sha256") != _digest(arrays, header):
             raise DataError(f"`{path}` is damaged: its checksum does not match", hint="restore it, or fine-tune again")
         return _assembled(arrays, header)
@@ -184,7 +187,10 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
     ends = np.cumsum(arrays["item_id_lengths"])
     text = arrays["item_ids"].tobytes()
     ids = tuple(text[end - length : end].decode() for end, length in zip(ends, arrays["item_id_lengths"], strict=True))
-    vocabulary = Vocabulary(arrays["items"], arrays["actions"], arrays["surfaces"], ids)
+    actions, surfaces = (
+        arrays[name].astype(np.uint64) for name in ("actions", "surfaces")
+    )  # 16 bits in hash version 1
+    vocabulary = Vocabulary(arrays["items"], actions, surfaces, ids)
     groups = tuple(slice(int(start), int(stop)) for start, stop in arrays["groups"])
     layout = AttributeLayout.from_json(header["attributes"])
     model = build_model(

@@ -16,7 +16,7 @@ def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | Non
     `before`: in ms, events from then on do not count."""
     rows = [(e.user_id, e.timestamp, hash_item(e.item_id), hash_name(e.action), hash_name(e.surface)) for e in events]
     names = ["user_id", "timestamp", "item", "action", "surface"]
-    types = [pa.string(), pa.int64(), pa.uint64(), pa.uint16(), pa.uint16()]
+    types = [pa.string(), pa.int64(), pa.uint64(), pa.uint64(), pa.uint64()]
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     table = pa.table([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names=names)
     query = f"""

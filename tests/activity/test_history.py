@@ -6,19 +6,39 @@ from hypothesis import strategies as st
 
 from activity.events import Event, events_table
 from activity.hashing import hash_item, hash_name
-from activity.history import EVENT_DTYPE, Histories, concat, equal_rows, group_events, history_values, merge
+from activity.history import (
+    EVENT_DTYPE,
+    Histories,
+    concat,
+    equal_rows,
+    group_events,
+    history_values,
+    merge,
+    not_among,
+    same_events,
+)
+from activity.packing import unpack
 
 L = 5
-event = st.tuples(
-    st.integers(0, 12), st.sampled_from([0, 1, 2**63, 2**64 - 1]), st.integers(0, 1), st.sampled_from([0, 65535])
+NAMES = [prefix << 48 | rest for prefix in (0, 1, 65535) for rest in (2**16, 2**47)]
+OLD = [0, 1, 65535]
+times, items = st.integers(0, 12), st.sampled_from([0, 1, 2**63, 2**64 - 1])
+event = st.tuples(times, items, st.sampled_from(NAMES), st.sampled_from(NAMES)) | st.tuples(
+    times, items, st.sampled_from(OLD), st.sampled_from(OLD)
 )
 events = st.lists(event, max_size=30)
 keyed = st.lists(st.tuples(st.sampled_from(["a", "b", "ü"]), event), max_size=40)
 
 
-def model(*sets):
-    """The ten-line model: newest L of the union by the total order."""
-    return sorted(set().union(*map(set, sets)))[-L:]
+def model(*sets, newest=L):
+    """The ten-line model: newest L of the union by the total order, without old events that others replace."""
+    union = set().union(*map(set, sets))
+    replaced = {(t, item, a >> 48, s >> 48) for t, item, a, s in union if not is_old((t, item, a, s))}
+    return sorted(event for event in union if not (is_old(event) and event in replaced))[-newest:]
+
+
+def is_old(event):
+    return event[2] < 2**16 and event[3] < 2**16
 
 
 def history(events):
@@ -59,6 +79,74 @@ def test_any_order_and_any_cutting_into_batches_ends_the_same(rows, random, size
         merged = merge(old, new, max_events=L)
         state |= {user: merged.take([i]) for i, user in enumerate(users)}
     assert {user: listed(h) for user, h in state.items()} == expected
+
+
+@given(events)
+def test_what_is_merged_with_its_newer_self_equals_what_was_never_old(rows):
+    """A history whose events all come again, as in a repair, ends as if no version had kept 16 bits of a name."""
+    new = [row for row in rows if not is_old(row)]
+    old = [(t, item, a >> 48, s >> 48) for t, item, a, s in model(new)]
+    merged = merge(history(old), history(new), max_events=L)
+    assert listed(merged) == model(new)
+    assert not merged.hold_old_events().any()
+
+
+@given(st.lists(events, min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_same_events_sees_through_the_version_of_names(per_user, random):
+    known = concat([history([row for row in rows if not is_old(row)]) for rows in per_user])
+    older = [
+        [
+            (t, item, a >> 48, s >> 48) if random.random() < 0.5 else (t, item, a, s)
+            for t, item, a, s in known[u].tolist()
+        ]
+        for u in range(known.count)
+    ]
+    stored = concat([history(rows) for rows in older])
+    whole = stored.lengths == known.lengths  # else two names have become one
+    assert same_events(stored, known).tolist() == whole.tolist()
+    assert stored.hold_old_events().tolist() == [any(map(is_old, model(rows))) for rows in older]
+    shorter = concat([history(rows[1:]) for rows in older])
+    assert same_events(shorter, known).tolist() == [not rows for rows in older]
+    for user in range(known.count):
+        assert len(not_among(stored[user], known[user])) == 0
+        assert not_among(known[user], shorter[user]).tolist() == sorted(
+            set(model(listed(known, user), listed(shorter, user))) - set(listed(shorter, user))
+        )
+
+
+OLD_ANN = bytes.fromhex(
+    "535048011800010103000000030000005faa3232000000007213bb7ac77e9a43c77ebb7a0068e5cf8b810068e5cf8b810568e5cf8b81"
+    "38266c65f5aa824f38266c65f5aa824f2dbe0b088993b648000201"
+)
+OLD_BOB = bytes.fromhex(
+    "53504801200001010100000001000000539d291cd2052e1bff67e5cf8b010000c77e9a430968e5cf8b81ef51ff441dc3537900"
+)
+
+
+def test_a_history_of_the_last_version_does_not_double_when_its_events_come_again():
+    start = 1_700_000_000_000
+    seen = [
+        Event("ann", "i1", "view", "home", start),
+        Event("ann", "i1", "like", "home", start),
+        Event("ann", "ü", "view", "page-57", start + 5),
+        Event("bob", "i2", "view", "page-57", start + 9),
+        Event("bob", "i2", "view", "page-268", start + 9),  # the last version made one event of these two
+    ]
+    stored = unpack([OLD_ANN, OLD_BOB])
+    assert stored.lengths.tolist() == [3, 1] and stored.hold_old_events().all()
+    users, again = group_events([e.user_id for e in seen], history_values(events_table(seen)), max_events=9)
+    assert users == ["ann", "bob"] and again.lengths.tolist() == [3, 2]
+    assert same_events(stored, again).tolist() == [True, False]
+    merged = merge(stored, again, max_events=9)
+    assert equal_rows(merged, again).all()
+    one = merge(stored, again.take([0, 1]).oldest(np.array([1, 0])), max_events=9)
+    assert one.lengths.tolist() == [3, 1] and one.hold_old_events().all()
+
+
+def test_two_surfaces_that_shared_16_bits_are_two_events():
+    both = [Event("u", "i", "view", surface, 7) for surface in ("page-57", "page-268")]
+    _, histories = group_events(["u", "u"], history_values(events_table(both)), max_events=9)
+    assert histories.lengths.tolist() == [2]
 
 
 @given(st.lists(events, max_size=6), st.lists(events, max_size=6))

@@ -26,12 +26,9 @@ def test_a_value_that_nothing_can_work_with_is_refused_with_its_name(section, va
     assert raised.value.hint
 
 
-def test_configured_names_that_share_a_hash_are_refused():
-    colliding = ("name-243", "name-290")
-    with pytest.raises(UsageError, match=r"action names .* share the 16-bit hash"):
-        EventSettings(actions=colliding)
-    with pytest.raises(UsageError, match=r"surface names .* share the 16-bit hash"):
-        EventSettings(surfaces=colliding)
+def test_names_of_which_an_earlier_version_made_one_can_both_be_configured():
+    names = ("name-243", "name-290")
+    assert EventSettings(actions=names, surfaces=names).actions == names
 
 
 def test_times_are_read_with_their_zone():

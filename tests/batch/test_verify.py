@@ -12,6 +12,7 @@ from activity.errors import DataError
 from activity.history import Histories
 from activity.packing import pack, unpack
 from batch.archive import open_lake, run_archive
+from batch.backfill import run_backfill
 from batch.verify import VerifyResult, run_verify
 from batch.verify_steps import (
     EMBEDDING_DIFFERS,
@@ -27,6 +28,7 @@ from store.guard import ViewRow
 from store.online import OnlineStore, open_online
 from store.rows import EmbeddingRow, UserWrite
 from tests.conftest import free_port
+from tests.earlier_version import old_packed
 
 Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
 
@@ -120,6 +122,37 @@ def test_an_event_that_the_store_lacks_is_found_and_mended(filled: Any) -> None:
     assert mended.remaining == 0 and mended.repaired == mended.differences > 0
     assert _history(online, "user-3").values.tolist() == whole.values.tolist()
     assert run_verify(filled.settings).differences == 0
+
+
+def test_histories_of_an_earlier_version_are_no_differences_and_a_repair_rewrites_them(filled: Any) -> None:
+    online = _online(filled)
+    before = {user: _history(online, user) for user in ("user-3", "user-5")}
+    for user, history in before.items():
+        _overwrite(online, user, history=old_packed(history[0]))
+    shorter = Histories.of([before["user-5"][0][:-1]])
+    _overwrite(online, "user-5", history=old_packed(shorter[0]))
+    result = run_verify(filled.settings)
+    assert (_kinds(result), result.outdated) == ({HISTORY_DIFFERS: 1, EMBEDDING_DIFFERS: 1}, 1)
+    assert "1 only in the lake" in next(e.detail for e in result.examples if e.kind == HISTORY_DIFFERS)
+    mended = run_verify(filled.settings, repair=True)
+    assert (mended.remaining, mended.outdated) == (0, 0)
+    for user, history in before.items():
+        assert _history(online, user).values.tolist() == history.values.tolist()
+        assert (online.read([user], [])[0].history or b"")[3] == 2  # the codec version
+    assert (run_verify(filled.settings).differences, run_verify(filled.settings).outdated) == (0, 0)
+
+
+def test_a_backfill_over_histories_of_an_earlier_version_doubles_nothing(filled: Any) -> None:
+    online = _online(filled)
+    before = {f"user-{n}": _history(online, f"user-{n}") for n in range(20)}
+    for user, history in before.items():
+        _overwrite(online, user, history=old_packed(history[0]))
+    assert run_verify(filled.settings).outdated == 20
+    assert run_backfill(filled.settings).changed == 20
+    for user, history in before.items():
+        assert _history(online, user).values.tolist() == history.values.tolist()
+    result = run_verify(filled.settings)
+    assert (result.differences, result.outdated) == (0, 0)
 
 
 def test_an_event_that_the_lake_lacks_is_reported_and_kept(filled: Any) -> None:

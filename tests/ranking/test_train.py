@@ -1,8 +1,11 @@
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from activity.errors import DataError, UsageError
 from ranking.attributes import AttributeLayout
@@ -10,7 +13,7 @@ from ranking.host import HostConfig
 from ranking.measure import auc
 from ranking.settings import FinetuneSettings
 from ranking.train import fine_tune
-from ranking.tuned import load_ranker, save_ranker
+from ranking.tuned import _digest, load_ranker, save_ranker
 from tests.ranking.shop import DAY, DIMENSION, END, START, T1, Shop, before, make_shop
 
 QUICK = FinetuneSettings(
@@ -320,6 +323,23 @@ def test_a_host_of_another_size_is_the_same_from_its_file(shop, train, test, tmp
     loaded = load_ranker(tmp_path / "ranker.safetensors")
     assert loaded.model.host.config == host
     np.testing.assert_array_equal(loaded.score(test), ranker.score(test))
+
+
+def test_a_ranker_with_names_of_hash_version_1_scores_the_same(shop, train, test, tmp_path):
+    path = tmp_path / "ranker.safetensors"
+    ranker = tune(shop, train, VARIANTS["late-last"]).ranker
+    save_ranker(path, ranker)
+    with safe_open(path, "numpy") as file:
+        header = json.loads(file.metadata()["spoor"]) | {"hash_version": 1}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    arrays |= {name: (arrays[name] >> np.uint64(48)).astype(np.uint16) for name in ("actions", "surfaces")}
+    del header["sha256"]
+    header["sha256"] = _digest(arrays, header)
+    save_file(arrays, path, metadata={"spoor": json.dumps(header, sort_keys=True)})
+    np.testing.assert_array_equal(load_ranker(path).score(test), ranker.score(test))
+    save_file(arrays, path, metadata={"spoor": json.dumps(header | {"hash_version": 3})})
+    with pytest.raises(DataError, match="hash versions"):
+        load_ranker(path)
 
 
 def test_a_damaged_or_foreign_file_is_refused(shop, train, tmp_path):
