@@ -100,6 +100,11 @@ class KafkaSettings:
             return "start it with `spoor services up`"
         return "check kafka.bootstrap_servers and the security settings (`spoor config show`)"
 
+    def topic_change(self, topic: str, setting: str) -> str:
+        """Kafka's own command that changes the configuration of a topic, for a hint."""
+        where = f"--bootstrap-server {self.address} --entity-type topics --entity-name {topic}"
+        return f"`kafka-configs {where} --alter --add-config {setting}`"
+
     def embedding_topic(self, release: str) -> str:
         return self.embedding_topic_prefix + release
 

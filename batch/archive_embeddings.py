@@ -132,9 +132,9 @@ def check_compaction_lag(kafka: KafkaSettings) -> None:
         if int(config.get("min.compaction.lag.ms", wanted_ms)) < wanted_ms:
             _LOG.warning(
                 "topic `%s` may be compacted after %s ms, expected %d (kafka.embedding_compaction_lag_hours): rows "
-                "that go before they are archived are missing in point-in-time reads. Raise it: kafka-configs "
-                "--alter --entity-type topics --entity-name %s --add-config min.compaction.lag.ms=%d",
-                topic, config["min.compaction.lag.ms"], wanted_ms, topic, wanted_ms,
+                "that go before they are archived are missing in point-in-time reads. Raise it: %s",
+                topic, config["min.compaction.lag.ms"], wanted_ms,
+                kafka.topic_change(topic, f"min.compaction.lag.ms={wanted_ms}"),
             )  # fmt: skip
 
 

@@ -134,8 +134,8 @@ def _check_record_time(kafka: KafkaSettings, config: dict[str, str]) -> None:
         raise UsageError(
             f"topic `{kafka.topic}` has message.timestamp.type={found}, expected LogAppendTime: with the producer's "
             "time, retention deletes replayed events at once",
-            hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.topic} "
-            "--add-config message.timestamp.type=LogAppendTime, or set kafka.topic to another topic",
+            hint=f"{kafka.topic_change(kafka.topic, 'message.timestamp.type=LogAppendTime')}, or set kafka.topic to "
+            "another topic",
         )
 
 

@@ -131,8 +131,7 @@ def check_policies(kafka: KafkaSettings, configs: dict[str, dict[str, str]], emb
         raise UsageError(
             f"topic `{kafka.topic}` is compacted (cleanup.policy={activity['cleanup.policy']}): "
             "Kafka would keep one event per user",
-            hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.topic} "
-            "--add-config cleanup.policy=delete, or set kafka.topic to another topic",
+            hint=f"{kafka.topic_change(kafka.topic, 'cleanup.policy=delete')}, or set kafka.topic to another topic",
         )
     for topic in embeddings:
         policy = configs.get(topic, {}).get("cleanup.policy", "compact")
@@ -140,15 +139,15 @@ def check_policies(kafka: KafkaSettings, configs: dict[str, dict[str, str]], emb
             raise UsageError(
                 f"topic `{topic}` is not compacted (cleanup.policy={policy}): "
                 "it would forget users instead of keeping their last row",
-                hint=f"kafka-configs --alter --entity-type topics --entity-name {topic} "
-                "--add-config cleanup.policy=compact",
+                hint=kafka.topic_change(topic, "cleanup.policy=compact"),
             )
     if int(letters.get("max.message.bytes", DEFAULT_RECORD_BYTES)) < LEAST_TOPIC_BYTES:
         raise UsageError(
             f"topic `{kafka.dead_letter_topic}` takes records of {letters['max.message.bytes']} bytes: "
             f"a dead letter, even one that only refers to its record, has up to {LEAST_TOPIC_BYTES}",
-            hint=f"kafka-configs --alter --entity-type topics --entity-name {kafka.dead_letter_topic} "
-            f"--add-config max.message.bytes={dead_letter_bytes(DEFAULT_RECORD_BYTES)}",
+            hint=kafka.topic_change(
+                kafka.dead_letter_topic, f"max.message.bytes={dead_letter_bytes(DEFAULT_RECORD_BYTES)}"
+            ),
         )
 
 

@@ -69,7 +69,7 @@ class DeadLetterWriter:
         raise InfrastructureError(
             f"topic `{self._topic}` refuses dead letter {letter.origin} for its size, although it only refers to its "
             "record",
-            hint=f"kafka-configs --alter --entity-type topics --entity-name {self._topic} "
+            hint=f"kafka-configs --bootstrap-server BROKER --entity-type topics --entity-name {self._topic} --alter "
             "--add-config max.message.bytes=1048588, then start the worker again: nothing was lost",
         )
 

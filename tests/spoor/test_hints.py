@@ -142,6 +142,15 @@ def test_every_option_that_a_hint_names_is_one_of_a_command():
                 assert option in known, f"{said.where}: {option}"
 
 
+def test_kafka_s_own_command_is_told_which_broker():
+    """It refuses to run without."""
+    named = [said for said in SAID if "kafka-configs" in said.text]
+    assert len(named) > 1
+    assert [said for said in named if "kafka-configs --bootstrap-server " not in said.text and said.hint] == []
+    change = replace(load_settings(environ={}).kafka, bootstrap_servers="b:9092").topic_change("t", "retention.ms=1")
+    assert change.startswith("`kafka-configs --bootstrap-server b:9092 ") and change.endswith("retention.ms=1`")
+
+
 def test_every_setting_that_a_hint_names_is_one():
     known = {key for key, _, _ in load_settings(environ={}).shown()}
     variables = {f"SPOOR_{key.upper().replace('.', '__')}" for key in known} | {"SPOOR_CONFIG", "SPOOR_"}
