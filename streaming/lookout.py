@@ -20,7 +20,7 @@ from streaming.metrics import StreamMetrics
 if TYPE_CHECKING:
     from faust.types import TP
 
-    from streaming.transport import FreshConsumer
+    from streaming.transport import FreshConsumer, Leap
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Lookout:
         self._read_store = read_store
         self._timeout_seconds = timeout_seconds
         self._earliest: dict[TP, int] = {}  # of assigned partitions, when they were assigned
+        self._counted: dict[TP, int] = {}  # the offset before which what is lost has been counted
 
     async def assigned(self, assigned: Sequence[TP]) -> None:
         """Tells what retention took from these partitions before it was read."""
@@ -53,6 +54,19 @@ class Lookout:
             await self._report_lost(assigned)
         except (KafkaError, TimeoutError) as error:
             log.warning("cannot check whether retention has deleted unread events: %r", error)
+
+    def leapt(self, leap: Leap) -> None:
+        """Tells what a fetch position has passed over while its partition stayed assigned."""
+        tp, position, earliest = leap
+        if earliest < position:
+            log.error(
+                "%s partition %d ends before offset %d, which is read next: it was truncated, or the topic was made "
+                "again; it is read from offset %d on",
+                tp.topic, tp.partition, position, earliest,
+            )  # fmt: skip
+            self._counted.pop(tp, None)
+        else:
+            self._lost(tp, position, earliest)
 
     async def look(self) -> None:
         """Asks broker and store how they are and where the partitions stand."""
@@ -91,9 +105,17 @@ class Lookout:
             committed = await asyncio.wait_for(consumer.committed(tp), self._timeout_seconds)
             lost = lost_range(committed=committed, earliest=earliest[tp])
             if lost is not None:
-                self._metrics.lost.add(lost[1] - lost[0])
-                log.error(
-                    "retention deleted unread events: %s partition %d offsets %d to %d; restore them with "
-                    "`spoor backfill` if the lake has them, and raise the topic's retention",
-                    tp.topic, tp.partition, lost[0], lost[1] - 1,
-                )  # fmt: skip
+                self._lost(tp, *lost)
+
+    def _lost(self, tp: TP, start: int, end: int) -> None:
+        """Counts offsets [start, end) that retention deleted, those that were counted before left out."""
+        start = max(start, self._counted.get(tp, 0))
+        if start >= end:
+            return
+        self._counted[tp] = end
+        self._metrics.lost.add(end - start)
+        log.error(
+            "retention deleted %d unread events: %s partition %d offsets %d to %d; restore them with "
+            "`spoor backfill` if the lake has them, and raise the topic's retention",
+            end - start, tp.topic, tp.partition, start, end - 1,
+        )  # fmt: skip

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from faust.types import TP, Message
 
     from store.writer import GuardedWriter, UpdateResult
+    from streaming.transport import Leap
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -271,6 +272,11 @@ class BatchProcessor:
         self.health.assigned(partitions)
         self.progress = time.monotonic()
         await self.lookout.assigned(list(assigned))
+
+    def leapt(self, leap: Leap) -> None:
+        """A fetch position that is not in the log has gone to the earliest record."""
+        self.lookout.leapt(leap)
+        self.unreported = True  # commits the offset, so that another worker does not count the same records
 
     # -- steps
 

@@ -127,5 +127,5 @@ class Steering:
             offset = await asyncio.wait_for(self._consumer.committed(tp), timeout)
             if offset is None:
                 offset = (await asyncio.wait_for(self._consumer.earliest_offsets(tp), timeout))[tp]
-            offsets[tp] = offset
+            offsets[tp] = max(offset, self._consumer.begins(tp))
         return offsets

@@ -10,6 +10,10 @@ no settings for these, and reads uncommitted records in any case.
 A transaction leaves offsets behind that no record has: its marker, and its records if it was aborted. Faust commits
 only what follows a record, so such offsets at a partition's end stay uncommitted: `FreshConsumer.handled` passes them.
 
+A fetch position whose records retention has deleted is an error here ("none" as aiokafka's reset policy), and not a
+silent leap to the earliest record, as with "earliest": the leap is made here and told to the lookout. Gaps within the
+log, of compaction and transactions, are no error: there the position exists.
+
 A pause is aiokafka's own: paused partitions are polled and give nothing, so the worker stays a member of its group for
 as long as it takes. Faust's `pause_partitions` ends the polling, after which aiokafka leaves the group.
 """
@@ -18,11 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
@@ -37,12 +43,21 @@ POLL_SECONDS = 0.1  # as long does a partition that has room again wait for the 
 _log = logging.getLogger("faust.transport")  # mode would name these classes' loggers after this module
 
 
+class Leap(NamedTuple):
+    """A fetch position that left the log's range: retention has passed it, or the log ends before it."""
+
+    tp: TP
+    position: int
+    earliest: int  # where it goes on
+
+
 class ConsumerThread(AIOKafkaConsumerThread):
     logger = _log
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.taken: dict[TP, int] = {}  # offset of the last record that left aiokafka
+        self.leaps: deque[Leap] = deque()  # that the consumer has not been told
 
     def _create_worker_consumer(self, transport: Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -62,9 +77,32 @@ class ConsumerThread(AIOKafkaConsumerThread):
 
     async def _fetch_records(self, *args: Any, **options: Any) -> Mapping[TP, Any]:
         """In this thread, as a position's move and its note here must not be seen apart."""
-        found = await super()._fetch_records(*args, **options)
+        try:
+            found = await super()._fetch_records(*args, **options)
+        except OffsetOutOfRangeError as error:
+            await self._begin_at_earliest(error.args[0])
+            return {}
+        except NoOffsetForPartitionError as error:
+            await self._begin_at_earliest(dict.fromkeys(error.args))
+            return {}
         self.taken.update({tp: records[-1].offset for tp, records in found.items() if records})
         return found
+
+    async def _begin_at_earliest(self, positions: Mapping[TP, int | None]) -> None:
+        """`positions`: offsets that the log does not hold; None: the group has none. Where the broker does not answer,
+        the next fetch comes here again."""
+        consumer = self._ensure_consumer()
+        try:
+            earliest = await consumer.beginning_offsets(list(positions))
+        except KafkaError as error:
+            _log.error("the earliest offset is not known: %r", error)
+            return
+        for tp, position in positions.items():
+            if tp in consumer.assignment():
+                consumer.seek(tp, earliest[tp])
+                if position is not None:
+                    self.taken.pop(tp, None)
+                    self.leaps.append(Leap(ensure_TP(tp), position, earliest[tp]))
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Faust calls this in every rebalance, because it drops what it has fetched and not handed out by then. Where
@@ -132,6 +170,10 @@ class FreshConsumer(Consumer):
         thread: Any = self._thread
         return await thread.call_thread(thread._ensure_consumer().committed, tp)
 
+    def begins(self, tp: TP) -> int:
+        """The offset below which nothing can come any more, as it is committed or deleted."""
+        return self._committed_offset.get(tp) or 0
+
     async def pause(self, paused: bool) -> None:
         """See `ConsumerThread.pause`."""
         await self._thread.call_thread(self._thread.pause, paused)  # type: ignore[attr-defined]
@@ -192,7 +234,22 @@ class FreshConsumer(Consumer):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_room.wait(), timeout)
             return {}, None
-        return await super()._wait_next_records(POLL_SECONDS)
+        found = await super()._wait_next_records(POLL_SECONDS)
+        leaps = self._thread.leaps  # type: ignore[attr-defined]
+        while leaps:  # before the records behind it are delivered
+            self._leapt(leaps.popleft())
+        return found
+
+    def _leapt(self, leap: Leap) -> None:
+        """Faust is to take what lies before `earliest` for committed, as it can come no more. Else it would write every
+        offset of the gap into a list; and after a leap back drop the records that it takes for read."""
+        tp, position, earliest = leap
+        self._committed_offset[tp] = earliest or None
+        self._read_offset[tp] = earliest - 1 if earliest else None
+        if earliest < position:
+            for noted in (self._gap, self._acked, self._acked_index):
+                noted.pop(tp, None)
+        self.app.processor.leapt(leap)  # type: ignore[attr-defined]
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)

@@ -119,7 +119,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
         # Faust refuses a request timeout below the session's.
         broker_request_timeout=max(kafka.request_timeout_seconds, kafka.session_timeout_seconds + 1),
         broker_max_poll_records=_POLL_RECORDS,
-        consumer_auto_offset_reset="earliest",
+        consumer_auto_offset_reset="none",  # a leap to the earliest record is counted (streaming/transport.py)
         producer_request_timeout=kafka.request_timeout_seconds,
         producer_linger=_LINGER_SECONDS,
         producer_max_request_size=MAX_REQUEST_BYTES,
