@@ -213,7 +213,12 @@ class Lake:
         if not self._marker.exists():
             return
         text = self._marker.read_text(encoding="utf-8").strip()
-        if not re.fullmatch(r"\d+", text) or int(text) != self.buckets:
+        if not re.fullmatch(r"[0-9]+", text):
+            raise DataError(
+                f"`{self._marker}` holds {text[:40]!r}, expected the number of user buckets of the lake",
+                hint="restore it from a copy, or archive into another lake.folder",
+            )
+        if int(text) != self.buckets:
             raise UsageError(
                 f"the lake `{self.folder}` was written with {text} user buckets, the setting lake.buckets is "
                 f"{self.buckets}",

@@ -64,7 +64,7 @@ def evaluate_file(
     scorers: dict[str, Scorer] = release_scorers(loaded) if loaded is not None else {}
     scorers |= make_baselines(baselines, max_minutes=max_minutes, seed=seed)
     if not scorers:
-        raise UsageError("there is nothing to evaluate", hint="name a release, or baselines")
+        raise UsageError("there is nothing to evaluate", hint="give --release NAME, or leave --baselines out")
     with tempfile.TemporaryDirectory(prefix="spoor-evaluate-") as folder:
         corpus = Corpus.build(data, Path(folder) / "corpus", events=events, shuffle_ties=shuffle_ties)
         split = make_split(corpus, protocol)

@@ -309,6 +309,8 @@ def _tell_kept(kept: Sequence[Kept]) -> None:
     """What only Kafka can remove, a line a topic."""
     from spoor.console import say
 
+    if kept:
+        say("until Kafka removes them, records stay in these topics:")
     for each in kept:
         say(f"{each.topic}: {'until ' + each.until if each.until else 'no date'} ({each.why})")
 

@@ -91,12 +91,11 @@ def stream(
     if rewind_ms is not None:
         _rewind(settings, rewind_ms)
     result = run_worker(settings, count=count, timeout_seconds=timeout_seconds, summary_file=summary)
-    invocation.emit(
-        result,
-        f"{result.events:,} events of {_users(result.users)} in {result.seconds:.1f} s, "
-        f"{result.dead_letters:,} dead letters, freshness p50/p99 "
-        f"{_milliseconds(result.freshness_p50_ms)}/{_milliseconds(result.freshness_p99_ms)}",
-    )
+    text = f"{result.events:,} events of {_users(result.users)} in {result.seconds:.1f} s, "
+    text += f"{result.dead_letters:,} dead letters"
+    if result.freshness_p50_ms is not None and result.freshness_p99_ms is not None:
+        text += f", freshness p50/p99 {result.freshness_p50_ms:,.0f}/{result.freshness_p99_ms:,.0f} ms"
+    invocation.emit(result, text)
 
 
 def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> dict[int, tuple[int, int]]:
@@ -258,7 +257,3 @@ def _users(count: int) -> str:
     from streaming.metrics import MOST_USERS
 
     return f"{'at least ' if count >= MOST_USERS else ''}{count:,} users"
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f} ms"

@@ -104,6 +104,14 @@ def test_another_number_of_buckets_is_refused(tmp_path):
         Lake(tmp_path, buckets=4)
 
 
+def test_a_marker_of_buckets_that_holds_no_number_is_damaged_and_its_hint_names_no_setting(tmp_path):
+    Lake(tmp_path, buckets=2).write("p0-0-3", rows(0, 3), record(0, 3))
+    (tmp_path / "_buckets").write_text("two\n")
+    with pytest.raises(DataError, match="'two', expected the number of user buckets") as damaged:
+        Lake(tmp_path, buckets=2)
+    assert "lake.buckets =" not in damaged.value.hint
+
+
 def test_a_forgotten_user_s_past_is_out_of_sight_at_once_and_out_of_the_files_after_a_purge(tmp_path):
     lake = Lake(tmp_path, buckets=3)
     lake.write("p0-0-10", rows(0, 10), record(0, 10))
