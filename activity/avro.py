@@ -1,8 +1,8 @@
-"""Events in Avro. `event.avsc` beside this file is their schema, the one that events are read as.
+"""Events in Avro. `event.avsc` beside this file is the schema of records without a registry.
 
 Without a registry every record is written with that schema and nothing around it. With one, a record is in Confluent's
-wire format: a zero byte, the id of the schema that it was written with (4 bytes, big-endian), the Avro record. Avro's
-rules of schema resolution then tell which schemas will do; the record's name is free, and further fields are ignored.
+wire format: a zero byte, the id of the schema that it was written with (4 bytes, big-endian), the Avro record. That
+schema may be any record that has the event's fields, under the configured names; other fields are read over.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
-from fastavro.read import SchemaResolutionError
 
-from activity.errors import EventError
-from activity.schema_registry import SchemaRegistry
-from activity.settings import EventSettings
+from activity.avro_schemas import ReadPlan, nested_schema, read_plan
+from activity.errors import EventError, UsageError
+from activity.events import found_at, nested_values, with_default
+from activity.fields import FIELDS
+from activity.schema_registry import MAX_SCHEMAS, SchemaRegistry
+from activity.settings import EventFields, EventSettings
 
 SCHEMA_FILE = Path(__file__).with_name("event.avsc")
 _HEADER_BYTES = 5
@@ -31,37 +33,42 @@ def event_schema() -> dict[str, Any]:
     return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 
 
-def read_avro(value: bytes, settings: EventSettings) -> dict[str, Any]:
-    """The event's fields by name, of the types of event.avsc (`timestamp`: an aware datetime). Raises EventError for
-    bytes or schemas that are none, InfrastructureError if the registry does not answer."""
+def avro_values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
+    """The values of an event's fields in the order of FIELDS: times as ms, what is missing as None. Raises EventError
+    for bytes or schemas that are none, InfrastructureError if the registry does not answer."""
     data = BytesIO(value)
-    if settings.schema_registry:
-        writer = registry(settings).schema(_schema_id(data.read(_HEADER_BYTES)))
-    else:
-        writer = _as_record(event_schema()["name"])
+    plan = _plans(settings).plan(_schema_id(data.read(_HEADER_BYTES))) if settings.schema_registry else _own_plan()
     try:
-        fields: Any = schemaless_reader(data, writer, _as_record(writer["name"]))
-    except SchemaResolutionError as error:
-        raise _refused("schema-mismatch", str(error), "a schema that resolves to event.avsc") from None
+        fields: Any = schemaless_reader(data, plan.writer, plan.reader)
     except Exception as error:  # fastavro lets through whatever the bytes provoke
         raise _refused("not-avro", f"{type(error).__name__} {error}", "a record of its schema") from None
     if left := len(value) - data.tell():
         raise _refused("not-avro", f"{left} bytes after the record", "one record")
-    return fields
+    values = ((name, convert(found_at(fields, source))) for name, source, convert in plan.columns)
+    return tuple(with_default(value, name, settings) for name, value in values)
 
 
 def avro_encoder(settings: EventSettings, topic: str) -> Callable[[Mapping[str, Any]], bytes]:
-    """What turns an event's fields into a record's value. With a registry, event.avsc is registered as the topic's
-    schema first, as Kafka's own serializers do. Raises InfrastructureError."""
-    schema = _as_record(event_schema()["name"])
+    """What turns an event's fields into a record's value. With a registry, event.avsc under the configured names is
+    registered as the topic's schema first, as Kafka's own serializers do. Raises UsageError for names that Avro does
+    not allow, InfrastructureError."""
+    sources = settings.sources if settings.schema_registry else tuple((name, name) for name in FIELDS)
+    written = nested_schema(event_schema(), sources)
+    try:
+        schema: Any = parse_schema(written)
+    except Exception as error:  # of several modules of fastavro
+        raise UsageError(
+            f"no Avro record has the names of [events.fields]: {error}",
+            hint="Avro's names hold letters, digits and _ alone; write JSON, or let the producers write the events",
+        ) from None
     header = b""
     if settings.schema_registry:
-        schema_id = registry(settings).register(f"{topic}-value", event_schema())
+        schema_id = registry(settings).register(f"{topic}-value", written)
         header = b"\0" + schema_id.to_bytes(4, "big")
 
     def encode(fields: Mapping[str, Any]) -> bytes:
         data = BytesIO()
-        schemaless_writer(data, schema, dict(fields))
+        schemaless_writer(data, schema, nested_values(fields, sources))
         return header + data.getvalue()
 
     return encode
@@ -75,11 +82,37 @@ def registry(settings: EventSettings) -> SchemaRegistry:
     )
 
 
-@lru_cache(maxsize=100)
-def _as_record(name: str) -> dict[str, Any]:
-    """event.avsc under the name that the writer's record has, as Avro resolves records of equal names alone."""
-    parsed: Any = parse_schema({**event_schema(), "namespace": "", "name": name})
-    return parsed
+class _Plans:
+    """How to read records by the schemas of a registry, which are planned once."""
+
+    def __init__(self, settings: EventSettings) -> None:
+        self._settings = settings
+        self._registry = registry(settings)
+        self._plans: dict[int, ReadPlan | EventError] = {}
+
+    def plan(self, schema_id: int) -> ReadPlan:
+        schema = self._registry.schema(schema_id)
+        if schema_id not in self._plans:
+            if len(self._plans) >= MAX_SCHEMAS:
+                del self._plans[next(iter(self._plans))]
+            try:
+                self._plans[schema_id] = read_plan(schema, self._settings)
+            except EventError as error:
+                self._plans[schema_id] = error
+        plan = self._plans[schema_id]
+        if isinstance(plan, EventError):
+            raise plan.with_traceback(None)  # which would grow with every record
+        return plan
+
+
+@lru_cache(maxsize=8)
+def _plans(settings: EventSettings) -> _Plans:
+    return _Plans(settings)
+
+
+@cache
+def _own_plan() -> ReadPlan:
+    return read_plan(event_schema(), EventSettings(fields=EventFields()))
 
 
 def _schema_id(header: bytes) -> int:

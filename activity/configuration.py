@@ -1,7 +1,8 @@
 """Typed settings from a TOML file, the environment and flags, with the origin of each value.
 
 Sections are frozen dataclasses; a key that no dataclass knows is an error that names the nearest known one. Later
-sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. Relative paths
+sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. A dataclass
+within a section is a section within it: `events.fields.user_id`, SPOOR_EVENTS__FIELDS__USER_ID. Relative paths
 in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder. Variables
 that Kubernetes sets for a service called spoor, or spoor-…, are no settings.
 
@@ -15,8 +16,8 @@ import difflib
 import re
 import tomllib
 import types
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -57,11 +58,13 @@ def load(
     `ignore_unknown` is for a program that reads only some of the sections of a shared file.
     """
     classes: dict[str, type] = {"": TopSettings, **sections}
-    known = {_key(name, f.name): f for name, cls in classes.items() for f in fields(cls)}
-    hints = {_key(name, k): hint for name, cls in classes.items() for k, hint in get_type_hints(cls).items()}
+    known, hints = {}, {}
+    for name, cls in classes.items():
+        for key, known_field, hint in settings_of(name, cls):
+            known[key], hints[key] = known_field, hint
     given: dict[str, tuple[object, str, Path]] = {}
     if file is not None:
-        given |= {k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file), file).items()}
+        given |= {k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file)).items()}
     for variable, text in environ.items():
         key = _environment_key(variable)
         if key and not _of_kubernetes(variable, text, known=key in known):
@@ -84,7 +87,7 @@ def load(
         if isinstance(values[key], Path):
             path = Path(str(values[key]).replace("{state_folder}", str(state_folder)))
             values[key] = path if path.is_absolute() else _anchor(path, file)
-    built = {name: cls(**{f.name: values[_key(name, f.name)] for f in fields(cls)}) for name, cls in classes.items()}
+    built = {name: _build(name, cls, values) for name, cls in classes.items()}
     return Loaded(built, {key: given[key][1] if key in given else "default" for key in known})
 
 
@@ -97,6 +100,28 @@ def find_file(environ: Mapping[str, str], *, flag: Path | None = None) -> Path |
     if not chosen.is_file():
         raise UsageError(f"there is no settings file `{chosen}`", hint="check --config or SPOOR_CONFIG")
     return chosen
+
+
+def settings_of(section: str, cls: type) -> Iterator[tuple[str, Field[Any], Any]]:
+    """(key, field, type) of every setting of a section's dataclass, those of dataclasses within it included."""
+    hints = get_type_hints(cls)
+    for known in fields(cls):
+        key, hint = _key(section, known.name), hints[known.name]
+        if is_dataclass(hint):
+            yield from settings_of(key, hint)  # pyright: ignore[reportArgumentType]
+        else:
+            yield key, known, hint
+
+
+def _build(section: str, cls: type, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    return cls(
+        **{
+            known.name: _build(key, hints[known.name], values) if is_dataclass(hints[known.name]) else values[key]
+            for known in fields(cls)
+            for key in [_key(section, known.name)]
+        }
+    )
 
 
 def _key(section: str, name: str) -> str:
@@ -149,24 +174,18 @@ def _read_secret(key: str, given: dict[str, tuple[object, str, Path]]) -> None:
     given[key] = (text, f"file {path}", base)
 
 
-def _flatten(content: dict[str, Any], file: Path) -> dict[str, object]:
+def _flatten(content: dict[str, Any], section: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in content.items():
-        if isinstance(value, dict):
-            nested = [key for key, inner in value.items() if isinstance(inner, dict)]
-            if nested:
-                raise UsageError(f"`{file}`: there are no sections inside section [{name}]: {nested[0]}")
-            flat |= {_key(name, key): inner for key, inner in value.items()}
-        else:
-            flat[name] = value
+        key = _key(section, name)
+        flat |= _flatten(value, key) if isinstance(value, dict) else {key: value}
     return flat
 
 
 def _environment_key(variable: str) -> str | None:
     if not variable.startswith(ENV_PREFIX) or variable == "SPOOR_CONFIG":
         return None
-    section, separator, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
-    return f"{section}.{key}" if separator else section
+    return variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
 
 
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables

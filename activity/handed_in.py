@@ -23,9 +23,8 @@ _URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):/+(.*)", re.IGNORECASE | re.DOTALL)  
 
 def decode_text(data: bytes) -> str:
     """UTF-8 without its byte order mark. Raises ValueError that names another encoding, or the first bad byte."""
-    for mark, name in _MARKS.items():
-        if data.startswith(mark):
-            raise ValueError(f"it is {name}, expected UTF-8: save it as UTF-8")
+    if name := foreign_encoding(data):
+        raise ValueError(f"it is {name}, expected UTF-8: save it as UTF-8")
     if b"\0" in data:
         raise ValueError("it has zero bytes, as UTF-16 without a byte order mark does: save it as UTF-8")
     try:
@@ -33,6 +32,11 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"it is not UTF-8: line {line} has the byte 0x{data[error.start]:02x}") from None
+
+
+def foreign_encoding(start: bytes) -> str | None:
+    """What the first bytes of a text say it is, if that is not UTF-8."""
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
 
 
 def read_text(path: Path, most_bytes: int) -> str:

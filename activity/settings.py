@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from activity.errors import UsageError
+from activity.times import TimeTextError, iso_ms
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
@@ -17,14 +17,15 @@ EventFormat = Literal["json", "avro"]
 
 
 def parse_time_ms(text: str) -> int:
-    """An ISO 8601 time with a zone → ms since 1970 in UTC. Raises UsageError."""
+    """What a command or a setting takes as a time → ms since 1970 in UTC: ISO 8601 with a zone, or a date, which is
+    its midnight. Raises UsageError."""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"`{text}` is not an ISO 8601 time", hint="write for example 2026-01-31T00:00:00Z") from None
-    if moment.tzinfo is None:
-        raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC")
-    return round(moment.timestamp() * 1000)
+        return iso_ms(text, dates=True)
+    except TimeTextError as error:
+        if error.no_zone:
+            raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC") from None
+        hint = "write for example 2026-01-31T00:00:00Z, or 2026-01-31 for midnight UTC"
+        raise UsageError(f"`{text}` is not an ISO 8601 time", hint=hint) from None
 
 
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -142,6 +143,40 @@ class KafkaSettings:
 
 
 @dataclass(frozen=True)
+class EventFields:
+    """What an event's fields are called in your records and files. Dots lead into nested ones: `payload.user.id`."""
+
+    user_id: str = "user_id"  # for example userId, or nested: payload.user.id
+    item_id: str = "item_id"  # likewise
+    action: str = "action"  # likewise
+    surface: str = "surface"  # likewise
+    timestamp: str = "timestamp"  # likewise
+
+    def __post_init__(self) -> None:
+        names = [getattr(self, known.name) for known in fields(self)]
+        for known, name in zip(fields(self), names, strict=True):
+            if not all(name.split(".")):
+                raise UsageError(
+                    f"events.fields.{known.name} is `{name}`",
+                    hint="name a field of your events, for example userId or payload.user.id",
+                )
+            others = [other for other in names if other == name or other.startswith(f"{name}.")]
+            if len(others) > 1:
+                raise UsageError(
+                    f"events.fields name `{others[0]}` and `{others[1]}`: one is the other, or lies within it",
+                    hint="each field of an event has a place of its own",
+                )
+
+
+@dataclass(frozen=True)
+class EventDefaults:
+    """Constants in place of what an event lacks, or has null for."""
+
+    action: str = ""  # of events without one; empty = they are refused
+    surface: str = ""  # of events without one; empty = they are refused
+
+
+@dataclass(frozen=True)
 class EventSettings:
     """What an event may be. Everything else is a dead letter."""
 
@@ -153,16 +188,20 @@ class EventSettings:
     surfaces: tuple[str, ...] = ()  # names in use; empty = any name
     unknown_names: Literal["keep", "dead-letter"] = "keep"  # an action or surface that is not named above
     user_id_type: Literal["string", "int64"] = "string"  # the type of Feast's user entity
+    item_id_type: Literal["string", "int64"] = "string"  # the type of Feast's item entity
     max_id_bytes: int = 128  # UTF-8 length of user_id and item_id
     max_name_bytes: int = 64  # UTF-8 length of action and surface
     max_record_bytes: int = 16_384  # size of a record's value
     max_skew_seconds: int = 300  # how far an event's time may lie after the broker's append time
     earliest: str = "1990-01-01T00:00:00Z"  # events before this are refused
+    fields: EventFields = EventFields()  # what events' fields are called
+    defaults: EventDefaults = EventDefaults()  # constants for what they lack
 
     def __post_init__(self) -> None:
         """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
         require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
         self._check_registry()
+        self._check_defaults()
         try:
             parse_time_ms(self.earliest)
         except UsageError as error:
@@ -182,9 +221,30 @@ class EventSettings:
                 hint="write for example https://registry:8081; user and password are settings of their own",
             )
 
+    def _check_defaults(self) -> None:
+        """A constant that no event may have would make a dead letter of every event without one."""
+        from activity.errors import EventError
+        from activity.fields import event_name
+
+        for name in ("action", "surface"):
+            if value := getattr(self.defaults, name):
+                try:
+                    event_name(value, name, self)
+                except EventError as error:
+                    raise UsageError(f"events.defaults.{error}", hint="set a name that events may have") from None
+
     @cached_property
     def earliest_ms(self) -> int:
         return parse_time_ms(self.earliest)
+
+    @cached_property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """(field of an event, its name in records and files), in the order of an event's fields."""
+        return tuple((known.name, getattr(self.fields, known.name)) for known in fields(self.fields))
+
+    @cached_property
+    def source_names(self) -> tuple[str, ...]:
+        return tuple(source for _, source in self.sources)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Events from files: Parquet, CSV or JSON lines with the columns user_id, item_id, action, surface, timestamp.
+"""Events from files, folders of files and frames, with the columns user_id, item_id, action, surface, timestamp or what
+[events.fields] calls them.
 
 A `pos` column, where there is one, is the place of an event in its user's published sequence. It decides the order:
 it breaks ties of equal times, and an event dated before its predecessor is raised to the predecessor's time.
@@ -6,7 +7,9 @@ it breaks ties of equal times, and an event dated before its predecessor is rais
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,78 +18,77 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
+from activity.columns import Column, RowError, convert
 from activity.errors import EventError, UsageError
-from activity.events import EVENT_SCHEMA, FIELDS, check_time
+from activity.events import EVENT_SCHEMA, found_at
+from activity.fields import FIELDS, INT64, brief, check_time, entity_id, fits, is_int64
 from activity.hashing import user_hashes
 from activity.history import history_values
 from activity.settings import EventSettings
+from activity.tables import (
+    CSV_DELIMITERS,
+    JSON_KINDS,
+    Rows,
+    kind,
+    open_bytes,
+    parts,
+    reading,
+    scan_csv,
+    scan_json,
+    scan_rows,
+    table_rows,
+)
 from activity.ties import raise_times, shuffle_keys, spread_times
 
-_PIECE_ROWS = 131_072  # rows of a Parquet file read at once
-_TEXTS = {name: pa.string() for name in FIELDS if name != "timestamp"}  # guessed types would make 7 of `007`
+Frame = Any  # a pandas DataFrame; this room does without pandas
+FRAME = Path("the frame")  # in messages, where rows come from no file
+_IDS = ("user_id", "item_id")
 
 
-def _read_csv(path: str) -> pa.Table:
-    return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=_TEXTS))
-
-
-def _read_json(path: str) -> pa.Table:
-    """What looks like a time is read again as text: as a time it would have lost its zone, and as an id its letters."""
-    table = pyarrow.json.read_json(path)
-    guessed = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
-    if not guessed:
-        return table
-    texts = pa.schema([pa.field(name, pa.string()) for name in guessed])
-    return pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(explicit_schema=texts))
-
-
-_READERS = {
-    ".parquet": pyarrow.parquet.read_table,
-    ".csv": _read_csv,
-    ".jsonl": _read_json,
-    ".json": _read_json,
-}
-
-
-def read_table(path: Path) -> pa.Table:
-    """Any table file, by its suffix. Raises UsageError with the supported kinds."""
-    reader = _reader(path)
-    try:
-        return reader(str(path))
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
-
-
-def scan_events(path: Path, settings: EventSettings, *, now_ms: int) -> Iterator[pa.Table]:
-    """The file's events piece by piece in the order of its rows: the columns of EVENT_SCHEMA, and `pos` (int64) if the
-    file has it. Parquet is read a piece at a time, other kinds whole.
+def scan_events(
+    source: Path | pa.Table | Frame, settings: EventSettings, *, now_ms: int, unfit: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """The events of a file, a folder of files or a frame piece by piece in the order of its rows: the columns of
+    EVENT_SCHEMA, and `pos` (int64) if there is one.
 
     Raises UsageError that names the first bad column or row: a file is mended before it is produced, not dead-lettered
-    row by row.
+    row by row. With `unfit`, rows whose ids are no int64 where the settings want one are left out, and told there.
     """
-    for table in _pieces(path):
-        missing = [name for name in FIELDS if name not in table.column_names]
-        if missing:
+    if isinstance(source, Path):
+        pieces = scan_rows(source, lambda names: _wanted(names, settings))
+    elif isinstance(source, pa.Table):
+        pieces = iter([table_rows(source, FRAME)])
+    else:
+        pieces = iter([_frame_rows(source)])
+    with_places = None
+    for rows in pieces:
+        events = _events(rows, settings, now_ms) if unfit is None else _fit(rows, settings, now_ms, unfit)
+        if not len(events):
+            continue
+        if with_places not in (None, "pos" in events.column_names):
             raise UsageError(
-                f"`{path}` has no column {', '.join(missing)}", hint=f"the columns {', '.join(FIELDS)} are needed"
+                f"`{rows.path}`, {rows.where(0)} and the rows before: only some have a pos",
+                hint="pos is the place of an event in its user's sequence: an integer in every row, or in none",
             )
-        columns = [
-            _times(table["timestamp"], path) if name == "timestamp" else table[name].cast(pa.string())
-            for name in FIELDS
-        ]
-        events = pa.table(columns, names=list(FIELDS))
-        _check_rows(events, path, settings, now_ms)
-        events = events.cast(EVENT_SCHEMA)
-        yield events.append_column("pos", _places(table["pos"], path)) if "pos" in table.column_names else events
+        with_places = "pos" in events.column_names
+        yield events
 
 
-def read_events(path: Path, settings: EventSettings, *, now_ms: int, shuffle_ties: int | None = None) -> pa.Table:
-    """The file's events as EVENT_SCHEMA, oldest first; a user's equal times keep the order of `pos`, else the file's,
-    else (`shuffle_ties`) one drawn from that seed. Times that fall along `pos` are raised. Errors as `scan_events`."""
-    events = pa.concat_tables(list(scan_events(path, settings, now_ms=now_ms)) or [EVENT_SCHEMA.empty_table()])
+def read_events(
+    source: Path | pa.Table | Frame,
+    settings: EventSettings,
+    *,
+    now_ms: int,
+    shuffle_ties: int | None = None,
+    unfit: list[str] | None = None,
+) -> pa.Table:
+    """The source's events as EVENT_SCHEMA, oldest first; a user's equal times keep the order of `pos`, else the file's,
+    else (`shuffle_ties`) one drawn from that seed. Times that fall along `pos` are raised. Errors and `unfit` as
+    `scan_events`."""
+    pieces = list(scan_events(source, settings, now_ms=now_ms, unfit=unfit))
+    events = pa.concat_tables(pieces or [EVENT_SCHEMA.empty_table()])
     keys: list[Any] = [np.arange(len(events))]
     users = _user_indexes(events)
     if "pos" in events.column_names:
@@ -111,31 +113,173 @@ def spread_ties(events: pa.Table, *, resolution_ms: int) -> pa.Table:
     return _with_times(events, spread)
 
 
-def _reader(path: Path) -> Callable[[str], pa.Table]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(f"`{path}`: unknown kind of file", hint=f"use one of {', '.join(_READERS)}")
-    return reader
+def read_table(path: Path, settings: EventSettings | None = None) -> pa.Table:
+    """Any table file or folder, for instance of items. The columns user_id and item_id are text by the rules of events;
+    the types of others are guessed where the format has none. Raises UsageError."""
+    tables = [_read_part(part, settings or EventSettings()) for part in parts(path)]
+    with reading(path):
+        return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError(f"cannot read `{path}`: {error}", hint="check the path and the file's format")
-
-
-def _pieces(path: Path) -> Iterator[pa.Table]:
-    if path.suffix.lower() != ".parquet":
-        yield read_table(path)
-        return
+def id_column(
+    column: Column, name: str, settings: EventSettings, *, path: Path = FRAME, where: Callable[[int], str] | None = None
+) -> pa.Array:
+    """A column of user or item ids (`name`: user_id or item_id) as text, by the rules of events. Raises UsageError."""
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            wanted = [name for name in (*FIELDS, "pos") if name in names]
-            yield file.schema_arrow.empty_table().select(wanted)  # so that missing columns are found in empty files too
-            for group in range(file.num_row_groups):  # one reader of all keeps the bytes of every group it has read
-                for batch in file.iter_batches(batch_size=_PIECE_ROWS, columns=wanted, row_groups=[group]):
-                    yield pa.Table.from_batches([batch])
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        return convert(column, name, settings)
+    except RowError as error:
+        place = where(error.row) if where else f"row {error.row + 1}"
+        raise _bad_row(path, place, name, error.error) from None
+
+
+def _read_part(path: Path, settings: EventSettings) -> pa.Table:
+    suffix, where = kind(path), lambda row: f"row {row + 1}"
+    with reading(path):
+        if suffix in CSV_DELIMITERS:
+            lines = [line for line, _ in scan_csv(path, delimiter=CSV_DELIMITERS[suffix])][1:]
+            names, columns, where = *_guessed_csv(path, CSV_DELIMITERS[suffix]), lambda row: f"line {lines[row]}"
+        elif suffix in JSON_KINDS:
+            rows = list(scan_json(path))
+            names, columns, where = *_guessed_json([row for _, row in rows]), lambda row: f"line {rows[row][0]}"
+        else:
+            table = pq.ParquetFile(path).read()
+            names, columns = table.column_names, table.columns
+    for index, name in enumerate(names):
+        if names.count(name) > 1:
+            raise UsageError(f"`{path}` has the column {name} {names.count(name)} times", hint="name each column once")
+        if name in _IDS:
+            columns[index] = id_column(columns[index], name, settings, path=path, where=where)
+    return pa.table(columns, names=names)
+
+
+def _guessed_csv(path: Path, delimiter: str) -> tuple[list[str], list[Any]]:
+    with open_bytes(path) as stream:
+        table = pyarrow.csv.read_csv(
+            stream,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in _IDS}),
+        )
+    return table.column_names, table.columns
+
+
+def _guessed_json(rows: list[dict[str, Any]]) -> tuple[list[str], list[Any]]:
+    """A column whose values have no type in common holds them as JSON."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns: list[Any] = []
+    for name in names:
+        values = [found_at(row, name) for row in rows]
+        if name not in _IDS:
+            try:
+                values = pa.array(values)
+            except (pa.ArrowException, OverflowError):
+                values = pa.array([None if value is None else json.dumps(value) for value in values])
+        columns.append(values)
+    return names, columns
+
+
+def _wanted(names: Sequence[str], settings: EventSettings) -> list[str]:
+    """The columns of a file that hold the event's fields, and `pos`."""
+    sources = [source if source in names else source.partition(".")[0] for source in settings.source_names]
+    return [name for name in dict.fromkeys((*sources, "pos")) if name in names]
+
+
+def _frame_rows(frame: Frame) -> Rows:
+    """A column of Python objects stays one of values, as a frame may mix them; others become Arrow's."""
+    names = [str(name) for name in frame.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{FRAME} has the column {twice[0]} more than once", hint="name each column once")
+
+    def column(name: str) -> Column | None:
+        root = name if name in names else name.partition(".")[0]
+        if root not in names:
+            return None
+        values = frame.iloc[:, names.index(root)]
+        if values.dtype == object:
+            found = [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
+            return found if root == name else [found_at({root: value}, name) for value in found]
+        return pa.chunked_array([pa.array(values, from_pandas=True)]) if root == name else None
+
+    return Rows(FRAME, len(frame), column, lambda row: f"row {row + 1}", tuple(names))
+
+
+def _events(rows: Rows, settings: EventSettings, now_ms: int) -> pa.Table:
+    sources = dict(settings.sources)
+    columns = {name: rows.column(source) for name, source in settings.sources}
+    missing = [
+        source
+        for name, source in settings.sources
+        if columns[name] is None and not getattr(settings.defaults, name, "")
+    ]
+    if missing:
+        raise UsageError(
+            f"`{rows.path}` has no column {', '.join(missing)}; it has {brief(', '.join(rows.names or ()))}",
+            hint=f"the columns {', '.join(settings.source_names)} are needed; [events.fields] in the settings names "
+            "others",
+        )
+    found: dict[str, pa.Array] = {}
+    refused: list[tuple[int, str, EventError]] = []
+    for name, column in columns.items():
+        try:
+            found[name] = convert([None] * rows.count if column is None else column, name, settings)
+            if name == "timestamp":
+                _check_times(found[name], settings, now_ms)
+        except RowError as error:
+            refused.append((error.row, name, error.error))
+    if refused:
+        row, name, error = min(refused, key=lambda each: each[0])
+        raise _bad_row(rows.path, rows.where(row), sources[name], error)
+    events = pa.table([found[name] for name in FIELDS], schema=EVENT_SCHEMA)
+    places = rows.column("pos") if rows.names is not None and "pos" in rows.names else _json_places(rows)
+    return events if places is None else events.append_column("pos", _places(places, rows))
+
+
+def _fit(rows: Rows, settings: EventSettings, now_ms: int, unfit: list[str]) -> pa.Table:
+    """The events whose ids have the types of the settings; what is wrong with each other row goes to `unfit`."""
+    events = _events(rows, replace(settings, user_id_type="string", item_id_type="string"), now_ms)
+    wrong: dict[int, str] = {}
+    for name, source in settings.sources[: len(_IDS)]:
+        distinct = pc.unique(events[name])
+        odd = [text for text in distinct.to_pylist() if not fits(text, name, settings)]
+        for row in pc.indices_nonzero(pc.is_in(events[name], pa.array(odd, pa.string()))).to_pylist() if odd else ():
+            try:
+                entity_id(events[name][row].as_py(), name, settings)
+            except EventError as error:
+                wrong.setdefault(row, _bad_row(rows.path, rows.where(row), source, error).message)
+    unfit += [wrong[row] for row in sorted(wrong)]
+    return events.filter(pa.array([row not in wrong for row in range(len(events))])) if wrong else events
+
+
+def _check_times(times: pa.Array, settings: EventSettings, now_ms: int) -> None:
+    """Raises RowError for the first time out of range."""
+    numbers = times.to_numpy()
+    if not len(numbers):
+        return
+    for extreme in (numbers.min(), numbers.max()):
+        try:
+            check_time(int(extreme), append_time_ms=now_ms, settings=settings)
+        except EventError:
+            for row, number in enumerate(numbers.tolist()):
+                try:
+                    check_time(number, append_time_ms=now_ms, settings=settings)
+                except EventError as error:
+                    raise RowError(row, error) from None
+
+
+def _bad_row(path: Path, where: str, source: str, error: EventError) -> UsageError:
+    name = f"column {source}" if source == error.field else f"column {source} ({error.field})"
+    hints = {
+        "timestamp": "times are ms since 1970 in UTC, or ISO 8601 with a zone: 2026-01-31T00:00:00Z",
+        "item_id": "ids are text or integers; write others as text",
+        "user_id": "ids are text or integers; write others as text",
+    }
+    hint = hints.get(error.field, "names are text or integers")
+    if error.reason == "missing-field":
+        hint = f"every event has a value of {source}" + (
+            f", or set events.defaults.{error.field}" if error.field in ("action", "surface") else ""
+        )
+    elif "int64" in error.expected:
+        hint = f'set events.{error.field}_type = "string" if ids are text'
+    return UsageError(f"`{path}`, {where}, {name}: found {error.found}, expected {error.expected}", hint=hint)
 
 
 def _user_indexes(events: pa.Table) -> npt.NDArray[np.int64]:
@@ -150,46 +294,26 @@ def _with_times(events: pa.Table, times: npt.NDArray[np.int64]) -> pa.Table:
     )
 
 
-def _places(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    if not pa.types.is_integer(column.type) or column.null_count:
-        raise UsageError(
-            f"`{path}`: column pos is {column.type} with {column.null_count} empty values",
-            hint="pos is the place of an event in its user's sequence: an integer in every row",
-        )
-    return column.cast(pa.int64())
+def _json_places(rows: Rows) -> Column | None:
+    """`pos` of objects, if any of them has it."""
+    values = rows.column("pos") if rows.names is None else None
+    return None if values is None or all(value is None for value in values) else values
 
 
-def _times(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    """int64 ms from integers, timestamps with a zone, or ISO 8601 text with a zone."""
-    if pa.types.is_null(column.type):  # no rows, or no value in any: what `_check_rows` tells
-        return column.cast(pa.int64())
-    try:
-        if pa.types.is_integer(column.type):
-            return column.cast(pa.int64())
-        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-            return column.cast(pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            parsed = pc.strptime(pc.replace_substring(column, "Z", "+0000"), "%Y-%m-%dT%H:%M:%S%z", "ms")
-            return parsed.cast(pa.int64())
-    except pa.ArrowException as error:
-        raise UsageError(f"`{path}`: column timestamp: {error}", hint="use ms since 1970 (UTC)") from None
-    raise UsageError(
-        f"`{path}`: column timestamp is {column.type}", hint="use ms since 1970 (UTC), or times with a zone"
-    )
-
-
-def _check_rows(events: pa.Table, path: Path, settings: EventSettings, now_ms: int) -> None:
-    for name in FIELDS:
-        if events[name].null_count:
-            raise UsageError(f"`{path}`: column {name} has {events[name].null_count} empty values")
-    for name in FIELDS[:4]:
-        limit = settings.max_id_bytes if name.endswith("_id") else settings.max_name_bytes
-        sizes = pc.binary_length(events[name])
-        if len(events) and not (pc.min(sizes).as_py() >= 1 and pc.max(sizes).as_py() <= limit):
-            raise UsageError(f"`{path}`: column {name} holds text that is not 1 to {limit} bytes long")
-    for extreme in (pc.min, pc.max):
-        if len(events):
-            try:
-                check_time(extreme(events["timestamp"]).as_py(), append_time_ms=now_ms, settings=settings)
-            except EventError as error:
-                raise UsageError(f"`{path}`: {error}", hint="timestamps are ms since 1970 in UTC") from None
+def _places(column: Column, rows: Rows) -> pa.Array:
+    """An integer in every row; the digits of one, where a CSV has nothing but text."""
+    if isinstance(column, pa.ChunkedArray):
+        if pa.types.is_integer(column.type) and not column.null_count:
+            return column.cast(pa.int64()).combine_chunks()
+        values = column.to_pylist()
+    else:
+        values = list(column)
+    for row, value in enumerate(values):
+        number = int(value) if rows.texts and isinstance(value, str) and is_int64(value) else value
+        if type(number) is not int or number not in INT64:
+            raise UsageError(
+                f"`{rows.path}`, {rows.where(row)}, column pos: found {brief(repr(value))}, expected an integer",
+                hint="pos is the place of an event in its user's sequence: an integer in every row",
+            )
+        values[row] = number
+    return pa.array(values, pa.int64())

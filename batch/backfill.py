@@ -38,6 +38,7 @@ from batch.backfill_steps import (
     PUBLISHED,
     REFUSED,
     ROWS,
+    UNFIT_IDS,
     BackfillOptions,
     EncodeAndWrite,
     ReadBuckets,
@@ -101,6 +102,7 @@ class BackfillResult:
     published: int = 0  # users
     offline_rows: int = 0  # embeddings in the offline log
     item_vectors: int = 0
+    unfit_ids: int = 0  # users and items of the lake that are no int64, and get nothing
     swept: int = 0  # times that a user's embeddings were behind the history at the end, and encoded again
     encode_failures: int = 0  # their slices are not noted as done: run again with resume
     unwritten: tuple[str, ...] = ()  # releases that some worker did not write at the end
@@ -194,6 +196,7 @@ def run_backfill(
         published=total(PUBLISHED),
         offline_rows=total(OFFLINE_ROWS),
         item_vectors=total(ITEM_VECTORS),
+        unfit_ids=total(UNFIT_IDS),
         swept=swept.users,
         encode_failures=counts.get(ENCODE_FAILURES, 0) + swept.encode_failures,
         unwritten=swept.unwritten,

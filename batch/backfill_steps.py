@@ -5,6 +5,7 @@ Servers, files and models are opened in `setup`, once per process; what crosses 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics.metric import Metrics
 
+from activity.fields import is_int64
 from activity.files import Manifest
 from activity.history import equal_rows
 from activity.packing import pack
@@ -38,7 +40,9 @@ REFUSED = "refused"  # writes done again because somebody else had written
 PUBLISHED = "published"  # users
 OFFLINE_ROWS = "offline_rows"  # embeddings in the offline log
 ITEM_VECTORS = "item_vectors"
+UNFIT_IDS = "unfit_ids"  # users and items of the lake that Feast's entities cannot hold: left out
 ENCODE_FAILURES = "encode_failures"  # embeddings that could not be computed; their slice is not noted as done
+_LOG = logging.getLogger(__name__)
 NOT_STORED = 0  # revision of a row that was computed from the lake and is not the store's
 
 
@@ -181,8 +185,13 @@ class EncodeAndWrite(beam.DoFn):
         if self._manifest.get(element.key) is not None:
             return
         with self._failures.recorded():
-            batch = self._without_past(UserBatch.from_arrow(element.table))
-            counts = {ROWS: len(batch.user_ids)}
+            whole = UserBatch.from_arrow(element.table)
+            batch = whole.of_type(self._settings.features.user_id_type)
+            unfit = len(whole.user_ids) - len(batch.user_ids)
+            if unfit:
+                _LOG.warning("%d users of the lake have ids that are no int64: they get no rows", unfit)
+            batch = self._without_past(batch)
+            counts = {ROWS: len(batch.user_ids), UNFIT_IDS: unfit}
             result = self._write_online(batch, counts) if self._options.online else None
             if self._options.offline and not counts.get(ENCODE_FAILURES):
                 counts[OFFLINE_ROWS] = self._write_offline(element.key, batch, result)
@@ -251,14 +260,17 @@ class WriteItems(beam.DoFn):
     def process(self, element: str) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         with self._failures.recorded():
             encoder = encoders(self._settings, [element])[element]
-            vectors = encoder.item_vectors(encoder.item_hashes)
+            features = self._settings.features
+            fit = [n for n, item in enumerate(encoder.item_ids) if features.item_id_type == "string" or is_int64(item)]
+            if unfit := len(encoder.item_ids) - len(fit):
+                _LOG.warning("%d items of release %s have ids that are no int64: they get no vector", unfit, element)
+            item_ids, vectors = [encoder.item_ids[n] for n in fit], encoder.item_vectors(encoder.item_hashes[fit])
             created_ms = encoder.trained_through_ms
             if self._options.online:
-                open_online(self._settings.features).write_items(element, encoder.item_ids, vectors, created_ms)
+                open_online(features).write_items(element, item_ids, vectors, created_ms)
             if self._options.offline:
-                offline = open_offline(self._settings.features)
-                offline.write_items(element, items_key(element), encoder.item_ids, vectors, created_ms)
-            self._manifest.add(items_key(element), {ITEM_VECTORS: len(vectors)})
+                open_offline(features).write_items(element, items_key(element), item_ids, vectors, created_ms)
+            self._manifest.add(items_key(element), {ITEM_VECTORS: len(vectors), UNFIT_IDS: unfit})
         Metrics.counter(NAMESPACE, ITEM_VECTORS).inc(len(vectors))
         yield items_key(element)
 

@@ -30,12 +30,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import DataError, InfrastructureError, UsageError
+from activity.errors import DataError, EventError, InfrastructureError, UsageError
+from activity.fields import entity_id
 from activity.handed_in import read_text
 from activity.hashing import buckets_of
 from activity.history import Histories
 from activity.lake import Lake
 from activity.locks import exclusive
+from activity.settings import EventSettings
 from batch.archive import open_lake
 from batch.jobs import progress
 from batch.listing import remove_listings
@@ -88,7 +90,7 @@ def run_forget(
             f"--through lies {(through - now_ms) / 1000:,.0f} s in the future: the user's next events would be lost",
             hint="leave it out to forget everything up to now",
         )
-    check_ids(users, settings.events.max_id_bytes)
+    check_ids(users, settings.events)
     releases = live_names(settings)
     lake, offline = open_lake(settings.lake), open_offline(settings.features)
     with alone(settings, lake), ExitStack() as stack:
@@ -166,18 +168,18 @@ def read_ids(path: Path) -> list[str]:
     return [line for line in (line.removesuffix("\r") for line in lines) if line]
 
 
-def check_ids(users: Sequence[str], max_bytes: int) -> None:
+def check_ids(users: Sequence[str], settings: EventSettings) -> None:
     """Raises UsageError before anything is done: no event can have such an id, so it is a slip of the pen."""
     if not users:
         raise UsageError("no user to forget", hint="name them with --user ID, or in a file with --users-from FILE")
     for user in users:
-        size = len(user.encode(errors="surrogatepass"))
-        odd = any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in user)
-        if odd or not 0 < size <= max_bytes:
+        try:
+            entity_id(user, "user_id", settings)
+        except EventError as error:
             raise UsageError(
-                f"{user!r} is no user id: 1 to {max_bytes} bytes of printable text are, it has {size} bytes",
+                f"{user!r} is no user id: found {error.found}, expected {error.expected}",
                 hint="give ids as the events carry them, one a line in a file",
-            )
+            ) from None
 
 
 def _known(online: OnlineStore, users: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from activity.events import EVENT_SCHEMA
+from activity.fields import is_int64
 from activity.hashing import user_hashes
 from activity.history import (
     EVENT_DTYPE,
@@ -66,6 +67,12 @@ class UserBatch:
     def take(self, rows: npt.ArrayLike) -> UserBatch:
         rows = np.asarray(rows, np.int64)
         return UserBatch([self.user_ids[row] for row in rows], self.histories.take(rows), self.as_of_ms[rows])
+
+    def of_type(self, user_id_type: str) -> UserBatch:
+        """Without the users whose ids Feast's entity cannot hold: archived before events.user_id_type was int64."""
+        if user_id_type == "string":
+            return self
+        return self.take([row for row, user in enumerate(self.user_ids) if is_int64(user)])
 
     def to_arrow(self) -> pa.Table:
         """As BATCH_SCHEMA; numbers are copied column by column, never event by event."""

@@ -61,7 +61,7 @@ def run_merge_users(settings: BatchSettings, old: str, new: str, *, dry_run: boo
     offline log or history), InfrastructureError (store, broker or disk, or a backfill or archive is running).
     """
     started = time.monotonic()
-    check_ids([old, new], settings.events.max_id_bytes)
+    check_ids([old, new], settings.events)
     if old == new:
         raise UsageError("--from and --to are the same id", hint="--from is the anonymous id, --to the login")
     now_ms = time.time_ns() // 1_000_000

@@ -130,6 +130,7 @@ class VerifyBuckets(beam.DoFn):
         lake = newest_histories(
             open_lake(settings.lake), buckets, max_events=settings.history.max_events, as_of=settings.stream.as_of
         )
+        lake = lake.of_type(settings.features.user_id_type)
         listed = chain.from_iterable(listed_users(self._folder / "online", bucket) for bucket in buckets)
         extra = sorted(set(listed).difference(lake.user_ids))
         both = UserBatch(

@@ -85,7 +85,7 @@ class Corpus:
         read or where ties cannot be shuffled, DataError when there are no events, InfrastructureError if the folder
         cannot be written.
         """
-        identity = source_identity(source, until_ms=until_ms, shuffle_ties=shuffle_ties)
+        identity = source_identity(source, events=events, until_ms=until_ms, shuffle_ties=shuffle_ties)
         if _recorded_identity(folder) == identity:
             return cls.open(folder)
         with unfinished_folder(folder) as temporary:

@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from activity.events import FIELDS
 from activity.hashing import hash_items, hash_names, old_names, user_hashes
 from activity.history import EVENT_DTYPE, Histories, Values, canonical
 from activity.lake import Lake
-from activity.settings import EventSettings
+from activity.settings import EventDefaults, EventFields, EventSettings
 from activity.sources import scan_events
+from activity.tables import count_rows, parts
 from activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys
 
 _PARTITION_EVENTS = 250_000
@@ -47,7 +49,7 @@ _ROW = pa.schema(
 
 
 def source_identity(
-    source: Lake | pa.Table | Path, *, until_ms: int | None, shuffle_ties: int | None
+    source: Lake | pa.Table | Path, *, events: EventSettings, until_ms: int | None, shuffle_ties: int | None
 ) -> dict[str, Any]:
     """What a corpus depends on, for JSON. Raises UsageError for a source whose ties cannot be shuffled or a file that
     is not there."""
@@ -62,10 +64,16 @@ def source_identity(
         what = {"lake": str(source.folder.resolve()), "files": hashlib.sha256(listed.encode()).hexdigest()}
     elif isinstance(source, Path):
         try:
-            status = source.stat()
+            states = [(path, path.stat()) for path in parts(source)]
         except OSError as error:
             raise UsageError(f"cannot read `{source}`: {error}", hint="check the path and the file's format") from None
-        what = {"file": str(source.resolve()), "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+        what: dict[str, Any] = {"file": str(source.resolve()), "bytes": sum(state.st_size for _, state in states)}
+        what["changed_ns"] = max(state.st_mtime_ns for _, state in states)
+        if source.is_dir():
+            listed = "\n".join(f"{path.relative_to(source)} {state.st_size}" for path, state in states)
+            what["files"] = hashlib.sha256(listed.encode()).hexdigest()
+        if (events.fields, events.defaults) != (EventFields(), EventDefaults()):
+            what |= {"fields": asdict(events.fields), "defaults": asdict(events.defaults)}
     else:
         digest = hashlib.sha256()
         for batch in source.select(list(FIELDS)).to_batches():
@@ -306,7 +314,7 @@ def _pieces(
         return source.batches(to_ms=until_ms, columns=list(FIELDS)), expected
     if isinstance(source, Path):
         pieces = scan_events(source, events, now_ms=time.time_ns() // 1_000_000)
-        expected = _parquet_rows(source)
+        expected = count_rows(source)
         if expected is None:  # other kinds are read whole anyway
             whole = list(pieces)
             pieces, expected = iter(whole), sum(map(len, whole))
@@ -316,12 +324,3 @@ def _pieces(
     if until_ms is not None:
         pieces = (piece.filter(pc.less(piece["timestamp"], until_ms)) for piece in pieces)
     return pieces, expected
-
-
-def _parquet_rows(path: Path) -> int | None:
-    if path.suffix.lower() != ".parquet":
-        return None
-    try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException):
-        return 0  # scan_events says what is wrong with it

@@ -25,7 +25,7 @@ class FeatureSettings:
     user_id_type: IdType = "string"  # follows events.user_id_type, set it there
     item_entity: str = "item"  # name of the entity in Feast
     item_join_key: str = "item_id"  # column that identifies an item in the entity
-    item_id_type: IdType = "string"  # value type of the item entity
+    item_id_type: IdType = "string"  # follows events.item_id_type, and events follow it
     releases_folder: Path = Path("releases")  # each release in it gets its views
     offline_folder: Path = Path("{state_folder}/offline")  # the offline log, in Parquet
     served_folder: Path | None = None  # where readers with our provider log what they were served; empty = nowhere
@@ -36,14 +36,19 @@ class FeatureSettings:
             raise UsageError(f"features.served_share is {self.served_share}", hint="it is a share, from 0 to 1")
 
 
-def follow_events(features: FeatureSettings, events: EventSettings) -> FeatureSettings:
-    """The features' settings with the user id's type that events have. Raises UsageError where both disagree."""
+def agree_on_ids(events: EventSettings, features: FeatureSettings) -> tuple[EventSettings, FeatureSettings]:
+    """Both with the same types of ids: what an entity of Feast's cannot hold must be refused where events come in.
+    Raises UsageError where they disagree on the user's."""
     if features.user_id_type not in ("string", events.user_id_type):
         raise UsageError(
             f"features.user_id_type is `{features.user_id_type}`, events.user_id_type `{events.user_id_type}`",
             hint="set events.user_id_type only",
         )
-    return replace(features, user_id_type=events.user_id_type)
+    item_id_type: IdType = "int64" if "int64" in (events.item_id_type, features.item_id_type) else "string"
+    return (
+        replace(events, item_id_type=item_id_type),
+        replace(features, user_id_type=events.user_id_type, item_id_type=item_id_type),
+    )
 
 
 def load_feature_settings(repo: Path) -> FeatureSettings:
@@ -67,4 +72,4 @@ def load_feature_settings(repo: Path) -> FeatureSettings:
         flags={"features.feature_repo": repo},
         ignore_unknown=True,
     ).sections
-    return follow_events(sections["features"], sections["events"])
+    return agree_on_ids(sections["events"], sections["features"])[1]

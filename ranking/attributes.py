@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from activity.errors import UsageError
+from activity.settings import EventSettings
+from activity.sources import id_column
 
 Floats = npt.NDArray[np.float32]
 
@@ -125,7 +127,7 @@ def _ids(items: pa.Table) -> pa.ChunkedArray:
             f"the table of items has no column item_id, found {', '.join(items.column_names) or 'none'}",
             hint="name the column of raw item ids item_id",
         )
-    return items["item_id"].cast(pa.string())
+    return pa.chunked_array([id_column(items["item_id"], "item_id", EventSettings())])
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

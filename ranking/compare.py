@@ -16,7 +16,7 @@ from activity.configuration import find_file, load
 from activity.errors import SpoorError
 from activity.settings import EventSettings, parse_time_ms
 from activity.sources import read_events
-from feature_repo.settings import FeatureSettings, follow_events
+from feature_repo.settings import FeatureSettings, agree_on_ids
 from ranking.evaluate import LiftTable, measure_lift
 from ranking.recommend import feast_reader
 
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environ={},
             ignore_unknown=True,
         ).sections
-        events = read_events(options.data, sections["events"], now_ms=time.time_ns() // 1_000_000)
+        settings, features = agree_on_ids(sections["events"], sections["features"])
+        events = read_events(options.data, settings, now_ms=time.time_ns() // 1_000_000)
         train_from, test_from = parse_time_ms(options.train_from), parse_time_ms(options.test_from)
-        features = follow_events(sections["features"], sections["events"])
         lift = measure_lift(
             events,
             sorted(set(events.filter(pc.less(events["timestamp"], test_from))["item_id"].to_pylist())),

@@ -30,7 +30,7 @@ from activity.lake import Lake
 from activity.settings import EventSettings, LakeSettings
 from feature_repo.definitions import source_folder
 from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
-from feature_repo.settings import FeatureSettings, IdType, follow_events
+from feature_repo.settings import FeatureSettings, IdType, agree_on_ids
 from store.offline import upgrade_view
 
 _DAY_MS = 86_400_000
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ignore_unknown=True,
         ).sections
         lake = Lake(sections["lake"].folder, buckets=sections["lake"].buckets)
-        features = follow_events(sections["features"], sections["events"])
+        _, features = agree_on_ids(sections["events"], sections["features"])
         written = write_existing_features(lake, features, positive_actions=options.positive)
     except SpoorError as error:
         print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)

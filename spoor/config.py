@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from activity.configuration import TopSettings, find_file, load
+from activity.configuration import TopSettings, find_file, load, settings_of
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
 from batch.settings import FlinkSettings
 from encoder.settings import PretrainSettings
-from feature_repo.settings import FeatureSettings, follow_events
+from feature_repo.settings import FeatureSettings, agree_on_ids
 from kernels.settings import KernelSettings
 from ranking.settings import DriftSettings, FinetuneSettings
 from streaming.settings import StreamSettings
@@ -70,12 +71,10 @@ class Settings:
             ("state_folder", self.state_folder, self.origins.get("state_folder", "default"))
         ]
         for section, cls in SECTIONS.items():
-            values = getattr(self, section)
-            for known in fields(cls):
-                value = getattr(values, known.name)
+            for key, known, _ in settings_of(section, cls):
+                value = attrgetter(key)(self)
                 if known.metadata.get("secret") and value:
                     value = HIDDEN
-                key = f"{section}.{known.name}"
                 rows.append((key, value, self.origins.get(key, "default")))
         return rows
 
@@ -92,5 +91,5 @@ def load_settings(
     loaded = load(SECTIONS, file=find_file(environ, flag=file), environ=environ, flags=flags)
     top: TopSettings = loaded.sections[""]
     sections = {name: loaded.sections[name] for name in SECTIONS}
-    sections["features"] = follow_events(sections["features"], sections["events"])
+    sections["events"], sections["features"] = agree_on_ids(sections["events"], sections["features"])
     return Settings(state_folder=top.state_folder, origins=loaded.origins, **sections)

@@ -13,7 +13,7 @@ import inspect
 import sys
 import textwrap
 import tokenize
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
@@ -32,8 +32,8 @@ Every setting has a default; a file holds what differs. A value is taken from th
 
 1. the default below;
 2. the settings file (TOML): `--config FILE`, else `SPOOR_CONFIG`, else `spoor.toml` in the working folder;
-3. the environment: `SPOOR_<SECTION>__<KEY>`, for example `SPOOR_KAFKA__PORT=9092`; outside sections `SPOOR_<KEY>`;
-   lists are separated by commas;
+3. the environment: `SPOOR_<SECTION>__<KEY>`, for example `SPOOR_KAFKA__PORT=9092` or
+   `SPOOR_EVENTS__FIELDS__USER_ID=userId`; outside sections `SPOOR_<KEY>`; lists are separated by commas;
 4. the command line: `--set kafka.port=9092`, before the command's name.
 
 An unknown key is an error that names the nearest known one. Relative paths in the file are relative to it, all others
@@ -81,15 +81,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _section(name: str, cls: type) -> str:
-    hints, meanings = get_type_hints(cls), comments(cls)
+    hints, meanings, within = get_type_hints(cls), comments(cls), []
     lines = [f"## [{name}]" if name else "## Outside sections", ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for known in fields(cls):
+        if is_dataclass(hints[known.name]):
+            within.append(_section(f"{name}.{known.name}", hints[known.name]))  # pyright: ignore[reportArgumentType]
+            continue
         default = known.default_factory() if callable(known.default_factory) else known.default
         secret = "secret, never shown. " if known.metadata.get("secret") else ""
         meaning = (secret + meanings.get(known.name, "")).strip()
         lines.append(f"| `{known.name}` | {_type(hints[known.name])} | {_default(default)} | {_sentence(meaning)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *within])
 
 
 def comments(cls: type) -> dict[str, str]:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.events import EVENT_SCHEMA
 from activity.files import atomic_path
+from activity.settings import EventSettings
 from activity.sources import read_events, read_table, spread_ties
 from spoor.config import Settings
 
@@ -67,7 +68,7 @@ def load_demo_data(settings: Settings, *, data: Path | None = None, items: Path 
     cannot be had."""
     if data is not None:
         events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)
-        return DemoData(events, _read_items(items, events), data.stem, str(data))
+        return DemoData(events, _read_items(items, events, settings.events), data.stem, str(data))
     if items is not None:
         raise UsageError("an items file was given without events", hint="add --data FILE, or leave --items out")
     cache = settings.state_folder / "demo-data" / "ml-100k"
@@ -212,15 +213,15 @@ def _items_table(rows: list[tuple[str, str, list[str]]]) -> pa.Table:
     return pa.table(arrays, schema=ITEM_SCHEMA)
 
 
-def _read_items(path: Path | None, events: pa.Table) -> pa.Table:
+def _read_items(path: Path | None, events: pa.Table, settings: EventSettings) -> pa.Table:
     """The items file (item_id, and title and genres where it has them), completed by items that only events know."""
     rows: dict[str, tuple[str, str, list[str]]] = {}
     if path is not None:
-        table = read_table(path)
+        table = read_table(path, settings)
         if "item_id" not in table.column_names:
             raise UsageError(f"`{path}` has no column item_id", hint="columns: item_id, title, genres")
         for row in table.to_pylist():
-            item = str(row["item_id"])
+            item = row["item_id"]
             rows[item] = (item, str(row.get("title") or item), _labels(row.get("genres")))
     for item in events["item_id"].unique().to_pylist():
         rows.setdefault(item, (item, item, []))

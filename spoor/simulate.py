@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class SimulateResult:
     seconds: float
     events_per_second: float
     dry_run: bool
+    refused: tuple[str, ...] = ()  # rows of the file whose ids are no int64 where the settings want one: not sent
 
 
 def run_simulate(
@@ -54,18 +55,21 @@ def run_simulate(
     """Produces the events of the file `data` with times in [from_ms, to_ms), oldest first, or those of `synthetic`;
     at most `rate` a second, by default as fast as the broker confirms. `dry_run` counts only.
 
-    Raises UsageError for a bad file, range or rate; InfrastructureError if a delivery is not confirmed.
+    Of a file, events whose ids Feast's entities cannot hold are not sent: they would be dead letters, and harm no other
+    event. Raises UsageError for a bad file, range or rate; InfrastructureError if a delivery is not confirmed.
     """
     if (data is None) == (synthetic is None):
         raise ValueError("give either a file or a simulation")
-    tables, total = _source(settings, data, synthetic, from_ms, to_ms)
+    refused: list[str] = []
+    tables, total = _source(settings, data, synthetic, from_ms, to_ms, refused)
     say(f"{total:,} events from {data or 'the simulator'} to topic `{settings.kafka.topic}`" + _at(rate))
     if dry_run:
-        return _result(settings.kafka.topic, tables, seconds=0.0, dry_run=True)
+        return replace(_result(settings.kafka.topic, tables, seconds=0.0, dry_run=True), refused=tuple(refused))
     for topic in ensure_topics(settings.kafka):
         say(topic.describe())
     encode = event_encoder(settings.events, settings.kafka.topic)
-    return produce(settings.kafka, tables, total=total, rate=rate, encode=encode)
+    result = produce(settings.kafka, tables, total=total, rate=rate, encode=encode)
+    return replace(result, refused=tuple(refused))
 
 
 def produce(
@@ -151,11 +155,12 @@ def _source(
     synthetic: SimulatorSettings | None,
     from_ms: int | None,
     to_ms: int | None,
+    refused: list[str],
 ) -> tuple[Iterable[pa.Table], int]:
     if synthetic is not None:
         return simulate(synthetic), synthetic.events
     assert data is not None
-    events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)
+    events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000, unfit=refused)
     if from_ms is not None:
         events = events.filter(pc.field("timestamp") >= from_ms)
     if to_ms is not None:

@@ -64,7 +64,9 @@ class OnlineStore:
         self._guard = guard
         self._config = store.config
         self._user_keys = protobytes.EntityKeys(features.user_join_key, features.user_id_type)
-        self._item_keys = protobytes.EntityKeys(features.item_join_key, features.item_id_type)
+        self._item_keys = protobytes.EntityKeys(
+            features.item_join_key, features.item_id_type, setting="events.item_id_type"
+        )
         self._views: dict[str, FeatureView] = {}
         self._revision = (self._view(USER_HISTORY), "revision")
 
@@ -193,7 +195,7 @@ class OnlineStore:
     def count_items(self, release: str, item_ids: Sequence[str]) -> int:
         """How many of the items have a vector of the release."""
         wanted = [(self._view(item_embedding_view(self._known(release))), "item_embedding")]
-        keys = [self._item_keys.to_bytes(item) for item in item_ids]
+        keys = [self._item_keys.to_bytes(item) for item in item_ids if self._item_keys.holds(item)]
         return sum(value is not None for (value,) in self._read(wanted, keys))
 
     def read_items(
@@ -202,9 +204,10 @@ class OnlineStore:
         """float32[n, d] of the release's item vectors, zeros where there is none, and bool[n]: whether there is one."""
         view, dimension = self._view(item_embedding_view(self._known(release))), self.dimension(release)
         vectors = np.zeros((len(item_ids), dimension), np.float32)
-        keys = [self._item_keys.to_bytes(item) for item in item_ids]
+        known = [index for index, item in enumerate(item_ids) if self._item_keys.holds(item)]
+        keys = [self._item_keys.to_bytes(item_ids[index]) for index in known]
         found = np.zeros(len(item_ids), bool)
-        for index, (value,) in enumerate(self._read([(view, "item_embedding")], keys)):
+        for index, (value,) in zip(known, self._read([(view, "item_embedding")], keys), strict=True):
             if value is not None:
                 vectors[index] = protobytes.read_floats(value, dimension)
                 found[index] = True

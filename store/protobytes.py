@@ -16,6 +16,7 @@ from feast.protos.feast.types.Value_pb2 import Value, ValueType
 from google.protobuf.message import DecodeError
 
 from activity.errors import DataError
+from activity.fields import is_int64
 from feature_repo.settings import IdType
 from store.rows import Vector
 
@@ -23,7 +24,6 @@ KEY_VERSION = 3  # Feast's entity_key_serialization_version; earlier ones cannot
 NO_ROW = b""  # stands for the revision of a user without a history row
 _FLOAT_LIST_TAG = Value.FLOAT_LIST_VAL_FIELD_NUMBER << 3 | 2
 _PACKED_FLOATS_TAG = 1 << 3 | 2
-_INT64 = range(-(2**63), 2**63)
 
 
 def bytes_value(value: bytes) -> bytes:
@@ -76,34 +76,35 @@ def _value(value: bytes) -> Value:
 class EntityKeys:
     """Serialised entity keys of one join key: id ↔ bytes."""
 
-    def __init__(self, join_key: str, id_type: IdType) -> None:
+    def __init__(self, join_key: str, id_type: IdType, *, setting: str = "events.user_id_type") -> None:
+        """`setting`: the one that says the ids' type, for messages."""
+        self.setting = setting
         self.prefix = serialize_entity_key_prefix([join_key], KEY_VERSION)
         self.id_type = id_type
+
+    def holds(self, entity_id: str) -> bool:
+        """Whether the type can hold this id."""
+        return self.id_type == "string" or is_int64(entity_id)
 
     def to_bytes(self, entity_id: str) -> bytes:
         """Raises DataError for an id that the type cannot hold."""
         if self.id_type == "string":
             value, value_type = entity_id.encode(), ValueType.STRING
         else:
-            value, value_type = struct.pack("<q", _int64(entity_id)), ValueType.INT64
+            value, value_type = struct.pack("<q", self._int64(entity_id)), ValueType.INT64
         return self.prefix + struct.pack("<II", value_type, len(value)) + value
 
     def to_id(self, key: bytes) -> str:
         value = deserialize_entity_key(key, KEY_VERSION).entity_values[0]
         return value.string_val if self.id_type == "string" else str(value.int64_val)
 
-
-def _int64(entity_id: str) -> int:
-    try:
-        number = int(entity_id)
-    except ValueError:
-        number = None
-    if number is None or number not in _INT64 or str(number) != entity_id:
-        raise DataError(
-            f"id {entity_id!r} is not an INT64 in its shortest form, as the entity's join key needs it",
-            hint="set events.user_id_type to string if ids are text",
-        )
-    return number
+    def _int64(self, entity_id: str) -> int:
+        if not is_int64(entity_id):
+            raise DataError(
+                f"id {entity_id!r} is not an INT64 in its shortest form, as the entity's join key needs it",
+                hint=f'set {self.setting} to "string" if ids are text',
+            )
+        return int(entity_id)
 
 
 @cache

@@ -41,6 +41,7 @@ REASONS = (
     "unknown-schema",
     "schema-mismatch",
     "missing-field",
+    "repeated-field",
     "bad-type",
     "bad-text",
     "bad-length",

@@ -27,7 +27,7 @@ from spoor.console import say
 if TYPE_CHECKING:
     from encoder.release import ReleaseInfo
 
-_EXISTING = LocalPath(exists=True, dir_okay=False)
+_EXISTING = LocalPath(exists=True)  # a file, or a folder of them
 _FOLDER = LocalPath(file_okay=False)
 
 

@@ -18,7 +18,13 @@ _FLOORS = "popularity,recent,markov,item-knn"
 
 @click.command()
 @click.option("--release", metavar="NAME", help="A release's folder, or its name. Default: the baselines alone.")
-@click.option("--data", type=LocalPath(), required=True, metavar="FILE", help="Events: Parquet, CSV or JSON lines.")
+@click.option(
+    "--data",
+    type=LocalPath(),
+    required=True,
+    metavar="FILE",
+    help="Events: a file or folder of Parquet, CSV or JSON lines.",
+)
 @click.option(
     "--protocol",
     type=click.Choice(["leave-one-out", "global-time"]),

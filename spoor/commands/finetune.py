@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from spoor.config import Settings
 
-_EXISTING = LocalPath(exists=True, dir_okay=False)
+_EXISTING = LocalPath(exists=True)  # a file, or a folder of them
 
 
 @click.command()
@@ -68,7 +68,7 @@ def finetune(
     result = run_finetune(
         Source(
             events=events,
-            items=read_table(items) if items else pa.table({"item_id": pa.array([], pa.string())}),
+            items=read_table(items, settings.events) if items else pa.table({"item_id": pa.array([], pa.string())}),
             release=loaded,
             read=feast_reader(settings.features, release),
             read_histories=history_reader(settings.features),

@@ -27,7 +27,7 @@ _DAY_MS = 86_400_000
     "--data",
     type=LocalPath(),
     metavar="FILE",
-    help="Send a file's events instead (Parquet, CSV, JSONL).",
+    help="Send these events instead: a file or folder of Parquet, CSV or JSON lines.",
 )
 @click.option("--from", "from_ms", type=TIME, help="Event times from here. Default: the file's, or a day ago.")
 @click.option("--to", "to_ms", type=TIME, help="Event times before this. Default: the file's, or now.")
@@ -38,9 +38,11 @@ _DAY_MS = 86_400_000
 @click.option("--seed", type=int, help="The same seed gives the same events.  [default: 0]")
 @dry_run_option
 @json_option
+@click.pass_context
 @pass_invocation
 def simulate(
     invocation: Invocation,
+    ctx: click.Context,
     data: Path | None,
     from_ms: int | None,
     to_ms: int | None,
@@ -76,3 +78,7 @@ def simulate(
     )
     sent = f", confirmed in {result.seconds:.1f} s ({result.events_per_second:,.0f} events/s)"
     invocation.emit(result, text + (", not sent" if dry_run else sent))
+    if result.refused:
+        click.echo(f"error: {len(result.refused):,} rows were left out: {result.refused[0]}", err=True)
+        click.echo("hint: Feast's entities want integers here; mend the rows, or the types of [events]", err=True)
+        ctx.exit(2)

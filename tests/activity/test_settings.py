@@ -11,7 +11,7 @@ from activity.settings import EventSettings, HistorySettings, KafkaSettings, Lak
     [
         (HistorySettings, {"max_events": 0}, "history.max_events is 0"),
         (EventSettings, {"max_record_bytes": 0}, "events.max_record_bytes is 0"),
-        (EventSettings, {"earliest": "1990-01-01"}, "events.earliest: `1990-01-01` has no time zone"),
+        (EventSettings, {"earliest": "1990-01-01T00:00"}, "events.earliest: `1990-01-01T00:00` has no time zone"),
         (EventSettings, {"earliest": "long ago"}, "events.earliest: `long ago` is not an ISO 8601 time"),
         (LakeSettings, {"buckets": 0}, "lake.buckets is 0"),
         (LakeSettings, {"range_records": -1}, "lake.range_records is -1"),

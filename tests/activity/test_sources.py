@@ -5,8 +5,8 @@ import pytest
 
 from activity.errors import UsageError
 from activity.events import EVENT_SCHEMA, Event, events_table
-from activity.settings import EventSettings
-from activity.sources import read_events, scan_events, spread_ties
+from activity.settings import EventDefaults, EventFields, EventSettings
+from activity.sources import read_events, read_table, scan_events, spread_ties
 
 NOW = 1_800_000_000_000
 SETTINGS = EventSettings()
@@ -152,7 +152,7 @@ def test_a_csv_without_rows_has_no_events(tmp_path):
     (tmp_path / "e.csv").write_text("user_id,item_id,action,surface,timestamp\n")
     assert read_events(tmp_path / "e.csv", SETTINGS, now_ms=NOW) == EVENT_SCHEMA.empty_table()
     (tmp_path / "e.csv").write_text("user_id,item_id,action,surface,timestamp\nu,i,v,s,\n")
-    with pytest.raises(UsageError, match="timestamp has 1 empty values"):
+    with pytest.raises(UsageError, match="line 2, column timestamp: found nothing"):
         items(tmp_path / "e.csv")
 
 
@@ -164,3 +164,213 @@ def test_times_with_a_zone_are_read_from_every_kind_of_file(tmp_path, text):
     )
     for name in ("e.csv", "e.jsonl"):
         assert read_events(tmp_path / name, SETTINGS, now_ms=NOW)["timestamp"].to_pylist() == [1_700_000_000_000]
+
+
+HEADER = "user_id,item_id,action,surface,timestamp"
+LINE = '{"user_id": "u", "item_id": "i", "action": "v", "surface": "s", "timestamp": 1700000000000}\n'
+
+
+def read(path, settings=SETTINGS):
+    return read_events(path, settings, now_ms=NOW)
+
+
+def refusal(path, settings=SETTINGS):
+    with pytest.raises(UsageError) as error:
+        read(path, settings)
+    assert error.value.hint
+    return f"{error.value.message}\n{error.value.hint}"
+
+
+def test_one_integer_beyond_64_bits_changes_no_other_id(tmp_path):
+    users = [12345678901234567, 12345678901234568, 2**63, 2**64 + 1]
+    (tmp_path / "e.jsonl").write_text("".join(LINE.replace('"u"', str(user)) for user in users))
+    (tmp_path / "e.csv").write_text(HEADER + "".join(f"\n{user},i,v,s,1700000000000" for user in users))
+    for name in ("e.jsonl", "e.csv"):
+        assert read(tmp_path / name)["user_id"].to_pylist() == [str(user) for user in users]
+
+
+def test_ignored_columns_may_hold_anything(tmp_path):
+    extras = ["1", '"x"', "1.5", "null", "[1, {}]", '{"a": {"b": 1}}', "true", str(10**30), '"2023-11-14T22:13:20Z"']
+    lines = "".join(LINE.replace("}", f', "more": {extra}}}') for extra in extras)
+    (tmp_path / "e.jsonl").write_text(lines)
+    assert len(read(tmp_path / "e.jsonl")) == len(extras)
+    (tmp_path / "e.csv").write_bytes(
+        f"{HEADER},more\nu,i,v,s,1700000000000,".encode() + b'\xff"\nu,i,v,s,1700000000000,'
+    )
+    assert len(read(tmp_path / "e.csv")) == 2
+    table = pa.Table.from_pylist(ROWS).append_column("more", pa.array([[{"a": 1}], None, []]))
+    pq.write_table(table, tmp_path / "e.parquet")
+    assert len(read(tmp_path / "e.parquet")) == 3
+
+
+@pytest.mark.parametrize("rows", [3, 60_000])
+def test_a_line_end_in_quotes_is_read_in_files_of_any_size(tmp_path, rows):
+    lines = "".join(f'u{k},i,v,h,1700000000000,"one\ntwo\r\n""{k}"""\n' for k in range(rows))
+    (tmp_path / "e.csv").write_text(f"{HEADER},title\n{lines}")
+    assert len(read(tmp_path / "e.csv")) == rows
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ('1,"a,v,h,1700000000000\n2,b,v,h,1700000000000\n', "line 2: a quote that is not closed"),
+        ('1,a,v,h,1700000000000\n2,"b,v,h,1700000000000\n3,"c",v,h,1700000000000\n', "line 3: a quote"),
+        ('1,"a,v,h,1700000000000\n2,b,v,h,1700000000000\n3,c",v,h,1700000000000\n', "line 2, column item_id"),
+        ('1,"a"b,v,h,1700000000000\n', "line 2: a quote"),
+        ("1,a,v,h,1700000000000\n\n1,a,v,h\n", "line 4: found 4 columns, expected 5"),
+        ("1,a,v,h,1700000000000,6\n", "line 2: found 6 columns, expected 5"),
+        ('1,a,v,"h\nh",1700000000000\n1,a,,h,1700000000000', "line 2, column surface"),
+        ('1,a,v,h,1700000000000\n1,a,,h,"x\n"\n', "line 3, column action: found nothing"),
+    ],
+)
+def test_a_broken_csv_is_refused_with_the_line(tmp_path, lines, found):
+    (tmp_path / "e.csv").write_text(f"{HEADER}\n{lines}")
+    assert found in refusal(tmp_path / "e.csv")
+
+
+def test_the_first_bad_row_is_named_whichever_its_column(tmp_path):
+    good, bad_time, bad_user = "u,i,v,s,1700000000000", "u,i,v,s,soon", ",i,v,s,1700000000000"
+    (tmp_path / "e.csv").write_text("\n".join([HEADER, good, bad_time, bad_user, bad_user]))
+    assert "line 3, column timestamp: found 'soon'" in refusal(tmp_path / "e.csv")
+    table = pa.Table.from_pylist([ROWS[0]] * 150_000 + [ROWS[0] | {"item_id": "a\x7f"}])
+    pq.write_table(table, tmp_path / "e.parquet", row_group_size=70_000)
+    assert "row 150001, column item_id: found a control character (U+007F)" in refusal(tmp_path / "e.parquet")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (LINE + "[1]\n", "line 2: value: found a JSON list"),
+        ("[" + LINE.strip() + "]\n", "jq -c"),
+        ("[\n" + LINE + "]\n", "jq -c"),
+        (LINE + LINE.replace("}", ""), "line 2: value: found Expecting"),
+        (LINE.replace("}", ', "more": NaN}'), "line 1: value: found NaN is not JSON"),
+        (LINE + "\n" + LINE.replace("}", ', "user_id": "other"}'), "line 3: user_id: found it more than once"),
+        (LINE.replace("}", ', "more": ' + "[" * 100 + "]" * 100 + "}"), "more than 100 deep"),
+        (LINE.replace('"u"', '"\\ud800"'), "line 1, column user_id: found an unpaired surrogate"),
+        ('{"user_id": "u"}\n', "line 1, column item_id: found nothing"),
+    ],
+)
+def test_a_broken_line_of_json_is_refused_with_its_number(tmp_path, content, found):
+    (tmp_path / "e.jsonl").write_text(content)
+    assert found in refusal(tmp_path / "e.jsonl")
+
+
+def test_columns_that_come_twice_are_refused_where_they_count(tmp_path):
+    (tmp_path / "e.csv").write_text(f"{HEADER},item_id\nu,i,v,s,1700000000000,j\n")
+    assert "column item_id 2 times" in refusal(tmp_path / "e.csv")
+    (tmp_path / "e.csv").write_text(f"{HEADER},more,more\nu,i,v,s,1700000000000,j,k\n")
+    assert len(read(tmp_path / "e.csv")) == 1
+    names = [*EVENT_SCHEMA.names, "item_id"]
+    columns = [*(pa.array([ROWS[0][name]]) for name in EVENT_SCHEMA.names), pa.array(["j"])]
+    pq.write_table(pa.table(columns, names=names), tmp_path / "e.parquet")
+    assert "column item_id 2 times" in refusal(tmp_path / "e.parquet")
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.tsv", "e.jsonl", "e.ndjson", "e.json", "E.CSV"])
+@pytest.mark.parametrize("codec", ["", ".gz", ".zst", ".bz2", ".lz4"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_text_files_may_be_compressed_and_begin_with_a_byte_order_mark(tmp_path, name, codec, mark):
+    separator = "\t" if name.endswith("tsv") else ","
+    text = HEADER.replace(",", separator) + "\r\n" + separator.join(["u", "i", "v", "s", "1700000000000"]) + "\r\n"
+    if "j" in name:
+        text = LINE + "\r\n" + LINE
+    codecs = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4", "": None}
+    with pa.output_stream(str(tmp_path / (name + codec)), compression=codecs[codec]) as file:
+        file.write((mark + text).encode())
+    assert read(tmp_path / (name + codec))["user_id"].unique().to_pylist() == ["u"]
+
+
+def test_what_no_reader_takes_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "e.csv").write_bytes((HEADER + "\nu,i,v,s,1700000000000\n").encode("utf-16"))
+    assert "iconv" in refusal(tmp_path / "e.csv")
+    (tmp_path / "e.csv.gz").write_bytes(b"no gzip")
+    assert "cannot read" in refusal(tmp_path / "e.csv.gz")
+    with pa.output_stream(str(tmp_path / "whole.csv.gz")) as file:
+        file.write((HEADER + "\nu,i,v,s,1700000000000\n" * 1000).encode())
+    (tmp_path / "cut.csv.gz").write_bytes((tmp_path / "whole.csv.gz").read_bytes()[:-9])
+    assert "cannot read" in refusal(tmp_path / "cut.csv.gz")
+    for name in ("e.gz", "e.parquet.gz", "e", "e.csv.zip"):
+        (tmp_path / name).write_bytes(b"")
+        assert "use one of" in refusal(tmp_path / name)
+    (tmp_path / "semicolons.csv").write_text(HEADER.replace(",", ";") + "\n1;2;3;4;5\n")
+    assert "has no column user_id" in refusal(tmp_path / "semicolons.csv")
+    (tmp_path / "empty.csv").write_text("")
+    assert "has no column user_id" in refusal(tmp_path / "empty.csv")
+
+
+def test_a_folder_of_parts_is_one_file(tmp_path):
+    folder = tmp_path / "events"
+    (folder / "day=2").mkdir(parents=True)
+    for name, row in zip(("part-0.parquet", "part-1.parquet", "day=2/part-0.snappy.parquet"), ROWS, strict=True):
+        pq.write_table(pa.Table.from_pylist([row | {"user_id": len(name)}]), folder / name)
+    for name in ("_SUCCESS", ".part-0.parquet.crc", "_metadata"):
+        (folder / name).write_bytes(b"no data")
+    assert sorted(items(folder)) == ["a", "b", "c"]
+    (folder / "notes.txt").write_text("x")
+    assert "notes.txt" in refusal(folder)
+    (tmp_path / "nothing").mkdir()
+    assert "holds no data file" in refusal(tmp_path / "nothing")
+
+
+def test_pos_is_an_integer_in_every_row_or_in_none(tmp_path):
+    with_pos = LINE.replace("}", ', "pos": 1}')
+    (tmp_path / "e.jsonl").write_text(with_pos + LINE)
+    assert "line 2, column pos" in refusal(tmp_path / "e.jsonl")
+    (tmp_path / "e.jsonl").write_text(with_pos * 2)
+    assert len(read(tmp_path / "e.jsonl")) == 2
+    (tmp_path / "e.csv").write_text(f"{HEADER},pos\nu,a,v,s,1700000000000,2\nu,b,v,s,1700000000000,1\n")
+    assert items(tmp_path / "e.csv") == ["b", "a"]
+    (tmp_path / "e.csv").write_text(f"{HEADER},pos\nu,a,v,s,1700000000000,1.0\n")
+    assert "line 2, column pos: found '1.0'" in refusal(tmp_path / "e.csv")
+    (tmp_path / "f").mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "f" / "1.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("pos", pa.array([1, 2, 3])), tmp_path / "f" / "2.parquet")
+    assert "only some have a pos" in refusal(tmp_path / "f")
+
+
+def test_a_setting_that_refuses_an_id_is_named_with_it(tmp_path):
+    (tmp_path / "e.csv").write_text(f"{HEADER}\n1,abc,v,s,1700000000000\n")
+    found = refusal(tmp_path / "e.csv", EventSettings(user_id_type="int64", item_id_type="int64"))
+    assert "line 2, column item_id: found 'abc'" in found and 'set events.item_id_type = "string"' in found
+
+
+def test_columns_are_found_under_the_configured_names(tmp_path):
+    settings = EventSettings(fields=EventFields(user_id="userId", item_id="item.id"), defaults=EventDefaults("v", "s"))
+    (tmp_path / "e.csv").write_text("userId,item.id,timestamp\n007,i,1700000000000\n")
+    assert read(tmp_path / "e.csv", settings).to_pylist() == [Event("007", "i", "v", "s", 1_700_000_000_000)._asdict()]
+    assert "has no column user_id, item_id, action, surface" in refusal(tmp_path / "e.csv")
+    (tmp_path / "e.csv").write_text("userId,item.id,timestamp\n007,,1700000000000\n")
+    assert "line 2, column item.id (item_id): found nothing" in refusal(tmp_path / "e.csv", settings)
+
+
+def test_other_tables_keep_their_ids_too(tmp_path):
+    (tmp_path / "items.csv").write_text('item_id,price,title\n007,1.5,"a\nb"\n7,2,\n')
+    table = read_table(tmp_path / "items.csv")
+    assert table["item_id"].to_pylist() == ["007", "7"] and table["price"].to_pylist() == [1.5, 2.0]
+    (tmp_path / "items.jsonl").write_text(
+        '{"item_id": 1, "tags": ["x"]}\n{"item_id": 9223372036854775808, "tags": "y"}\n'
+    )
+    table = read_table(tmp_path / "items.jsonl")
+    assert table["item_id"].to_pylist() == ["1", str(2**63)] and table["tags"].to_pylist() == ['["x"]', '"y"']
+    pq.write_table(pa.table({"item_id": [1.0, 2.0]}), tmp_path / "items.parquet")
+    (tmp_path / "twice.csv").write_text("item_id,item_id\n1,2\n")
+    (tmp_path / "open.csv").write_text('item_id,title\n1,"a\n2,b\n')
+    for name, found in (("items.parquet", "row 1, column item_id"), ("twice.csv", "2 times"), ("open.csv", "line 2")):
+        with pytest.raises(UsageError, match=found):
+            read_table(tmp_path / name)
+
+
+def test_rows_with_ids_of_another_type_can_be_left_out_and_told(tmp_path):
+    rows = ["1,7,v,s,1700000000000", "a,7,v,s,1700000000001", "2,007,v,s,1700000000002", "b,x,v,s,1700000000003"]
+    (tmp_path / "e.csv").write_text("\n".join([HEADER, *rows]))
+    told: list[str] = []
+    settings = EventSettings(user_id_type="int64", item_id_type="int64")
+    events = read_events(tmp_path / "e.csv", settings, now_ms=NOW, unfit=told)
+    assert events["timestamp"].to_pylist() == [1_700_000_000_000]
+    assert [text.split("`, ")[1].split(": found")[0] for text in told] == [
+        "line 3, column user_id", "line 4, column item_id", "line 5, column user_id",
+    ]  # fmt: skip
+    (tmp_path / "e.csv").write_text("\n".join([HEADER, *rows, "1,7,v,s,soon"]))
+    with pytest.raises(UsageError, match="line 6, column timestamp"):
+        read_events(tmp_path / "e.csv", settings, now_ms=NOW, unfit=[])

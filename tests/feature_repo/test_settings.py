@@ -9,7 +9,7 @@ import pytest
 
 from activity.errors import UsageError
 from activity.settings import EventSettings
-from feature_repo.settings import FeatureSettings, follow_events, load_feature_settings
+from feature_repo.settings import FeatureSettings, agree_on_ids, load_feature_settings
 
 
 @pytest.fixture(autouse=True)
@@ -55,4 +55,4 @@ def test_the_user_id_s_type_follows_the_events(tmp_path):
     (tmp_path / "spoor.toml").write_text('[events]\nuser_id_type = "int64"\n')
     assert load_feature_settings(tmp_path / "repo").user_id_type == "int64"
     with pytest.raises(UsageError, match="user_id_type"):
-        follow_events(FeatureSettings(user_id_type="int64"), EventSettings())
+        agree_on_ids(EventSettings(), FeatureSettings(user_id_type="int64"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from activity.configuration import settings_of
 from activity.errors import UsageError
 from spoor import config_reference
 from spoor.config import SECTIONS, load_settings
@@ -35,7 +36,7 @@ def test_every_section_is_read_and_shown(tmp_path: Path):
     assert settings.state_folder == tmp_path / "here"
     assert settings.lake.folder == tmp_path / "here" / "lake"
     keys = [key for key, _, _ in settings.shown()]
-    expected = [f"{name}.{field.name}" for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
+    expected = [key for name, cls in SECTIONS.items() for key, _, _ in settings_of(name, cls)]
     assert keys == ["state_folder", *expected]
 
 

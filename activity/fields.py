@@ -1,0 +1,176 @@
+"""One value of one field of an event: what it may be, and what it becomes. Every door asks here, so the same value gets
+the same verdict from JSON, Avro, CSV, JSON lines, Parquet and a DataFrame.
+
+| value | id, action, surface | time |
+|---|---|---|
+| text | to the letter | digits: ms; else ISO 8601 with a zone |
+| integer of any size | its decimal digits | ms |
+| decimal without a fraction | as the integer | as the integer |
+| bytes | as the text that they are in UTF-8 | as the text |
+| a moment with a zone | refused | ms, rounded down |
+| missing, true or false, floating-point number, anything else | refused | refused |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from functools import partial
+from numbers import Integral
+
+from activity.errors import EventError
+from activity.settings import EventSettings
+from activity.times import TimeTextError, datetime_ms, iso_ms
+
+FIELDS = ("user_id", "item_id", "action", "surface", "timestamp")
+INT64 = range(-(2**63), 2**63)
+LATEST_MS = 2**47 - 1  # year 6429: the latest time that a packed history carries
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL, C1
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
+
+
+def rule(name: str, settings: EventSettings) -> Callable[[object], str | int]:
+    """The function from a value of this field to what the event holds. It raises EventError. The range of times
+    (`check_time`) is not part of it."""
+    if name == "timestamp":
+        return time_ms
+    return partial(entity_id if name.endswith("_id") else event_name, name=name, settings=settings)
+
+
+def entity_id(value: object, name: str, settings: EventSettings) -> str:
+    """`name`: user_id or item_id."""
+    text = _text(value, name, settings.max_id_bytes)
+    if not fits(text, name, settings):
+        expected = f"a 64-bit integer in its shortest form, as events.{name}_type = int64 says"
+        raise EventError(reason="bad-type", field=name, found=brief(repr(text)), expected=expected)
+    return text
+
+
+def fits(text: str, name: str, settings: EventSettings) -> bool:
+    """Whether an id has the type of Feast's entity. `name`: user_id or item_id."""
+    kind = settings.user_id_type if name == "user_id" else settings.item_id_type
+    return kind == "string" or is_int64(text)
+
+
+def event_name(value: object, name: str, settings: EventSettings) -> str:
+    """`name`: action or surface."""
+    text = _text(value, name, settings.max_name_bytes)
+    if settings.unknown_names == "dead-letter":
+        known = settings.actions if name == "action" else settings.surfaces
+        if known and text not in known:
+            expected = f"one of the configured {name}s"
+            raise EventError(reason=f"unknown-{name}", field=name, found=repr(text), expected=expected)
+    return text
+
+
+def time_ms(value: object) -> int:
+    """ms since 1970 in UTC."""
+    if type(value) is int and value in INT64:
+        return value
+    found = None
+    if isinstance(value, bytes | Decimal):
+        value = _as_text(value, "timestamp")
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) in INT64:
+        return int(value)
+    try:
+        if isinstance(value, str):
+            if _DIGITS.fullmatch(value) and int(value) in INT64:
+                return int(value)
+            return iso_ms(value)
+        if isinstance(value, datetime):
+            return datetime_ms(value)
+    except TimeTextError as error:
+        found = error
+    except TypeError:  # no moment: pandas' NaT is a datetime, and no time
+        value = None
+    if value is None:
+        raise EventError(reason="missing-field", field="timestamp", found="nothing", expected=_TIME)
+    text = brief(repr(value)) + (f", {found}" if found else "")
+    raise EventError(reason="bad-type", field="timestamp", found=text, expected=_TIME)
+
+
+_TIME = "an integer of ms since 1970 (UTC), or an ISO 8601 time with a zone"
+
+
+def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) -> int:
+    """Returns `timestamp` (ms) if it lies between the configured epoch and the append time plus the skew."""
+    if timestamp < settings.earliest_ms:
+        raise EventError(
+            reason="too-early",
+            field="timestamp",
+            found=str(timestamp),
+            expected=f"at or after {settings.earliest}",
+        )
+    latest = min(append_time_ms + settings.max_skew_seconds * 1000, LATEST_MS)
+    if timestamp > latest:
+        raise EventError(
+            reason="in-the-future",
+            field="timestamp",
+            found=str(timestamp),
+            expected=f"at most {latest} (append time + {settings.max_skew_seconds} s)",
+        )
+    return timestamp
+
+
+def is_int64(text: str) -> bool:
+    """Whether it is a 64-bit integer in its shortest form: what a join key of that type gives back to the letter."""
+    try:
+        return len(text) <= 20 and str(number := int(text)) == text and number in INT64
+    except ValueError:
+        return False
+
+
+def brief(found: object) -> str:
+    text = str(found)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _text(value: object, name: str, max_bytes: int) -> str:
+    text = value if type(value) is str else _as_text(value, name)
+    if text.isascii():
+        if text.isprintable() and 0 < len(text) <= max_bytes:
+            return text
+        size = len(text)
+    else:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError:
+            found = "an unpaired surrogate, or bytes that are no UTF-8"
+            raise EventError(reason="bad-text", field=name, found=found, expected="Unicode") from None
+    if not 0 < size <= max_bytes:
+        expected = f"1 to {max_bytes} bytes of UTF-8"
+        raise EventError(reason="bad-length", field=name, found=f"{size} bytes", expected=expected)
+    if not text.isprintable() and (odd := _CONTROL.search(text)):
+        found = f"a control character (U+{ord(odd[0]):04X})" + (", a line end" if odd[0] in "\r\n" else "")
+        raise EventError(reason="bad-text", field=name, found=found, expected="text without control characters")
+    return text
+
+
+def _as_text(value: object, name: str) -> str:
+    """What is not plain text, as text."""
+    if value is None:
+        raise EventError(reason="missing-field", field=name, found="nothing", expected="text or an integer")
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return _digits(int(value), name)
+    if isinstance(value, Decimal) and value.is_finite() and int(value.as_tuple().exponent) >= 0:
+        return _digits(int(value), name)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            found = f"bytes that are no UTF-8: {brief(value)}"
+            raise EventError(reason="bad-text", field=name, found=found, expected="text in UTF-8") from None
+    found = f"{brief(repr(value))} of type {type(value).__name__}"
+    raise EventError(reason="bad-type", field=name, found=found, expected="text or an integer")
+
+
+def _digits(number: int, name: str) -> str:
+    try:
+        return str(number)
+    except ValueError:  # more digits than Python writes
+        found = f"an integer of {number.bit_length():,} bits"
+        raise EventError(reason="bad-length", field=name, found=found, expected="a shorter one") from None

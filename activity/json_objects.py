@@ -1,0 +1,72 @@
+"""One JSON object from bytes: the one decoder, of records in Kafka and of lines in files.
+
+The same bytes get the same verdict wherever they are read: nesting is limited to MAX_DEPTH before anything is parsed,
+so that no process's stack decides it. NaN and Infinity are not JSON. Integers are exact. Of names that come twice in an
+object, the last value counts, unless it is an event's field: `Repeated` tells.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from activity.errors import EventError
+from activity.fields import brief
+
+MAX_DEPTH = 100  # objects and arrays within each other, the outermost included
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[\]{}]")
+_SPACE = " \t\r\n"
+
+
+class Repeated(dict[str, Any]):
+    """An object with names that came twice."""
+
+    names: frozenset[str]
+
+
+def parse_object(value: bytes) -> dict[str, Any]:
+    """Raises EventError (`not-json`)."""
+    if len(value) > 2 * MAX_DEPTH and value.count(b"{") + value.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise _refused(f"objects or arrays more than {MAX_DEPTH} deep", f"at most {MAX_DEPTH}")
+    try:
+        text = value.decode().lstrip(_SPACE)
+        found, end = _DECODER.raw_decode(text)
+        if end < len(text) and (rest := text[end:].strip(_SPACE)):
+            raise ValueError(f"Extra data: {rest}")
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise _refused(brief(error), "JSON in UTF-8") from None
+    if not isinstance(found, dict):
+        raise _refused(f"a JSON {type(found).__name__}", "a JSON object")
+    return found
+
+
+def _depth(value: bytes) -> int:
+    """How deep brackets outside strings lie within each other."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(_STRING.sub(b"", value)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeated = Repeated(found)
+    repeated.names = frozenset(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return repeated
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
+def _refused(found: str, expected: str) -> EventError:
+    return EventError(reason="not-json", field="value", found=found, expected=expected)
