@@ -1,15 +1,15 @@
 """Where a training run stands, in one safetensors file that is replaced by one rename.
 
-Tensors: model, averaged model, optimiser, best weights so far. Its JSON header holds the place in the loader, the
-losses so far, and the identity of the run: settings, model and data. There is no random state to keep: each step seeds
-its own draws.
+Tensors: model, averaged model, optimiser, best weights so far, and what grows with the run: losses and evaluations.
+Its JSON header, which safetensors limits to 100 MB, holds the place in the loader, the planned steps, and the identity
+of the run: settings, model and data. There is no random state to keep: each step seeds its own draws.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from activity.errors import DataError, UsageError
 from activity.files import atomic_write
 from encoder.model import UserEncoder
 from encoder.optimiser import Optimiser
+from encoder.pace import StepPlan
 from encoder.settings import PretrainSettings
 
 
@@ -43,6 +44,9 @@ class TrainState:
     evaluations: list[dict[str, float]] = field(default_factory=list)  # one an epoch of the first stage
     best_epoch: int = -1  # index among the evaluations; -1 before the first
     best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights of that epoch
+    planned: StepPlan | None = None  # decided once; None before that, and where nothing limits the steps
+    ended_by: str = ""  # what ended the first stage: epochs, patience, steps, max_minutes
+    cut: bool = False  # the clock has ended a stage before its planned steps
 
     @classmethod
     def of(cls, model: UserEncoder, settings: PretrainSettings) -> TrainState:
@@ -64,7 +68,7 @@ class TrainState:
 
 _PLACE = (
     *("stage", "epoch", "batch", "step", "tokens", "seconds", "stage_began", "future_pairs"),
-    *("losses", "evaluations", "best_epoch"),
+    *("best_epoch", "ended_by", "cut"),
 )
 
 
@@ -75,11 +79,34 @@ def save_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
         "average": state.average.state_dict(),
         "optimiser": state.optimiser.tensors(),
         "best": state.best,
+        "log": {
+            "losses": torch.tensor(state.losses, dtype=torch.float64),
+            "evaluations": _json_tensor(state.evaluations),
+        },
     }
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    header = {"identity": identity, "place": {name: getattr(state, name) for name in _PLACE}}
+    place = {name: getattr(state, name) for name in _PLACE}
+    header = {"identity": identity, "place": place, "planned": asdict(state.planned) if state.planned else None}
     # Bytes first: safetensors tells of a full disk by an error of its own.
     atomic_write(path, save(tensors, metadata={"spoor": json.dumps(header)}))
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a killed run has left: its steps, and in what it differs from the run at hand."""
+
+    step: int
+    changed: Sequence[str]
+
+
+def look_at_checkpoint(path: Path, identity: Mapping[str, Any]) -> Unfinished:
+    """Reads the header alone. Raises DataError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["spoor"])
+        return Unfinished(int(header["place"]["step"]), _changed(header, identity))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) -> None:
@@ -89,16 +116,14 @@ def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
             header = json.loads((file.metadata() or {})["spoor"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise DataError(
-            f"checkpoint `{path}` cannot be read: {error}", hint="remove it, and train without --resume"
-        ) from None
-    changed = sorted(key for key in identity if header["identity"].get(key) != json.loads(json.dumps(identity[key])))
+        raise _unreadable(path, error) from None
+    changed = _changed(header, identity)
     if changed:
         raise UsageError(
             f"checkpoint `{path}` belongs to another run: {', '.join(changed)} differ",
             hint="train without --resume to start anew, or restore the settings and the events of that run",
         )
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimiser": {}, "best": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimiser": {}, "best": {}, "log": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
@@ -106,5 +131,32 @@ def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
     state.average.load_state_dict(parts["average"])
     state.optimiser.load(parts["optimiser"])
     state.best = parts["best"]
+    place = header["place"]
     for name in _PLACE:
-        setattr(state, name, header["place"][name])
+        setattr(state, name, place.get(name, getattr(state, name)))
+    planned = header.get("planned")
+    state.planned = None if planned is None else StepPlan(**planned)
+    if parts["log"]:
+        state.losses = parts["log"]["losses"].tolist()
+        state.evaluations = json.loads(parts["log"]["evaluations"].numpy().tobytes())
+    else:  # written before they had tensors of their own
+        state.losses, state.evaluations = place["losses"], place["evaluations"]
+
+
+def _json_tensor(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _changed(header: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """In what the runs differ. A setting that is younger than the checkpoint had its default then."""
+    defaults = {each.name: each.default for each in fields(PretrainSettings)}
+    found: dict[str, Any] = dict(header["identity"])
+    found["settings"] = {name: value for name, value in defaults.items() if name in identity.get("settings", {})} | (
+        found.get("settings") or {}
+    )
+    ours = json.loads(json.dumps(identity))
+    return sorted(key for key in ours if json.loads(json.dumps(found.get(key))) != ours[key])
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"checkpoint `{path}` cannot be read: {error}", hint="remove it, and train without --resume")

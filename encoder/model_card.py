@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from activity.numbers import number_text
+from encoder.training_end import TrainingEnd
+
 
 def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     """Markdown. `record` is what release.json holds."""
@@ -25,6 +28,7 @@ def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], trainin
             *_split(record["split"]),
             *_packed(record.get("packed")),
             *_aligned(record.get("aligned")),
+            *_ended(record.get("ended")),
             "",
             "## Quality",
             "",
@@ -77,10 +81,15 @@ def _aligned(aligned: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def _ended(ended: Mapping[str, Any] | None) -> list[str]:
+    line = TrainingEnd.from_json(ended).line if ended else ""
+    return [f"- {line[0].upper()}{line[1:]}."] if line else []
+
+
 def _table(values: Mapping[str, Any], heading: str) -> list[str]:
     rows = [f"| {name} | {_text(value)} |" for name, value in sorted(values.items())]
     return [f"| {heading} | value |", "|---|---|", *rows]
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, int | float) else str(value)

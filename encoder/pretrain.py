@@ -2,8 +2,8 @@
 
     lake, table or event file -> corpus on disk -> split -> recipe -> model -> training loop (train.py) -> release
 
-A plan says what a run will do and is the same for the same arguments; a run that was killed goes on from its last
-checkpoint and, on the same machine, repeats the losses bit for bit. What is released is the averaged weights.
+A plan says what a run will do and is the same for the same arguments; a killed run resumes from its last checkpoint
+and, on the same machine, repeats the losses bit for bit. The averaged weights are released.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from activity.lake import Lake
 from activity.release_names import check_release_name
 from activity.settings import EventSettings
 from encoder.batches import BatchReader, build_vocabulary, target_counts
-from encoder.checkpoint import TrainState, load_checkpoint
+from encoder.checkpoint import TrainState, load_checkpoint, look_at_checkpoint
 from encoder.config import ModelConfig, named_config
 from encoder.corpus import Corpus
 from encoder.inference import new_model
@@ -44,6 +44,7 @@ from encoder.release import BEFORE_REFIT_FILE, Release, ReleaseInfo, load_releas
 from encoder.release_folders import check_free
 from encoder.settings import PretrainSettings
 from encoder.train import Schedule, Stage, train
+from encoder.training_end import TrainingEnd
 from encoder.validation import Validator
 from encoder.vocabulary import Vocabulary
 from encoder.warm_start import start_from_links, start_from_release
@@ -77,7 +78,8 @@ class Plan:
         stages = " + ".join(
             f"{stage.epochs} x {stage.tokens:,} events ({stage.name})" for stage in self.schedule.stages
         )
-        limit = f", at most {self.settings.max_minutes:g} minutes" if self.settings.max_minutes else ""
+        limit = f", at most {self.settings.steps:,} steps" if self.settings.steps else ""
+        limit += f", at most {self.settings.max_minutes:g} minutes" if self.settings.max_minutes else ""
         return [
             f"events: {self.corpus.events:,} of {self.corpus.users:,} users over {len(self.corpus.item_ids):,} items",
             f"protocol: {self.split.protocol}; {self.schedule.validator.questions:,} events measure quality",
@@ -157,16 +159,21 @@ def run_pretrain(
         state = fresh_state(plan)
         if resume and plan.checkpoint.exists():
             load_checkpoint(plan.checkpoint, state, plan.schedule.identity)
-            print(f"resuming after step {state.step} from {plan.checkpoint}", file=sys.stderr)
+        if processes.first:
+            for line in _start_lines(plan, state, resume=resume):
+                print(line, file=sys.stderr)
         train(state, plan.schedule, processes=processes, seconds_before=time.perf_counter() - started)
         if not processes.first:
             return PretrainResult(plan.lines(), None, {}, state.losses)
         metrics = _final_metrics(state, plan)
+        ended = _training_end(state)
+        if ended.line:
+            print(f"pretrain: {ended.line}", file=sys.stderr)
         mixture = None
         if plan.settings.mixture == "fitted":
             mixture, measured = _mixture(state, plan)
             metrics |= measured
-        info = _release(state, plan, metrics, mixture, overwrite=overwrite)
+        info = _release(state, plan, metrics, mixture, ended, overwrite=overwrite)
     shutil.rmtree(plan.schedule.folder, ignore_errors=True)
     return PretrainResult(plan.lines(), info, metrics, state.losses)
 
@@ -246,6 +253,25 @@ def fresh_state(plan: Plan) -> TrainState:
     model.recompute = settings.activations == "recomputed"
     model.items.sparse = _sparse(model.items.weight.numel(), settings)
     return TrainState.of(model.to("cuda" if torch.cuda.is_available() else "cpu"), settings)
+
+
+def _start_lines(plan: Plan, state: TrainState, *, resume: bool) -> list[str]:
+    """What this run has to do with an earlier one of its name."""
+    if state.step:
+        of = f" of {state.planned.total:,}" if state.planned else ""
+        return [f"resuming after step {state.step:,}{of} from {plan.checkpoint}"]
+    if resume:
+        return [f"nothing to resume: there is no checkpoint {plan.checkpoint}; training starts from the beginning"]
+    if not plan.checkpoint.exists():
+        return []
+    try:
+        left = look_at_checkpoint(plan.checkpoint, plan.schedule.identity)
+    except DataError as error:
+        return [f"{error.message}; training starts from the beginning"]
+    found = f"found an unfinished run of `{plan.out.name}`, stopped after step {left.step:,}"
+    if left.changed:
+        return [f"{found}, of other {', '.join(left.changed)}: training starts from the beginning and replaces it"]
+    return [f"{found}: training starts from the beginning and replaces it; to continue it, stop and add --resume"]
 
 
 def _resolve(
@@ -359,7 +385,13 @@ def _mixture(state: TrainState, plan: Plan) -> tuple[Mixture | None, dict[str, f
 
 
 def _release(
-    state: TrainState, plan: Plan, metrics: dict[str, float], mixture: Mixture | None, *, overwrite: bool
+    state: TrainState,
+    plan: Plan,
+    metrics: dict[str, float],
+    mixture: Mixture | None,
+    ended: TrainingEnd,
+    *,
+    overwrite: bool,
 ) -> ReleaseInfo:
     training = asdict(plan.settings) | {
         "torch": torch.__version__,
@@ -383,8 +415,19 @@ def _release(
         training=training,
         curve_png=draw_curve(state.losses, state.evaluations, title=f"{plan.out.name}: pretraining"),
         split=plan.split.record(shuffle_ties=plan.shuffle_ties),
+        ended=ended,
         more_files=more_files,
         overwrite=overwrite,
+    )
+
+
+def _training_end(state: TrainState) -> TrainingEnd:
+    return TrainingEnd.of(
+        by=state.ended_by,
+        cut=state.cut,
+        steps=state.step,
+        planned_steps=state.planned.total if state.planned else 0,
+        evaluations=state.evaluations,
     )
 
 
@@ -395,6 +438,8 @@ def _final_metrics(state: TrainState, plan: Plan) -> dict[str, float]:
         "best_epoch": state.best_epoch + 1,
         "final_loss": float(np.mean(state.losses[-50:])),
         "steps": state.step,
+        "planned_steps": state.planned.total if state.planned else 0,
+        "stopped_while_rising": int(_training_end(state).rising),
         "training_seconds": round(state.seconds, 1),
         "training_events": int(plan.schedule.stages[-1].tokens),
         "training_users": plan.corpus.users,

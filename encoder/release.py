@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from encoder.hashing import ROW_HASH_VERSION
 from encoder.model_card import model_card
 from encoder.release_folders import FORMAT, check_free, new_folder
 from encoder.release_folders import JSON_BYTES as _JSON_BYTES
+from encoder.training_end import TrainingEnd
 from encoder.vocabulary import Vocabulary
 
 BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
@@ -64,6 +65,7 @@ class ReleaseInfo:
     split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
     packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
     aligned: Mapping[str, Any] | None = None  # whose vectors it turns, into whose space, and how near they come
+    ended: TrainingEnd | None = None  # how its training ended; None in releases from before this was kept
     retired: bool = False  # nobody writes its rows any more
 
     @property
@@ -103,6 +105,7 @@ def save_release(
     training: Mapping[str, Any],
     curve_png: bytes,
     split: Mapping[str, Any] | None = None,
+    ended: TrainingEnd | None = None,
     more_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> ReleaseInfo:
@@ -126,6 +129,7 @@ def save_release(
         data_fingerprint=data_fingerprint,
         model=model,
         split=None if split is None else dict(split),
+        ended=ended,
     )
     files = dict(more_files or {}) | {
         "model.safetensors": safetensors_numpy.save({k: np.asarray(v, order="C") for k, v in weights.items()}),
@@ -249,6 +253,7 @@ def read_info(folder: Path) -> ReleaseInfo:
             split=record["split"],
             packed=_packed(record),
             aligned=_aligned(record),
+            ended=_ended(record),
             retired=bool(record.get("retired", False)),
         )
     except (KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
@@ -312,6 +317,12 @@ def _aligned(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return names | {"report": dict(aligned["report"])}
 
 
+def _ended(record: Mapping[str, Any]) -> TrainingEnd | None:
+    """Raises KeyError, TypeError."""
+    ended = record.get("ended")
+    return None if ended is None else TrainingEnd.from_json(ended)
+
+
 def _record(info: ReleaseInfo) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -328,6 +339,7 @@ def _record(info: ReleaseInfo) -> dict[str, Any]:
         "split": info.split,
         **({} if info.packed is None else {"packed": dict(info.packed)}),
         **({} if info.aligned is None else {"aligned": dict(info.aligned)}),
+        **({} if info.ended is None else {"ended": asdict(info.ended)}),
     }
 
 

@@ -17,7 +17,8 @@ class PretrainSettings:
     patience: int = 5  # epochs without a better validation NDCG@10 after which training ends; 0 = never
     refit_epochs: int = 1  # passes after that over the training and validation events
     refit_rate: float = 0.1  # of the learning rate, at the start of these passes
-    max_minutes: float = 0.0  # of the whole run; the learning rate is brought down in time; 0 = no limit
+    steps: int = 0  # optimiser steps of the whole run, refit included, at most; 0 = by epochs and max_minutes
+    max_minutes: float = 0.0  # of the whole run; how many steps fit is measured at its start; 0 = no limit
     token_budget: int = 512  # events in one optimiser step
     accumulation: int = 1  # parts that a step's events are divided into, one after the other, to save memory
     activations: Literal["kept", "recomputed"] = "kept"  # recomputed: less memory, a third more time
@@ -48,7 +49,7 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         self._require_at_least(1, "epochs", "token_budget", "accumulation", "target_window", "uniform_negatives")
         self._require_at_least(1, "validation_users", "checkpoint_steps")
-        self._require_at_least(0, "patience", "refit_epochs", "max_minutes", "warmup_steps", "weight_decay")
+        self._require_at_least(0, "patience", "refit_epochs", "steps", "max_minutes", "warmup_steps", "weight_decay")
         self._require_at_least(0, "next_token_weight", "multi_token_weight", "future_token_weight", "threads", "seed")
         for name in ("learning_rate", "refit_rate", "pairs_per_event"):
             self._require(getattr(self, name) > 0, name, "above 0")

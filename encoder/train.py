@@ -1,8 +1,9 @@
 """The training loop: epochs over the batches of each stage, measured, checkpointed, stopped in time.
 
 Stage `fit` trains on the training events and is measured on the validation events after each epoch; it ends after its
-epochs, when `patience` epochs brought nothing better, or when its share of the time is used. Stage `refit` goes on from
-the best averaged weights over training and validation events at a low rate.
+epochs, when `patience` epochs brought nothing better, or after its planned steps (encoder/pace.py). Stage `refit`
+continues from the best averaged weights over training and validation events at a low rate. The clock ends a stage only
+if the run is slower than it was measured to be.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from activity.errors import DataError
+from activity.errors import DataError, UsageError
 from encoder.batches import BatchReader
 from encoder.checkpoint import TrainState, save_checkpoint
+from encoder.pace import FEWEST_MEASURED, MEASURED_STEPS, Clock, Pace, StepPlan, divide, rounded_down
 from encoder.parallel import ALONE, Processes
 from encoder.progress import TrainingLog, TrainingProgress
 from encoder.settings import PretrainSettings
@@ -33,6 +35,7 @@ from encoder.validation import Validator
 _LOWEST_RATE = 0.05  # of the learning rate, at the end of the first stage
 _KEPT_BACK = 0.03  # share of the allowed time that is left for the last measurement and for writing the release
 _LOG_STEPS = 20  # between scalars
+EndedBy = Literal["epochs", "patience", "steps", "max_minutes", "clock"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +69,6 @@ class Schedule:
         return self.folder / "checkpoint.safetensors"
 
 
-class Clock:
-    """Seconds of the run, those of earlier resumptions included. `allowed`: infinite without a limit."""
-
-    def __init__(self, *, done: float, allowed: float) -> None:
-        self._started = time.perf_counter() - done
-        self.allowed = allowed
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-
 def train(
     state: TrainState,
     schedule: Schedule,
@@ -85,17 +76,22 @@ def train(
     processes: Processes = ALONE,
     seconds_before: float = 0.0,
     stop_after: int | None = None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Runs every stage from where `state` stands. `seconds_before`: what the run took before this call, of the time
-    that pretrain.max_minutes allows; `stop_after`: return once this many steps are done in all. Raises DataError when
-    training diverges or a weighted loss has seen nothing."""
+    that pretrain.max_minutes allows; `stop_after`: return once this many steps are done in all; `now`: a clock in
+    seconds. Raises DataError when training diverges or a weighted loss has seen nothing, UsageError when the time is
+    over before the first step."""
     settings = schedule.settings
     allowed = settings.max_minutes * 60 * (1 - _KEPT_BACK) or math.inf
     if settings.mixture == "fitted":  # which takes about as long after training as the links took before it
         allowed = max(allowed - seconds_before, allowed / 2)
-    clock = Clock(done=max(state.seconds, seconds_before), allowed=allowed)
+    clock, pace = Clock(done=max(state.seconds, seconds_before), allowed=allowed, now=now), Pace()
     if state.step == 0:
         state.stage_began = clock.seconds
+        _check_time(settings, clock, processes)
+    if state.planned is None:
+        state.planned = _plan_steps(state, schedule, clock, pace, processes)
     with ExitStack() as stack:
         stack.enter_context(_threads(settings.threads or available_threads(processes)))
         stack.enter_context(torch.random.fork_rng())
@@ -107,13 +103,15 @@ def train(
         )
         while state.stage < len(schedule.stages):
             stage = schedule.stages[state.stage]
-            while state.epoch < stage.epochs and not _is_over(state, schedule, clock, processes):
+            ended = _ended_by(state, schedule, clock, processes)
+            while ended is None:
                 count = stage.reader.batches(state.epoch)
+                began = clock.seconds
                 for batch in stage.reader.epoch(state.epoch, start_batch=state.batch):
-                    share = processes.tell(_share_done(state, schedule, clock, batches=count))
-                    if share >= 1:
+                    ended = _limit_reached(state, schedule, clock, processes)
+                    if ended is not None:
                         break
-                    rate = _learning_rate(settings, stage, share, state.step)
+                    rate = _learning_rate(settings, stage, _share_done(state, stage, batches=count), state.step)
                     loss = take_step(
                         state,
                         batch,
@@ -126,30 +124,116 @@ def train(
                     state.batch += 1
                     state.tokens += batch.tokens
                     state.losses.append(loss)
+                    seconds = clock.seconds
+                    pace.step_took(seconds - began)
+                    began = seconds
                     shown.advance(batch.tokens, loss=loss)
                     if state.step % _LOG_STEPS == 0:
                         log.scalars(state.step, {"loss": loss, "learning_rate": rate})
-                    if processes.first and state.step % settings.checkpoint_steps == 0:
+                    if state.planned is None:
+                        state.planned = _plan_steps(state, schedule, clock, pace, processes)
+                    if processes.first and state.step % settings.checkpoint_steps == 0 and _decided(state, settings):
                         state.seconds = clock.seconds
                         save_checkpoint(schedule.checkpoint, state, schedule.identity)
                     if state.step == stop_after:
                         return
+                began = clock.seconds
                 _end_epoch(state, schedule, stage, clock, log, processes)
-            _end_stage(state, schedule, clock)
+                pace.evaluation_seconds = clock.seconds - began
+                ended = ended or _ended_by(state, schedule, clock, processes)
+            _end_stage(state, schedule, clock, ended, processes)
     state.seconds = clock.seconds
 
 
-def _is_over(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> bool:
-    """Whether the stage ends before its last epoch."""
+def _check_time(settings: PretrainSettings, clock: Clock, processes: Processes) -> None:
+    if processes.tell(clock.seconds >= clock.allowed):
+        enough = max(math.ceil(clock.seconds / 60 * 40) / 10, 0.5)  # four times what it took to get here
+        raise UsageError(
+            f"pretrain.max_minutes is {settings.max_minutes:g} and {clock.seconds / 60:.2f} minutes had passed before "
+            "the first step: nothing was learned, no release was written",
+            hint=f"allow at least --max-minutes {enough:g}, or 0 for no limit",
+        )
+
+
+def _decided(state: TrainState, settings: PretrainSettings) -> bool:
+    """Whether the number of steps is known: a checkpoint without it would go on with another one."""
+    return state.planned is not None or not (settings.steps or settings.max_minutes)
+
+
+def _plan_steps(
+    state: TrainState, schedule: Schedule, clock: Clock, pace: Pace, processes: Processes
+) -> StepPlan | None:
+    """The number of steps, once it can be known; None before that, and where nothing limits them."""
     settings = schedule.settings
+    fit, refit = (_whole_steps(schedule, name) for name in ("fit", "refit"))
+    if settings.steps:
+        return divide(settings.steps, fit=fit, refit=refit, source="steps")
+    if not clock.limited or state.stage or state.step < MEASURED_STEPS or pace.measured < FEWEST_MEASURED:
+        return None
+    if pace.evaluation_seconds is None and processes.first:
+        began = clock.seconds
+        _measure(state, schedule)
+        pace.evaluation_seconds = clock.seconds - began
+    epoch = schedule.stages[0].reader.batches(0)
+    further = rounded_down(state.step + pace.steps_in(clock.allowed - clock.seconds, steps_per_epoch=epoch))
+    total = processes.tell(max(further, state.step))
+    planned = divide(total, fit=fit, refit=refit, source="max_minutes")
+    if processes.first:
+        print(
+            f"pretrain steps={planned.fit} refit_steps={planned.refit} of={fit + refit} "
+            f"step_seconds={pace.step_seconds:.4f} evaluation_seconds={pace.evaluation_seconds or 0:.2f} "
+            f"(decided now and kept; pretrain.steps={total} repeats this run)",
+            file=sys.stderr,
+        )
+    return planned
+
+
+def _whole_steps(schedule: Schedule, name: str) -> int:
+    """How many steps the epochs of a stage ask for, as if each had as many batches as the first."""
+    return sum(stage.reader.batches(0) * stage.epochs for stage in schedule.stages if stage.name == name)
+
+
+def _ended_by(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> EndedBy | None:
+    """What ends the stage before its next epoch, if anything does."""
+    settings, stage = schedule.settings, schedule.stages[state.stage]
+    if state.epoch >= stage.epochs:
+        return "epochs"
     stale = len(state.evaluations) - 1 - state.best_epoch
     if state.stage == 0 and state.evaluations and settings.patience and stale >= settings.patience:
-        return True
-    return processes.tell(_share_of_time(state, schedule, clock)) >= 1
+        return "patience"
+    return _limit_reached(state, schedule, clock, processes)
+
+
+def _limit_reached(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> EndedBy | None:
+    """What ends the stage before its next step: the planned steps are taken, or the time is over."""
+    planned, stage = state.planned, schedule.stages[state.stage]
+    if planned is not None and not planned.whole and _stage_steps(state) >= planned.of(stage.name):
+        return planned.source
+    return "clock" if _out_of_time(state, schedule, clock, processes) else None
+
+
+def _out_of_time(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> bool:
+    """Whether the clock ends the stage. The first leaves the refit what it will need at the speed so far."""
+    if not clock.limited:
+        return False
+    seconds, steps, later = clock.seconds, _stage_steps(state), 0.0
+    if state.stage == 0 and state.planned is not None and steps:
+        later = min(state.planned.refit * (seconds - state.stage_began) / steps, clock.allowed / 2)
+    return processes.tell(seconds >= clock.allowed - later)
+
+
+def _stage_steps(state: TrainState) -> int:
+    """Steps of the present stage so far."""
+    return state.step - (int(state.evaluations[-1]["step"]) if state.stage else 0)
 
 
 def _end_epoch(
-    state: TrainState, schedule: Schedule, stage: Stage, clock: Clock, log: TrainingLog, processes: Processes
+    state: TrainState,
+    schedule: Schedule,
+    stage: Stage,
+    clock: Clock,
+    log: TrainingLog,
+    processes: Processes,
 ) -> None:
     state.epoch, state.batch = state.epoch + 1, 0
     if stage.name == "fit":
@@ -172,12 +256,26 @@ def _end_epoch(
         )
 
 
-def _end_stage(state: TrainState, schedule: Schedule, clock: Clock) -> None:
+def _end_stage(state: TrainState, schedule: Schedule, clock: Clock, ended_by: EndedBy, processes: Processes) -> None:
     if schedule.settings.future_token_weight and not state.future_pairs:
         raise DataError(
             f"the future-token loss has weight {schedule.settings.future_token_weight} and saw no pair",
             hint="set pretrain.future_token_weight to 0, or train on longer histories",
         )
+    stage = schedule.stages[state.stage]
+    if ended_by == "clock":
+        state.cut = True
+        planned = f"of {state.planned.of(stage.name)} planned " if state.planned else ""
+        if processes.first:
+            print(
+                f"pretrain: the time was over after {_stage_steps(state)} {planned}steps of stage {stage.name}, slower "
+                "than measured; the learning rate had not come down",
+                file=sys.stderr,
+            )
+    if state.stage == 0:
+        state.ended_by = "max_minutes" if ended_by == "clock" else ended_by
+        if state.planned is None and ended_by == "clock":  # before the speed was known: what was done was the plan
+            state.planned = StepPlan(state.step, 0, False, "max_minutes")
     if state.stage == 0 and state.best:
         state.optimiser.restart(state.best)
     state.stage, state.epoch, state.batch = state.stage + 1, 0, 0
@@ -189,22 +287,11 @@ def _measure(state: TrainState, schedule: Schedule) -> dict[str, float]:
     return schedule.validator.measure(state.average)
 
 
-def _share_done(state: TrainState, schedule: Schedule, clock: Clock, *, batches: int) -> float:
-    """How much of the stage is done, by work or by time."""
-    stage = schedule.stages[state.stage]
+def _share_done(state: TrainState, stage: Stage, *, batches: int) -> float:
+    """How much of the stage is done, by its epochs or by its planned steps."""
     by_work = (state.epoch + state.batch / max(batches, 1)) / stage.epochs
-    return max(by_work, _share_of_time(state, schedule, clock))
-
-
-def _share_of_time(state: TrainState, schedule: Schedule, clock: Clock) -> float:
-    """How much of the stage's time is used; 0 without a limit. The first stage leaves the others what they will need
-    at the speed so far."""
-    if math.isinf(clock.allowed):
-        return 0.0
-    later = sum(stage.tokens * stage.epochs for stage in schedule.stages[state.stage + 1 :])
-    needed = later * (clock.seconds - state.stage_began) / state.tokens if state.tokens else 0.0
-    end = clock.allowed - min(needed, clock.allowed / 2)
-    return (clock.seconds - state.stage_began) / max(end - state.stage_began, 1e-9)
+    planned = state.planned
+    return by_work if planned is None else max(by_work, planned.share_done(stage.name, _stage_steps(state)))
 
 
 def _learning_rate(settings: PretrainSettings, stage: Stage, share_done: float, step: int) -> float:

@@ -91,12 +91,44 @@ def training_rows(
     return _rows(requests, chosen)
 
 
+def sample_requests(
+    requests: Sequence[Request], *, most_rows: int, rows_of: Callable[[Request], int], seed: int = 0
+) -> list[Request]:
+    """All requests if they make at most `most_rows` rows, else a random choice of them that does (at least one), oldest
+    first. A request keeps all of its rows."""
+    order = np.random.default_rng(seed).permutation(len(requests))
+    rows = np.cumsum([rows_of(requests[k]) for k in order])
+    if not len(rows) or rows[-1] <= most_rows:
+        return list(requests)
+    kept = order[: max(int(np.searchsorted(rows, most_rows, side="right")), 1)]
+    return [requests[k] for k in np.sort(kept)]
+
+
 def candidate_rows(requests: Sequence[Request], catalogue: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
     """Every item of the catalogue that the request's user has not seen, with its label, in a shuffled order (so that
     equal scores favour nobody). Columns as `training_rows`."""
+    parts = [rows for _, rows in candidate_parts(requests, catalogue, rows_at_once=len(catalogue), seed=seed)]
+    return pd.concat(parts, ignore_index=True) if parts else _rows(requests, [])
+
+
+def candidate_parts(
+    requests: Sequence[Request], catalogue: Sequence[str], *, rows_at_once: int, seed: int = 0
+) -> Iterator[tuple[slice, pd.DataFrame]]:
+    """`candidate_rows` in pieces of whole requests, about `rows_at_once` rows each: all of them together may be more
+    than fits into memory. `request` numbers all requests."""
     chance = np.random.default_rng(seed)
+    at_once = max(rows_at_once // max(len(catalogue), 1), 1)
+    for start in range(0, len(requests), at_once):
+        part = slice(start, min(start + at_once, len(requests)))
+        yield part, _candidate_rows(requests, part, catalogue, chance)
+
+
+def _candidate_rows(
+    requests: Sequence[Request], part: slice, catalogue: Sequence[str], chance: np.random.Generator
+) -> pd.DataFrame:
     chosen: list[tuple[int, str, float]] = []
-    for number, request in enumerate(requests):
+    for number in range(part.start, part.stop):
+        request = requests[number]
         relevant = set(request.relevant)
         candidates = [item for item in catalogue if item not in request.seen]
         order = chance.permutation(len(candidates))
@@ -104,7 +136,7 @@ def candidate_rows(requests: Sequence[Request], catalogue: Sequence[str], *, see
     return _rows(requests, chosen)
 
 
-def read_features(rows: pd.DataFrame, read: Reader, *, chunk_rows: int = 50_000) -> Iterator[tuple[slice, pa.Table]]:
+def read_features(rows: pd.DataFrame, read: Reader, *, chunk_rows: int = 20_000) -> Iterator[tuple[slice, pa.Table]]:
     """The features of the rows, in their order, chunk by chunk. Raises DataError if the read loses or repeats a row."""
     for start in range(0, len(rows), chunk_rows):
         chunk = rows.iloc[start : start + chunk_rows]

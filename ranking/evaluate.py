@@ -1,18 +1,20 @@
 """The lift table: one ranker with the embedding beside the existing features, one without, on the same requests.
 
-All unseen items are ranked (no sampled candidates). Each metric is averaged over a user's requests and over the seeds
+All unseen items are ranked (no sampled candidates); where that would be too many rows, a random choice of the requests
+is ranked, and the table says of how many. Each metric is averaged over a user's requests and over the seeds
 first, then over users; intervals are the 2.5 % and 97.5 % quantiles of a bootstrap over users, and the difference is
 paired. Settings are fixed beforehand and the same for both rankers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from activity.errors import DataError
@@ -20,12 +22,13 @@ from ranking.dataset import (
     Inputs,
     Reader,
     Request,
-    candidate_rows,
+    candidate_parts,
     embedding_inputs,
     existing_inputs,
     find_requests,
     has_user_vector,
     read_features,
+    sample_requests,
     training_rows,
 )
 from ranking.ranker import Ranker, RankerConfig, train_ranker
@@ -33,6 +36,11 @@ from ranking.ranker import Ranker, RankerConfig, train_ranker
 METRICS = ("NDCG@10", "Recall@10", "AUC")
 _CUTOFF = 10
 _BOOTSTRAPS = 2_000
+MOST_TRAINING_ROWS = 50_000  # a request makes up to a hundred
+MOST_TEST_ROWS = 1_000_000  # a request makes one for each unseen item
+_ROWS_AT_ONCE = 20_000
+_NEGATIVES = 4  # training rows for each relevant one
+_MOST_RELEVANT = 20  # of a training request
 _LAYOUTS: dict[str, Callable[[pa.Table], Inputs]] = {"without": existing_inputs, "with": embedding_inputs}
 
 Values = npt.NDArray[np.float64]
@@ -72,6 +80,21 @@ class LiftTable:
     test_requests: int
     test_rows: int
     test_covered: float
+    train_requests_found: int = 0  # from which those were drawn at random; 0 in tables from before this was kept
+    test_requests_found: int = 0
+
+    @property
+    def sampled(self) -> str:
+        """What was left out, in words; empty where nothing was."""
+        parts = [
+            f"{used:,} of {found:,} {name} requests"
+            for name, used, found in (
+                ("training", self.train_requests, self.train_requests_found),
+                ("test", self.test_requests, self.test_requests_found),
+            )
+            if used < found
+        ]
+        return f"a random sample: {' and '.join(parts)}" if parts else ""
 
 
 @dataclass(frozen=True)
@@ -91,15 +114,32 @@ def measure_lift(
     positive_actions: Sequence[str] = (),
     config: RankerConfig | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    most_training_rows: int = MOST_TRAINING_ROWS,
+    most_test_rows: int = MOST_TEST_ROWS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Lift:
-    """Trains on the requests of one span of time [from, to) and tests on another. Raises DataError where a span has
+    """Trains on the requests of one span of time [from, to) and tests on another. Where they make more than
+    `most_training_rows` or `most_test_rows`, a random choice of them stands for all. Raises DataError where a span has
     no request. `progress` gets a line per step."""
     config = config or RankerConfig()
-    train = _requests(events, train_ms, positive_actions, "training")
-    test = _requests(events, test_ms, positive_actions, "test")
-    rows = training_rows(train, catalogue, seed=config.seed)
-    progress(f"reads {len(rows)} training rows of {len(train)} requests at their point in time")
+    all_train = _requests(events, train_ms, positive_actions, "training")
+    all_test = _requests(events, test_ms, positive_actions, "test")
+    train = sample_requests(
+        all_train,
+        most_rows=most_training_rows,
+        rows_of=lambda request: (1 + _NEGATIVES) * min(len(request.relevant), _MOST_RELEVANT),
+        seed=config.seed,
+    )
+    test = sample_requests(
+        all_test,
+        most_rows=most_test_rows,
+        rows_of=lambda request: max(len(catalogue) - len(request.seen), 1),
+        seed=config.seed,
+    )
+    rows = training_rows(train, catalogue, negatives=_NEGATIVES, max_relevant=_MOST_RELEVANT, seed=config.seed)
+    progress(
+        f"reads {len(rows):,} training rows of {_of(train, all_train, config)} requests at their point in time",
+    )
     table = pa.concat_tables([part for _, part in read_features(rows, read)], promote_options="permissive")
     labels = rows["label"].to_numpy(np.float32)
     inputs = {name: layout(table) for name, layout in _LAYOUTS.items()}
@@ -107,22 +147,18 @@ def measure_lift(
         name: [train_ranker(inputs[name], labels, replace(config, seed=seed)) for seed in seeds] for name in _LAYOUTS
     }
     train_known = _per_request(has_user_vector(table), rows["request"].to_numpy(), len(train))
-    candidates = candidate_rows(test, catalogue, seed=config.seed)
-    progress(f"ranks {len(candidates)} candidates of {len(test)} requests")
-    scores = {name: np.zeros((len(seeds), len(candidates)), np.float32) for name in _LAYOUTS}
-    known = np.zeros(len(candidates), bool)
-    for where, part in read_features(candidates, read):
-        known[where] = has_user_vector(part)
-        for name, layout in _LAYOUTS.items():
-            part_inputs = layout(part)
-            for k, ranker in enumerate(rankers[name]):
-                scores[name][k, where] = ranker.score(part_inputs)
-    numbers = candidates["request"].to_numpy()
-    test_known = _per_request(known, numbers, len(test))
-    measured = {
-        name: _mean_metrics(values, candidates["label"].to_numpy(np.float32), numbers, len(test))
-        for name, values in scores.items()
-    }
+    progress(f"ranks every unseen item of {_of(test, all_test, config)} requests")
+    measured = {name: {metric: np.zeros(len(test)) for metric in METRICS} for name in _LAYOUTS}
+    test_known, test_rows = np.zeros(len(test), bool), 0
+    for part, candidates in candidate_parts(test, catalogue, rows_at_once=_ROWS_AT_ONCE, seed=config.seed):
+        scores, known = _scores(candidates, read, rankers)
+        numbers = candidates["request"].to_numpy() - part.start
+        test_known[part] = _per_request(known, numbers, part.stop - part.start)
+        test_rows += len(candidates)
+        for name, values in scores.items():
+            found = _mean_metrics(values, candidates["label"].to_numpy(np.float32), numbers, part.stop - part.start)
+            for metric in METRICS:
+                measured[name][metric][part] = found[metric]
     lift_rows = _lift_rows(measured, [request.user_id for request in test], test_known)
     lift_table = LiftTable(
         rows=lift_rows,
@@ -131,10 +167,33 @@ def measure_lift(
         train_rows=len(rows),
         train_covered=float(train_known.mean()),
         test_requests=len(test),
-        test_rows=len(candidates),
+        test_rows=test_rows,
         test_covered=float(test_known.mean()),
+        train_requests_found=len(all_train),
+        test_requests_found=len(all_test),
     )
     return Lift(lift_table, rankers["with"][0], rankers["without"][0])
+
+
+def _of(used: Sequence[Request], found: Sequence[Request], config: RankerConfig) -> str:
+    if len(used) == len(found):
+        return f"{len(used):,}"
+    return f"{len(used):,} of {len(found):,} (a random sample, seed {config.seed}, to bound memory and time)"
+
+
+def _scores(
+    rows: pd.DataFrame, read: Reader, rankers: Mapping[str, Sequence[Ranker]]
+) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.bool_]]:
+    """Per layout [seeds, n], and bool[n]: whether the row's user had an embedding."""
+    scores = {name: np.zeros((len(trained), len(rows)), np.float32) for name, trained in rankers.items()}
+    known = np.zeros(len(rows), bool)
+    for where, part in read_features(rows, read):
+        known[where] = has_user_vector(part)
+        for name, layout in _LAYOUTS.items():
+            part_inputs = layout(part)
+            for k, ranker in enumerate(rankers[name]):
+                scores[name][k, where] = ranker.score(part_inputs)
+    return scores, known
 
 
 def request_metrics(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from activity.files import atomic_write
+from activity.numbers import number_text
 from encoder.release import load_release
 from ranking.evaluate import Estimate, LiftRow, LiftTable
 from ranking.recommend import Recommendation
@@ -179,4 +180,4 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         head = ", ".join(f"{number:.3f}" for number in value[:4])
         return f"[{head}, …] ({len(value)} floats)"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number_text(value) if isinstance(value, int | float) else str(value)

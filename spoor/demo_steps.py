@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from activity.files import atomic_path
 from activity.lake import Lake
+from activity.numbers import number_text
 from spoor.demo import DAY_MS, RELEASE, WORKER_SECONDS, Demo, Worker, run_command, time_text
 
 Record = dict[str, Any]
@@ -222,7 +223,12 @@ def _snapshots_command(from_ms: int, to_ms: int, hours: float) -> str:
 
 def _metrics_line(done: Record) -> str:
     numbers = {key: value for key, value in done["metrics"].items() if isinstance(value, int | float)}
-    return ", ".join(f"{name} {value:.4g}" for name, value in list(numbers.items())[:4])
+    return ", ".join(f"{name} {number_text(value)}" for name, value in list(numbers.items())[:4])
+
+
+def _ranked_line(done: Record) -> str:
+    ranked, found = (done["table"].get(name, 0) for name in ("test_requests", "test_requests_found"))
+    return f"{ranked:,} requests ranked" + (f", a random sample of {found:,}" if ranked < found else "")
 
 
 STEPS = (
@@ -308,6 +314,6 @@ STEPS = (
         "A ranker with and without the embedding",
         lambda demo: [_compare_command(demo)],
         rank,
-        lambda done: f"{done['table']['test_requests']:,} requests ranked",
+        _ranked_line,
     ),
 )

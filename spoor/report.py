@@ -200,7 +200,7 @@ def _lift(table: LiftTable) -> str:
         "95 % intervals, bootstrap over users; the difference is paired; mean of "
         f"{table.seeds} seeds. Features are read at the request's time: {table.train_covered:.0%} of the training "
         f"requests and {table.test_covered:.0%} of the test requests had an embedding by then. Nothing was tuned on "
-        "the test requests."
+        "the test requests." + (f" To bound memory and time, this is {table.sampled}." if table.sampled else "")
     )
     return _table(head, rows, numbers={2, 3, 4, 5, 6}) + f"<p class=note>{note}</p>"
 

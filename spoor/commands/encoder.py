@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from activity.errors import UsageError
+from activity.numbers import number_text
 from spoor.commands.invocation import (
     TIME,
     Invocation,
@@ -103,7 +104,7 @@ def pretrain(
     if result.release is None:
         invocation.emit({"plan": result.plan, "dry_run": dry_run}, "nothing was done")
         return
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    metrics = ", ".join(f"{name} {number_text(value)}" for name, value in result.metrics.items())
     shown = {"release": _json(result.release), "metrics": result.metrics}
     invocation.emit(shown, f"{result.release.folder}: {metrics}")
 
@@ -128,6 +129,7 @@ def list_all(invocation: Invocation) -> None:
         f"{info.name}  {info.dimension} dimensions  newest {info.max_events} events  "
         f"trained through {time_text(info.trained_through_ms)}"
         + (f"  in the space of {info.space}" if info.space != info.name else "")
+        + (f"  {info.ended.note}" if info.ended and info.ended.note else "")
         + ("  promoted" if info.name == promoted else "")
         + ("  retired" if info.retired else "")
         for info in found
@@ -167,7 +169,8 @@ def show(invocation: Invocation, name: str) -> None:
         f"trained through     {time_text(info.trained_through_ms)}",
         f"created             {info.created_at}",
         f"data fingerprint    {info.data_fingerprint}",
-        *(f"{key:<19} {value:.6g}" for key, value in numbers.items()),
+        *([f"training            {info.ended.note}"] if info.ended and info.ended.note else []),
+        *(f"{key:<19} {number_text(value, digits=6)}" for key, value in numbers.items()),
         "files               whole (checksums match)",
     ]
     shown = {
