@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from activity.errors import UsageError
 from batch.settings import BatchSettings
 from feature_repo.releases import live_releases
+from kernels.backend import force
 
 if TYPE_CHECKING:
     from encoder.inference import FrozenEncoder
@@ -34,7 +35,9 @@ def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> li
 
 
 def encoders(settings: BatchSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:
-    """By release. Raises UsageError or DataError for a missing or damaged release."""
+    """By release; this process, which may be a worker elsewhere, computes with the kernels that the settings choose.
+    Raises UsageError or DataError for a missing or damaged release."""
+    force(settings.kernels.backend)
     folder = settings.features.releases_folder
     return {name: _encoder(folder / name, _changed_ns(folder / name)) for name in names}
 

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from activity.errors import UsageError
 from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings, require_at_least
 from feature_repo.settings import FeatureSettings
+from kernels.settings import KernelSettings
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,5 @@ class BatchSettings(ArchiveSettings, Protocol):
     def history(self) -> HistorySettings: ...
     @property
     def stream(self) -> StreamedSettings: ...
+    @property
+    def kernels(self) -> KernelSettings: ...

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from activity.errors import UsageError
+
 T = TypeVar("T")
 
 
@@ -72,9 +74,11 @@ class Processes:
         else:
             gradient = value.grad.coalesce()
             rows, rows_nW = gradient.indices()[0], gradient.values()
-        every_rows, every_values = zip(*self._gather((rows, rows_nW)), strict=True)
-        indices = torch.cat(every_rows).unsqueeze(0)
-        return torch.sparse_coo_tensor(indices, torch.cat(every_values), value.shape).coalesce()
+        # Over the processors' memory: a tensor of another process's GPU would arrive on that GPU.
+        every_rows, every_values = zip(*self._gather((rows.cpu(), rows_nW.cpu())), strict=True)
+        indices = torch.cat(every_rows).unsqueeze(0).to(value.device)
+        every_nW = torch.cat(every_values).to(value.device)
+        return torch.sparse_coo_tensor(indices, every_nW, value.shape).coalesce()
 
     def _gather(self, value: T) -> list[T]:
         found: list[T] = [value] * self.count
@@ -91,14 +95,33 @@ def _kind(value: Tensor) -> str:
     return "sparse" if value.grad.is_sparse else "dense"
 
 
+def gpu_of(local_rank: int, *, here: int, gpus: int) -> int | None:
+    """Which of a machine's `gpus` the process `local_rank` of the `here` on it takes: one of its own; None where there
+    are none. Raises UsageError where there are too few."""
+    if gpus == 0:
+        return None
+    if here > gpus:
+        raise UsageError(
+            f"torchrun started {here} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: "
+            "each process needs one of its own",
+            hint=f"start it with --nproc-per-node {gpus}",
+        )
+    return local_rank
+
+
 @contextmanager
 def processes_of_torchrun() -> Iterator[Processes]:
-    """The processes that torchrun has started, joined by gloo (on GPUs by NCCL); ALONE where it has not."""
+    """The processes that torchrun has started, joined by gloo (on GPUs by NCCL, each on its own GPU); ALONE where it
+    has not. Raises UsageError where GPUs are too few."""
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    gpu = gpu_of(int(os.environ["LOCAL_RANK"]), here=here, gpus=torch.cuda.device_count())
+    if gpu is not None:
+        torch.cuda.set_device(gpu)  # before NCCL looks for one: "cuda" means this GPU from here on
+    dist.init_process_group("gloo" if gpu is None else "cpu:gloo,cuda:nccl")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
+        yield Processes(dist.get_rank(), dist.get_world_size(), here)
     finally:
         dist.destroy_process_group()

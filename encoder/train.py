@@ -175,8 +175,8 @@ def _plan_steps(
         _measure(state, schedule)
         pace.evaluation_seconds = clock.seconds - began
     epoch = schedule.stages[0].reader.batches(0)
-    further = rounded_down(state.step + pace.steps_in(clock.allowed - clock.seconds, steps_per_epoch=epoch))
-    total = processes.tell(max(further, state.step))
+    fitting = state.step + pace.steps_in(clock.allowed - clock.seconds, steps_per_epoch=epoch)
+    total = processes.tell(fitting if fitting >= fit + refit else max(rounded_down(fitting), state.step))
     planned = divide(total, fit=fit, refit=refit, source="max_minutes")
     if processes.first:
         print(

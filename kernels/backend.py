@@ -1,7 +1,8 @@
 """Which implementation the attention operators run: Triton's where the tensors are on a GPU, PyTorch's own elsewhere.
 
-The choice is one for all operators and can be forced: by `kernels.backend` in the settings, or by tests, which run
-Triton's kernels in its interpreter (TRITON_INTERPRET=1 before they are imported).
+The choice is one for all operators of a process and can be forced: by `kernels.backend` in the settings, which every
+process that computes follows (the command's, the encoders', Beam's workers), or by tests, which run Triton's kernels in
+its interpreter (TRITON_INTERPRET=1 before they are imported).
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ def force(choice: Choice) -> None:
     """From now on, in this process."""
     global _forced
     _forced = choice
+
+
+def choice() -> Choice:
+    """What was forced in this process, for those that it starts."""
+    return _forced
 
 
 def backend_of(x: Tensor) -> Backend:

@@ -24,13 +24,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.history import EVENT_DTYPE, Histories
+from kernels import backend
+from kernels.settings import Choice
 
 log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
@@ -59,7 +61,8 @@ class RemoteEncoder:
 
 
 class EncoderProcess:
-    """Loads the named releases. `encoders`: one for each. Threads may share it, and wait for one another.
+    """Loads the named releases. `encoders`: one for each. Threads may share it, and wait for one another. It computes
+    with the kernels that are chosen in this process.
 
     Raises as `encoder.inference.load_encoders`, and InfrastructureError where the process does not come up."""
 
@@ -122,7 +125,7 @@ class EncoderProcess:
         try:
             return subprocess.Popen(
                 # -P and our own path: the same modules as here, whatever the working folder holds.
-                [sys.executable, "-P", "-m", __name__, str(descriptor), str(self._folder), *names],
+                [sys.executable, "-P", "-m", __name__, str(descriptor), backend.choice(), str(self._folder), *names],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
@@ -223,7 +226,8 @@ def _refusal(error: Exception, *, kind: type[SpoorError]) -> bytes:
 
 
 def main() -> None:
-    descriptor, folder, *names = sys.argv[1:]
+    descriptor, choice, folder, *names = sys.argv[1:]
+    backend.force(cast(Choice, choice))
     with suppress(EOFError, OSError):  # the worker has closed its end, or has died
         serve(Connection(int(descriptor)), Path(folder), names)
 

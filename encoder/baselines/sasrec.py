@@ -13,7 +13,6 @@ Legend: B users of a batch, L = length, C = width, V known items (row 0 of the t
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from activity.history import slice_rows
 from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scores, Training
+from encoder.pace import MEASURED_STEPS, Clock, Pace, rounded_down
 from encoder.vocabulary import Indexes
 
 _CHOICE_QUESTIONS = 5_000
@@ -47,7 +47,8 @@ class SasrecSettings:
     max_epochs: int = 200
     patience: int = 10  # epochs without a better NDCG@10 after which training ends
     refit_epochs: int = 0  # after the best epoch, over all events before what is asked
-    max_minutes: float = 60.0  # of training, after which the best epoch so far is taken
+    steps: int = 0  # optimiser steps before the refit, at most; 0 = as many as max_minutes allows
+    max_minutes: float = 60.0  # of training: how many steps fit is measured at its start; the best epoch is taken
 
     @classmethod
     def usual(
@@ -133,6 +134,9 @@ class Sasrec:
         self._max_minutes = max_minutes
         self._seed = seed
         self.history: list[float] = []  # NDCG@10 on the validation events after each epoch
+        self.steps = 0  # taken before the refit
+        self.planned = 0  # at most so many, decided once; 0 = not known yet
+        self._ended = ""
 
     def prepare(self, training: Training) -> None:
         """Raises UsageError where no event validates, DataError if training diverges."""
@@ -161,46 +165,78 @@ class Sasrec:
         refit = f", refit {settings.refit_epochs} epochs" if settings.refit_epochs else ""
         return (
             f"padded SASRec, full softmax, length {settings.length}, width {settings.width}, {settings.blocks} blocks, "
-            f"dropout {settings.dropout:g}, best of {len(self.history)} epochs{refit}"
+            f"dropout {settings.dropout:g}, best of {len(self.history)} epochs{refit}{self._ended}"
         )
 
     def _fit(self, training: Training, rows: Indexes, settings: SasrecSettings) -> None:
         optimiser = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate)
-        ends = time.monotonic() + 60 * settings.max_minutes
+        clock, pace = Clock(done=0.0, allowed=60 * settings.max_minutes), Pace()
         best = {name: value.clone() for name, value in self._model.state_dict().items()}
         without_validation = training.before_validation()
-        while len(self.history) < settings.max_epochs and time.monotonic() < ends:
-            self._epoch(without_validation, settings, optimiser, seed=len(self.history), ends=ends)
+        self.planned = settings.steps
+        while len(self.history) < settings.max_epochs:
+            began, ended = clock.seconds, ""
+            for _ in self._epoch(without_validation, settings, optimiser, seed=len(self.history)):
+                self.steps += 1
+                seconds = clock.seconds
+                pace.step_took(seconds - began)
+                began = seconds
+                if not self.planned and self.steps == MEASURED_STEPS:
+                    self.planned = self._plan(training, rows, settings, clock, pace)
+                    began = clock.seconds
+                if self.planned and self.steps >= self.planned:
+                    ended = f"; ended after its {self.steps:,} planned steps"
+                elif clock.seconds >= clock.allowed:
+                    ended = f"; the time was over after step {self.steps:,}"
+                if ended:
+                    break
+            began = clock.seconds
             self.history.append(self._ndcg(training, rows))
+            pace.evaluation_seconds = clock.seconds - began
             if self.history[-1] == max(self.history):
                 best = {name: value.clone() for name, value in self._model.state_dict().items()}
             print(f"sasrec epoch={len(self.history)} validation_ndcg_at_10={self.history[-1]:.4f}", file=sys.stderr)
+            if ended:
+                rising = ", while still rising" if self.history[-1] == max(self.history) else ""
+                self._ended = ended + rising
+                print(f"sasrec{self._ended}", file=sys.stderr)
+                break
             if len(self.history) - int(np.argmax(self.history)) > settings.patience:
                 break
         self._model.load_state_dict(best)
         for epoch in range(settings.refit_epochs):
-            self._epoch(training, settings, optimiser, seed=settings.max_epochs + epoch, ends=np.inf)
+            for _ in self._epoch(training, settings, optimiser, seed=settings.max_epochs + epoch):
+                pass
+
+    def _plan(self, training: Training, rows: Indexes, settings: SasrecSettings, clock: Clock, pace: Pace) -> int:
+        """How many steps the speed so far allows; the same number, given as `steps`, repeats the training."""
+        if pace.evaluation_seconds is None:
+            began = clock.seconds
+            self._ndcg(training, rows)
+            self._model.train()
+            pace.evaluation_seconds = clock.seconds - began
+        epoch = -(-int((np.diff(training.offsets) >= 2).sum()) // settings.batch_users)
+        further = pace.steps_in(clock.allowed - clock.seconds, steps_per_epoch=epoch)
+        planned = max(rounded_down(self.steps + further), self.steps)
+        if planned < epoch * settings.max_epochs:
+            print(
+                f"sasrec steps={planned} step_seconds={pace.step_seconds:.4f} (decided now and kept)", file=sys.stderr
+            )
+        return planned
 
     def _epoch(
-        self,
-        training: Training,
-        settings: SasrecSettings,
-        optimiser: torch.optim.Optimizer,
-        *,
-        seed: int,
-        ends: float,
-    ) -> None:
-        """Every user once, until the clock reads `ends`."""
+        self, training: Training, settings: SasrecSettings, optimiser: torch.optim.Optimizer, *, seed: int
+    ) -> Iterator[float]:
+        """Every user once; yields the loss after each step."""
         self._model.train()
         for users in user_batches(training, settings.batch_users, seed=[self._seed, seed]):
-            if time.monotonic() >= ends:
-                return
             loss = next_item_loss(self._model, newest(training, users, length=settings.length + 1))
             if not torch.isfinite(loss):
                 raise DataError("sasrec diverged", hint="lower its learning rate")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            yield loss.item()
 
     def _ndcg(self, training: Training, rows: Indexes) -> float:
         self._model.eval()

@@ -13,6 +13,7 @@ from encoder.checkpoint import TrainState, load_checkpoint
 from encoder.pace import MEASURED_STEPS, StepPlan, divide, rounded_down
 from encoder.pretrain import Plan, fresh_state, make_plan, run_pretrain
 from encoder.release import load_release, read_info
+from encoder.settings import PretrainSettings
 from encoder.train import train
 from encoder.training_end import TrainingEnd
 from tests.encoder.test_pretrain import SETTINGS, circle
@@ -178,20 +179,21 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_mentioned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    short = replace(SETTINGS, epochs=2)
+    out = tmp_path / "base-1"
 
-    def said(**options: object) -> str:
-        trained(plan, steady(0.01), stop_after=10)
+    def said(*, settings: PretrainSettings = short, resume: bool = False) -> str:
+        trained(make_plan(circle(), out=out, settings=short), steady(0.01), stop_after=10)
         capfd.readouterr()
-        run_pretrain(circle(), out=plan.out, overwrite=True, **({"settings": SETTINGS} | options))  # pyright: ignore
+        run_pretrain(circle(), out=out, settings=settings, resume=resume, overwrite=True)
         return capfd.readouterr().err
 
     anew = said()
     assert "found an unfinished run of `base-1`, stopped after step 10" in anew and "add --resume" in anew
-    other = said(settings=replace(SETTINGS, seed=7))
+    other = said(settings=replace(short, seed=7))
     assert "stopped after step 10, of other settings: training starts from the beginning" in other
     assert "resuming after step 10 from" in said(resume=True)
-    run_pretrain(circle(), out=plan.out, settings=SETTINGS, resume=True, overwrite=True)
+    run_pretrain(circle(), out=out, settings=short, resume=True, overwrite=True)
     assert "nothing to resume: there is no checkpoint" in capfd.readouterr().err
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from activity.errors import UsageError
 from encoder.config import MODEL_CONFIGS
+from encoder.parallel import gpu_of
 from encoder.pretrain import run_pretrain
 from encoder.release import load_release
 from encoder.settings import PretrainSettings
@@ -69,3 +71,17 @@ def test_two_processes_end_at_the_weights_of_one(
     assert two.metrics["steps"] == one.metrics["steps"] > 10
     for name, value in one.weights.items():
         np.testing.assert_allclose(two.weights[name], value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "here", "gpus", "expected"),
+    [(0, 1, 0, None), (3, 4, 0, None), (0, 2, 2, 0), (1, 2, 2, 1), (2, 3, 8, 2)],
+)
+def test_each_process_takes_a_gpu_of_its_own(local_rank: int, here: int, gpus: int, expected: int | None) -> None:
+    assert gpu_of(local_rank, here=here, gpus=gpus) == expected
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(UsageError, match="started 4 processes on this machine, which has 2 GPUs") as caught:
+        gpu_of(0, here=4, gpus=2)
+    assert caught.value.hint == "start it with --nproc-per-node 2"

@@ -17,6 +17,7 @@ from activity.errors import DataError, InfrastructureError, UsageError
 from activity.hashing import hash_items, hash_names
 from activity.history import EVENT_DTYPE, Histories
 from encoder.inference import load_encoders
+from kernels import backend
 from streaming.encoder_process import EncoderProcess
 from tests.conftest import wait_until
 from tests.streaming.conftest import ITEMS, RELEASE
@@ -182,6 +183,20 @@ def _children() -> list[psutil.Process]:
             if any("encoder_process" in part for part in child.cmdline()):
                 found.append(child)
     return found
+
+
+def test_it_computes_with_the_kernels_of_the_settings(untrained_release: Path, monkeypatch):
+    """Triton has no GPU here: a process that follows the choice says so, one that does not would answer."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backend.force("triton")
+    try:
+        with closing(EncoderProcess(untrained_release, [RELEASE])) as process:
+            with pytest.raises(DataError, match=r"kernels\.backend is triton, which needs tensors on a GPU"):
+                process.encoders[0].encode(histories_of(3, 1))
+    finally:
+        backend.force("auto")
+    with closing(EncoderProcess(untrained_release, [RELEASE])) as process:
+        assert process.encoders[0].encode(histories_of(3, 1))[1].tolist() == [3, 1]
 
 
 def _child() -> psutil.Process:

@@ -1,5 +1,7 @@
 """The padded SASRec: causal, deaf to padding, able to learn, stopped by validation or the clock."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,12 +81,25 @@ def test_it_learns_to_walk_and_repeats_itself() -> None:
 
 
 def test_the_clock_ends_training_and_the_process_keeps_its_random_state() -> None:
+    """After one step at least, and it says so: an untrained model's scores would pass for a baseline."""
     before = torch.get_rng_state()
     settings = SasrecSettings(length=8, width=16, dropout=0.1, max_minutes=0.0)
     scorer = Sasrec(settings)
     scorer.prepare(circles())
-    assert scorer.history == []
+    assert (len(scorer.history), scorer.steps) == (1, 1)
+    assert "the time was over after step 1, while still rising" in scorer.describe()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_same_steps_give_the_same_scores_however_long_they_took() -> None:
+    timed = Sasrec(replace(SETTINGS, max_minutes=0.01, patience=200, max_epochs=10_000))
+    timed.prepare(circles())
+    assert timed.steps and (not timed.planned or timed.steps <= timed.planned)
+    given = Sasrec(replace(SETTINGS, steps=timed.steps, patience=200, max_epochs=10_000))
+    given.prepare(circles())
+    assert given.history == timed.history
+    assert np.array_equal(given.scores(inputs_of([1, 2, 3])), timed.scores(inputs_of([1, 2, 3])))
+    assert f"ended after its {timed.steps:,} planned steps" in given.describe()
 
 
 def test_without_validation_events_there_is_nothing_to_stop_by() -> None:
