@@ -190,9 +190,11 @@ def test_it_computes_with_the_kernels_of_the_settings(untrained_release: Path, m
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backend.force("triton")
     try:
-        with closing(EncoderProcess(untrained_release, [RELEASE])) as process:
-            with pytest.raises(DataError, match=r"kernels\.backend is triton, which needs tensors on a GPU"):
-                process.encoders[0].encode(histories_of(3, 1))
+        with (
+            closing(EncoderProcess(untrained_release, [RELEASE])) as process,
+            pytest.raises(DataError, match=r"kernels\.backend is triton, which needs tensors on a GPU"),
+        ):
+            process.encoders[0].encode(histories_of(3, 1))
     finally:
         backend.force("auto")
     with closing(EncoderProcess(untrained_release, [RELEASE])) as process:
