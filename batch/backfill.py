@@ -55,7 +55,7 @@ from batch.publish import publish_left
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings
 from batch.sweep import Swept, sweep
-from encoder.release import read_info
+from encoder.release import read_info, short_histories
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from store.offline import open_offline
 from store.offline_stores import warn_of_offline_store
@@ -155,6 +155,9 @@ def run_backfill(
     started = time.monotonic()
     metrics = JobMetrics(settings.state_folder, "backfill")
     options = _options(settings, releases, as_of_ms, snapshots, online, offline, publish)
+    infos = [read_info(settings.features.releases_folder / name) for name in options.releases]
+    if warning := short_histories(infos, kept=settings.history.max_events):
+        _LOG.warning(warning)
     lake = open_lake(settings.lake)
     with exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"):
         ends = lake.ends()

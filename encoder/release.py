@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -300,6 +300,20 @@ def list_releases(folder: Path) -> list[ReleaseInfo]:
         return []
     found = sorted(path for path in folder.iterdir() if RELEASE_NAME.fullmatch(path.name))
     return [read_info(path) for path in found if (path / "release.json").exists()]
+
+
+def short_histories(infos: Iterable[ReleaseInfo], *, kept: int) -> str | None:
+    """What to warn of where releases read more events than the `kept` ones that a stored history holds; None where
+    they do not."""
+    longer = [info for info in infos if info.max_events > kept]
+    if not longer:
+        return None
+    most = max(info.max_events for info in longer)
+    names = ", ".join(f"`{info.name}` {info.max_events:,}" for info in longer)
+    return (
+        f"history.max_events is {kept:,}, and a release reads more events ({names}): its vectors are made of the newest "
+        f"{kept:,} alone. Set history.max_events to {most:,} and run `spoor backfill`, which takes older events from the lake"
+    )
 
 
 def _packed(record: Mapping[str, Any]) -> dict[str, str] | None:

@@ -5,12 +5,14 @@ The heavy import (Feast) happens here, when a worker starts, and not when this m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from activity.errors import UsageError
+from encoder.release import read_info, short_histories
 from feature_repo.releases import live_releases
 from streaming.daemon_threads import DaemonThreads
 from streaming.encoder_process import EncoderProcess
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from store.online import OnlineStore
     from store.writer import GuardedWriter, HistoryCache
 
-
+log = logging.getLogger(__name__)
 _ENCODE_THREADS = 2  # one waits for the encoder, one has the next users ready for it
 
 
@@ -54,6 +56,9 @@ def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: C
     from store.online import open_online
     from store.writer import GuardedWriter, HistoryCache
 
+    infos = [read_info(settings.features.releases_folder / name) for name in releases]
+    if warning := short_histories(infos, kept=settings.history.max_events):
+        log.warning(warning)
     online = open_online(settings.features)
     online.check(releases)
     online.require_durable()

@@ -80,6 +80,7 @@ def pretrain(
     from activity.lake import Lake
     from activity.release_names import check_release_name
     from encoder.pretrain import run_pretrain
+    from encoder.release import short_histories
 
     if release is not None:
         check_release_name(release)
@@ -104,6 +105,8 @@ def pretrain(
     if result.release is None:
         invocation.emit({"plan": result.plan, "dry_run": dry_run}, "nothing was done")
         return
+    if warning := short_histories([result.release], kept=settings.history.max_events):
+        say(warning)
     metrics = ", ".join(f"{name} {number_text(value)}" for name, value in result.metrics.items())
     shown = {"release": _json(result.release), "metrics": result.metrics}
     invocation.emit(shown, f"{result.release.folder}: {metrics}")

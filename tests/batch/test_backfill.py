@@ -35,6 +35,7 @@ from batch.backfill_steps import (
 from batch.histories import PLACES, Span
 from batch.jobs import LOCAL, Failures, Runner
 from encoder.inference import FrozenEncoder, load_encoders
+from encoder.release import read_info
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
 from store.offline import open_offline
@@ -94,6 +95,15 @@ def test_embeddings_are_the_encoders_of_these_histories(world: Any, sql_historie
     assert np.allclose(vectors, np.stack([row.embedding for row in rows if row]), atol=1e-5)
     assert [row.events_used for row in rows if row] == used.tolist()
     assert all(row.revision == 1 and row.created_ms > 1_700_000_000_000 for row in rows if row)  # append times
+
+
+def test_histories_that_are_shorter_than_a_release_reads_are_warned_of(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_backfill(world.settings, dry_run=True)
+    length = read_info(world.settings.features.releases_folder / "base-1").max_events
+    assert world.settings.history.max_events == 8 < length
+    assert f"history.max_events is 8, and a release reads more events (`base-1` {length})" in caplog.text
 
 
 def test_the_last_record_per_user_equals_the_store(world: Any, last_records: Last) -> None:

@@ -12,12 +12,15 @@ from feature_repo.definitions import source_folder
 from ranking.dataset import (
     ITEM_COLUMNS,
     USER_COLUMNS,
+    Request,
+    candidate_parts,
     candidate_rows,
     embedding_inputs,
     existing_inputs,
     find_requests,
     has_user_vector,
     read_features,
+    sample_requests,
     training_rows,
 )
 from ranking.recommend import feast_reader
@@ -196,3 +199,39 @@ def test_the_worlds_vectors_have_the_releases_dimension(world: World):
     rows = candidate_rows(find_requests(world.events, from_ms=START + 31 * DAY, to_ms=START + 40 * DAY), world.items)
     [(_, found)] = read_features(rows, feast_reader(world.features, RELEASE))
     assert embedding_inputs(found).values.shape[1] == len(USER_COLUMNS) + len(ITEM_COLUMNS) + DIMENSION + 1
+
+
+def _asking(count: int) -> list[Request]:
+    return [Request(f"u{k}", k, ("i1",), frozenset({f"i{k + 2}"})) for k in range(count)]
+
+
+def test_pieces_of_candidates_are_the_candidates() -> None:
+    requests, catalogue = _asking(7), [f"i{k}" for k in range(12)]
+    whole = candidate_rows(requests, catalogue, seed=3)
+    parts = list(candidate_parts(requests, catalogue, rows_at_once=30, seed=3))
+    assert [(part.start, part.stop) for part, _ in parts] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert max(len(rows) for _, rows in parts) <= 30
+    pd.testing.assert_frame_equal(pd.concat([rows for _, rows in parts], ignore_index=True), whole)
+    assert len(whole) == 7 * 11 and whole["request"].is_monotonic_increasing
+
+
+def test_no_request_gives_no_candidates() -> None:
+    assert len(candidate_rows([], ["i1"])) == 0
+
+
+@pytest.mark.parametrize(("most", "kept"), [(70, 7), (69, 6), (30, 3), (0, 1)])
+def test_a_sample_keeps_whole_requests_within_the_rows_and_repeats_itself(most: int, kept: int) -> None:
+    requests = _asking(7)
+    found = sample_requests(requests, most_rows=most, rows_of=lambda request: 10, seed=5)
+    assert len(found) == kept
+    assert found == sorted(found, key=lambda request: request.time_ms)
+    assert found == sample_requests(requests, most_rows=most, rows_of=lambda request: 10, seed=5)
+
+
+def test_other_seeds_draw_other_samples() -> None:
+    requests = _asking(100)
+    drawn = [
+        tuple(r.user_id for r in sample_requests(requests, most_rows=30, rows_of=lambda request: 1, seed=seed))
+        for seed in range(5)
+    ]
+    assert len(set(drawn)) == 5

@@ -100,3 +100,26 @@ def test_a_span_without_a_visit_is_an_error(world: World):
             train_ms=(START, START + 32 * DAY),
             test_ms=(START + 90 * DAY, START + 99 * DAY),
         )
+
+
+def test_too_many_rows_are_sampled_and_it_says_of_how_many(world: World, lift) -> None:
+    said: list[str] = []
+    sampled = measure_lift(
+        world.events,
+        world.items,
+        feast_reader(world.features, RELEASE),
+        train_ms=(START + 21 * DAY, START + 32 * DAY),
+        test_ms=(START + 32 * DAY, START + 40 * DAY),
+        positive_actions=["like"],
+        config=CONFIG,
+        seeds=(0,),
+        most_training_rows=lift.table.train_rows // 2,
+        most_test_rows=lift.table.test_rows // 2,
+        progress=said.append,
+    ).table
+    whole = lift.table
+    assert whole.sampled == "" and whole.test_requests == whole.test_requests_found
+    assert 0 < sampled.test_rows <= whole.test_rows // 2 and 0 < sampled.train_rows <= whole.train_rows // 2
+    assert sampled.test_requests_found == whole.test_requests > sampled.test_requests
+    expected = f"{sampled.test_requests:,} of {whole.test_requests:,} (a random sample, seed {CONFIG.seed}"
+    assert expected in said[1] and "training requests and" in sampled.sampled

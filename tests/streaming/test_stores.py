@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from activity.errors import UsageError
+from activity.settings import HistorySettings
+from encoder.release import read_info
 from spoor.config import Settings
 from store.repo import apply, create_repo
 from streaming.stores import open_stores, releases_to_keep_fresh
@@ -43,3 +45,17 @@ def test_definitions_that_were_applied_with_other_keys_are_refused_before_anythi
     stores = open_stores(same, ["base-1"], observe=lambda step: None)
     assert stores.online.dimension("base-1") > 0
     stores.close()
+
+
+def test_histories_that_are_shorter_than_a_release_reads_are_warned_of(
+    settings: Settings, untrained_release: Path, caplog: pytest.LogCaptureFixture
+):
+    length = read_info(untrained_release / "base-1").max_events
+    for kept, warned in ((length - 1, True), (length, False)):
+        caplog.clear()
+        short = dataclasses.replace(
+            with_releases(settings, untrained_release), history=HistorySettings(max_events=kept)
+        )
+        with pytest.raises(UsageError):  # nothing is applied: the warning comes before the store is asked
+            open_stores(short, ["base-1"], observe=lambda step: None)
+        assert (f"Set history.max_events to {length}" in caplog.text) is warned
