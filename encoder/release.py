@@ -309,10 +309,11 @@ def short_histories(infos: Iterable[ReleaseInfo], *, kept: int) -> str | None:
     if not longer:
         return None
     most = max(info.max_events for info in longer)
-    names = ", ".join(f"`{info.name}` {info.max_events:,}" for info in longer)
+    names = ", ".join(f"`{info.name}` {info.max_events}" for info in longer)
     return (
-        f"history.max_events is {kept:,}, and a release reads more events ({names}): its vectors are made of the newest "
-        f"{kept:,} alone. Set history.max_events to {most:,} and run `spoor backfill`, which takes older events from the lake"
+        f"history.max_events is {kept}, and a release reads more events ({names}): its vectors are made of the newest "
+        f"{kept} alone. Set history.max_events to {most} and run `spoor backfill`, which takes older events from the "
+        "lake"
     )
 
 
