@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from activity.errors import EventError, InfrastructureError
+from activity.numbers import number_text
 
 MAX_SCHEMAS = 1_000  # kept at once
 MAX_ANSWER_BYTES = 1 << 20
@@ -92,7 +93,7 @@ class SchemaRegistry:
         try:
             return answer.result(self._answer_seconds)
         except TimeoutError:
-            raise self._failed(f"no whole answer within {self._answer_seconds:g} s") from None
+            raise self._failed(f"no whole answer within {number_text(self._answer_seconds)} s") from None
 
     def _answer(self, path: str, content: bytes | None) -> dict[str, Any]:
         """The answer's JSON object. That of a 404 too: a proxy's, or a wrong path's, has not the registry's code."""
@@ -123,7 +124,7 @@ class SchemaRegistry:
             if len(body) > MAX_ANSWER_BYTES:
                 raise self._failed(f"more than {MAX_ANSWER_BYTES} bytes")
             if time.monotonic() > deadline:
-                raise self._failed(f"no end within {self._answer_seconds:g} s")
+                raise self._failed(f"no end within {number_text(self._answer_seconds)} s")
         return bytes(body)
 
     def _failed(self, found: str) -> InfrastructureError:

@@ -31,6 +31,7 @@ from prometheus_client.metrics_core import Metric
 from activity.errors import UsageError
 from activity.forgotten import ForgottenUsers
 from activity.history import NEVER
+from activity.numbers import number_text
 from activity.packing import read_forgotten_through, unpack
 from batch.archive import open_lake
 from batch.archive_embeddings import oldest_unlanded_ms
@@ -85,7 +86,8 @@ def run_expire(
     least_ms = max(LEAST_GRACE_MS, settings.events.max_skew_seconds * 1000)
     if grace_ms < least_ms:
         raise UsageError(
-            f"--grace is {grace_ms / 3_600_000:g} h", hint=f"it must be at least {least_ms / 3_600_000:g} h"
+            f"--grace is {number_text(grace_ms / 3_600_000)} h",
+            hint=f"it must be at least {number_text(least_ms / 3_600_000)} h",
         )
     lake = open_lake(settings.lake)
     with alone(settings, lake):

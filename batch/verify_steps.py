@@ -17,6 +17,7 @@ from apache_beam.metrics.metric import Metrics
 from activity.errors import DataError
 from activity.files import Manifest
 from activity.history import Histories, Values, concat, not_among, same_events
+from activity.numbers import number_text
 from activity.packing import pack, unpack
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
@@ -298,7 +299,9 @@ def _compare_embeddings(
             )
         elif not np.allclose(row.embedding, vector, rtol=0, atol=TOLERANCE):
             largest = float(np.abs(row.embedding - vector).max())
-            found.append(Difference(user_ids[n], EMBEDDING_DIFFERS, release, f"by up to {largest:.3g}"))
+            found.append(
+                Difference(user_ids[n], EMBEDDING_DIFFERS, release, f"by up to {number_text(largest, digits=3)}")
+            )
     return found
 
 

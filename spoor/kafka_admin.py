@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from activity.errors import InfrastructureError, UsageError
+from activity.numbers import number_text
 from activity.settings import KafkaSettings
 from spoor.services import require_broker
 from streaming.broker import DEFAULT_RECORD_BYTES, admin_client, check_policies, dead_letter_bytes, no_broker
@@ -41,7 +42,7 @@ class Topic:
             if self.retention_ms is None
             else "kept for ever"
             if self.retention_ms < 0
-            else f"kept {self.retention_ms / _HOUR_MS:g} h"
+            else f"kept {number_text(self.retention_ms / _HOUR_MS)} h"
         )
         return f"{self.name}: {self.partitions} partitions, {kept}" + (", created" if self.created else "")
 

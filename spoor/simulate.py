@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from activity.errors import InfrastructureError, UsageError
 from activity.events import Event, encode_event, event_encoder
+from activity.numbers import number_text
 from activity.settings import KafkaSettings
 from activity.simulator import SimulatorSettings, simulate
 from activity.sources import read_events
@@ -198,4 +199,4 @@ def _result(topic: str, tables: Iterable[pa.Table], *, seconds: float, dry_run: 
 
 
 def _at(rate: float | None) -> str:
-    return "" if rate is None else f" at {rate:g} events/s"
+    return "" if rate is None else f" at {number_text(rate)} events/s"

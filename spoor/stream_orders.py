@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from activity.errors import InfrastructureError, ProblemsFound
 from activity.locks import exclusive
+from activity.numbers import number_text
 from feature_repo.releases import live_releases
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
@@ -131,7 +132,8 @@ def _order(
     state = _state_when(settings, followed_by_all, timeout_seconds)
     if not followed_by_all(state):
         raise InfrastructureError(
-            f"the order stands, but not every worker of group `{group}` has followed it in {timeout_seconds:g} s",
+            f"the order stands, but not every worker of group `{group}` has followed it in "
+            f"{number_text(timeout_seconds)} s",
             hint="`spoor stream status` shows what they report, their logs why",
         )
     return StreamStatus(orders, state)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from activity.errors import DataError
+from activity.numbers import number_text
 
 _NORM_TOLERANCE = 1e-3
 
@@ -30,9 +31,9 @@ def check_vectors(
     bad = bad_vectors(vectors, events_used)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
+        norm = number_text(float(np.linalg.norm(vectors[first])))
         raise DataError(
-            f"release `{release}` gave {int(bad.sum())} of {len(bad)} embeddings that cannot be stored; row {first} "
-            f"has norm {np.linalg.norm(vectors[first]):.4g} from {int(events_used[first])} events, expected 1 "
-            "(0 only without events)",
+            f"release `{release}` gave {int(bad.sum()):,} of {len(bad):,} embeddings that cannot be stored; row "
+            f"{first} has norm {norm} from {int(events_used[first])} events, expected 1 (0 only without events)",
             hint=f"check the release with `spoor release show {release}`",
         )

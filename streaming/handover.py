@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from activity.errors import UsageError
 from activity.lake import Lake
+from activity.numbers import number_text
 from streaming.broker import kafka_errors
 from streaming.settings import WorkerSettings
 
@@ -94,7 +95,7 @@ def _commit(
         raise UsageError(
             f"group `{settings.stream.group}` has workers: its offsets are theirs",
             hint=f"start without {option}, or stop the group's workers first; one that was killed is a member for "
-            f"{settings.kafka.session_timeout_seconds:g} s more",
+            f"{number_text(settings.kafka.session_timeout_seconds)} s more",
         ) from None
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from activity.numbers import number_text
 from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scores, Training
@@ -70,7 +71,8 @@ class ItemKnn:
         if self._setting is None:
             return "cosine of items, picked on validation"
         own = ", an item its own neighbour" if self._setting.own else ""
-        return f"cosine of items by {_WORDS[self._setting.pairs]}, weight {self._setting.decay:g} per step back{own}"
+        decay = number_text(self._setting.decay)
+        return f"cosine of items by {_WORDS[self._setting.pairs]}, weight {decay} per step back{own}"
 
 
 def _choose(training: Training) -> KnnSetting:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from activity.numbers import number_text
 from spoor.commands.invocation import Invocation, json_option
 from spoor.console import say
 
@@ -43,7 +44,7 @@ def drift(ctx: click.Context, name: str, before: datetime, after: datetime) -> N
 
 def _text(result: Drift, max_users: int) -> str:
     def line(name: str, value: str, limit: float) -> str:
-        return f"{name:<18} {value}, limit {limit:g}" + ("  EXCEEDED" if name in result.exceeded else "")
+        return f"{name:<18} {value}, limit {number_text(limit)}" + ("  EXCEEDED" if name in result.exceeded else "")
 
     norms, shift, auc = result.norm_change, result.mean_shift, result.auc
     moved = f"mean norm {result.mean_norms[0]:.4f} → {result.mean_norms[1]:.4f}"
