@@ -43,13 +43,13 @@ def iso_ms(text: str, *, dates: bool = False) -> int:
         if not dates:
             raise TimeTextError("a date without a time")
         time, zone = "00", zone or "Z"
-    if zone is None:
-        raise TimeTextError("a time without a zone", no_zone=True)
     whole = time if digits is None else time[: -len(digits) - 1]
     try:
-        moment = datetime.fromisoformat(f"{date}T{whole}{zone.upper()}")
+        moment = datetime.fromisoformat(f"{date}T{whole}{(zone or 'Z').upper()}")
     except ValueError:
         raise TimeTextError("no ISO 8601 time") from None
+    if zone is None:  # the last thing to look at: with one it would be a time
+        raise TimeTextError("a time without a zone", no_zone=True)
     ms = (moment - _EPOCH) // _SECOND * 1000
     return ms if digits is None else ms + int((digits + "00")[:3])
 

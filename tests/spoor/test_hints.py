@@ -158,7 +158,12 @@ def test_every_setting_that_a_hint_names_is_one():
         for variable in re.findall(r"\bSPOOR_[A-Z_]*\b", said.text):
             assert variable.removesuffix("_FILE") in variables, said
         for key in re.findall(rf"\b((?:{'|'.join(SECTIONS)})\.[a-z_]+)\b(?![./…])", said.text):
-            assert key.removesuffix("_file") in known or key.endswith((".py", ".json", ".parquet", ".toml")), said
+            table = any(each.startswith(f"{key}.") for each in known)
+            assert (
+                table
+                or key.removesuffix("_file") in known
+                or key.endswith((".py", ".json", ".jsonl", ".csv", ".parquet", ".toml"))
+            ), said
 
 
 def test_every_value_that_a_hint_gives_a_setting_is_taken():
@@ -179,17 +184,24 @@ def test_every_time_and_duration_that_a_text_gives_as_an_example_is_taken():
     examples = [said for said in SAID if "for example" in said.text or "e.g." in said.text or "write " in said.text]
     found = 0
     for said in examples:
-        for text in re.findall(r"\b\d{4}-\d\d-\d\dT[\d:.Z+-]*", said.text):
+        for text in re.findall(r"\b\d{4}-\d\d-\d\d[T\d:.Z+-]*", said.text):
             found += parse_time_ms(text.rstrip(".:")) > 0
         for text in re.findall(r"\b\d+(?:\.\d+)?[smhd]\b", said.text):
             found += parse_duration_ms(text) > 0
     assert found > 4
 
 
+ODD_TIMES = (
+    "1998-04-22", "19980422", "1998-W17", "1998-W17-3", "1998-04-22T10", "1998-04-22T10:30", "1998-04-22 10:30:00",
+    "1998-04-22T10:30:00.5", "1998-04-22T10:30:00.123456", "19980422T103000", "1998-04-22T24:00:00", "1998-04-22 ",
+    "1998-4-22", "22.04.1998", "1998-13-01", "1998-04-22T10:30:00 UTC", "1998-04-22T10:30:00+0200", "893236000", "now",
+    "yesterday", "", " ", "Z", "1998-04-22Z", "1998-04-22T10Z", "1998-04-22T10:30:00ZZ", "9999-12-31", "0001-01-01",
+    "٢٠٢٦-٠١-٠١",
+)  # fmt: skip
 ODD_DURATIONS = ("", "m", "5", "5 m", "-5m", "0h", "1w", "1e400d", "nan", "nand", "infs", "one day", "1,5h", "5M", "٥m")
 
 
-@pytest.mark.parametrize(("parse", "odd"), [(parse_duration_ms, ODD_DURATIONS)])
+@pytest.mark.parametrize(("parse", "odd"), [(parse_time_ms, ODD_TIMES), (parse_duration_ms, ODD_DURATIONS)])
 def test_what_the_hint_of_a_refused_value_offers_is_taken(parse: Callable[[str], int], odd: tuple[str, ...]):
     """Whatever was given: the hint gives one value or several, and each of them is one."""
     refused = 0
