@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +41,14 @@ def tree_mb(pid: int) -> float:
     """Resident memory of a process and its children now; 0 once it has ended."""
     try:
         process = psutil.Process(pid)
-        return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]) / 2**20
+        tree = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return 0.0
+    total = 0
+    for each in tree:
+        with suppress(psutil.NoSuchProcess):  # ended since it was listed
+            total += each.memory_info().rss
+    return total / 2**20
 
 
 def own_mb(field: str) -> float:

@@ -117,13 +117,14 @@ def run_finetune(
     check_windows(source.release, windows)
     check_free(out, overwrite=overwrite)
     shown = settings.impressions
-    impressions = source.impressions(shown, from_ms=windows.tune_from, to_ms=windows.test_from)
+    found = source.impressions(shown, from_ms=windows.tune_from, to_ms=windows.test_from)
+    impressions = found.sample(settings.max_rows, seed=settings.seed)
     layout = source.layout(before_ms=windows.test_from)
     settings.fusion_config.check_attributes(layout.width)
     positives = zip(impressions.tasks, impressions.labels.sum(0), strict=True)
     plan = [
         f"release: {source.release.info.name}, trained through {_time(source.release.info.trained_through_ms)}",
-        f"training: {len(impressions.item_ids):,} impressions of {impressions.requests:,} requests, "
+        f"training: {len(impressions.item_ids):,} impressions of {_of(impressions, found, settings)} requests, "
         f"{_time(windows.tune_from)} to {_time(windows.test_from)}, "
         f"{impressions.candidates_per_history:.1f} candidates per request",
         f"ranker: {settings.fusion} fusion, module {settings.module}, tasks by positives: "
@@ -137,7 +138,7 @@ def run_finetune(
     if dry_run:
         return FinetuneResult(plan, None, {})
     train = source.rows(impressions, layout)
-    test = _test_rows(source, layout, windows, shown, progress)
+    test = _test_rows(source, layout, windows, settings, progress)
     read = {"training": train} | ({"test": test} if test is not None else {})
     histories = {window: _histories(source, data) for window, data in read.items()}
     if settings.fusion_config.reads_histories:
@@ -217,18 +218,27 @@ def _test_rows(
     source: Source,
     layout: AttributeLayout,
     windows: Windows,
-    settings: ImpressionSettings,
+    settings: FinetuneSettings,
     progress: Callable[[str], None],
 ) -> RankingData | None:
     """None where nothing was shown after the training window."""
     if windows.test_to == windows.test_from:
         return None
     try:
-        impressions = source.impressions(settings, from_ms=windows.test_from, to_ms=windows.test_to)
+        found = source.impressions(settings.impressions, from_ms=windows.test_from, to_ms=windows.test_to)
     except DataError as error:
         progress(f"no test: {error.message}")
         return None
+    impressions = found.sample(settings.max_rows, seed=settings.seed)
+    if impressions is not found:
+        progress(f"test: {len(impressions.item_ids):,} impressions of {_of(impressions, found, settings)} requests")
     return source.rows(impressions, layout)
+
+
+def _of(used: Impressions, found: Impressions, settings: FinetuneSettings) -> str:
+    if used is found:
+        return f"{used.requests:,}"
+    return f"{used.requests:,} of {found.requests:,} (a random sample, seed {settings.seed}; finetune.max_rows)"
 
 
 def _before(events: pa.Table, time_ms: int) -> pa.Table:

@@ -81,6 +81,15 @@ class Impressions:
             tasks=self.tasks,
         )
 
+    def sample(self, most_rows: int, *, seed: int) -> Impressions:
+        """All requests if they hold at most `most_rows` rows, else a random choice of whole requests that do (at least
+        one), oldest first."""
+        if len(self.item_ids) <= most_rows:
+            return self
+        order = np.random.default_rng(seed).permutation(self.requests)
+        kept = int(np.searchsorted(np.cumsum(np.diff(self.offsets)[order]), most_rows, side="right"))
+        return self.take(np.sort(order[: max(kept, 1)]))
+
     def between(self, from_ms: int, to_ms: int) -> Impressions:
         """The requests of [from_ms, to_ms). Their labels stay those of the whole window."""
         return self.take(np.flatnonzero((self.times_ms >= from_ms) & (self.times_ms < to_ms)))

@@ -119,6 +119,7 @@ class FinetuneSettings:
     max_candidates: int = 20  # impressions of one request
     gap_minutes: float = 30.0  # a pause of this length ends a visit, and a request with it
     attribution_hours: float = 24.0  # between an impression and an action that counts for it
+    max_rows: int = 300_000  # impressions of a window at most: of more, a random choice of requests; bounds memory
     epochs: int = 12  # passes over the training rows at most; the best one on the newest rows is kept
     patience: int = 4  # epochs without a better one after which training ends; 0 = never
     batch_rows: int = 256  # impressions of one optimiser step
@@ -137,7 +138,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         _ = self.fusion_config
-        for name in ("epochs", "batch_rows", "max_candidates", "uniform_negatives", "max_pairs", "threads"):
+        for name in ("max_rows", "epochs", "batch_rows", "max_candidates", "uniform_negatives", "max_pairs", "threads"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "gap_minutes", "attribution_hours"):
             self._require(getattr(self, name) > 0, name, "above 0")

@@ -122,3 +122,15 @@ def test_what_cannot_be_is_refused():
         ImpressionSettings(positive=("engaged",))
     with pytest.raises(DataError, match="no impression"):
         find_impressions(events_of(("u", "a", "like", 5)), SETTINGS, from_ms=0, to_ms=9)
+
+
+def test_a_sample_keeps_whole_requests_within_the_rows_oldest_first():
+    rows = [(f"u{k}", item, "view", HOUR + k) for k in range(9) for item in "ab"]
+    found = find_impressions(events_of(*rows), SETTINGS, from_ms=0, to_ms=9 * HOUR)
+    assert (found.requests, len(found.item_ids)) == (9, 18)
+    assert found.sample(18, seed=0) is found
+    sampled = found.sample(7, seed=0)
+    assert (sampled.requests, len(sampled.item_ids)) == (3, 6)
+    assert sampled.times_ms.tolist() == sorted(sampled.times_ms.tolist())
+    assert sampled.user_ids == found.sample(7, seed=0).user_ids
+    assert len({found.sample(7, seed=seed).user_ids for seed in range(5)}) > 1

@@ -13,6 +13,7 @@ from activity.hashing import hash_items
 from batch.backfill import BackfillResult
 from encoder.config import MODEL_CONFIGS
 from encoder.release import save_release
+from encoder.training_end import TrainingEnd
 from encoder.vocabulary import Vocabulary
 from spoor import cli, services
 from spoor.config import Settings
@@ -278,7 +279,7 @@ def test_a_dry_run_of_simulate_needs_no_broker_and_the_seed_decides(spoor: Spoor
     assert first["events"] == 500 and first["dry_run"] is True
 
 
-def release(folder: Path) -> Path:
+def release(folder: Path, *, ended: TrainingEnd | None = None) -> Path:
     items = hash_items(["a", "b"])
     order = np.argsort(items)
     save_release(
@@ -293,8 +294,23 @@ def release(folder: Path) -> Path:
         metrics={"hit_rate": 0.25},
         training={"seed": 0},
         curve_png=b"",
+        ended=ended,
     )
     return folder
+
+
+def test_a_release_whose_training_was_stopped_while_rising_says_so_in_the_list(spoor: Spoor):
+    folder = Path("releases").absolute()
+    ended = TrainingEnd(
+        by="max_minutes", cut=False, rising=True, steps=40, planned_steps=40, ndcg_before=0.1, ndcg_at_end=0.2
+    )
+    release(folder / "base-1", ended=ended)
+    release(folder / "base-2")
+    first, second = spoor("release", "list").out.splitlines()
+    assert "stopped by max_minutes while still rising" in first and "stopped" not in second
+    listed = spoor("release", "list", "--json").json["releases"]
+    assert listed[0]["ended"]["rising"] is True and listed[1]["ended"] is None
+    assert "stopped by max_minutes while still rising" in spoor("release", "show", "base-1").out
 
 
 def test_releases_are_listed_and_shown(spoor: Spoor):
