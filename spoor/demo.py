@@ -40,7 +40,7 @@ RELEASE = "demo-1"
 LIKED = ("rate_4", "rate_5")  # MovieLens' ratings that count as positive
 WORKER_SECONDS = 180.0  # for the worker to join, and again to catch up
 DAY_MS = 86_400_000
-PRETRAIN_MINUTES = 2.0  # unless pretrain.max_minutes says otherwise
+PRETRAIN_MINUTES = 1.0, 10.0  # and one for each 100,000 events: at most; unless pretrain.max_minutes is given
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,20 @@ def _config(settings: Settings, events: pa.Table, positive_actions: tuple[str, .
         "kafka": broker,
         "events": {f"{kind}s": sorted(pc.unique(events[kind]).to_pylist()) for kind in ("action", "surface")},
         "stream": {"as_of": "event"},
-        "pretrain": {"positive_actions": list(positive_actions), "max_minutes": _pretrain_minutes(settings)},
+        "pretrain": {
+            "positive_actions": list(positive_actions),
+            "max_minutes": pretrain_minutes(settings, len(events)),
+        },
     }
     return _CONFIG_HEAD + tomli_w.dumps(content)
 
 
-def _pretrain_minutes(settings: Settings) -> float:
-    return settings.pretrain.max_minutes if "max_minutes" in settings.given("pretrain") else PRETRAIN_MINUTES
+def pretrain_minutes(settings: Settings, events: int) -> float:
+    """Getting ready takes longer with more events, and is part of the time."""
+    if "max_minutes" in settings.given("pretrain"):
+        return settings.pretrain.max_minutes
+    least, most = PRETRAIN_MINUTES
+    return round(min(least + events / 100_000, most), 1)
 
 
 def _free_port(first: int) -> int:
