@@ -136,6 +136,7 @@ def test_every_command_of_a_page_takes_the_values_that_stand_there(
 
 def test_every_option_that_a_hint_names_is_one_of_a_command():
     known = {option for _, each in commands(app) for p in each.params for option in p.opts + p.secondary_opts}
+    known |= {"--nproc-per-node"}  # of torchrun
     for said in HINTS:
         if "kafka-configs" not in said.text:
             for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", said.text):
