@@ -25,6 +25,7 @@ from safetensors.torch import save as save_tensors
 
 from activity.errors import DataError, UsageError
 from activity.lake import Lake
+from activity.numbers import number_text
 from activity.release_names import check_release_name
 from activity.settings import EventSettings
 from encoder.batches import BatchReader, build_vocabulary, target_counts
@@ -79,7 +80,7 @@ class Plan:
             f"{stage.epochs} x {stage.tokens:,} events ({stage.name})" for stage in self.schedule.stages
         )
         limit = f", at most {self.settings.steps:,} steps" if self.settings.steps else ""
-        limit += f", at most {self.settings.max_minutes:g} minutes" if self.settings.max_minutes else ""
+        limit += f", at most {number_text(self.settings.max_minutes)} minutes" if self.settings.max_minutes else ""
         return [
             f"events: {self.corpus.events:,} of {self.corpus.users:,} users over {len(self.corpus.item_ids):,} items",
             f"protocol: {self.split.protocol}; {self.schedule.validator.questions:,} events measure quality",

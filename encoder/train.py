@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from activity.errors import DataError, UsageError
+from activity.numbers import number_text
 from encoder.batches import BatchReader
 from encoder.checkpoint import TrainState, save_checkpoint
 from encoder.pace import FEWEST_MEASURED, MEASURED_STEPS, Clock, Pace, StepPlan, divide, rounded_down
@@ -149,8 +150,8 @@ def _check_time(settings: PretrainSettings, clock: Clock, processes: Processes) 
     if processes.tell(clock.seconds >= clock.allowed):
         enough = max(math.ceil(clock.seconds / 60 * 40) / 10, 0.5)  # four times what it took to get here
         raise UsageError(
-            f"pretrain.max_minutes is {settings.max_minutes:g} and {clock.seconds / 60:.2f} minutes had passed before "
-            "the first step: nothing was learned, no release was written",
+            f"pretrain.max_minutes is {number_text(settings.max_minutes)} and {clock.seconds / 60:.2f} minutes had "
+            "passed before the first step: nothing was learned, no release was written",
             hint=f"allow at least --max-minutes {enough:g}, or 0 for no limit",
         )
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from activity.errors import DataError, UsageError
 from activity.history import slice_rows
+from activity.numbers import number_text
 from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from encoder.evaluation.questions import Inputs
 from encoder.evaluation.scoring import Scores, Training
@@ -165,7 +166,7 @@ class Sasrec:
         refit = f", refit {settings.refit_epochs} epochs" if settings.refit_epochs else ""
         return (
             f"padded SASRec, full softmax, length {settings.length}, width {settings.width}, {settings.blocks} blocks, "
-            f"dropout {settings.dropout:g}, best of {len(self.history)} epochs{refit}{self._ended}"
+            f"dropout {number_text(settings.dropout)}, best of {len(self.history)} epochs{refit}{self._ended}"
         )
 
     def _fit(self, training: Training, rows: Indexes, settings: SasrecSettings) -> None:

@@ -49,7 +49,7 @@ def pack_rows(x_RW: Tensor, layout: Layout) -> Tensor:
     size = row_bytes(width, layout)
     most = torch.finfo(torch.float16).max if layout != "int8" else torch.finfo(torch.float32).max / 2  # of a spread
     if rows and not bool((x_RW.abs() <= most).all()):  # a NaN compares false, too
-        raise ValueError(f"a table holds a number that {layout} cannot: not finite, or beyond {most:g}")
+        raise ValueError(f"a table holds a number that {layout} cannot: not finite, or beyond {most:.0f}")
     if layout == "fp16":
         return x_RW.to(torch.float16).contiguous().view(torch.uint8)
     groups = x_RW.reshape(-1, group_width(width)).contiguous()
