@@ -29,7 +29,7 @@ class Repeated(dict[str, Any]):
 
 def parse_object(value: bytes) -> dict[str, Any]:
     """Raises EventError (`not-json`)."""
-    if len(value) > 2 * MAX_DEPTH and value.count(b"{") + value.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+    if len(value) > 2 * MAX_DEPTH and value.count(b"{") + value.count(b"[") > MAX_DEPTH and depth(value) > MAX_DEPTH:
         raise _refused(f"objects or arrays more than {MAX_DEPTH} deep", f"at most {MAX_DEPTH}")
     try:
         text = value.decode().lstrip(_SPACE)
@@ -43,12 +43,12 @@ def parse_object(value: bytes) -> dict[str, Any]:
     return found
 
 
-def _depth(value: bytes) -> int:
+def depth(value: bytes) -> int:
     """How deep brackets outside strings lie within each other."""
-    depth = deepest = 0
+    at = deepest = 0
     for bracket in _BRACKETS.findall(_STRING.sub(b"", value)):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
+        at += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, at)
     return deepest
 
 

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from activity.errors import EventError, InfrastructureError
+from activity.json_objects import MAX_DEPTH, depth
 from activity.numbers import number_text
 
 MAX_SCHEMAS = 1_000  # kept at once
@@ -147,6 +148,8 @@ def _parsed(schema_id: int, answer: dict[str, Any]) -> dict[str, Any]:
     kind = answer.get("schemaType", "AVRO")
     if kind != "AVRO":
         raise _mismatch(schema_id, f"of type {kind}")
+    if depth(answer["schema"].encode(errors="replace")) > MAX_DEPTH:
+        raise _mismatch(schema_id, f"nested more than {MAX_DEPTH} deep")
     try:
         schema: Any = parse_schema(json.loads(answer["schema"]))
     except Exception as error:  # for instance a name that another schema defines

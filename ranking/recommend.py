@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from activity.errors import DataError
+from activity.fields import is_int64
 from feature_repo.names import USER_HISTORY, ranker_service
 from feature_repo.settings import FeatureSettings
 from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, USER_COLUMNS, USER_VECTOR, Reader, embedding_inputs
@@ -148,7 +150,15 @@ def history_reader(features: FeatureSettings) -> Callable[[pd.DataFrame], pa.Tab
 
 
 def _entity_id(value: Any, id_type: str) -> str | int:
-    return int(value) if id_type == "int64" else value
+    """As Feast's entity has it. Raises DataError for an id that the type cannot hold: `007` is not 7."""
+    if id_type == "string":
+        return value
+    if not is_int64(str(value)):
+        raise DataError(
+            f"id {value!r} is no 64-bit integer in its shortest form, as Feast's entity needs it",
+            hint="leave its events out, or set events.user_id_type or item_id_type to string",
+        )
+    return int(value)
 
 
 def _typed(name: str, values: Sequence[Any]) -> pa.Array:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from activity.errors import DataError
+from activity.fields import is_int64
 from activity.files import Manifest, atomic_path, writing
 from feature_repo.activity_views import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS
 from feature_repo.definitions import source_folder
@@ -202,10 +203,13 @@ class OfflineLog:
             index = table.column_names.index(column)
             ids = table.column(index)
             if id_type == "int64":
-                try:
-                    ids = ids.cast(pa.int64())
-                except pa.ArrowInvalid as error:
-                    raise DataError(f"{column}: {error}", hint="the entity's join key is INT64") from None
+                wrong = next((text for text in ids.unique().to_pylist() if not is_int64(text)), None)
+                if wrong is not None:  # a cast would make 7 of `007`
+                    raise DataError(
+                        f"{column}: {wrong!r} is no 64-bit integer in its shortest form",
+                        hint=f'the entity\'s join key is INT64: set events.{column}_type = "string" if ids are text',
+                    )
+                ids = ids.cast(pa.int64())
             table = table.set_column(index, pa.field(join_key, ids.type, nullable=False), ids)
         return table
 

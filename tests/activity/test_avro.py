@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -17,7 +18,7 @@ from activity.avro import avro_encoder, event_schema
 from activity.errors import EventError, InfrastructureError, UsageError
 from activity.events import EVENT_SCHEMA, Event, decode_event, event_encoder
 from activity.schema_registry import MAX_ANSWER_BYTES, SchemaRegistry
-from activity.settings import EventSettings
+from activity.settings import EventDefaults, EventFields, EventSettings
 from tests.conftest import free_port
 from tests.schema_registry import DRIPPING, SILENT, RegistryServer, running_registry
 
@@ -112,6 +113,38 @@ def with_field(kind: object) -> dict[str, Any]:
     return FIRST_SCHEMA | {"fields": [*FIRST_SCHEMA["fields"], {"name": "more", "type": kind}]}
 
 
+# A company's own: other names, nested, integers as ids, a type that is used twice, times in ns, fields of odd types.
+REFERENCE = {"type": "record", "name": "Ref", "fields": [{"name": "id", "type": ["null", "long"]}]}
+COMPANYS = {
+    "type": "record",
+    "name": "Click",
+    "namespace": "shop",
+    "fields": [
+        {"name": "when", "type": {"type": "long", "logicalType": "timestamp-nanos"}},
+        {"name": "far", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+        {"name": "other", "type": REFERENCE},
+        {"name": "payload", "type": {"type": "record", "name": "Payload", "fields": [
+            {"name": "item", "type": "Ref"},
+            {"name": "kind", "type": {"type": "enum", "name": "Kind", "symbols": ["like"]}},
+        ]}},
+        {"name": "user", "type": ["null", "long"]},
+        {"name": "day", "type": {"type": "int", "logicalType": "date"}},
+    ],
+}  # fmt: skip
+CLICK = {
+    "when": 1_700_000_000_123_999_999, "far": 2**62, "other": {"id": None},
+    "payload": {"item": {"id": 7}, "kind": "like"}, "user": 2**63 - 1, "day": 19_675,
+}  # fmt: skip
+NAMES = EventFields("user", "payload.item.id", "payload.kind", "screen", "when")
+
+
+def nested(levels: int) -> Any:
+    kind: Any = "int"
+    for level in range(levels):
+        kind = {"type": "record", "name": f"L{level}", "fields": [{"name": "x", "type": kind}]}
+    return kind
+
+
 @pytest.fixture
 def server() -> Iterator[RegistryServer]:
     renamed = LATER_SCHEMA | {"name": "UserAction", "namespace": "shop"}
@@ -126,6 +159,8 @@ def server() -> Iterator[RegistryServer]:
         7: {"schema": json.dumps(with_field(LIST))},
         8: {"schema": json.dumps(with_field({"type": "array", "items": NOTHING}))},
         9: {"schema": json.dumps(with_field({"type": "array", "items": POINT}))},
+        10: {"schema": json.dumps(COMPANYS)},
+        11: {"schema": json.dumps(with_field(nested(40)))},
     }
     with running_registry(answers) as server:
         yield server
@@ -175,6 +210,21 @@ def test_a_field_of_any_other_type_is_read_over(registered: EventSettings):
     assert decode(framed(9, FIRST_RECORD + b"\x04\x02\x06\x00"), registered) == EVENT
 
 
+def test_a_company_s_own_schema_is_read_under_the_configured_names(registered: EventSettings):
+    settings = replace(registered, fields=NAMES, defaults=EventDefaults(surface="app"))
+    click = framed(10, written(COMPANYS, CLICK))
+    assert decode(click, settings) == Event(str(2**63 - 1), "7", "like", "app", 1_700_000_000_123)
+    none = framed(10, written(COMPANYS, CLICK | {"user": None}))
+    assert refused(none, settings).reason == "missing-field"
+    assert refused(click, replace(settings, defaults=EventDefaults())).reason == "schema-mismatch"
+    by_day = replace(settings, fields=replace(NAMES, user_id="day"))
+    assert refused(click, by_day).reason == "bad-type"
+
+
+def test_a_schema_is_nested_to_one_limit(registered: EventSettings):
+    assert "100 deep" in refused(framed(11, FIRST_RECORD), registered).found
+
+
 @pytest.mark.parametrize("value", [b"", b"\0\0\0\0", FIRST_RECORD, b'{"user_id": 1}'])
 def test_what_names_no_schema_is_not_avro(server: RegistryServer, registered: EventSettings, value: bytes):
     assert refused(value, registered).reason == "not-avro"
@@ -216,9 +266,16 @@ def test_a_registry_that_nobody_serves_is_an_infrastructure_error():
 
 def test_what_is_simulated_is_registered_and_read_back(server: RegistryServer, registered: EventSettings):
     value = event_encoder(registered, "activity")(EVENT)
-    assert value == framed(10, FIRST_RECORD)
+    assert value == framed(12, FIRST_RECORD)
     assert server.asked == {"/subjects/activity-value/versions": 1}
     assert decode(value, registered) == EVENT
+
+
+def test_what_is_simulated_under_other_names_is_read_back(registered: EventSettings):
+    settings = replace(registered, fields=NAMES)
+    assert decode(event_encoder(settings, "activity")(EVENT), settings) == EVENT
+    with pytest.raises(UsageError, match="user-id"):
+        event_encoder(replace(registered, fields=EventFields(user_id="user-id")), "activity")
 
 
 @pytest.mark.parametrize(

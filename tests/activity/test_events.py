@@ -11,12 +11,13 @@ from activity.events import (
     Event,
     decode_event,
     encode_event,
+    event_encoder,
     events_table,
     unknown_names,
 )
 from activity.history import group_events, history_values
 from activity.packing import pack
-from activity.settings import EventSettings
+from activity.settings import EventFields, EventSettings
 
 NOW = 1_800_000_000_000
 EVENT = Event("u1", "i1", "view", "home", NOW - 5)
@@ -125,3 +126,45 @@ def test_user_ids_that_are_no_int64_are_refused_where_feast_has_integers(user_id
 def test_a_table_of_events_has_the_schema_even_when_empty():
     assert events_table([]).schema == events_table([EVENT]).schema == EVENT_SCHEMA
     assert events_table([EVENT]).to_pylist() == [EVENT._asdict()]
+
+
+def test_what_is_written_under_other_names_is_read_back():
+    settings = EventSettings(fields=EventFields("userId", "payload.item.id", "type", "payload.screen", "ts"))
+    data = event_encoder(settings, "activity")(EVENT)
+    assert json.loads(data) == {
+        "userId": "u1", "payload": {"item": {"id": "i1"}, "screen": "home"}, "type": "view", "ts": NOW - 5,
+    }  # fmt: skip
+    assert decode(data, settings) == EVENT
+    assert refused(data).reason == "missing-field"
+
+
+@pytest.mark.parametrize(
+    ("nested", "accepted"),
+    [
+        ("[" * 99 + "]" * 99, True),
+        ("[" * 100 + "]" * 100, False),
+        ('{"a":' * 99 + "1" + "}" * 99, True),
+        ('{"a":' * 100 + "1" + "}" * 100, False),
+        ('{"a":[' * 485 + "]}" * 485, False),
+        ("[" + "[]," * 2_000 + "[]]", True),
+        ('"' + "[" * 5_000 + '"', True),
+        ('"' + '\\"[{' * 2_000 + '"', True),
+    ],
+)
+def test_ignored_fields_may_be_nested_to_one_limit_whatever_the_stack(nested, accepted):
+    data = value(note=...)[:-1] + b',"note":' + nested.encode() + b"}"
+
+    def verdict(stack):
+        if stack:
+            return verdict(stack - 1)
+        try:
+            return decode(data) == EVENT
+        except EventError as error:
+            assert error.reason == "not-json"
+            return False
+
+    assert [verdict(stack) for stack in (0, 500)] == [accepted, accepted]
+
+
+def test_a_name_that_comes_twice_counts_only_where_it_is_an_event_s():
+    assert decode(value()[:-1] + b',"note":{"a":1,"a":2},"more":1,"more":2}') == EVENT

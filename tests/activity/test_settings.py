@@ -3,7 +3,15 @@
 import pytest
 
 from activity.errors import UsageError
-from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings, parse_time_ms
+from activity.settings import (
+    EventDefaults,
+    EventFields,
+    EventSettings,
+    HistorySettings,
+    KafkaSettings,
+    LakeSettings,
+    parse_time_ms,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,3 +41,60 @@ def test_names_of_which_an_earlier_version_made_one_can_both_be_configured():
 
 def test_times_are_read_with_their_zone():
     assert parse_time_ms("1970-01-01T01:00:00.001+01:00") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2023-11-22", 1_700_611_200_000),
+        ("2023-11-22Z", 1_700_611_200_000),
+        ("2023-11-22+01:00", 1_700_607_600_000),
+        ("2023-W47-3", 1_700_611_200_000),
+        ("2023-11-22T00:00:00Z", 1_700_611_200_000),
+        ("2023-11-22T00:00:00.9999Z", 1_700_611_200_999),
+        ("1969-12-31T23:59:59.9999Z", -1),
+    ],
+)
+def test_a_command_takes_a_time_or_a_date_for_its_midnight(text, expected):
+    assert parse_time_ms(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2023-11-22T10", "2023-11-22T10:00", "2023-11-22 10:00:00", "20231122T100000", "2023-11-22T10:00:00.123456"],
+)
+def test_the_hint_of_a_time_without_a_zone_can_be_followed(text):
+    with pytest.raises(UsageError, match="no time zone") as error:
+        parse_time_ms(text)
+    followed = error.value.hint.removeprefix("write ").removesuffix(" for UTC")
+    assert parse_time_ms(followed) > 0
+
+
+@pytest.mark.parametrize("text", ["", "now", "1700000000000", "2023-11-31", "2023-11-22T24:00Z", "2023-11-22T10:00 Z"])
+def test_what_is_no_time_gets_a_hint_that_can_be_followed(text):
+    with pytest.raises(UsageError, match="not an ISO 8601 time") as error:
+        parse_time_ms(text)
+    first, second = error.value.hint.removeprefix("write for example ").removesuffix(" for midnight UTC").split(", or ")
+    assert parse_time_ms(first) == parse_time_ms(second)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"user_id": ""},
+        {"user_id": "a..b"},
+        {"user_id": "item_id"},
+        {"user_id": "u", "item_id": "u.id"},
+        {"action": "."},
+    ],
+)
+def test_names_that_no_event_can_have_are_refused(names):
+    with pytest.raises(UsageError, match=r"events\.fields"):
+        EventFields(**names)
+
+
+def test_a_constant_that_no_event_may_have_is_refused():
+    with pytest.raises(UsageError, match=r"events\.defaults\.surface"):
+        EventSettings(defaults=EventDefaults(surface="a\n"))
+    with pytest.raises(UsageError, match=r"events\.defaults\.action"):
+        EventSettings(actions=("view",), unknown_names="dead-letter", defaults=EventDefaults(action="like"))

@@ -259,3 +259,11 @@ def test_a_batch_survives_arrow(lengths: list[int]) -> None:
     assert again.user_ids == batch.user_ids
     assert equal_rows(again.histories, batch.histories).all()
     assert again.as_of_ms.tolist() == as_of_ms.tolist()
+
+
+def test_users_whose_ids_the_entity_cannot_hold_can_be_left_out():
+    users = ["7", "007", "ann", "-12", str(2**63)]
+    batch = UserBatch(users, Histories.empty(len(users)), np.arange(len(users)))
+    assert batch.of_type("string").user_ids == users
+    fit = batch.of_type("int64")
+    assert (fit.user_ids, fit.as_of_ms.tolist(), fit.histories.count) == (["7", "-12"], [0, 3], 2)

@@ -149,9 +149,10 @@ def test_integer_ids_carry_the_companys_key_and_type(tmp_path, lake_of):
     assert rows_of(features, "user_activity")[0]["member"] == 7
 
 
-def test_an_id_that_is_no_integer_is_a_data_error(tmp_path, lake_of):
+@pytest.mark.parametrize("user", ["seven", "007"])
+def test_an_id_that_is_no_integer_is_a_data_error(tmp_path, lake_of, user):
     features = FeatureSettings(offline_folder=tmp_path / "o", user_id_type="int64")
-    events = [Event("seven", "i", "like", "app", START), Event("seven", "i", "like", "app", START + DAY)]
+    events = [Event(user, "i", "like", "app", START), Event(user, "i", "like", "app", START + DAY)]
     with pytest.raises(DataError, match="user_id"):
         write_existing_features(lake_of(events), features)
 

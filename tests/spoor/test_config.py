@@ -104,3 +104,29 @@ def test_reading_settings_loads_no_heavy_library():
     code = "import sys, spoor.config; print({'torch', 'feast', 'faust', 'apache_beam', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_section_within_a_section_is_set_by_file_environment_and_flag(tmp_path: Path):
+    file = write(tmp_path, '[events.fields]\nuser_id = "userId"\nitem_id = "item.id"\n[events]\nmax_id_bytes = 9\n')
+    environ = {"SPOOR_EVENTS__FIELDS__ITEM_ID": "sku", "SPOOR_EVENTS__DEFAULTS__SURFACE": "app"}
+    settings = load_settings(file=file, environ=environ, flags={"events.fields.timestamp": "ts"})
+    names = settings.events.fields
+    assert (names.user_id, names.item_id, names.timestamp, names.action) == ("userId", "sku", "ts", "action")
+    assert (settings.events.defaults.surface, settings.events.max_id_bytes) == ("app", 9)
+    origins = {key: origin for key, _, origin in settings.shown()}
+    assert origins["events.fields.user_id"] == f"file {file}"
+    assert origins["events.fields.item_id"] == "env SPOOR_EVENTS__FIELDS__ITEM_ID"
+    for text, message in (
+        ('[events.fields]\nuser = "x"\n', "unknown setting `events.fields.user`"),
+        ("[events.fields.user_id]\nx = 1\n", "unknown setting `events.fields.user_id.x`"),
+        ('[events]\nfields = "x"\n', "unknown setting `events.fields`"),
+        ("[events.fields]\nuser_id = 1\n", "expected a str"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_settings(file=write(tmp_path, text), environ={})
+
+
+@pytest.mark.parametrize("section", ["events", "features"])
+def test_the_item_id_s_type_is_one_for_events_and_features(tmp_path: Path, section: str):
+    settings = load_settings(file=write(tmp_path, f"[{section}]\nitem_id_type = 'int64'\n"), environ={})
+    assert (settings.events.item_id_type, settings.features.item_id_type) == ("int64", "int64")

@@ -195,8 +195,9 @@ def test_an_int64_join_key_under_another_name(tmp_path):
         entities, features=[f"{VIEW}:events_used"], filter_by_created_timestamp=True
     ).to_df()
     assert answer["events_used"].tolist() == [3]
-    with pytest.raises(DataError, match="user_id"):
-        log.write_embeddings("base-1", "slice-2", [row("ann", START_MS, START_MS, 1)])
+    for wrong in ("ann", "007"):
+        with pytest.raises(DataError, match="user_id"):
+            log.write_embeddings("base-1", "slice-2", [row(wrong, START_MS, START_MS, 1)])
     assert not log.has(VIEW, "slice-2")
 
 
