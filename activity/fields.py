@@ -70,15 +70,15 @@ def time_ms(value: object) -> int:
     if type(value) is int and value in INT64:
         return value
     found = None
-    if isinstance(value, bytes | Decimal):
+    if isinstance(value, (bytes, Decimal)):
         value = _as_text(value, "timestamp")
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) in INT64:
-        return int(value)
     try:
         if isinstance(value, str):
-            if _DIGITS.fullmatch(value) and int(value) in INT64:
+            if value[4:5] != "-" and _DIGITS.fullmatch(value) and int(value) in INT64:
                 return int(value)
             return iso_ms(value)
+        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) in INT64:
+            return int(value)
         if isinstance(value, datetime):
             return datetime_ms(value)
     except TimeTextError as error:
