@@ -99,6 +99,34 @@ def unpack(packed: Sequence[bytes]) -> Histories:
     return Histories(events, offsets)
 
 
+class Readable(NamedTuple):
+    """What can be read of some stored histories."""
+
+    histories: Histories  # empty where the bytes cannot be read
+    forgotten_through: Int64s  # as `read_forgotten_through`; NEVER where the bytes cannot be read
+    unreadable: npt.NDArray[np.bool_]  # [U]
+
+
+def unpack_readable(packed: Sequence[bytes | None]) -> Readable:
+    """As `unpack` and `read_forgotten_through`, where damaged bytes and those of another version stop nobody else. None
+    is a history without events."""
+    given = [_EMPTY if data is None else data for data in packed]
+    try:
+        return Readable(unpack(given), read_forgotten_through(given), np.zeros(len(given), bool))
+    except DataError:
+        unreadable = np.array([not _is_readable(data) for data in given])
+        sound = [_EMPTY if bad else data for data, bad in zip(given, unreadable, strict=True)]
+        return Readable(unpack(sound), read_forgotten_through(sound), unreadable)
+
+
+def _is_readable(data: bytes) -> bool:
+    try:
+        unpack([data])
+    except DataError:
+        return False
+    return True
+
+
 def holds_events(packed: bytes) -> bool:
     """Whether there is any event, by the header alone: a forgotten user's history may be a marker and nothing more.
     Raises DataError where there is no header."""
@@ -266,6 +294,9 @@ def _names_of(data: bytes, at: int) -> tuple[int, int]:
     if len(data) < at + _COUNT.size:
         raise _damaged("the number of its names is missing")
     return at + _COUNT.size, _COUNT.unpack_from(data, at)[0]
+
+
+_EMPTY = pack(Histories.empty(1))[0]
 
 
 def _damaged(what: str) -> DataError:

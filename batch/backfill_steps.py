@@ -216,6 +216,7 @@ class EncodeAndWrite(beam.DoFn):
             batch.histories,
             as_of_ms=batch.as_of_ms,
             forget_through=self._lake.forgotten.through(batch.user_ids),  # a store that was lost has lost its markers
+            replace_unreadable=True,
         )
         counts[CHANGED] = int(result.changed.sum())
         fresh = {

@@ -32,7 +32,7 @@ from activity.errors import UsageError
 from activity.forgotten import ForgottenUsers
 from activity.history import NEVER
 from activity.numbers import number_text
-from activity.packing import read_forgotten_through, unpack
+from activity.packing import unpack_readable
 from batch.archive import open_lake
 from batch.archive_embeddings import oldest_unlanded_ms
 from batch.forget import AUDIT, alone, append_audit
@@ -146,11 +146,15 @@ def _expire_online(
     for listed in online.user_chunks(_CHUNK_USERS):
         users = list(dict.fromkeys(listed))  # a listing may name a user twice
         rows = {user: row for user, row in zip(users, online.read(users, []), strict=True) if row.history is not None}
-        packed = [row.history or b"" for row in rows.values()]
-        marks, through, at = read_forgotten_through(packed), forgotten.through(list(rows)), forgotten.at(list(rows))
+        histories, marks, unreadable = unpack_readable([row.history for row in rows.values()])
+        through, at = forgotten.through(list(rows)), forgotten.at(list(rows))
+        with_past = histories.lengths > histories.after(through).lengths
         due: dict[str, int] = {}  # user → revision
         for n, (user, row) in enumerate(rows.items()):
-            if through[n] > marks[n] and unpack([packed[n]]).up_to(int(through[n]) + 1).lengths.any():
+            if unreadable[n]:
+                if through[n] > NEVER:  # its past may be in these bytes
+                    unfinished.add(user)
+            elif through[n] > marks[n] and with_past[n]:
                 unfinished.add(user)
             elif marks[n] == NEVER:
                 continue

@@ -220,6 +220,7 @@ def _forget_online(
                 Histories.empty(len(part)),
                 as_of_ms=np.full(len(part), now_ms),
                 forget_through=np.full(len(part), through_ms),
+                replace_unreadable=True,
             )
             for topic in sorted(others):
                 publisher.publish_gone(topic, part)

@@ -69,6 +69,7 @@ def run_merge_users(settings: BatchSettings, old: str, new: str, *, dry_run: boo
     with alone(settings, lake), ExitStack() as stack:
         online = open_online(settings.features)
         online.check(releases)
+        unpack([user.history or b"" for user in online.read([old, new], []) if user.history is not None])  # or raises
         rows = _rows_of(lake, old)
         through = _through(lake, old, rows)
         if len(rows):

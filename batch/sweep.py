@@ -8,7 +8,7 @@ Only where all workers write the release before the last pass began does its fin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from batch.publish import Journal, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
 from store.online import OnlineStore
-from store.writer import GuardedWriter
+from store.writer import GuardedWriter, UpdateResult
 
 _CHUNK_USERS = 1_000
 _MAX_PASSES = 20
@@ -57,14 +57,17 @@ def sweep(
         _LOG.warning("the online store cannot list its users: embeddings behind their histories were not looked for")
         return Swept()
     users = failures = 0
+    aside: set[str] = set()
     with ExitStack() as stack:
         writing: _Writing | None = None
         for number in range(1, _MAX_PASSES + 1):
             found, left = 0, tuple(unwritten(releases))
-            for behind in _behind(online, releases, chunk):
+            for behind in _behind(online, releases, chunk, aside):
                 writing = writing or _Writing(settings, online, releases, stack, publish=publish)
-                failures += writing.encode_again(behind)
-                found += len(behind)
+                result = writing.encode_again(behind)
+                failures += result.encode_failures
+                aside.update(result.set_aside)
+                found += len(behind) - len(result.set_aside)
             users += found
             _LOG.info("sweep, pass %d: %d users were behind", number, found)
             workers_go_on = settings.stream.encode_seconds > 0 and not left
@@ -77,13 +80,16 @@ def sweep(
     )
 
 
-def _behind(online: OnlineStore, releases: Sequence[str], chunk: int) -> Iterator[list[str]]:
-    """Users with events whose embedding is missing or of another revision than their history, some at a time."""
+def _behind(online: OnlineStore, releases: Sequence[str], chunk: int, aside: Collection[str]) -> Iterator[list[str]]:
+    """Users with events whose embedding is missing or of another revision than their history, some at a time. `aside`:
+    who is left out, because their history cannot be read."""
     for users in online.user_chunks(chunk):
         behind = [
             user
             for user, stored in zip(users, online.read(users, releases), strict=True)
-            if stored.has_events and any(have != stored.revision for have in stored.embedding_revisions.values())
+            if user not in aside
+            and stored.has_events
+            and any(have != stored.revision for have in stored.embedding_revisions.values())
         ]
         if behind:
             yield list(dict.fromkeys(behind))  # a listing may name a user twice
@@ -101,9 +107,8 @@ class _Writing:
         if self._publisher is not None:
             stack.enter_context(self._publisher)
 
-    def encode_again(self, users: list[str]) -> int:
-        """Returns how many embeddings could not be computed."""
+    def encode_again(self, users: list[str]) -> UpdateResult:
         noted = nullcontext() if self._journal is None else self._journal.published(users, self._publisher)
         with noted:
             nothing = Histories.empty(len(users))
-            return self._writer.update(users, nothing, as_of_ms=np.zeros(len(users), np.int64)).encode_failures
+            return self._writer.update(users, nothing, as_of_ms=np.zeros(len(users), np.int64))

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.metrics.metric import Metrics
 
-from activity.errors import DataError
 from activity.files import Manifest
 from activity.history import Histories, Values, concat, not_among, same_events
 from activity.numbers import number_text
-from activity.packing import pack, unpack
+from activity.packing import unpack_readable
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
 from batch.jobs import Failures
@@ -36,10 +35,11 @@ DIFFERENCES = "differences"
 MISSING_USER = "missing user"  # in the lake, not online
 UNEXPECTED_USER = "unexpected user"  # online, not in the lake
 HISTORY_DIFFERS = "history differs"
+UNREADABLE_HISTORY = "unreadable history"  # writers set its user aside
 REVISION_BEHIND = "revision behind"  # the embedding is not of the stored history's revision, or there is none
 EMBEDDING_DIFFERS = "embedding differs"  # from what its release makes of the stored history
 LAKE_LACKS = (UNEXPECTED_USER, HISTORY_DIFFERS)  # what an event that is online and not in the lake is
-KINDS = (MISSING_USER, UNEXPECTED_USER, HISTORY_DIFFERS, REVISION_BEHIND, EMBEDDING_DIFFERS)
+KINDS = (MISSING_USER, UNEXPECTED_USER, HISTORY_DIFFERS, UNREADABLE_HISTORY, REVISION_BEHIND, EMBEDDING_DIFFERS)
 TOLERANCE = 1e-5
 MAX_EXAMPLES = 20
 
@@ -107,7 +107,7 @@ class VerifyBuckets(beam.DoFn):
                 if self._mender is not None and (wanted := compared.users()):
                     rows = _rows_of(wanted, batch.user_ids)
                     part = batch.take(rows)
-                    self._mender.mend(part, compared.differences, in_lake[rows])
+                    self._mender.mend(part, compared.differences)
                     compared = self._compare(part, in_lake[rows])
                 remaining += compared.differences
                 outdated += len(compared.outdated)
@@ -170,41 +170,21 @@ class Mender:
         if self._publisher is not None:
             self._publisher.close()
 
-    def mend(self, batch: UserBatch, differences: Sequence[Difference], in_lake: npt.NDArray[np.bool_]) -> None:
-        """`batch`: the lake's histories of the users that differ. What the lake lacks stays as it is."""
+    def mend(self, batch: UserBatch, differences: Sequence[Difference]) -> None:
+        """`batch`: the lake's histories of the users that differ. What the lake lacks stays as it is; a stored history
+        that cannot be read gives way to the lake's."""
         with self._journal.published(batch.user_ids, self._publisher):
-            self._replace_damaged(batch, in_lake)
-            _, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
-            sound = np.flatnonzero(~damaged)
-            part = batch.take(sound)
-            through = self._lake.forgotten.through(part.user_ids)  # a store that was restored may have lost its markers
-            self._writer.update(part.user_ids, part.histories, as_of_ms=part.as_of_ms, forget_through=through)
+            through = self._lake.forgotten.through(batch.user_ids)  # a restored store may have lost its markers
+            self._writer.update(
+                batch.user_ids,
+                batch.histories,
+                as_of_ms=batch.as_of_ms,
+                forget_through=through,
+                replace_unreadable=True,
+            )
             for release, encoder in self._encoders.items():
                 wrong = {d.user_id for d in differences if d.kind == EMBEDDING_DIFFERS and d.release == release}
-                self._encode_again(encoder, sorted(wrong.intersection(part.user_ids)))
-
-    def _replace_damaged(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> None:
-        """A stored history that cannot be read gives way to the lake's; nothing can be merged with it."""
-        users, _, damaged = read_histories(self._online, batch.user_ids, list(self._encoders))
-        rows = np.flatnonzero(damaged & in_lake)
-        part = batch.take(rows)
-        packed = pack(part.histories, self._lake.forgotten.through(part.user_ids))
-        times = part.histories.last_times()
-        writes = [
-            UserWrite(
-                user_id=user,
-                expected_revision=users[row].revision,
-                revision=users[row].revision + 1,
-                history=packed[n],
-                events=int(part.histories.lengths[n]),
-                event_time_ms=int(times[n]),
-                created_ms=int(part.as_of_ms[n]),
-                embeddings=[],
-            )
-            for n, (row, user) in enumerate(zip(rows, part.user_ids, strict=True))
-        ]
-        if writes:
-            self._online.write(writes)  # refused: somebody else has written a sound one
+                self._encode_again(encoder, sorted(wrong))
 
     def _encode_again(self, encoder: Encoder, user_ids: Sequence[str]) -> None:
         """The embedding alone, under the revision that stands; refused where a writer has just renewed it."""
@@ -260,10 +240,15 @@ def compare(
                 found.append(Difference(user_id, MISSING_USER, "", f"{batch.histories.lengths[n]} events in the lake"))
             for release in (name for name, revision in users[n].embedding_revisions.items() if revision is not None):
                 found.append(Difference(user_id, UNEXPECTED_USER, release, "an embedding without history"))
+        elif damaged[n]:
+            lake = (
+                f"{batch.histories.lengths[n]} events in the lake"
+                if in_lake[n]
+                else "the lake has no event of the user"
+            )
+            found.append(Difference(user_id, UNREADABLE_HISTORY, "", f"its bytes cannot be read; {lake}"))
         elif not in_lake[n]:
             found.append(Difference(user_id, UNEXPECTED_USER, "", f"{histories.lengths[n]} events online"))
-        elif damaged[n]:
-            found.append(Difference(user_id, HISTORY_DIFFERS, "", "the stored history is damaged"))
         elif not equal[n]:
             found.append(Difference(user_id, HISTORY_DIFFERS, "", _history_detail(batch.histories[n], histories[n])))
     checked: list[int] = np.flatnonzero(present & ~damaged).tolist()
@@ -310,16 +295,8 @@ def read_histories(
 ) -> tuple[list[StoredUser], Histories, npt.NDArray[np.bool_]]:
     """What the store holds, its histories (empty where there is none), and bool[U]: whose bytes cannot be read."""
     users = online.read(user_ids, releases) if user_ids else []
-    damaged = np.zeros(len(users), bool)
-    empty = pack(Histories.empty(1))[0]
-    histories = []
-    for n, user in enumerate(users):
-        try:
-            histories.append(unpack([empty if user.history is None else user.history]))
-        except DataError:
-            damaged[n] = True
-            histories.append(Histories.empty(1))
-    return users, concat(histories), damaged
+    histories, _, unreadable = unpack_readable([user.history for user in users])
+    return users, histories, unreadable
 
 
 def _rows_of(wanted: Collection[str], user_ids: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -95,26 +95,26 @@ class OnlineStore:
         return int(self._user_view(release).tags["dimension"])
 
     def read(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[StoredUser]:
-        """One per user, in the given order, each from one moment. A history that is no value of Feast's is one of no
-        bytes, which is damaged as others are that cannot be unpacked; the revision of such an embedding is none. Raises
-        DataError for such a revision of a history: nothing can be written over it."""
+        """One per user, in the given order, each from one moment. A history that is no value of Feast's, or whose
+        revision is none, or of which one of the two is missing, is one of no bytes, which is as unreadable as others
+        that cannot be unpacked; the revision of such an embedding is none."""
         history = self._view(USER_HISTORY)
         wanted = [(history, feature) for feature in _HISTORY_READ]
         wanted += [(self._user_view(release), "revision") for release in releases]
         users = []
         rows = self._read(wanted, self._keys(user_ids))
-        for user_id, (packed, revision, as_of, *embeddings) in zip(user_ids, rows, strict=True):
+        for packed, revision, as_of, *embeddings in rows:
             revisions = {
                 release: _readable(protobytes.read_int, value)
                 for release, value in zip(releases, embeddings, strict=True)
             }
-            if revision is None or packed is None:
+            if revision is None and packed is None:
                 users.append(StoredUser(None, 0, revisions))
                 continue
-            try:
-                number = protobytes.read_int(revision)
-            except DataError as error:
-                raise DataError(f"revision of user {user_id!r}: {error.message}", hint=error.hint) from None
+            number = _readable(protobytes.read_int, revision)
+            if number is None:
+                users.append(StoredUser(b"", 0, revisions, unreadable_revision=revision or protobytes.NO_ROW))
+                continue
             history = _readable(protobytes.read_bytes, packed) or b""
             users.append(StoredUser(history, number, revisions, _readable(protobytes.read_int, as_of) or 0))
         return users
@@ -244,6 +244,7 @@ class OnlineStore:
                 raise ValueError(f"embedding of {row.user_id!r}, revision {row.revision}, in {write}")
             rows.append(self._embedding_view_row(row))
         expected = protobytes.int_value(write.expected_revision) if write.expected_revision else protobytes.NO_ROW
+        expected = write.unreadable_revision or expected
         removed: list[FeatureView] = []
         if write.forgets:
             written = {row.view.name for row in rows}

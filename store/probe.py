@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 
+import numpy as np
+
 from activity.hashing import hash_items
 from activity.history import Histories
-from activity.packing import unpack
+from activity.packing import unpack_readable
 from store.online import OnlineStore
 
 _CHUNK_USERS = 10_000
@@ -22,5 +24,6 @@ def sample_users(online: OnlineStore, count: int) -> list[str]:
 
 
 def stored_histories(online: OnlineStore, user_ids: list[str]) -> Histories:
-    """Of the users who have events. Raises DataError for a damaged history."""
-    return unpack([user.history or b"" for user in online.read(user_ids, []) if user.has_events])
+    """Of the users who have events that can be read."""
+    histories = unpack_readable([user.history for user in online.read(user_ids, [])]).histories
+    return histories.take(np.flatnonzero(histories.lengths))

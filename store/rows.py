@@ -77,11 +77,16 @@ class StoredUser:
     revision: int  # 0 = no row
     embedding_revisions: dict[str, int | None]  # by live release; None = no embedding
     as_of_ms: int = 0  # from when on all events of the history were known
+    unreadable_revision: bytes | None = None  # the value of a revision that cannot be read; `revision` is then 0
 
     @property
     def has_events(self) -> bool:
-        """False without a row, and for who was forgotten: such a history is a marker and nothing more."""
-        return self.history is not None and holds_events(self.history)
+        """False without a row, for a forgotten user, whose history is a marker and nothing more, and for bytes without
+        a header, which `spoor verify` reports."""
+        try:
+            return self.history is not None and holds_events(self.history)
+        except DataError:
+            return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +119,7 @@ class UserWrite:
     created_ms: int
     embeddings: list[EmbeddingRow]
     forgets: bool = False
+    unreadable_revision: bytes | None = None  # of the row to be replaced, in the place of `expected_revision`
 
 
 @dataclass(frozen=True)

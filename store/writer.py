@@ -10,6 +10,9 @@ For a batch of users, each at most once:
 However many writers run at once, each user ends at the merge of all events. A user who was forgotten has a marker in
 the packed history: merging keeps the later marker and drops events up to it, so what is replayed from before it, or
 merged by a writer that still remembers, has no effect (docs/decisions/0007-forgetting.md).
+
+A stored history that cannot be read sets its user aside: nothing of the user is written, so that one new event does not
+take the place of a past that may still be restored. A caller that knows the past (the lake's) has it replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy.typing as npt
 
 from activity.errors import DataError, InfrastructureError, SpoorError
 from activity.history import NEVER, Histories, equal_rows, merge
-from activity.packing import pack, read_forgotten_through, unpack
+from activity.packing import pack, unpack_readable
 from activity.settings import HistorySettings
 from store.cache import HistoryCache
 from store.online import OnlineStore
@@ -38,6 +41,7 @@ __all__ = ["Encoder", "GuardedWriter", "HistoryCache", "UpdateResult"]
 _MAX_ROUNDS = 100
 _QUIET_ROUNDS = 3  # refusals before a writer waits a moment for the others
 _LONGEST_WAIT_SECONDS = 0.1
+_MOST_TOLD = 10_000  # users set aside that the log names one by one
 _USERS_AT_ONCE = 128  # encoded while others are merged and written
 _log = logging.getLogger(__name__)
 Bools = npt.NDArray[np.bool_]
@@ -74,6 +78,7 @@ class UpdateResult:
     encode_failures: int  # embeddings that wait for the sweep
     forgotten: int = 0  # events of the batch that are a forgotten user's past, and were left out
     cache_hits: int = 0  # users whose stored state was in the cache
+    set_aside: tuple[str, ...] = ()  # users whose stored history cannot be read: nothing of them was written
 
 
 @dataclass(eq=False)
@@ -91,6 +96,8 @@ class _Batch:
     forget_through: Int64s
     forgotten: Int64s
     postpone: Bools
+    replace_unreadable: bool
+    set_aside: set[str]
     refused: int = 0
     cache_hits: int = 0
     encode_failures: int = 0
@@ -146,6 +153,7 @@ class GuardedWriter:
         self._executor = executor
         self.observe = observe
         self.now_ms = now_ms
+        self._told: set[str] = set()  # users of whom the log has said that they are set aside
 
     def update(
         self,
@@ -156,6 +164,7 @@ class GuardedWriter:
         partitions: Sequence[int | None] | None = None,
         forget_through: Int64s | None = None,
         postpone: Bools | None = None,
+        replace_unreadable: bool = False,
     ) -> UpdateResult:
         """Merges `events` (one row per user, may be empty) into the stored histories.
 
@@ -163,9 +172,11 @@ class GuardedWriter:
         `forget_through` int64[U] in ms, NEVER for nobody: events up to then go, from now on for good, and with them
         the user's rows in every other view; embeddings of what is left are written as ever.
         `postpone` bool[U]: whose embeddings stay as they are although the history advances.
-        Raises DataError for a damaged stored history or embeddings of another dimension than the release's,
-        InfrastructureError where the store fails or other writers never let this one through. Embeddings that the
-        encoder could not compute, or that are not finite or not of norm 1, are counted and left for the sweep.
+        `replace_unreadable`: a stored history that cannot be read gives way to `events`, where these or
+        `forget_through` say anything; else its user is set aside.
+        Raises DataError for embeddings of another dimension than the release's, InfrastructureError where the store
+        fails or other writers never let this one through. Embeddings that the encoder could not compute, or that are
+        not finite or not of norm 1, are counted and left for the sweep.
         """
         count = len(user_ids)
         if not events.count == count == len(as_of_ms) == len(set(user_ids)):
@@ -182,6 +193,8 @@ class GuardedWriter:
             forget_through=np.full(count, NEVER) if forget_through is None else np.asarray(forget_through, np.int64),
             forgotten=np.zeros(count, np.int64),
             postpone=np.zeros(count, bool) if postpone is None else postpone,
+            replace_unreadable=replace_unreadable,
+            set_aside=set(),
         )
         pending = np.arange(count)
         for attempt in range(_MAX_ROUNDS):
@@ -220,13 +233,20 @@ class GuardedWriter:
     def _merge(self, batch: _Batch, positions: Int64s, *, cached: bool) -> _Merged:
         users = [batch.users[i] for i in positions]
         stored, from_cache = self._load(users, cached=cached)
-        batch.cache_hits += int(from_cache.sum())
         self.observe("read")
 
-        before, marked = _unpack(stored)
+        before, marked, unreadable = unpack_readable([user.history for user in stored])
         through = np.maximum(marked, batch.forget_through[positions])
         events = batch.events.take(positions)
         fresh_events = events.after(through)
+        if unreadable.any():
+            replaced = batch.replace_unreadable & ((fresh_events.lengths > 0) | (through > NEVER))
+            if (aside := unreadable & ~replaced).any():
+                kept = np.flatnonzero(~aside)
+                self._set_aside(batch, [users[k] for k in np.flatnonzero(aside)])
+                return self._merge(batch, positions[kept], cached=cached)
+            _log.warning("%d stored histories cannot be read and are replaced", int(unreadable.sum()))
+        batch.cache_hits += int(from_cache.sum())
         batch.forgotten[positions] = events.lengths - fresh_events.lengths
         after = merge(before.after(through), fresh_events, max_events=self.history.max_events)
         forgets = through > marked
@@ -235,8 +255,10 @@ class GuardedWriter:
         as_of[changed] = np.maximum(as_of, batch.as_of_ms[positions])[changed]
         expected = np.array([user.revision for user in stored], np.int64)
         # The row may be removed later, and its user begin at 1 again (OnlineStore.remove): whoever still expects the
-        # revision of a forgetting must not meet it a second time, so a clock gives it.
-        revisions = np.where(forgets, np.maximum(expected + 1, self.now_ms()), expected + changed)
+        # revision of a forgetting must not meet it a second time, so a clock gives it. It also gives the revision after
+        # one that cannot be read.
+        lost = np.array([user.unreadable_revision is not None for user in stored], bool)
+        revisions = np.where(forgets | lost, np.maximum(expected + 1, self.now_ms()), expected + changed)
         packed = pack(after, through)
         self.observe("merged")
         return _Merged(
@@ -252,6 +274,19 @@ class GuardedWriter:
             expected=expected,
             revisions=revisions,
         )
+
+    def _set_aside(self, batch: _Batch, users: list[str]) -> None:
+        """Says so once of each user."""
+        batch.set_aside.update(users)
+        for user in users:
+            self.cache.drop(user)
+            if user not in self._told and len(self._told) < _MOST_TOLD:
+                self._told.add(user)
+                _log.error(
+                    "user %r is set aside: the stored history cannot be read, so nothing is written over it; "
+                    "`spoor archive`, then `spoor verify --repair` rebuild it from the lake",
+                    user,
+                )
 
     def _begin_to_encode(self, batch: _Batch, merged: _Merged) -> Callable[[], _Encoded]:
         """Returns what waits for the end."""
@@ -290,6 +325,7 @@ class GuardedWriter:
                     created_ms=int(merged.as_of_ms[k]),
                     embeddings=embeddings,
                     forgets=bool(merged.forgets[k]),
+                    unreadable_revision=merged.stored[k].unreadable_revision,
                 )
                 rows.append(k)
                 writes.append(write)
@@ -390,14 +426,8 @@ class GuardedWriter:
             encode_failures=batch.encode_failures,
             forgotten=int(batch.forgotten.sum()),
             cache_hits=batch.cache_hits,
+            set_aside=tuple(sorted(batch.set_aside)),
         )
-
-
-def _unpack(stored: list[StoredUser]) -> tuple[Histories, Int64s]:
-    """The stored histories, and int64[U]: through when each user was forgotten."""
-    empty = pack(Histories.empty(1))[0]
-    packed = [empty if user.history is None else user.history for user in stored]
-    return unpack(packed), read_forgotten_through(packed)
 
 
 def _behind(stored: list[StoredUser], release: str, revisions: Int64s, encode: Bools) -> Int64s:

@@ -37,6 +37,7 @@ class StreamSummary:
     user_rows: int  # user rows handled, a user once per batch
     republished: int  # rows published again because another writer moved on meanwhile
     refused: int  # writes that had to be merged and tried again
+    set_aside: int  # user rows not written, as the stored history cannot be read
     encode_failures: int
     forgotten_events: int  # from before their user was forgotten: left out
     mismatched_keys: int
@@ -159,6 +160,7 @@ class StreamMetrics:
         self.rows = counter("embedding_rows", "embedding rows of handled users as fresh as the history", "release")
         self.stale_rows = counter("stale_rows", "handled users whose embedding is behind their history", "release")
         self.refused = counter("refused_writes", "writes refused because the revision had moved, then merged")
+        self.set_aside = counter("set_aside_users", "user rows not written: the stored history cannot be read")
         self.encode_failures = counter("encode_failures", "histories that advanced without an embedding")
         self.postponed = counter(
             "postponed_encodes", "changed histories whose embedding waits: too soon after the last"
@@ -237,6 +239,7 @@ class StreamMetrics:
             user_rows=self.users.total,
             republished=self.republished.total,
             refused=self.refused.total,
+            set_aside=self.set_aside.total,
             encode_failures=self.encode_failures.total,
             forgotten_events=self.forgotten.total,
             mismatched_keys=self.mismatched.total,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -218,7 +218,7 @@ class BatchProcessor:
         in_store.set()
         if written is not None:
             now_ms = time.time_ns() // 1_000_000
-            self.metrics.written(decoded.append_times_ms, now_ms)
+            self.metrics.written(_times_written(decoded, written.result.set_aside), now_ms)
             line["oldest_ms"] = now_ms - int(decoded.append_times_ms.min())
         async with self.publishing:
             if self.failure is not None:
@@ -468,6 +468,7 @@ class BatchProcessor:
         for release, users in written.behind.items():
             self.metrics.rows.add(with_history - len(users), release)
             self.metrics.stale_rows.add(len(users - written.waiting), release)
+        self.metrics.set_aside.add(len(result.set_aside))
         self.metrics.refused.add(result.refused)
         self.metrics.encode_failures.add(result.encode_failures)
         self.metrics.forgotten.add(result.forgotten)
@@ -475,6 +476,13 @@ class BatchProcessor:
         self.metrics.mismatched.add(decoded.mismatched_keys)
         for field, events in decoded.unknown_names.items():
             self.metrics.unknown.add(events, field)
+
+
+def _times_written(decoded: DecodedBatch, set_aside: Collection[str]) -> npt.NDArray[np.int64]:
+    """Append times of the events whose users were written."""
+    if not set_aside:
+        return decoded.append_times_ms
+    return decoded.append_times_ms[[event.user_id not in set_aside for event in decoded.events]]
 
 
 def users_behind(result: UpdateResult) -> ByRelease:

@@ -34,6 +34,7 @@ Metrics (Prometheus, prefix spoor_stream_):
   republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
   skipped_records_total     left to their new owner      retries_total             by step
   forgotten_events_total    a forgotten user's past      postponed_encodes_total   too soon after the last
+  set_aside_users_total     history cannot be read
   partitions                assigned now                 waiting_users             whose embedding waits now
   paused                    1 while paused by order
   batch_records             histogram                    batch_users               histogram of different users

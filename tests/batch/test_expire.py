@@ -34,6 +34,7 @@ from store.online import OnlineStore, open_online
 from store.writer import GuardedWriter
 from tests.store.conftest import open_unguarded
 from tests.topics import topic_ends
+from tests.unreadable import UNREADABLE, plant
 
 GONE = ["user-3", "user-7"]
 DAY_MS = 86_400_000
@@ -224,6 +225,18 @@ def test_users_whose_forgetting_was_killed_stay_listed_until_it_is_run_again(
     forget_long_ago(emptied, GONE)
     result = expire(emptied)
     assert (result.removed, result.listed, result.unfinished) == (2, 2, 0)
+
+
+def test_an_unreadable_history_of_a_forgotten_user_keeps_the_user_listed_and_stops_nobody(
+    emptied: Any, forget_long_ago: Any
+) -> None:
+    forget_long_ago(emptied, ["user-1", "user-2"])
+    online = open_online(emptied.settings.features)
+    for user in ("user-1", "user-3"):
+        plant(online, user, UNREADABLE["no history"], time_ms=900_000_000_000)
+    result = expire(emptied)
+    assert (result.removed, result.unfinished, listed(emptied)) == (1, 1, 1)
+    assert {"user-1", "user-3"} <= users_online(emptied)
 
 
 def test_a_marker_whose_entry_is_lost_counts_from_its_own_time(emptied: Any, forget_long_ago: Any) -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from activity.errors import DataError
 from activity.history import Histories
-from activity.packing import pack, unpack
+from activity.packing import pack, read_forgotten_through, unpack
 from batch.archive import open_lake, run_archive
 from batch.backfill import run_backfill
+from batch.forget import run_forget
+from batch.merge_users import run_merge_users
 from batch.verify import VerifyResult, run_verify
 from batch.verify_steps import (
     EMBEDDING_DIFFERS,
@@ -21,6 +23,7 @@ from batch.verify_steps import (
     MISSING_USER,
     REVISION_BEHIND,
     UNEXPECTED_USER,
+    UNREADABLE_HISTORY,
 )
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
@@ -29,6 +32,7 @@ from store.online import OnlineStore, open_online
 from store.rows import EmbeddingRow, UserWrite
 from tests.conftest import free_port
 from tests.earlier_version import old_packed
+from tests.unreadable import UNREADABLE, plant
 
 Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
 
@@ -205,42 +209,79 @@ def test_an_embedding_that_cannot_be_read_is_found_and_mended(filled: Any) -> No
     assert mended is not None and np.allclose(mended.embedding, row.embedding, atol=1e-5)
 
 
-def test_a_damaged_history_gives_way_to_the_lakes(filled: Any) -> None:
-    online = _online(filled)
-    whole = _history(online, "user-7").values.tolist()
-    _overwrite(online, "user-7", history=b"not a packed history")
-    result = run_verify(filled.settings)
-    assert (_kinds(result), result.examples[0].detail) == ({HISTORY_DIFFERS: 1}, "the stored history is damaged")
-    assert run_verify(filled.settings, repair=True).remaining == 0
-    assert _history(online, "user-7").values.tolist() == whole
-
-
-@pytest.mark.parametrize("feature", ["history", "as_of_ms"])
-def test_a_value_of_a_history_row_that_feast_cannot_read_is_told_with_its_user_and_mended(
-    filled: Any, feature: str
+def test_unreadable_histories_are_named_and_give_way_to_the_lakes(
+    filled: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     online = _online(filled)
+    users = [f"user-{n}" for n in range(len(UNREADABLE))]
+    whole = {user: _history(online, user).values.tolist() for user in users}
+    for user, values in zip(users, UNREADABLE.values(), strict=True):
+        plant(online, user, values, time_ms=900_000_000_000)
+    result = run_verify(filled.settings)
+    assert result.kinds[UNREADABLE_HISTORY] == len(users) == result.remaining_kinds[UNREADABLE_HISTORY]
+    assert result.kinds[HISTORY_DIFFERS] == result.kinds[MISSING_USER] == result.kinds[UNEXPECTED_USER] == 0
+    named = {each.user_id: each.detail for each in result.examples if each.kind == UNREADABLE_HISTORY}
+    assert set(named) == set(users)
+    assert named["user-0"] == "its bytes cannot be read; 8 events in the lake"
+    mended = run_verify(filled.settings, repair=True)
+    assert (mended.remaining, mended.repaired) == (0, mended.differences)
+    assert {user: _history(online, user).values.tolist() for user in users} == whole
+    assert run_verify(filled.settings).differences == 0
+    assert 'kind="unreadable history"' in (filled.settings.state_folder / "metrics" / "spoor_verify.prom").read_text()
+
+
+def test_an_unreadable_history_of_a_user_that_the_lake_lacks_stays_and_goes_with_forget(filled: Any) -> None:
+    online = _online(filled)
+    _overwrite(online, "stranger", history=b"not a packed history", new=True)
+    for repair in (False, True):
+        result = run_verify(filled.settings, repair=repair)
+        assert result.remaining_kinds[UNREADABLE_HISTORY] == 1 == sum(result.remaining_kinds.values())
+    assert "the lake has no event" in result.examples[0].detail
+    run_forget(filled.settings, ["stranger"])
+    assert run_verify(filled.settings).differences == 0
+
+
+def test_a_backfill_rebuilds_unreadable_histories_and_its_sweep_leaves_out_the_others(filled: Any) -> None:
+    online = _online(filled)
     whole = _history(online, "user-7").values.tolist()
+    plant(online, "user-7", UNREADABLE["no history"], time_ms=900_000_000_000)
+    damaged = bytearray(online.read(["user-1"], [])[0].history or b"")
+    damaged[-1] ^= 1
+    _overwrite(online, "stranger", history=bytes(damaged), embeddings="keep", new=True)  # behind, and unreadable
+    result = run_backfill(filled.settings)
+    assert (result.changed, result.encode_failures) == (1, 0)
+    assert _history(online, "user-7").values.tolist() == whole
+    assert _kinds(run_verify(filled.settings)) == {UNREADABLE_HISTORY: 1}
+
+
+def test_forgetting_and_merging_users_with_an_unreadable_history(filled: Any) -> None:
+    online = _online(filled)
+    for user in ("user-2", "user-7"):
+        plant(online, user, UNREADABLE["no history"], time_ms=900_000_000_000)
+    for pair in (("user-7", "user-3"), ("user-3", "user-7")):
+        with pytest.raises(DataError, match="damaged packed history") as caught:
+            run_merge_users(filled.settings, *pair)
+        assert "verify --repair" in (caught.value.hint or "")
+    assert run_forget(filled.settings, ["user-2"]).lake_rows > 0
+    assert read_forgotten_through([online.read(["user-2"], [])[0].history or b""])[0] > 900_000_000_000
+    assert _kinds(run_verify(filled.settings)) == {UNREADABLE_HISTORY: 1}
+
+
+def test_an_as_of_time_that_feast_cannot_read_is_mended(filled: Any) -> None:
+    online = _online(filled)
+    whole = _history(online, "user-7").values.tolist()
+    _put(online, "user-7", USER_HISTORY, {"as_of_ms": b"\xff\xff\xff"})
     _overwrite(online, "user-8", history=_history(online, "user-8"), embeddings="keep")
-    _put(online, "user-7", USER_HISTORY, {feature: b"\xff\xff\xff"})
-    result = run_verify(filled.settings)
-    damaged = {HISTORY_DIFFERS: 1} if feature == "history" else {}
-    assert _kinds(result) == {REVISION_BEHIND: 1} | damaged
-    assert [each.user_id for each in result.examples if each.kind == HISTORY_DIFFERS] == ["user-7"] * len(damaged)
+    assert _kinds(run_verify(filled.settings)) == {REVISION_BEHIND: 1}
     assert run_verify(filled.settings, repair=True).remaining == 0
     assert _history(online, "user-7").values.tolist() == whole
 
 
-def test_a_revision_that_feast_cannot_read_is_mended_for_an_embedding_and_names_its_user_for_a_history(
-    filled: Any,
-) -> None:
+def test_a_revision_of_an_embedding_that_feast_cannot_read_is_mended(filled: Any) -> None:
     online = _online(filled)
     _put(online, "user-7", user_embedding_view("base-1"), {"revision": b"\xff\xff\xff"})
     assert _kinds(run_verify(filled.settings)) == {REVISION_BEHIND: 1}
     assert run_verify(filled.settings, repair=True).remaining == 0
-    _put(online, "user-7", USER_HISTORY, {"revision": b"\xff\xff\xff"})
-    with pytest.raises(DataError, match=r"revision of user 'user-7': .*no value of Feast's"):
-        run_verify(filled.settings)
 
 
 @pytest.mark.parametrize("repair", [False, True])

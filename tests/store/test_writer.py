@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,12 +12,16 @@ import pytest
 
 from activity.errors import DataError, InfrastructureError
 from activity.history import Histories, equal_rows, merge
+from activity.packing import read_forgotten_through
 from activity.settings import HistorySettings
+from feature_repo.names import USER_HISTORY
 from feature_repo.settings import FeatureSettings
 from store.online import OnlineStore, open_online
+from store.redis_guard import _field
 from store.rows import EmbeddingRow
 from store.writer import GuardedWriter, HistoryCache
 from tests.store.toys import DIMENSION, START_MS, ToyEncoder, as_of, events_of
+from tests.unreadable import UNREADABLE, plant
 
 HISTORY = HistorySettings(max_events=50)
 
@@ -261,6 +266,94 @@ def test_a_vector_that_may_not_be_stored_waits_and_the_other_users_go_on(online,
     assert result.encode_failures == 1 and [row.user_id for row in result.rows["base-1"]] == ["ann", "cy"]
     assert online.read_embeddings("base-1", ["bob"]) == [None]
     assert online.read(["bob"], [])[0].revision == 1
+
+
+def read_values(online: OnlineStore, user: str) -> list[bytes | None]:
+    wanted = [(online._view(USER_HISTORY), feature) for feature in ("history", "revision", "events")]
+    return next(online._read(wanted, online._keys([user])))
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_history_that_cannot_be_read_sets_its_user_aside_and_nobody_else(online, what, caplog):
+    writer = writer_of(online, cache=HistoryCache(10))
+    users, first = events_of(("ann", "i1", 0), ("bob", "i2", 5), ("cy", "i3", 6))
+    writer.update(users, first, as_of_ms=as_of(users))
+    plant(online, "bob", UNREADABLE[what], time_ms=START_MS)
+    before = read_values(online, "bob")
+    for time in (10, 20):  # the first from a cache, which does not know it yet
+        writer.cache.clear()
+        _, more = events_of(("ann", "i4", time), ("bob", "i5", time + 1), ("cy", "i6", time + 2))
+        result = writer.update(users, more, as_of_ms=as_of(users, time))
+        assert (result.set_aside, result.changed.tolist()) == (("bob",), [True, False, True])
+        assert result.histories.lengths.tolist() == [1 + time // 10, 0, 1 + time // 10]
+        assert [row.user_id for row in result.rows["base-1"]] == ["ann", "cy"]
+        assert read_values(online, "bob") == before
+    assert [r.message for r in caplog.records if "set aside" in r.message and "'bob'" in r.message] != []
+    assert sum("set aside" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_who_knows_the_past_replaces_a_history_that_cannot_be_read(online, what):
+    writer = writer_of(online)
+    users, events = events_of(("ann", "i1", 0), ("bob", "i2", 5), ("bob", "i3", 6))
+    writer.update(users, events, as_of_ms=as_of(users))
+    plant(online, "bob", UNREADABLE[what], time_ms=START_MS)
+    result = writer.update(users, events, as_of_ms=as_of(users), replace_unreadable=True)
+    assert (result.set_aside, result.changed.tolist(), result.refused) == ((), [False, True], 0)
+    ann, bob = online.read(users, ["base-1"])
+    assert (ann.revision, bob.revision > 1) == (1, True)
+    assert bob.embedding_revisions == {"base-1": bob.revision}
+    assert equal_rows(stored_histories(online, users), events).all()
+    nothing = writer.update(["bob"], Histories.empty(1), as_of_ms=as_of(["bob"]))
+    assert (nothing.set_aside, nothing.changed.tolist()) == ((), [False])
+
+
+def test_where_nobody_knows_the_past_an_unreadable_history_stays_as_it_is(online):
+    writer = writer_of(online)
+    users, events = events_of(("ann", "i1", 0))
+    writer.update(users, events, as_of_ms=as_of(users))
+    plant(online, "ann", UNREADABLE["no history"], time_ms=START_MS)
+    before = read_values(online, "ann")
+    result = writer.update(users, Histories.empty(1), as_of_ms=as_of(users), replace_unreadable=True)
+    assert (result.set_aside, read_values(online, "ann")) == (("ann",), before)
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_forgetting_replaces_an_unreadable_history_by_the_marker(online, what):
+    writer = writer_of(online)
+    users, events = events_of(("ann", "i1", 0))
+    writer.update(users, events, as_of_ms=as_of(users))
+    plant(online, "ann", UNREADABLE[what], time_ms=START_MS)
+    through = np.array([START_MS + 100])
+    forgotten = writer.update(
+        users, Histories.empty(1), as_of_ms=as_of(users), forget_through=through, replace_unreadable=True
+    )
+    assert forgotten.set_aside == ()
+    (ann,) = online.read(users, ["base-1"])
+    assert (ann.has_events, ann.embedding_revisions) == (False, {"base-1": None})
+    assert read_forgotten_through([ann.history or b""]).tolist() == through.tolist()
+    assert writer.update(users, events, as_of_ms=as_of(users)).forgotten == 1
+
+
+@pytest.mark.parametrize("lost", ["history", "revision"])
+def test_half_a_history_row_is_no_new_user(online, lost, kind):
+    """Else one event would take the place of the past, or be refused for ever."""
+    writer = writer_of(online)
+    users, events = events_of(("ann", "i1", 0))
+    writer.update(users, events, as_of_ms=as_of(users))
+    if kind == "redis":
+        field = _field(online.feast.config, online._view(USER_HISTORY), lost)
+        client = online._guard._redis(online.feast.config)
+        client.hdel(online._keys(users)[0] + online.feast.config.project.encode(), field)
+    else:
+        with sqlite3.connect(online.feast.config.online_store.path) as connection:
+            table = f"{online.feast.config.project}_{USER_HISTORY}"
+            connection.execute(f'DELETE FROM "{table}" WHERE feature_name = ?', (lost,))
+        connection.close()
+    assert writer.update(users, events, as_of_ms=as_of(users)).set_aside == ("ann",)
+    replaced = writer.update(users, events, as_of_ms=as_of(users), replace_unreadable=True)
+    assert (replaced.set_aside, replaced.changed.tolist(), replaced.refused) == ((), [True], 0)
+    assert equal_rows(stored_histories(online, users), events).all()
 
 
 def test_zeros_are_stored_where_the_model_knew_no_event(online):

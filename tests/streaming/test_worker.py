@@ -14,6 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from activity.errors import InfrastructureError, UsageError
 from activity.events import Event
+from activity.packing import unpack_readable
 from activity.settings import KafkaSettings
 from spoor import services
 from spoor.kafka_admin import ensure_topics
@@ -21,8 +22,19 @@ from store.repo import apply
 from streaming.replay import list_dead_letters, replay_dead_letters
 from streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
-from tests.streaming.conftest import ITEMS, RELEASE, START_MS, Worker, World, metric, page, some_events
+from tests.streaming.conftest import (
+    ITEMS,
+    RELEASE,
+    START_MS,
+    Worker,
+    World,
+    expected_histories,
+    metric,
+    page,
+    some_events,
+)
 from tests.topics import topic_ends
+from tests.unreadable import UNREADABLE, plant
 
 BAD = [b"not json", b"", None, b"[]", b'{"user_id": 1}', b"\xff", b"{" * 20_000]
 
@@ -97,6 +109,28 @@ def test_sigterm_finishes_the_batch_in_flight_and_commits_it(world: World):
     if left:
         run_worker(world.settings, count=left, timeout_seconds=120)
     world.assert_holds(events)
+
+
+def test_a_user_whose_history_cannot_be_read_is_set_aside_and_the_partition_goes_on(
+    world: World, caplog: pytest.LogCaptureFixture
+):
+    events = some_events(100)
+    world.produce(events)
+    run_worker(world.settings, count=len(events), timeout_seconds=120)
+    plant(world.online(), "user-3", UNREADABLE["no history"], time_ms=START_MS)
+    more = some_events(100, seed=1)
+    world.produce(more)
+    summary = run_worker(world.settings, count=len(more), timeout_seconds=120)
+    assert world.caught_up()
+    own = sum(event.user_id == "user-3" for event in more)
+    assert own > 0 and summary.set_aside > 0 and summary.events == len(more) - own
+    assert sum("'user-3' is set aside" in record.message for record in caplog.records) == 1
+    online, expected = world.online(), expected_histories(events + more)
+    stored = online.read(sorted(expected), [RELEASE])
+    found = unpack_readable([row.history for row in stored])
+    assert [user for user, bad in zip(sorted(expected), found.unreadable, strict=True) if bad] == ["user-3"]
+    for place, user in enumerate(sorted(expected)):
+        assert found.histories[place].tolist() == ([] if user == "user-3" else expected[user])
 
 
 def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_leaves(world: World):
