@@ -1,6 +1,8 @@
 """Whether a worker is alive and ready, from what its loop saw at its last look (streaming/worker.py looks).
 
-Alive: the committed position of every partition moved within `stall_seconds`, or stands at the partition's end.
+Alive: no record of its partitions has waited for `stall_seconds` while the committed position stood, the broker has
+answered within that time, and the loop runs. What waits counts from the first look that sees it: how long nothing came
+before does not matter. The same rule ends the worker (`stall`) and answers /healthz (`not_alive`).
 Ready: alive, partitions are assigned, and broker and store answered when they were last asked. A worker beyond the
 number of partitions is assigned none, and ready: it stands by. A worker that was told to pause is alive and ready: a
 restart would change nothing, and it does what it is to do.
@@ -23,7 +25,7 @@ class Place:
 
     position: int  # offset of the next record to be handled
     end: int  # offset after the last record that may be read: where an open transaction begins, with read_committed
-    moved_at: float  # clock time at which the position last moved, or stood at the end
+    moved_at: float  # clock time at which the position last moved, or stood at the end, or records began to wait there
 
 
 class Health:
@@ -37,6 +39,7 @@ class Health:
         self._looked_at: float | None = None  # None: the worker has not joined its group yet
         self._places: Mapping[int, Place] = {}
         self._problems: Mapping[str, str] = dict.fromkeys(SERVERS, "has not been asked yet")
+        self._broker_answered_at: float | None = None  # or, before its first answer, the worker joined
         self._failure = ""
 
     @property
@@ -49,6 +52,7 @@ class Health:
         kept = set(partitions)
         self._places = {partition: place for partition, place in self._places.items() if partition in kept}
         self._looked_at = self._clock()
+        self._broker_answered_at = self._broker_answered_at or self._looked_at
         self._assigned = True
 
     def revoked(self) -> None:
@@ -73,6 +77,8 @@ class Health:
 
     def answered(self, server: str) -> None:
         self._problems = {**self._problems, server: ""}
+        if server == "broker":
+            self._broker_answered_at = self._clock()
 
     def silent(self, server: str, problem: str) -> None:
         """`problem` continues the server's name: `does not answer: …`."""
@@ -97,12 +103,20 @@ class Health:
         problems = [
             f"partition {partition} has stood at offset {place.position} for {now - place.moved_at:.0f} s, "
             f"{place.end - place.position} records wait"
-            for partition, place in sorted(self._places.items())
-            if now - place.moved_at >= self._stall_seconds
+            for partition, place in self._stalled(now).items()
         ]
+        if silence := self._silence(now):
+            problems.append(f"the broker has not answered for {silence:.0f} s")
         if now - self._looked_at >= self._stall_seconds:
             problems.append(f"the worker's loop has not run for {now - self._looked_at:.0f} s")
         return problems
+
+    def stall(self) -> str:
+        """Why the worker should end itself; empty while it need not. Every reason is one of `not_alive`, too."""
+        now = self._clock()
+        if self._silence(now):
+            return "the broker does not answer"
+        return "events wait" if self._stalled(now) else ""
 
     def not_ready(self) -> list[str]:
         """Why this worker does not do its work now; empty while it does."""
@@ -111,8 +125,23 @@ class Health:
             problems.append("partitions are not assigned yet")
         return problems + [f"the {server} {problem}" for server, problem in self._problems.items() if problem]
 
+    def _stalled(self, now: float) -> dict[int, Place]:
+        """Partitions with a record that has waited for too long."""
+        return {
+            partition: place
+            for partition, place in sorted(self._places.items())
+            if place.position < place.end and now - place.moved_at >= self._stall_seconds
+        }
+
+    def _silence(self, now: float) -> float:
+        """Seconds since the broker's last answer, if it did not answer the last question and they are too many."""
+        since = self._broker_answered_at
+        if since is None or not self._problems["broker"] or now - since < self._stall_seconds:
+            return 0.0
+        return now - since
+
 
 def _moved_at(before: Place | None, position: int, end: int, now: float) -> float:
-    if before is None or before.position != position or position >= end:
+    if before is None or before.position != position or position >= end or before.position >= before.end:
         return now
     return before.moved_at

@@ -72,7 +72,6 @@ class BatchProcessor:
         self.taken = 0
         self.failure: BaseException | None = None
         self.finished = asyncio.Event()
-        self.progress = time.monotonic()
         self.writing = asyncio.Lock()
         self.publishing = asyncio.Lock()
         self._decoding = asyncio.Lock()
@@ -233,7 +232,6 @@ class BatchProcessor:
                 message.ack(self.app.consumer)
             await self._retries.run("committed", self._commit)
         self.metrics.batch_done()
-        self.progress = time.monotonic()
         log.info("batch %s", " ".join(f"{name}={value}" for name, value in line.items()))
         self.taken += len(current)
         if self.count is not None and self.taken >= self.count:
@@ -270,7 +268,6 @@ class BatchProcessor:
                 self.settings.stream.group,
             )
         self.health.assigned(partitions)
-        self.progress = time.monotonic()
         await self.lookout.assigned(list(assigned))
 
     def leapt(self, leap: Leap) -> None:

@@ -191,7 +191,6 @@ async def _run(
         _leave_out_of_garbage_collection()
         if not processor.finished.is_set():
             metrics.start()
-            processor.progress = time.monotonic()
             # The watch comes first: a broker that dies while the worker joins would let it join for ever.
             tasks.append(asyncio.create_task(_watch(app, settings.stream.stall_seconds)))
             tasks.append(asyncio.create_task(_start(app, settings)))
@@ -281,9 +280,9 @@ async def _steer(app: StreamApp) -> None:
 
 
 async def _watch(app: StreamApp, stall_seconds: float) -> None:
-    """Ends the worker when Faust has crashed, or when nothing has been committed for too long though events wait or the
-    broker does not answer: a consumer that hangs after a rebalance looks alive to everybody else."""
-    processor = app.processor
+    """Ends the worker when Faust has crashed, or when events have waited for too long or the broker does not answer: a
+    consumer that hangs after a rebalance looks alive to everybody else."""
+    processor, started = app.processor, time.monotonic()
     while not processor.finished.is_set():
         with suppress(TimeoutError):
             await asyncio.wait_for(app._crashed.wait(), min(_WATCH_SECONDS, stall_seconds))
@@ -292,27 +291,21 @@ async def _watch(app: StreamApp, stall_seconds: float) -> None:
             message = f"the stream crashed: {type(reason).__name__}: {reason}"
             crash = InfrastructureError(message, hint="nothing was lost: start the worker again")
             processor.fail((reason and missing_codec(reason)) or crash)
-        elif time.monotonic() - processor.progress >= stall_seconds:
-            if stall := await _stall(app):
-                message = f"no progress for {stall_seconds:.0f} s although {stall}"
-                hint = "nothing was lost: start the worker again (stream.stall_seconds sets this limit)"
-                processor.fail(InfrastructureError(message, hint=hint))
-            processor.progress = time.monotonic()
+        elif stall := processor.health.stall() or await _stall_before_joining(app, started, stall_seconds):
+            message = f"no progress for {stall_seconds:.0f} s although {stall}"
+            hint = "nothing was lost: start the worker again (stream.stall_seconds sets this limit)"
+            processor.fail(InfrastructureError(message, hint=hint))
 
 
-async def _stall(app: StreamApp) -> str:
-    """What ought to have moved: an unfinished batch, or records of an assigned partition that are not committed. Empty
-    where there is nothing to do."""
-    consumer = cast(FreshConsumer, app.consumer)
+async def _stall_before_joining(app: StreamApp, started: float, stall_seconds: float) -> str:
+    """As `Health.stall`, while nothing looks yet: a broker that dies meanwhile would let the worker join for ever."""
+    if app.processor.health.joined or time.monotonic() - started < stall_seconds:
+        return ""
     try:
-        if len(consumer.unacked):
-            return "events wait"
-        standing = await consumer.standing(_ANSWER_SECONDS)
+        await cast(FreshConsumer, app.consumer).standing(_ANSWER_SECONDS)
     except (TimeoutError, KafkaError, FaustError):
         return "the broker does not answer"
-    if app.processor.health.paused:
-        return ""
-    return "events wait" if any(handled < end for handled, end in standing.values()) else ""
+    return ""
 
 
 def _leave_out_of_garbage_collection() -> None:

@@ -64,8 +64,41 @@ def test_a_position_at_the_end_may_stand_for_ever_and_waits_from_when_records_co
     health.looked()
     health.positions({0: 9}, {0: 10})
     assert health.not_alive() == []
+    clock.now += 29
+    health.looked()
+    assert health.not_alive() == [] and health.stall() == ""
     clock.now += 1
     assert health.not_alive() == ["partition 0 has stood at offset 9 for 30 s, 1 records wait"]
+    assert health.stall() == "events wait"
+
+
+def test_a_broker_that_has_been_silent_for_the_limit_is_a_stall_and_one_that_answers_again_is_not(
+    health: Health, clock: Clock
+):
+    working(health, {0: 9}, {0: 9})
+    clock.now += 29
+    health.looked()
+    health.silent("broker", "does not answer")
+    assert (health.not_alive(), health.stall()) == ([], "")
+    clock.now += 1
+    health.looked()
+    assert health.not_alive() == ["the broker has not answered for 30 s"]
+    assert health.stall() == "the broker does not answer"
+    health.answered("broker")
+    assert (health.not_alive(), health.stall()) == ([], "")
+
+
+def test_what_ends_the_worker_is_what_the_probe_says(health: Health, clock: Clock):
+    """At every moment of a quiet topic, a slow record, and the next one."""
+    working(health, {0: 9}, {0: 9})
+    seen: list[bool] = []
+    for ends in [9] * 20 + [10] * 20:
+        clock.now += 2
+        health.looked()
+        health.positions({0: 9}, {0: ends})
+        seen.append(bool(health.stall()))
+        assert seen[-1] == bool(health.not_alive())
+    assert seen == [False] * 35 + [True] * 5  # 30 s after the record was first seen
 
 
 def test_a_loop_that_does_not_look_is_not_alive(health: Health, clock: Clock):
