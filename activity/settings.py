@@ -139,7 +139,11 @@ class KafkaSettings:
     def consumer_options(self) -> dict[str, Any]:
         """Keyword arguments for every kafka-python consumer. With `read_committed` a partition ends, to `end_offsets`
         too, where its first open transaction begins."""
-        return self.client_options() | {"isolation_level": self.isolation_level, "enable_auto_commit": False}
+        return self.client_options() | {
+            "isolation_level": self.isolation_level,
+            "enable_auto_commit": False,
+            "allow_auto_create_topics": False,  # a mistyped name must not become a topic
+        }
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ The driver plans bounded offset ranges: what lies between the partitions' waterm
 gaps first. One DoFn reads a range, decodes it and writes it as one work item: files, then the manifest entry. So a run
 that is killed anywhere leaves whole items and unnamed files; the next run removes the latter and reads the rest.
 
+A lake belongs to one topic from its first valid event on. A first run that finds none (an empty topic, one of somebody
+else's records, a mistyped name) leaves the lake as free as it was.
+
 Events that cannot be decoded are counted by reason in the manifest entry. Their bytes are not kept here: the stream
 has put them, with their origin, on the dead-letter topic, and only the stream writes there.
 """
@@ -28,6 +31,7 @@ from activity.events import decode_event, unknown_names
 from activity.lake import LAKE_SCHEMA, Lake
 from activity.locks import exclusive
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
+from activity.topics import check_activity_topic
 from batch.archive_embeddings import (
     BAD_ROWS,
     COMPACTED,
@@ -40,7 +44,7 @@ from batch.job_metrics import JobMetrics, gauge, gauges
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
 from batch.settings import ArchiveSettings
-from batch.topics import check_same_topic, topic_ids
+from batch.topics import check_same_topic, topic_configs, topic_ids
 
 NAMESPACE = "spoor.archive"
 RECORDS = "records"  # records read
@@ -49,6 +53,7 @@ FOREIGN_KEYS = "foreign_keys"  # valid events whose record key is not the user i
 FORGOTTEN = "forgotten"  # valid events from before their user was forgotten: left out
 UNKNOWN_NAMES = "unknown_names"  # valid events with an action or surface that the settings do not list
 TOPIC = "topic"  # the manifest's entry that tells the topic's id
+UNBOUND = "unbound"  # the manifest's entry of a first run whose topic has not shown a valid event yet
 BAD = "bad."  # followed by the reason: records that are no event
 
 _LOG = logging.getLogger(__name__)
@@ -126,7 +131,10 @@ def run_archive(
         with RangeReader(settings.kafka) as reader:
             watermarks = reader.watermarks(settings.kafka.topic)
             published = plan_embeddings(settings, reader)
+        _check_topic(settings.kafka)
         check_compaction_lag(settings.kafka)
+        if not dry_run:
+            _settle_binding(lake)
         plan = plan_archive(
             lake,
             watermarks,
@@ -146,6 +154,12 @@ def run_archive(
             _note_begins(lake, settings.kafka.topic, plan)
             if plan.items:
                 counts = _run(settings, lake, plan.items, metrics, runner=runner)
+            if not _settle_binding(lake) and counts.get(RECORDS, 0):
+                _LOG.warning(
+                    "topic `%s` has %d records and no valid event: the lake `%s` is not bound to it. Is kafka.topic "
+                    "the right one, and do the [events] settings fit it?",
+                    settings.kafka.topic, counts[RECORDS], lake.folder,
+                )  # fmt: skip
             landed = land_embeddings(settings, published, runner=runner)
     result = ArchiveResult(
         topic=settings.kafka.topic,
@@ -332,9 +346,34 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
     return pa.table(arrays, schema=LAKE_SCHEMA), counts
 
 
+def _check_topic(kafka: KafkaSettings) -> None:
+    """As the stream does. Raises UsageError for a topic that loses or misdates events."""
+    try:
+        config = topic_configs(kafka, lambda topic: topic == kafka.topic).get(kafka.topic, {})
+    except InfrastructureError as error:  # such as a user without the right to read it
+        _LOG.warning("the configuration of topic `%s` is not checked: %s", kafka.topic, error.message)
+        return
+    check_activity_topic(kafka, config)
+
+
+def _settle_binding(lake: Lake) -> bool:
+    """Ends a first run, perhaps one that was killed: with a valid event the lake belongs to its topic, without one
+    nothing of the run stays. Returns whether the lake belongs to a topic."""
+    entries = lake.ranges()
+    if lake.has(UNBOUND):
+        if not any(entry.get("records", 0) > sum(entry.get("bad", {}).values()) for entry in entries.values()):
+            for item in (*entries, TOPIC):
+                lake.manifest.remove(item)
+            entries = {}
+        lake.manifest.remove(UNBOUND)
+    return bool(entries)
+
+
 def _note_begins(lake: Lake, topic: str, plan: ArchivePlan) -> None:
     """Manifest entries without rows: which topic it is, where the lake begins, and which offsets were given up."""
     empty = LAKE_SCHEMA.empty_table()
+    if not lake.ranges():
+        lake.write(UNBOUND, empty, {})
     if plan.topic_id is not None and not lake.has(TOPIC):
         lake.write(TOPIC, empty, {"topic_id": plan.topic_id})
     for partition, begin in plan.begins.items():

@@ -19,8 +19,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from activity.compression import missing_codec
-from activity.errors import DataError, InfrastructureError, UsageError
+from activity.errors import DataError, InfrastructureError
 from activity.settings import KafkaSettings
+from activity.topics import no_such_topic
 
 POLL_SECONDS = 0.5
 POLL_RECORDS = 5_000
@@ -128,10 +129,7 @@ class RangeReader:
         with _translated(self._kafka):
             partitions = self._consumer.partitions_for_topic(topic)
             if not partitions:
-                raise UsageError(
-                    f"there is no topic `{topic}` on {self._kafka.address}",
-                    hint="`spoor services up` makes it, or set kafka.topic",
-                )
+                raise no_such_topic(self._kafka, [topic], self._consumer.topics())
             all_of_them = [TopicPartition(topic, partition) for partition in sorted(partitions)]
             low = self._consumer.beginning_offsets(all_of_them)
             high = self._consumer.end_offsets(all_of_them)

@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 
 def live_names(settings: BatchSettings) -> list[str]:
-    """The releases in the folder that are not retired."""
-    return [release.name for release in live_releases(settings.features.releases_folder)]
+    """The releases in the folder that are not retired and that Feast knows (store/applied.py)."""
+    from store.applied import live_names  # imports Feast
+
+    return live_names(settings.features).usable
 
 
 def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> list[str]:
-    """The wanted ones, else all live ones, in order of their names. Raises UsageError for an unknown one or none."""
-    live = live_names(settings)
+    """The wanted ones, else all live ones that are applied, in order of their names. Raises UsageError for an unknown
+    one or none; that a wanted one is not applied is found when the store is opened."""
     folder = settings.features.releases_folder
+    live = [release.name for release in live_releases(folder)]
     found = f"found {', '.join(live)}" if live else "it holds no live release"
     for name in wanted or ():
         if name not in live:
             raise UsageError(f"release `{name}` is not in `{folder}`: {found}", hint="`spoor release list` shows them")
     if not live:
         raise UsageError(f"no release in `{folder}`: {found}", hint="train one with `spoor pretrain --release NAME`")
-    return sorted(set(wanted or live))
+    return sorted(set(wanted or live_names(settings)))
 
 
 def encoders(settings: BatchSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:

@@ -31,6 +31,7 @@ from spoor.commands import (
     show,
     simulate,
     streaming,
+    topics,
     versions,
 )
 from spoor.commands.invocation import Invocation, LocalPath
@@ -76,6 +77,7 @@ for _command in (
     encoder.release,
     show.show,
     services.services,
+    topics.topics,
     simulate.simulate,
     settings.config,
 ):

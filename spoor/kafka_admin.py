@@ -8,14 +8,15 @@ topics are compacted by user, so the last row of each user stays, and earlier on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from activity.errors import InfrastructureError, UsageError
+from activity.errors import InfrastructureError
 from activity.numbers import number_text
 from activity.settings import KafkaSettings
+from activity.topics import no_such_topic
 from spoor.services import require_broker
 from streaming.broker import DEFAULT_RECORD_BYTES, admin_client, check_policies, dead_letter_bytes, no_broker
 
@@ -34,6 +35,9 @@ class Topic:
     cleanup_policy: str  # "" where the broker does not tell
     timestamp_type: str  # CreateTime or LogAppendTime; "" where the broker does not tell
     retention_ms: int | None  # None: the broker does not tell, or the topic is compacted; -1: for ever
+    copies: int | None = None  # of each partition, at least; None: not told
+    differs: tuple[str, ...] = ()  # an existing topic's settings that are less than Spoor's own, for people
+    config: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def describe(self) -> str:
         """One line for people, e.g. `activity: 4 partitions, kept 168 h, created`."""
@@ -47,8 +51,9 @@ class Topic:
         return f"{self.name}: {self.partitions} partitions, {kept}" + (", created" if self.created else "")
 
 
-def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = ()) -> list[Topic]:
-    """The activity topic, the dead letters and one embedding topic per release: what is missing is created.
+def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), reads_events: bool = False) -> list[Topic]:
+    """The activity topic, the dead letters and one embedding topic per release: what is missing is created. With
+    `reads_events` the activity topic must be there: who reads it may have its name wrong.
 
     Raises UsageError for an existing topic that is compacted where it must not be, not compacted where it must be, or
     whose records carry the producer's time; InfrastructureError if no broker answers or it refuses to create.
@@ -57,14 +62,70 @@ def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = ()) -> list
     require_broker(kafka)
     with admin_client(kafka) as admin:
         present = set(admin.list_topics())
+        if reads_events and kafka.topic not in present:
+            raise no_such_topic(kafka, [kafka.topic], present)
         missing = {name: options for name, options in wanted.items() if name not in present}
         if missing:
             _create(admin, kafka, missing)
-        partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(list(wanted))}
+        found = _described(admin, wanted, created=missing)
         configs = _configs(admin, list(wanted))
     check_policies(kafka, configs, [kafka.embedding_topic(release) for release in releases])
-    _check_record_time(kafka, configs[kafka.topic])
-    return [_topic(name, name in missing, partitions[name], configs[name]) for name in wanted]
+    return found
+
+
+def create_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), dry_run: bool = False) -> list[Topic]:
+    """As `ensure_topics`, for the command of that purpose: what exists is not judged but compared, and never changed
+    (`Topic.differs`). With `dry_run` nothing is created. Raises InfrastructureError as `ensure_topics`."""
+    wanted = _wanted(kafka, releases)
+    require_broker(kafka)
+    with admin_client(kafka) as admin:
+        present = set(admin.list_topics())
+        missing = {name: options for name, options in wanted.items() if name not in present}
+        if dry_run:
+            there = {name: options for name, options in wanted.items() if name in present}
+            planned = [_topic(name, True, kafka.partitions, options) for name, options in missing.items()]
+            found = planned + (_described(admin, there, created=()) if there else [])
+        else:
+            if missing:
+                _create(admin, kafka, missing)
+            found = _described(admin, wanted, created=missing)
+    order = list(wanted)
+    return sorted((_compared(kafka, topic, wanted[topic.name]) for topic in found), key=lambda t: order.index(t.name))
+
+
+def _described(admin: KafkaAdminClient, wanted: Collection[str], *, created: Collection[str]) -> list[Topic]:
+    described = {topic["name"]: topic["partitions"] for topic in admin.describe_topics(list(wanted))}
+    configs = _configs(admin, list(wanted))
+    return [
+        _topic(name, name in created, len(described[name]), configs[name], copies=_copies(described[name]))
+        for name in wanted
+    ]
+
+
+def _copies(partitions: Sequence[dict[str, Any]]) -> int | None:
+    return min((len(replicas) for each in partitions if (replicas := each.get("replica_nodes"))), default=None)
+
+
+def _compared(kafka: KafkaSettings, topic: Topic, options: dict[str, str]) -> Topic:
+    """With what differs from what Spoor would create; a value that the broker does not tell does not differ."""
+    found = {
+        "partitions": (str(topic.partitions), str(kafka.partitions)),
+        "replication factor": (str(topic.copies or ""), str(kafka.replication_factor)),
+        **{name: (topic.config.get(name, ""), value) for name, value in options.items()},
+    }
+    if topic.created:
+        return topic
+    differs = (f"{name} is {is_}, not {asked}" for name, (is_, asked) in found.items() if _less(name, is_, asked))
+    return replace(topic, differs=tuple(differs))
+
+
+def _less(name: str, found: str, wanted: str) -> bool:
+    """Whether this is not what Spoor asks for: of sizes and times, more is fine, -1 (without end) too."""
+    if not found:
+        return False
+    if name in ("partitions", "replication factor", "max.message.bytes", "retention.ms", "min.compaction.lag.ms"):
+        return found != "-1" and int(found) < int(wanted)
+    return set(found.split(",")) != set(wanted.split(","))
 
 
 def delete_topic(kafka: KafkaSettings, topic: str) -> bool:
@@ -129,18 +190,7 @@ def _configs(admin: KafkaAdminClient, topics: Sequence[str]) -> dict[str, dict[s
     return {topic: {name: config["value"] for name, config in found.get(topic, {}).items()} for topic in topics}
 
 
-def _check_record_time(kafka: KafkaSettings, config: dict[str, str]) -> None:
-    found = config.get("message.timestamp.type", "LogAppendTime")
-    if found != "LogAppendTime":
-        raise UsageError(
-            f"topic `{kafka.topic}` has message.timestamp.type={found}, expected LogAppendTime: with the producer's "
-            "time, retention deletes replayed events at once",
-            hint=f"{kafka.topic_change(kafka.topic, 'message.timestamp.type=LogAppendTime')}, or set kafka.topic to "
-            "another topic",
-        )
-
-
-def _topic(name: str, created: bool, partitions: int, config: dict[str, str]) -> Topic:
+def _topic(name: str, created: bool, partitions: int, config: Mapping[str, str], *, copies: int | None = None) -> Topic:
     policy = config.get("cleanup.policy", "")
     retention = config.get("retention.ms") if "delete" in policy else None
     return Topic(
@@ -150,6 +200,8 @@ def _topic(name: str, created: bool, partitions: int, config: dict[str, str]) ->
         cleanup_policy=policy,
         timestamp_type=config.get("message.timestamp.type", ""),
         retention_ms=None if retention is None else int(retention),
+        copies=copies,
+        config=config,
     )
 
 

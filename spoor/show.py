@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from activity.hashing import hash_name
 from activity.history import NEVER, Histories, Values
 from activity.packing import read_forgotten_through, unpack
-from feature_repo.releases import live_releases
 from spoor.config import Settings
 
 if TYPE_CHECKING:
@@ -71,9 +70,10 @@ class ShownUser:
 def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
     """`nearest`: how many items. Raises UsageError where Feast is not set up, InfrastructureError where the store does
     not answer."""
+    from store.applied import live_names
     from store.online import open_online
 
-    releases = [release.name for release in live_releases(settings.features.releases_folder)]
+    releases = live_names(settings.features).usable
     online = open_online(settings.features)
     stored = online.read([user_id], [])[0]
     found = [(release, online.read_embeddings(release, [user_id])[0]) for release in releases]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from activity.errors import InfrastructureError, ProblemsFound
 from activity.locks import exclusive
 from activity.numbers import number_text
-from feature_repo.releases import live_releases
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from spoor.services import require_broker
@@ -71,8 +70,10 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 
     Raises as `pause`, and ProblemsFound where a worker goes on with the releases that it had, or with those that it was
     started for."""
-    live = [release.name for release in live_releases(settings.features.releases_folder)]
-    ensure_topics(settings.kafka, releases=live)
+    from store.applied import live_names  # imports Feast
+
+    live = live_names(settings.features).usable
+    ensure_topics(settings.kafka, releases=live, reads_events=True)
     found = _order(
         settings,
         lambda orders: replace(orders, reload=uuid.uuid4().hex),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from activity.compression import missing_codec
 from activity.errors import InfrastructureError, UsageError
 from activity.settings import KafkaSettings
+from activity.topics import check_activity_topic, no_such_topic
 from streaming.dead_letters import ENVELOPE_BYTES, LEAST_TOPIC_BYTES
 
 if TYPE_CHECKING:
@@ -112,10 +113,7 @@ def check_topics(kafka: KafkaSettings, releases: Sequence[str]) -> CheckedTopics
         present = set(admin.list_topics())
         missing = [topic for topic in needed if topic not in present]
         if missing:
-            raise UsageError(
-                f"no topic {', '.join(f'`{topic}`' for topic in missing)} at {kafka.address}",
-                hint="`spoor stream` creates what is missing when it may; on your cluster, create them or grant CREATE",
-            )
+            raise no_such_topic(kafka, missing, present)
         partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(needed)}
         configs = _topic_configs(admin, needed)
     check_policies(kafka, configs, embeddings)
@@ -126,13 +124,8 @@ def check_topics(kafka: KafkaSettings, releases: Sequence[str]) -> CheckedTopics
 
 def check_policies(kafka: KafkaSettings, configs: dict[str, dict[str, str]], embeddings: Sequence[str]) -> None:
     """`configs`: topic → configuration. A value that the broker did not tell is not judged. Raises UsageError."""
-    activity, letters = configs.get(kafka.topic, {}), configs.get(kafka.dead_letter_topic, {})
-    if "compact" in activity.get("cleanup.policy", ""):
-        raise UsageError(
-            f"topic `{kafka.topic}` is compacted (cleanup.policy={activity['cleanup.policy']}): "
-            "Kafka would keep one event per user",
-            hint=f"{kafka.topic_change(kafka.topic, 'cleanup.policy=delete')}, or set kafka.topic to another topic",
-        )
+    check_activity_topic(kafka, configs.get(kafka.topic, {}))
+    letters = configs.get(kafka.dead_letter_topic, {})
     for topic in embeddings:
         policy = configs.get(topic, {}).get("cleanup.policy", "compact")
         if "compact" not in policy:

@@ -135,7 +135,7 @@ class BatchProcessor:
         return tuple(self._stores.writer.encoders)
 
     async def _opened(self, thread: Executor) -> tuple[Stores, Publisher]:
-        releases = releases_to_keep_fresh(self.settings)
+        releases = await _in_thread(thread, releases_to_keep_fresh, self.settings)
         kafka = self.settings.kafka
         topics = await _in_thread(thread, check_topics, kafka, releases)
         self._partitions = topics.partitions[kafka.topic]

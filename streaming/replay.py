@@ -20,10 +20,11 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from activity.errors import InfrastructureError, UsageError
+from activity.errors import InfrastructureError
 from activity.events import decode_event
 from activity.forgotten import ForgottenUsers
 from activity.settings import EventSettings, KafkaSettings
+from activity.topics import no_such_topic
 from streaming.broker import MAX_REQUEST_BYTES, admin_client, kafka_errors
 from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter, digest
 from streaming.settings import WorkerSettings
@@ -279,11 +280,9 @@ def _records(kafka: KafkaSettings) -> Iterator[Any]:
     from kafka import KafkaConsumer, TopicPartition
 
     with admin_client(kafka) as admin:
-        if kafka.dead_letter_topic not in admin.list_topics():
-            raise UsageError(
-                f"no topic `{kafka.dead_letter_topic}` at {kafka.address}",
-                hint="`spoor stream` creates it; check kafka.dead_letter_topic",
-            )
+        present = set(admin.list_topics())
+        if missing := [topic for topic in (kafka.dead_letter_topic, kafka.topic) if topic not in present]:
+            raise no_such_topic(kafka, missing, present)
     with kafka_errors(kafka):
         options: Any = kafka.consumer_options() | {"auto_offset_reset": "earliest"}
         consumer = KafkaConsumer(**options)
@@ -314,6 +313,7 @@ def _producer(kafka: KafkaSettings) -> Iterator[Any]:
     with kafka_errors(kafka):
         # Compressed, as what is larger than the topic's limit was when it came.
         options: Any = kafka.client_options() | {"max_request_size": MAX_REQUEST_BYTES, "compression_type": "gzip"}
+        options["allow_auto_create_topics"] = False
         producer = KafkaProducer(**options)
         try:
             yield producer

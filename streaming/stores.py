@@ -35,7 +35,10 @@ class Stores:
 
 
 def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
-    """The configured releases, else every live one in the folder. Raises UsageError for an unknown name or none."""
+    """The configured releases, else every live one in the folder that Feast knows (store/applied.py). Raises UsageError
+    for an unknown name or none. Slow: it opens the registry."""
+    from store.applied import live_names
+
     folder = settings.features.releases_folder
     live = [release.name for release in live_releases(folder)]
     chosen = list(settings.stream.releases) or live
@@ -47,7 +50,7 @@ def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
             f"{wanted} {folder}: {found}",
             hint="train one with `spoor pretrain --release NAME`, or correct stream.releases",
         )
-    return chosen
+    return list(settings.stream.releases) or live_names(settings.features).usable
 
 
 def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: Callable[[str], None]) -> Stores:

@@ -114,7 +114,7 @@ def backfill(
     settings = invocation.settings()
     chosen = chosen_releases(settings, releases)
     if publish and online and not dry_run:
-        for topic in ensure_topics(settings.kafka, releases=live_names(settings)):
+        for topic in ensure_topics(settings.kafka, releases=live_names(settings), reads_events=True):
             say(topic.describe())
     with batch_runner(settings, runner, runner_options, start=not dry_run) as started:
         result = run_backfill(

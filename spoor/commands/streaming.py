@@ -61,6 +61,7 @@ def stream(
     from activity.lake import Lake
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
+    from store.applied import live_names
     from streaming.control import group_members
     from streaming.handover import start_after_backfill
     from streaming.stores import releases_to_keep_fresh
@@ -76,10 +77,12 @@ def stream(
     say(f"group `{settings.stream.group}` at {settings.kafka.address}, releases: {', '.join(names)}")
     if dry_run:
         moved = {} if rewind_ms is None else _rewind(settings, rewind_ms, dry_run=True)
+        left_out = [] if settings.stream.releases else live_names(settings.features).not_applied
         shown = {"releases": names, "topic": settings.kafka.topic, "rewound": moved, "dry_run": True}
+        shown["not_applied"] = [name for name in left_out if name not in names]
         invocation.emit(shown, "nothing was done")
         return
-    activity, *others = ensure_topics(settings.kafka, releases=names)
+    activity, *others = ensure_topics(settings.kafka, releases=names, reads_events=True)
     for topic in (activity, *others):
         say(topic.describe())
     if (workers := group_members(settings.kafka, settings.stream.group)) >= activity.partitions:

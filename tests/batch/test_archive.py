@@ -21,6 +21,7 @@ from activity.lake import LAKE_SCHEMA
 from activity.locks import exclusive
 from batch.archive import open_lake, run_archive
 from spoor.config import Settings
+from spoor.kafka_admin import ensure_topics
 from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +218,8 @@ def test_a_topic_that_was_made_again_with_as_many_records_is_not_taken_for_lande
     before = _contents(kafka_settings)
     admin.delete_topics([topic], timeout_ms=30_000)
     wait_until(lambda: topic not in admin.list_topics(), "the topic is gone")
-    admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1)], timeout_ms=30_000)
+    configs = {"message.timestamp.type": "LogAppendTime"}
+    admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1, topic_configs=configs)])
     with KafkaProducer(**kafka_settings.kafka.client_options()) as producer:
         for event in _events(4, first=50):
             producer.send(topic, key=event.user_id.encode(), value=encode_event(event), partition=0)
@@ -264,3 +266,63 @@ def test_a_dofns_error_arrives_as_it_was_raised(kafka_settings: Settings, produc
     with pytest.raises(InfrastructureError, match="cannot write") as caught:
         run_archive(kafka_settings)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("values", [[], [b"not ours", b"{}", None]], ids=["empty", "foreign"])
+def test_a_topic_without_a_valid_event_does_not_bind_the_lake(
+    kafka_settings: Settings, produce: Callable[..., None], admin: KafkaAdminClient, values: list[bytes | None]
+) -> None:
+    foreign = f"{kafka_settings.kafka.topic}-foreign"
+    configs = {"message.timestamp.type": "LogAppendTime"}
+    admin.create_topics([NewTopic(foreign, num_partitions=2, replication_factor=1, topic_configs=configs)])
+    with KafkaProducer(**kafka_settings.kafka.client_options()) as producer:
+        for value in values:
+            producer.send(foreign, key=b"k", value=value, partition=0).get(timeout=30)
+    wrong = dataclasses.replace(kafka_settings, kafka=dataclasses.replace(kafka_settings.kafka, topic=foreign))
+    for _ in range(2):
+        result = run_archive(wrong)
+        assert (result.events, sum(result.bad.values())) == (0, len(values))
+    assert open_lake(kafka_settings.lake).manifest.records() == {}
+    produce(_events(3), 0)
+    assert run_archive(kafka_settings).events == 3
+    with pytest.raises(UsageError, match="holds topic"):
+        run_archive(wrong)
+
+
+def test_a_first_archive_that_was_killed_before_a_valid_event_binds_nothing(
+    kafka_settings: Settings, produce: Callable[..., None]
+) -> None:
+    produce(_events(3), 0)
+    lake = open_lake(kafka_settings.lake)
+    lake.write("unbound", LAKE_SCHEMA.empty_table(), {})
+    lake.write("topic", LAKE_SCHEMA.empty_table(), {"topic_id": "of another"})
+    refused = {"topic": "another", "partition": 0, "start": 0, "end": 5, "records": 5, "bad": {"not-json": 5}}
+    lake.write("p00000-000000000000000-000000000000005", LAKE_SCHEMA.empty_table(), refused)
+    assert run_archive(kafka_settings).events == 3
+    assert not lake.has("unbound")
+
+
+def test_a_topic_with_the_producers_times_is_refused_as_by_the_stream(
+    kafka_settings: Settings, admin: KafkaAdminClient
+) -> None:
+    topic = kafka_settings.kafka.topic
+    configs = {"message.timestamp.type": "CreateTime"}
+    admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1, topic_configs=configs)])
+    messages = []
+    for refused in (lambda: run_archive(kafka_settings), lambda: ensure_topics(kafka_settings.kafka)):
+        with pytest.raises(UsageError, match="CreateTime, expected LogAppendTime") as caught:
+            refused()
+        messages.append((caught.value.message, caught.value.hint))
+    assert messages[0] == messages[1]
+    assert not open_lake(kafka_settings.lake).manifest.records()
+
+
+def test_a_mistyped_topic_is_named_with_the_nearest_and_not_made(
+    kafka_settings: Settings, activity_topic: str, admin: KafkaAdminClient
+) -> None:
+    mistyped = dataclasses.replace(kafka_settings.kafka, topic=f"{activity_topic}s")
+    with pytest.raises(UsageError, match="no topic") as caught:
+        run_archive(dataclasses.replace(kafka_settings, kafka=mistyped))
+    assert f"did you mean `{activity_topic}`" in caught.value.hint and "spoor topics create" in caught.value.hint
+    assert mistyped.topic not in admin.list_topics()
+    assert not open_lake(kafka_settings.lake).manifest.records()

@@ -33,6 +33,7 @@ EVENTS = [
 FLINK = ["flink-job-manager", "flink-task-manager", "flink-worker-pool", "beam-job-server"]
 RUN_HERE = [
     "apply",
+    "topics",
     "stream",
     "archive",
     "backfill",
@@ -48,8 +49,9 @@ RUN_HERE = [
 @pytest.fixture(scope="module", autouse=True)
 def codes(stack: Stack) -> dict[str, int]:
     """Everything once, in the order in which an operator meets it; the exit code of each service."""
-    codes = {"apply": stack.run("apply")}
-    assert codes["apply"] == 0, stack.log("apply")
+    codes = {first: stack.run(first) for first in ("topics", "apply")}
+    for first, code in codes.items():
+        assert code == 0, stack.log(first)
     worker = stack.start("stream")
     try:
 
@@ -112,7 +114,7 @@ def test_every_service_with_our_image_is_run_here():
     assert sorted(ours) == sorted(RUN_HERE)
 
 
-@pytest.mark.parametrize("service", ["apply", "stream", "archive", "backfill", "verify", "expire"])
+@pytest.mark.parametrize("service", ["topics", "apply", "stream", "archive", "backfill", "verify", "expire"])
 def test_the_service_ends_with_0(codes: dict[str, int], stack: Stack, service: str):
     assert codes[service] == 0, stack.log(service)[-3000:]
 

@@ -1,0 +1,57 @@
+"""`spoor topics`: the topics that Spoor reads and writes."""
+
+from __future__ import annotations
+
+import click
+
+from spoor.commands.invocation import Invocation, dry_run_option, json_option, release_option
+
+_REFUSED = ("cleanup.policy", "message.timestamp.type")
+
+
+@click.group()
+def topics() -> None:
+    """Create the Kafka topics."""
+
+
+@topics.command()
+@release_option
+@dry_run_option
+@json_option
+@click.pass_context
+def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None:
+    """Create missing topics.
+
+    The activity topic (append times, kafka.partitions, kafka.retention_hours, kafka.replication_factor), the dead
+    letters and the embedding topic of each live release. Existing topics are compared with the settings and never
+    changed. Exit code 1 if one has a cleanup policy or record time that workers and jobs refuse.
+    """
+    from feature_repo.releases import live_releases
+    from spoor.kafka_admin import create_topics
+
+    invocation = ctx.ensure_object(Invocation)
+    settings = invocation.settings()
+    names = list(releases) or [release.name for release in live_releases(settings.features.releases_folder)]
+    found = create_topics(settings.kafka, releases=names, dry_run=dry_run)
+    lines = []
+    for topic in found:
+        state = "to be created" if topic.created and dry_run else "" if topic.created else "exists"
+        lines.append(topic.describe().removesuffix(", created" if state else "") + (f", {state}" if state else ""))
+        lines += [f"  {difference}" for difference in topic.differs]
+    shown = [
+        {
+            "name": topic.name,
+            "created": topic.created and not dry_run,
+            "exists": not topic.created,
+            "partitions": topic.partitions,
+            "replication_factor": topic.copies,
+            "cleanup_policy": topic.cleanup_policy,
+            "timestamp_type": topic.timestamp_type,
+            "retention_ms": topic.retention_ms,
+            "differs": list(topic.differs),
+        }
+        for topic in found
+    ]
+    invocation.emit({"topics": shown, "dry_run": dry_run}, "\n".join(lines))
+    if any(difference.startswith(_REFUSED) for topic in found for difference in topic.differs):
+        ctx.exit(1)
