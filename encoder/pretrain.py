@@ -50,6 +50,7 @@ from encoder.validation import Validator
 from encoder.vocabulary import Vocabulary
 from encoder.warm_start import start_from_links, start_from_release
 
+_MOST_NAMED = 20  # actions of the events in a hint
 _COPIES = 5  # of the weights while training: weights, average, two moments, best so far
 _LARGE_TABLE = 5_000_000  # floats: from here on rows are updated one by one, where not every row has a gradient
 
@@ -353,9 +354,10 @@ def _check_memory(model: ModelConfig, vocabulary: Vocabulary) -> None:
 def _check_actions(settings: PretrainSettings, corpus: Corpus) -> None:
     unknown = sorted(set(settings.positive_actions) - set(corpus.action_names))
     if unknown:
+        more = f" and {others:,} more" if (others := len(corpus.action_names) - _MOST_NAMED) > 0 else ""
         raise UsageError(
             f"pretrain.positive_actions names {', '.join(unknown)}, which no event carries",
-            hint=f"the events carry: {', '.join(corpus.action_names)}",
+            hint=f"the events carry: {', '.join(corpus.action_names[:_MOST_NAMED])}{more}",
         )
 
 

@@ -1,13 +1,15 @@
 """`spoor show user`: what is stored about one user, in words where names are known, and the items nearest to it.
 
 A stored history holds hashes. Items get their ids back from the releases' item lists, actions and surfaces from the
-configured names; what neither knows is shown as its hash.
+configured names, and what is still unknown from the user's events in the lake. What none of these knows is shown as its
+hash and counted.
 """
 
 from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,10 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.hashing import hash_name
+from activity.hashing import OLD_NAMES, buckets_of, hash_item, hash_name
 from activity.history import NEVER, Histories, Values
+from activity.lake import Lake
 from activity.packing import read_forgotten_through, unpack
 from spoor.config import Settings
 
@@ -65,6 +69,7 @@ class ShownUser:
     events: list[ShownEvent]  # newest first
     embeddings: list[ShownEmbedding]
     forgotten_through_ms: int | None = None  # events up to then were forgotten, and stay so
+    unknown_names: int = 0  # different items, actions and surfaces that are shown as `#` and their hash
 
 
 def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
@@ -98,9 +103,9 @@ def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUse
         for release, row in found
         if row is not None and release in items
     ]
-    events = _events(settings, history[0], items.values())
+    events, unknown = _events(settings, user_id, history[0], items.values())
     forgotten = None if through == NEVER else through
-    return ShownUser(user_id, bool(events), stored.revision, events, embeddings, forgotten)
+    return ShownUser(user_id, bool(events), stored.revision, events, embeddings, forgotten, unknown)
 
 
 def nearest_items(
@@ -128,22 +133,60 @@ def _items(settings: Settings, releases: list[str]) -> dict[str, pa.Table]:
     return {release: pq.read_table(folder / release / "items.parquet") for release in releases}
 
 
-def _events(settings: Settings, history: Values, tables: Iterable[pa.Table]) -> list[ShownEvent]:
-    items: dict[int, str] = {}
+def _events(
+    settings: Settings, user_id: str, history: Values, tables: Iterable[pa.Table]
+) -> tuple[list[ShownEvent], int]:
+    """Newest first, and how many different names are unknown."""
+    names: dict[str, dict[int, str]] = {
+        "item": {},
+        "action": _by_hash(settings.events.actions),
+        "surface": _by_hash(settings.events.surfaces),
+    }
     for table in tables:
-        items.update(zip(table["hash"].to_pylist(), table["item_id"].to_pylist(), strict=True))
-    actions = {hash_name(name): name for name in settings.events.actions}
-    surfaces = {hash_name(name): name for name in settings.events.surfaces}
-    return [
+        names["item"].update(zip(table["hash"].to_pylist(), table["item_id"].to_pylist(), strict=True))
+    if _unknown(history, names):
+        for column, found in _lake_names(settings, user_id).items():
+            names[column] |= found
+    events = [
         ShownEvent(
             timestamp=int(event["timestamp"]),
-            item=_name(items, int(event["item"]), 16),
-            action=_name(actions, int(event["action"]), 4),
-            surface=_name(surfaces, int(event["surface"]), 4),
+            **{column: names[column].get(int(event[column]), _hash(column, int(event[column]))) for column in names},
         )
         for event in history[::-1]
     ]
+    return events, len(_unknown(history, names))
 
 
-def _name(names: Mapping[int, str], value: int, digits: int) -> str:
-    return names.get(value, f"#{value:0{digits}x}")
+def _by_hash(names: Iterable[str]) -> dict[int, str]:
+    """By the hash of each name, and by that of hash version 1, where no other of the names had it."""
+    hashes = {hash_name(name): name for name in names}
+    old = Counter(hashed >> 48 for hashed in hashes)
+    return hashes | {hashed >> 48: name for hashed, name in hashes.items() if old[hashed >> 48] == 1}
+
+
+def _lake_names(settings: Settings, user_id: str) -> dict[str, dict[int, str]]:
+    """By column, the names in the user's events in the lake, by hash."""
+    if not settings.lake.folder.is_dir():
+        return {}
+    lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)
+    found: dict[str, set[str]] = {name: set() for name in ("item_id", "action", "surface")}
+    bucket = int(buckets_of([user_id], lake.buckets)[0])
+    for table in lake.batches(bucket=bucket, columns=["user_id", *found]):
+        own = table.filter(pc.equal(table["user_id"], user_id))
+        for column, names in found.items():
+            names.update(pc.unique(own[column]).to_pylist())
+    items = {hash_item(item): item for item in found["item_id"]}
+    return {"item": items, "action": _by_hash(found["action"]), "surface": _by_hash(found["surface"])}
+
+
+def _unknown(history: Values, names: Mapping[str, Mapping[int, str]]) -> set[tuple[str, int]]:
+    return {
+        (column, value)
+        for column, known in names.items()
+        for value in np.unique(history[column]).tolist()
+        if value not in known
+    }
+
+
+def _hash(column: str, value: int) -> str:
+    return f"#{value:04x}" if column != "item" and value < OLD_NAMES else f"#{value:016x}"

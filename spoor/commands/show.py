@@ -63,4 +63,9 @@ def _text(shown: ShownUser, count: int) -> str:
             lines.append("  nearest: " + ", ".join(f"{near.item} ({near.cosine:.3f})" for near in row.nearest))
     if not shown.embeddings:
         lines.append("no embedding")
+    if shown.unknown_names:
+        lines.append(
+            f"{shown.unknown_names} names are shown as `#` and their hash: neither the settings, nor a release, nor "
+            "the user's events in the lake have them (`spoor archive` brings the events there)"
+        )
     return "\n".join(lines)

@@ -5,10 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
+from activity.events import Event, events_table
 from activity.hashing import hash_names, old_names
 from activity.history import Histories
 from activity.packing import unpack
-from encoder.inference import FrozenEncoder
+from activity.settings import EventSettings
+from encoder.batches import BatchReader, build_vocabulary
+from encoder.config import MODEL_CONFIGS
+from encoder.corpus import Corpus
+from encoder.inference import FrozenEncoder, new_model
+from encoder.protocols import VALIDATION, make_split
 from encoder.release import load_release
 from encoder.vocabulary import name_indexes
 from tests.earlier_version import age_release, old_packed
@@ -53,3 +59,32 @@ def test_an_old_release_gives_the_same_vectors_for_old_and_new_histories(
         for each in (histories, older):
             assert np.array_equal(encoder.encode(each)[0], expected)
     assert load_release(tmp_path / "old").info.hash_version == 1
+
+
+def test_100_000_names_are_learned_and_encoded(tmp_path: Path) -> None:
+    """Pages as surfaces: hash version 1 told about 300 apart."""
+    names = [f"page-{number}" for number in range(100_000)]
+    start = 1_700_000_000_000
+    events = [Event(f"u{n % 1_000}", f"i{n % 50}", "view", name, start + n) for n, name in enumerate(names)]
+    corpus = Corpus.build(events_table(events), tmp_path / "corpus", events=EventSettings())
+    vocabulary = build_vocabulary(corpus, make_split(corpus, "newest"))
+    assert len(vocabulary.surfaces) == 100_000
+    histories = corpus.read(0, corpus.users)
+    _, _, surfaces = vocabulary.event_indexes(histories)
+    assert len(np.unique(surfaces)) == 100_000 and surfaces.min() == 1
+    reader = BatchReader(
+        corpus,
+        make_split(corpus, "newest"),
+        vocabulary,
+        roles_upto=VALIDATION,
+        segment_length=100,
+        token_budget=4_096,
+        seed=0,
+    )
+    batch = next(reader.epoch(0))
+    assert len(np.unique(batch.surfaces.numpy())) == batch.tokens
+    model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
+    model.initialise(0)
+    model.last(batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps).sum().backward()
+    assert model.surfaces.weight.grad is not None
+    assert np.count_nonzero(model.surfaces.weight.grad.abs().sum(1).numpy()) > batch.tokens // 2

@@ -1,14 +1,17 @@
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from activity.events import Event, events_table
 from activity.hashing import hash_items
 from activity.history import Histories, group_events, history_values
+from activity.lake import Lake
 from activity.packing import pack
 from encoder.config import MODEL_CONFIGS
 from encoder.release import save_release
@@ -18,6 +21,7 @@ from spoor.show import NearItem, ShownEvent, show_user
 from store.online import open_online
 from store.repo import apply, create_repo
 from store.rows import EmbeddingRow, UserWrite
+from tests.earlier_version import old_packed
 
 T0 = 1_700_000_000_000
 EVENTS = [
@@ -82,14 +86,37 @@ def test_a_history_is_told_newest_first_with_names_where_they_are_known(settings
     assert (shown.found, shown.revision) == (True, 2)
     values = history_values(events_table(EVENTS))
     assert shown.events == [
-        ShownEvent(T0 + 2, "known", f"#{values['action'][2]:04x}", "home"),
+        ShownEvent(T0 + 2, "known", f"#{values['action'][2]:016x}", "home"),
         ShownEvent(T0 + 1, f"#{values['item'][1]:016x}", "view", "home"),
         ShownEvent(T0, "known", "view", "home"),
     ]
+    assert shown.unknown_names == 2
     [row] = shown.embeddings
     assert (row.release, row.dimension, row.norm, row.revision, row.behind) == ("base-1", 16, 1.0, 1, 1)
     assert (row.events_used, row.event_time_ms, row.created_ms) == (3, T0 + 2, T0 + 2)
     assert 90 <= row.age_seconds < 90 + 60
+
+
+def test_names_that_neither_settings_nor_a_release_know_come_from_the_lake(settings: Settings):
+    write(settings, revision=1, embedded=1)
+    events = events_table([*EVENTS, *(event._replace(user_id="v", action="other") for event in EVENTS)])
+    rows = len(events)
+    stored = events.append_column("partition", pa.array(np.zeros(rows, np.int32)))
+    stored = stored.append_column("offset", pa.array(np.arange(rows)))
+    stored = stored.append_column("append_time", events["timestamp"])
+    Lake(settings.lake.folder, buckets=settings.lake.buckets).write("0-first", stored, {"partition": 0})
+    shown = show_user(settings, "u")
+    assert [event[1:] for event in map(astuple, shown.events)] == [event[1:4] for event in EVENTS[::-1]]
+    assert shown.unknown_names == 0
+
+
+def test_a_history_of_an_earlier_version_shows_its_names_too(settings: Settings):
+    _, histories = group_events(["u"] * 3, history_values(events_table(EVENTS)), max_events=9)
+    online = open_online(settings.features)
+    assert online.write([UserWrite("u", 0, 1, old_packed(histories[0]), 3, T0 + 2, T0 + 2, [])]).all()
+    shown = show_user(settings, "u")
+    assert [(event.action, event.surface) for event in shown.events[1:]] == [("view", "home")] * 2
+    assert shown.events[0].action == f"#{histories.values['action'][2] >> np.uint64(48):04x}"
 
 
 def test_the_nearest_items_are_named_nearest_first_and_those_without_vector_left_out(
@@ -144,6 +171,7 @@ def test_the_command_tells_it_in_words_and_in_json(settings: Settings, spoor: Ca
     lines = told.out.splitlines()
     assert lines[0] == "user u: 3 events, revision 2"
     assert lines[3] == "  … and 1 older"
+    assert lines[-1].startswith("3 names are shown as `#` and their hash: neither the settings, nor a release")
     assert lines[4].startswith("base-1: 16 dimensions, norm 1.0000, 3 events used, 1 revisions behind")
     assert lines[5] == "  nearest: known (1.000)"
     shown = spoor(*given, "show", "user", "u", "--json").json
