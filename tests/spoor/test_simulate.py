@@ -83,6 +83,14 @@ def test_a_dry_run_counts_and_needs_no_broker(settings: Settings, file: Path):
     assert (result.events, result.users, result.dry_run, result.seconds) == (101, 7, True, 0.0)
 
 
+def test_rows_with_ids_that_the_entity_cannot_hold_are_left_out_and_named(settings: Settings, tmp_path: Path):
+    rows = ["user_id,item_id,action,surface,timestamp", "7,i,v,s,1700000000000", "007,i,v,s,1700000000000"]
+    (tmp_path / "e.csv").write_text("\n".join(rows))
+    events = dataclasses.replace(settings.events, user_id_type="int64")
+    result = run_simulate(dataclasses.replace(settings, events=events), data=tmp_path / "e.csv", dry_run=True)
+    assert result.events == 1 and len(result.refused) == 1 and "line 3, column user_id" in result.refused[0]
+
+
 def test_a_delivery_that_the_broker_refuses_is_an_error_with_what_was_confirmed(kafka_settings: Settings, file: Path):
     admin = KafkaAdminClient(**kafka_settings.kafka.client_options())
     configs = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": "100"}
