@@ -1,7 +1,8 @@
 # make demo    the main job on real data, embedded defaults (installs .venv first)
 # make test    every test, fast ones first
 # make check   format, lint, types, arrows of the house
-# make faults  everything that breaks, for 20 minutes: writes docs/faults.md (the disks' part needs root)
+# make faults  everything that breaks, for about an hour: writes docs/faults.md and a row of benchmarks/results/faults.jsonl
+#              (the disks' part needs root; make faults KILLS=100 is shorter)
 # make bench-gpu  on a machine with a GPU: the kernels' tests on it, then their timings (rows in benchmarks/results)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,8 +28,10 @@ test: install
 	$(BIN)/pytest tests $(FAST:%=--ignore=%) --ignore=tests/end_to_end
 	$(BIN)/pytest tests/end_to_end
 
+KILLS := 1000
 faults: install
-	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --faults-page docs/faults.md
+	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --kills $(KILLS) \
+		--faults-page docs/faults.md --faults-row benchmarks/results/faults.jsonl
 
 check: install
 	$(BIN)/ruff format --check .

@@ -29,13 +29,15 @@ _EXIT_STATUS = pytest.StashKey[int]()
 DEADLINE_SECONDS = 120.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE_SECONDS) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE_SECONDS, every: float = 0.1
+) -> None:
     """Polls until the condition holds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        pause.wait(0.1)
+        pause.wait(every)
 
 
 def free_port() -> int:

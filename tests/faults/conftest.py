@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import pytest
 
 from spoor.config import Settings
 from tests.faults import page
-from tests.faults.harness import Traffic, World, judge, new_world
+from tests.faults.harness import World, new_world
+from tests.faults.judge import judge
+from tests.faults.traffic import Traffic
+from tests.faults.zygote import Zygote
 from tests.redis_servers import RedisServer
 
 _ROWS: list[page.Row] = []
@@ -22,6 +25,10 @@ Judged = Callable[..., None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-page", type=Path, help="Write what the scenarios did and found to this file.")
+    parser.addoption("--faults-row", type=Path, help="Append the counts of the run to this file, a row of JSON.")
+    parser.addoption(
+        "--kills", type=int, default=1000, help="How many kills tests/faults/test_kills.py makes together."
+    )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -33,16 +40,33 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     target = session.config.getoption("--faults-page")
     if target is not None:
         target.write_text(page.text(_ROWS, _FAILED))
+    log = session.config.getoption("--faults-row")
+    if log is not None:
+        with log.open("a") as file:
+            file.write(page.row(_ROWS, _FAILED, kills=session.config.getoption("--kills")) + "\n")
 
 
 @pytest.fixture
-def make_world(tmp_path: Path, kafka_settings: Settings) -> Iterator[NewWorld]:
+def kills(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--kills")
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Prints a line at once, whatever pytest captures."""
+    reporter: Any = request.config.pluginmanager.get_plugin("terminalreporter")
+    return lambda text: reporter.write_line(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, kafka_settings: Settings, say: Callable[[str], None]) -> Iterator[NewWorld]:
     """make_world(online_store=…, …): as `new_world`, in this test's folder, on a topic of its own. Without a Kafka of
     the test's own it is on the session's broker."""
     worlds: list[World] = []
 
     def make(**options: Any) -> World:
         worlds.append(new_world(tmp_path, **{"kafka": kafka_settings.kafka} | options))
+        worlds[-1].say = say
         return worlds[-1]
 
     yield make
@@ -66,25 +90,68 @@ def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Forks workers and jobs in a fraction of a second: for scenarios with many kills."""
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    try:
+        yield zygote
+    finally:
+        zygote.stop()
+
+
 @pytest.fixture
-def judged() -> Judged:
-    """judged(world, traffic, scenario, faults=…, found=…): judges, and adds a row to the page."""
+def judged(say: Callable[[str], None]) -> Judged:
+    """judged(world, traffic, scenario, faults=…, found=…): archives, asks both judges, and adds a row to the page.
+    `told`: what the judge has to know besides (tests/faults/judge.py: Case). `verified`: whether `spoor verify` can
+    agree, as the lake has everything."""
     started = time.monotonic()
 
-    def judge_and_tell(world: World, traffic: Traffic, scenario: str, *, faults: int, found: str) -> None:
-        figures = judge(world, traffic)
+    def judge_and_tell(
+        world: World,
+        traffic: Traffic,
+        scenario: str,
+        *,
+        faults: int,
+        found: str,
+        told: Mapping[str, Any] | None = None,
+        verified: bool = True,
+    ) -> None:
+        users = differences = None
+        if verified:
+            world.spoor("archive")
+            second = world.spoor("verify", codes=(0, 1))
+            users, differences = second["users"], second["differences"]
+        case = world.case(sent=traffic.sent, bad=traffic.bad, **told or {})
+        verdict = judge(case)
+        assert not verdict.differences, f"{len(verdict.differences)} differences:\n" + "\n".join(
+            verdict.differences[:20]
+        )
+        assert not differences, f"spoor verify found {differences} differences"
+        assert verdict.users and users in (None, verdict.users)
+        kills = world.kills()
         _ROWS.append(
             page.Row(
                 scenario=scenario,
                 faults=faults,
+                kills=kills.total,
+                at_work=kills.at_work,
+                commands=dict(kills.commands),
+                places=dict(kills.places),
                 records=traffic.records,
                 bad=len(traffic.bad),
                 workers=len(world.workers),
                 rebalances=world.rebalances(),
+                users=verdict.users,
+                events=verdict.events,
+                embeddings=verdict.rows,
+                letters=verdict.letters,
+                differences=len(verdict.differences),
+                verify_differences=differences,
                 found=found,
                 seconds=time.monotonic() - started,
-                **figures,
             )
         )
+        say(f"{scenario}: {kills.total:,} kills, {traffic.records:,} records, no difference")
 
     return judge_and_tell

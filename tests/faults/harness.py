@@ -1,63 +1,58 @@
-"""A world to break: a topic, a Feast repo, a lake, real worker processes; what was produced into it; and the judge.
+"""A world to break: a topic, a Feast repo, a lake, real worker processes, and how many of them were killed.
 
-A scenario is `Traffic` (what the producers do), faults (what the test does to workers and servers meanwhile), and
-`judge` at the end: `spoor verify` and an SQL query over what was produced agree with the store, the embedding topics
-end with the store's rows, and the dead letters are the bad records, byte for byte.
+A scenario is `Traffic` (tests/faults/traffic.py: what the producers do), faults (what the test does to workers, jobs
+and servers meanwhile), and the fixture `judged` at the end: `spoor verify` finds nothing, and neither does the judge
+(tests/faults/judge.py), which shares no code with the product.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import MemberToRemove
 
-from activity.events import Event, encode_event
-from activity.packing import unpack
 from activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics, group_lag
-from store.online import open_online
 from store.repo import apply, create_repo
-from store.rows import embedding_row_from_record
 from streaming.control import group_members
-from streaming.dead_letters import decode_dead_letter
 from streaming.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until
+from tests.faults.judge import Case
+from tests.faults.names import ACTIONS, ITEMS, SURFACES
+from tests.faults.zygote import Forked, Zygote
 from tests.releases import save_untrained_release
-from tests.sql import newest_by_sql
-from tests.topics import topic_records
 
 ROOT = Path(__file__).parents[2]
 SPOOR = (sys.executable, "-m", "spoor")
 LONG_SECONDS = 600.0  # for what takes minutes on busy cores
-START_MS = 1_750_000_000_000
-ITEMS = [f"item-{n}" for n in range(50)]
-ACTIONS, SURFACES = ("view", "like", "save"), ("home", "search")
-BAD_VALUES = (
-    b"not json",
-    b"",
-    b"[]",
-    b'{"user_id": 1}',
-    b'{"user_id": "u", "item_id": "i"}',
-    b"\xff\xfe",
-    None,
-    b"{" * 40_000,
-)
+Process = subprocess.Popen[bytes] | Forked
+
+
+@dataclass(frozen=True)
+class Kills:
+    """What SIGKILL has hit. `at_work`: workers with a batch under way, and jobs that held their lock."""
+
+    commands: Counter[str]
+    places: Counter[str]  # where the workers that were at work had been last
+    at_work: int
+
+    @property
+    def total(self) -> int:
+        return self.commands.total()
 
 
 @dataclass
@@ -68,8 +63,12 @@ class World:
     config: Path
     settings: Settings
     releases: tuple[str, ...]
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    zygote: Zygote | None = None  # forks the processes; without it each is started from nothing
+    processes: list[Process] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
+    say: Callable[[str], None] = print
+    _told: float = 0.0
+    _at_work: list[Process] = field(default_factory=list)  # jobs that held their lock when they were killed
 
     def spoor(self, *arguments: str, codes: Sequence[int] = (0,)) -> dict[str, Any]:
         """Runs a command to its end and returns its JSON object; it must exit with one of `codes`."""
@@ -78,26 +77,65 @@ class World:
         assert done.returncode in codes, (arguments, done.returncode, out[-2000:], self.log(done)[-3000:])
         return json.loads(out)
 
-    def worker(self, fail_point: str = "") -> subprocess.Popen[bytes]:
-        program = (sys.executable, "-m", "tests.fail_points", fail_point) if fail_point else SPOOR
-        self.workers.append(self.start("stream", program=program))
+    def tell(self, what: str) -> None:
+        """A line of progress every few seconds."""
+        if time.monotonic() > self._told + 10:
+            self._told = time.monotonic()
+            self.say(what)
+
+    def forget_members(self) -> None:
+        """Kafka takes the group's members out at once, and need not wait until the sessions of the dead are over."""
+        group = self.settings.stream.group
+        with closing(KafkaAdminClient(**self.settings.kafka.client_options())) as admin:
+            members = admin.describe_groups([group])[group]["members"]
+            gone = [MemberToRemove(member_id=member["member_id"]) for member in members]
+            if gone:
+                admin.remove_group_members(group, gone)
+
+    def worker(self, fail_point: str = "") -> Process:
+        self.workers.append(self.start("stream", fail_point=fail_point))
         return self.workers[-1]
 
     def start(
         self,
         *arguments: str,
         output: int = subprocess.DEVNULL,
-        program: Sequence[str] = SPOOR,
-        **settings: str,
-    ) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
-        with open(self.folder / f"process-{len(self.processes)}.log", "wb") as errors:
-            command = [*program, "--config", str(self.config), *arguments]
-            process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+        program: Sequence[str] | None = None,
+        fail_point: str = "",
+    ) -> Process:
+        """`program`: in place of `spoor`, and not forked."""
+        log = self.folder / f"process-{len(self.processes)}.log"
+        arguments = ("--config", str(self.config), *arguments)
+        if self.zygote is not None and program is None:
+            output_file = log.with_suffix(".out")
+            process: Process = self.zygote.start(
+                arguments, folder=self.folder, stdout=output_file, stderr=log, fail_point=fail_point
+            )
+        else:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            program = program or ((sys.executable, "-m", "tests.fail_points", fail_point) if fail_point else SPOOR)
+            with open(log, "wb") as errors:
+                process = subprocess.Popen([*program, *arguments], stdout=output, stderr=errors, env=environment)
         self.processes.append(process)
         return process
 
-    def log(self, process: subprocess.Popen[bytes]) -> str:
+    def kill(self, job: Process) -> None:
+        """Freezes a job, so that what it was doing can be seen, and kills it. It may have ended by itself."""
+        job.send_signal(signal.SIGSTOP)
+        if _holds_lock(job.pid):
+            self._at_work.append(job)
+        job.kill()
+        job.wait(DEADLINE_SECONDS)
+
+    def kills(self) -> Kills:
+        """What SIGKILL has ended so far."""
+        killed = [process for process in self.processes if process.poll() == -signal.SIGKILL]
+        places = Counter(process.place for process in killed if isinstance(process, Forked) and process.under_way > 0)
+        at_points = sum("fail point" in self.log(process) for process in killed if not isinstance(process, Forked))
+        jobs = sum(process in self._at_work for process in killed)
+        return Kills(Counter(map(_command, killed)), places, at_work=places.total() + at_points + jobs)
+
+    def log(self, process: Process) -> str:
         return (self.folder / f"process-{self.processes.index(process)}.log").read_text()
 
     def await_exit(self, process: subprocess.Popen[bytes], code: int) -> None:
@@ -107,7 +145,7 @@ class World:
             found = None
         assert found == code, f"exit {found}, expected {code}:\n{self.log(process)[-3000:]}"
 
-    def stop(self, *processes: subprocess.Popen[bytes]) -> None:
+    def stop(self, *processes: Process) -> None:
         """As an orchestrator stops workers; each must end well."""
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -130,15 +168,29 @@ class World:
         logs = map(self.log, self.workers)
         return sum(int(found) for log in logs for found in re.findall(rf" batch .* {figure}=(\d+)", log))
 
-    def producer(self) -> KafkaProducer:
+    def producer(self, **more: Any) -> KafkaProducer:
         """One that comes back within a second of the broker, and gives nothing up before a test does."""
         patience = {"max_block_ms": 300_000, "delivery_timeout_ms": 300_000, "reconnect_backoff_max_ms": 1000}
-        return KafkaProducer(**self.settings.kafka.client_options(), **patience)
+        return KafkaProducer(**self.settings.kafka.client_options(), **patience, **more)
 
     def rewind(self) -> None:
         """As `spoor stream --rewind 1h`, once the group has no members."""
         wait_until(lambda: self.members() == 0, "the workers have left their group")
         rewind(self.settings, to_ms=time.time_ns() // 1_000_000 - 3_600_000)
+
+    def case(self, **more: Any) -> Case:
+        """What the judge has to know of the place; `more`: of what happened there."""
+        kafka, features = self.settings.kafka, self.settings.features
+        return Case(
+            address=kafka.address,
+            topic=kafka.topic,
+            dead_letter_topic=kafka.dead_letter_topic,
+            embedding_topic_prefix=kafka.embedding_topic_prefix,
+            feature_repo=features.feature_repo,
+            offline_folder=features.offline_folder,
+            max_events=self.settings.history.max_events,
+            **{"lake_folder": self.settings.lake.folder, "releases": self.releases} | more,
+        )
 
     def end(self) -> None:
         for process in self.processes:
@@ -158,8 +210,12 @@ def new_world(
     batch_events: int = 100,
     stall_seconds: float = 60.0,
     buckets: int = 3,
+    session_seconds: float = 6.0,
+    skew_seconds: int = 300,
+    batch_seconds: float = 0.2,
+    zygote: Zygote | None = None,
 ) -> World:
-    """Sessions of 6 s; Feast is applied, the topics are there. A few items, an action and a surface in the traffic
+    """Feast is applied, the topics are there. A few items, an action and a surface in the traffic
     are unknown to the releases."""
     config = folder / "spoor.toml"
     config.write_text(
@@ -171,7 +227,9 @@ topic = "{kafka.topic}"
 dead_letter_topic = "{kafka.dead_letter_topic}"
 embedding_topic_prefix = "{kafka.embedding_topic_prefix}"
 partitions = {partitions}
-session_timeout_seconds = 6.0
+session_timeout_seconds = {session_seconds}
+[events]
+max_skew_seconds = {skew_seconds}
 [history]
 max_events = 16
 [features]
@@ -182,6 +240,7 @@ range_records = {7 * batch_events}
 [stream]
 group = "workers-of-{kafka.topic}"
 batch_events = {batch_events}
+batch_seconds = {batch_seconds}
 stall_seconds = {stall_seconds}
 """
     )
@@ -193,7 +252,7 @@ stall_seconds = {stall_seconds}
     create_repo(repo, online_store=online_store, state_folder=folder / "state" / "feast")
     apply(settings.features)
     ensure_topics(settings.kafka, releases=releases)
-    return World(folder, config, settings, releases)
+    return World(folder, config, settings, releases, zygote)
 
 
 @dataclass
@@ -203,7 +262,7 @@ class Fleet:
     world: World
     size: int
     fail_points: Iterator[str] = field(default_factory=lambda: iter(()))
-    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    running: list[Process] = field(default_factory=list)
     exits: Counter[int] = field(default_factory=Counter)  # by exit code, -9 = killed
 
     def tend(self) -> bool:
@@ -218,6 +277,11 @@ class Fleet:
 
     def tended_until(self, condition: Callable[[], bool], what: str) -> None:
         wait_until(lambda: self.tend() and condition(), what, seconds=LONG_SECONDS)
+
+    def kill(self, worker: Process) -> None:
+        """`tend` starts another one."""
+        worker.kill()
+        worker.wait(DEADLINE_SECONDS)
 
     def finish(self) -> None:
         """Works off what waits, then stops everybody."""
@@ -243,124 +307,16 @@ class Fleet:
         self.running.clear()
 
 
-class Traffic:
-    """Produces and remembers random events (some repeated, late, or under a foreign key) and bad records."""
-
-    def __init__(self, world: World, *, seed: int = 7, users: int = 80) -> None:
-        self.world = world
-        self.users = users
-        self.random = random.Random(seed)
-        self.events: list[Event] = []
-        self.records = 0
-        self.bad: dict[str, tuple[bytes, bytes | None]] = {}  # topic/partition/offset → (key, value)
-
-    def produce(self, events: int, *, bad: int = 0, pieces: int = 1, seconds: float = 0.0) -> None:
-        """Returns when all are acknowledged; with several pieces one waits for the other. They are spread over so many
-        seconds, in which something is to break."""
-        started = time.monotonic()
-        with self.world.producer() as producer:
-            for piece in range(pieces):
-                time.sleep(max(0.0, started + seconds * piece / pieces - time.monotonic()))
-                made = [self.event() for _ in range(events // pieces)]
-                self._send(producer, made, [self.random.choice(BAD_VALUES) for _ in range(bad // pieces)])
-
-    def send(self, events: Sequence[Event], *, bad: Sequence[bytes | None] = ()) -> None:
-        """In the given order, with bad records in between. Returns when all are acknowledged."""
-        with self.world.producer() as producer:
-            self._send(producer, events, bad)
-
-    def _send(self, producer: KafkaProducer, events: Sequence[Event], bad: Sequence[bytes | None]) -> None:
-        records: list[tuple[bytes, bytes | None, bool]] = []
-        for event in events:
-            key = "someone else" if self.random.random() < 0.02 else event.user_id
-            records.append((key.encode(), encode_event(event), False))
-        for value in bad:
-            records.insert(self.random.randint(0, len(records)), (b"bad", value, True))
-        topic = self.world.settings.kafka.topic
-        sent = [producer.send(topic, key=key, value=value) for key, value, _ in records]
-        for future, (key, value, is_bad) in zip(sent, records, strict=True):
-            where = future.get(timeout=LONG_SECONDS)
-            if is_bad:
-                self.bad[f"{topic}/{where.partition}/{where.offset}"] = key, value
-        self.events += events
-        self.records += len(records)
-
-    @contextmanager
-    def flowing(
-        self, events: int, *, bad: int = 0, pieces: int = 10, seconds: float = 0.0
-    ) -> Iterator[Callable[[], bool]]:
-        """As `produce`, in a thread. Yields whether it has ended; at the end waits for it."""
-        failures: list[BaseException] = []
-
-        def flow() -> None:
-            try:
-                self.produce(events, bad=bad, pieces=pieces, seconds=seconds)
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=flow)
-        thread.start()
-        try:
-            yield lambda: not thread.is_alive()
-        finally:
-            thread.join()
-        assert not failures, failures
-
-    def event(self) -> Event:
-        """A new one, or one of those sent before."""
-        pick = self.random
-        if self.events and pick.random() < 0.1:
-            return pick.choice(self.events)
-        now = START_MS + len(self.events) * 500
-        return Event(
-            user_id=f"user-{int(self.users * pick.random() ** 2)}",  # a few users have most of the events
-            item_id=pick.choice(ITEMS),
-            action=pick.choice(ACTIONS),
-            surface=pick.choice(SURFACES),
-            timestamp=now - pick.choice((0, 0, 0, 1, 60_000, 3_600_000)),  # ties, and late by up to an hour
-        )
+def _holds_lock(pid: int) -> bool:
+    """Whether the frozen process has a job's lock file open."""
+    try:
+        return any(os.readlink(link).endswith(".lock") for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # it has ended
+        return False
 
 
-def judge(world: World, traffic: Traffic) -> dict[str, int]:
-    """The common end of every scenario. Returns how many users and differences `spoor verify` found."""
-    world.spoor("archive")
-    verified = world.spoor("verify")
-    assert (verified["users"], verified["differences"]) == (len({e.user_id for e in traffic.events}), 0)
-    assert_store_holds(world, traffic.events)
-    assert_topics_equal_store(world)
-    assert_dead_letters_are(world, traffic)
-    return {"users": verified["users"], "differences": verified["differences"]}
-
-
-def assert_store_holds(world: World, events: Sequence[Event]) -> None:
-    """Forgotten users have a row without events: they are left out."""
-    expected = newest_by_sql(events, world.settings.history.max_events)
-    online = open_online(world.settings.features)
-    users = sorted(online.user_ids())
-    stored = unpack([row.history or b"" for row in online.read(users, [])])
-    found = {user: [tuple(map(int, event)) for event in stored[row]] for row, user in enumerate(users)}
-    assert {user: history for user, history in found.items() if history} == expected
-
-
-def assert_topics_equal_store(world: World) -> None:
-    """The last record per user in each embedding topic is what the store holds."""
-    online = open_online(world.settings.features)
-    for release in world.releases:
-        topic = world.settings.kafka.embedding_topic(release)
-        last = {record.key.decode(): record.value for record in topic_records(world.settings.kafka, topic)}
-        assert last, topic
-        for (user, value), stored in zip(last.items(), online.read_embeddings(release, list(last)), strict=True):
-            assert (value is None) == (stored is None), user
-            if value is None or stored is None:
-                continue
-            row = embedding_row_from_record(value)
-            assert row.revision == stored.revision, user
-            np.testing.assert_array_equal(row.embedding, stored.embedding)
-
-
-def assert_dead_letters_are(world: World, traffic: Traffic) -> None:
-    """Each bad record by its origin, as it was sent; nothing else."""
-    kafka = world.settings.kafka
-    records = topic_records(kafka, kafka.dead_letter_topic)
-    letters = {record.key.decode(): decode_dead_letter(record.value) for record in records}
-    assert {origin: (letter.key, letter.value) for origin, letter in letters.items()} == traffic.bad
+def _command(process: Process) -> str:
+    """Such as `stream` or `release retire`."""
+    arguments = [str(argument) for argument in process.args]  # pyright: ignore[reportGeneralTypeIssues]
+    first, *more = arguments[arguments.index("--config") + 2 :]
+    return f"{first} {more[0]}" if first == "release" else first

@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import wait_until
 from tests.faults.conftest import Judged, NewWorld
-from tests.faults.harness import LONG_SECONDS, Traffic
+from tests.faults.harness import LONG_SECONDS
+from tests.faults.traffic import Traffic
 from tests.redis_servers import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]

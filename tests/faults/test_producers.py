@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from activity.events import encode_event
 from tests.conftest import wait_until
 from tests.faults.conftest import Judged, NewWorld
-from tests.faults.harness import Traffic, World
+from tests.faults.harness import World
+from tests.faults.traffic import Traffic
 from tests.redis_servers import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -48,14 +48,18 @@ def test_events_sent_up_to_three_times_in_any_order(world: World, judged: Judged
 
 def test_one_record_in_a_hundred_is_malformed(world: World, judged: Judged):
     traffic = Traffic(world)
-    traffic.produce(20_000, bad=200)
+    traffic.produce(10_000, bad=100)
+    noise = traffic.random.randbytes(900_000)
+    traffic.send_large(b"x" * 3_000_000, noise)  # whose letters fit compressed, and not at all
+    traffic.produce(10_000, bad=100)
     finish(world)
     judged(
         world,
         traffic,
         "One record in a hundred is no event",
         faults=len(traffic.bad),
-        found="no JSON, no object, no value, missing fields, wrong types, no UTF-8, too large",
+        found="no JSON, no object, no value, missing fields, wrong types, no UTF-8, too large; two whose dead letters "
+        "do not fit into their topic as they are",
     )
 
 
@@ -73,7 +77,7 @@ def test_clocks_that_are_off(world: World, judged: Judged):
         )
         event = event._replace(timestamp=now_ms + off_ms + traffic.random.randint(-1000, 0))
         (refused if off_ms > limit_ms else accepted).append(event)
-    traffic.send(accepted, bad=[encode_event(event) for event in refused])
+    traffic.send(accepted, bad=[event.json() for event in refused])
     finish(world)
     judged(
         world,

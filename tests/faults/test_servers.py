@@ -15,7 +15,8 @@ import redis
 from spoor import services
 from tests.conftest import free_port, settings_in, wait_until
 from tests.faults.conftest import Judged, NewWorld
-from tests.faults.harness import Fleet, Traffic, World
+from tests.faults.harness import Fleet, World
+from tests.faults.traffic import Traffic
 from tests.redis_servers import RedisServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -115,6 +116,7 @@ def test_a_redis_whose_power_is_cut_and_the_rewind_after_it(
         faults=3,
         found=f"{lost_bytes:,} bytes of acknowledged writes were cut off; before the rewind `spoor verify` found "
         f"{before:,} differences, after it none",
+        told={"one_vector_per_revision": False},
     )
 
 
@@ -283,6 +285,7 @@ def test_a_redis_cluster_of_three_masters_that_fails_over(make_world: NewWorld, 
         faults=2,
         found=f"{retries(world)} steps were tried again, {fleet.exits[3]} workers gave up and were started again; "
         f"replication is asynchronous: before the rewind `spoor verify` found {before:,} differences, after it none",
+        told={"one_vector_per_revision": False},
     )
 
 

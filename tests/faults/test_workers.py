@@ -14,7 +14,8 @@ import pytest
 from tests.conftest import wait_until
 from tests.fail_points import FAIL_POINTS
 from tests.faults.conftest import Judged, NewWorld
-from tests.faults.harness import LONG_SECONDS, Fleet, Traffic
+from tests.faults.harness import LONG_SECONDS, Fleet
+from tests.faults.traffic import Traffic
 from tests.redis_servers import RedisServer
 
 RunRedis = Callable[..., RedisServer]
@@ -22,7 +23,7 @@ RunRedis = Callable[..., RedisServer]
 
 @pytest.mark.timeout(900)
 def test_five_kills_a_zombie_and_workers_that_join_and_leave(make_world: NewWorld, judged: Judged):
-    world = make_world(online_store={"type": "sqlite"}, releases=("base-1", "base-2"), partitions=12)
+    world = make_world(online_store={"type": "sqlite"}, releases=("base-1", "base-2"), partitions=12, stall_seconds=300)
     traffic = Traffic(world)
 
     # Batch bootstraps the stream.
