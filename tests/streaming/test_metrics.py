@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from activity import avro, events, schema_registry
+from activity import avro, avro_schemas, events, fields, json_objects, schema_registry
 from streaming import worker
 from streaming.dead_letters import REASONS
 from streaming.metrics import FRESHNESS_EDGES_MS, Freshness, FreshnessSeconds, StreamMetrics
@@ -105,6 +105,6 @@ def test_counters_with_labels_are_served_before_anything_happens():
 
 
 def test_every_reason_of_the_decoder_has_its_counter():
-    sources = "".join(map(inspect.getsource, (avro, events, schema_registry)))
+    sources = "".join(map(inspect.getsource, (avro, avro_schemas, events, fields, json_objects, schema_registry)))
     found = set(re.findall(r'(?:reason=|_refused\()"([a-z-]+)"', sources))
     assert found | {"unknown-action", "unknown-surface", "decoder-error"} == set(REASONS)
