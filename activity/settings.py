@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from activity.embedded_broker import check_own_broker
 from activity.errors import UsageError
 from activity.times import TimeTextError, iso_ms
 
@@ -58,6 +59,7 @@ class KafkaSettings:
     port: int = 19092  # of the embedded broker
     controller_port: int = 19093  # of the embedded broker's KRaft controller
     heap_mb: int = 512  # Java heap of the embedded broker
+    folder: Path = Path("{state_folder}/kafka")  # of the embedded broker: its data, configuration and log
     topic: str = "activity"  # the events
     dead_letter_topic: str = "activity-dead-letters"  # records that were no events
     embedding_topic_prefix: str = "user-embeddings."  # followed by the release's name
@@ -106,6 +108,11 @@ class KafkaSettings:
         where = f"--bootstrap-server {self.address} --entity-type topics --entity-name {topic}"
         return f"`kafka-configs {where} --alter --add-config {setting}`"
 
+    def check_own(self) -> None:
+        """Raises as `check_own_broker`; a configured broker is not asked."""
+        if self.embedded:
+            check_own_broker(self.folder, self.port, timeout_seconds=self.request_timeout_seconds)
+
     def embedding_topic(self, release: str) -> str:
         return self.embedding_topic_prefix + release
 
@@ -116,7 +123,9 @@ class KafkaSettings:
         return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(lag_ms)}
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments for every kafka-python client; consumers take `consumer_options`."""
+        """Keyword arguments for every kafka-python client; consumers take `consumer_options`. Raises UsageError where
+        the broker of another folder answers at the embedded broker's port."""
+        self.check_own()
         options: dict[str, Any] = {
             "bootstrap_servers": self.address.split(","),
             "security_protocol": self.security_protocol,

@@ -9,11 +9,14 @@ and what is still in the journal is published before anything else at the next r
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +26,7 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from activity.errors import InfrastructureError
-from activity.files import atomic_write
+from activity.files import writing
 from activity.settings import KafkaSettings
 from batch.settings import BatchSettings
 from store.online import OnlineStore
@@ -144,29 +147,37 @@ def publish_left(settings: BatchSettings, online: OnlineStore, releases: Sequenc
 
 class Journal:
     """Users whose rows are about to change, or have changed, and whose records are not known to be out: one file per
-    write."""
+    write.
+
+    A note is locked while its writer lives, so no other job publishes it too early and removes it: a task of a cluster
+    may work on when its driver is dead and the next job has begun. A file system without locks protects no note; one
+    that is gone at the end was published by somebody.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def note(self, user_ids: Sequence[str]) -> Path:
-        """To be called before the write. The file is removed with `done`."""
+    @contextmanager
+    def noted(self, user_ids: Sequence[str]) -> Iterator[Note]:
+        """The block changes these users, and calls `done` when their records are out. Else the note stays for the next
+        job. Raises InfrastructureError."""
         path = self._folder / f"{uuid.uuid4().hex}.json"
-        atomic_write(path, json.dumps(list(user_ids)).encode())
-        return path
+        with writing(path):
+            descriptor = self._locked_file(path, json.dumps(list(user_ids)).encode())
+        try:
+            yield Note(path)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def published(self, user_ids: Sequence[str], publisher: Publisher | None) -> Iterator[None]:
         """The block changes these users; after it, what the store then holds of them is published. Where it fails, or
         there is no publisher, the note stays for the next job."""
-        note = self.note(user_ids)
-        yield
-        if publisher is not None:
-            publisher.publish_users(user_ids)
-            self.done(note)
-
-    def done(self, note: Path) -> None:
-        note.unlink()
+        with self.noted(user_ids) as note:
+            yield
+            if publisher is not None:
+                publisher.publish_users(user_ids)
+                note.done()
 
     @property
     def left(self) -> bool:
@@ -177,13 +188,71 @@ class Journal:
         """Publishes what interrupted jobs left. Returns the number of users."""
         users = 0
         for unfinished in self._folder.glob(".*"):
-            unfinished.unlink()
+            with _taken(unfinished) as data:
+                if data is not None:
+                    unfinished.unlink(missing_ok=True)
         for path in sorted(self._folder.glob("[!.]*.json")):
-            users += publisher.publish_users(json.loads(path.read_bytes()))
-            self.done(path)
+            with _taken(path) as data:
+                if data is not None:
+                    users += publisher.publish_users(json.loads(data))
+                    path.unlink(missing_ok=True)
         if users:
             _LOG.info("published %d users that an interrupted job had left unpublished", users)
         return users
+
+    def _locked_file(self, path: Path, data: bytes) -> int:
+        """The descriptor of a whole, synced file that was locked before it got its name. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        while True:
+            descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                _lock(descriptor)
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(data)
+                os.fsync(descriptor)
+                os.rename(unfinished, path)
+                return descriptor
+            except FileNotFoundError:  # another job has cleaned it up before it was locked
+                os.close(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                unfinished.unlink(missing_ok=True)
+                raise
+
+
+@dataclass(frozen=True)
+class Note:
+    path: Path
+
+    def done(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """False where a living process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # of a network file system, say
+        _LOG.debug("no locks: %s", error)
+    return True
+
+
+@contextmanager
+def _taken(path: Path) -> Iterator[bytes | None]:
+    """What a note holds, locked for the block; None where its writer lives, or somebody else has removed it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file.read() if _lock(descriptor) and os.fstat(descriptor).st_nlink else None
+    finally:
+        os.close(descriptor)
 
 
 def _version(row: EmbeddingRow | NoEmbedding) -> tuple[int, int] | None:

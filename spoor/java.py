@@ -16,6 +16,7 @@ from pathlib import Path
 
 from activity.errors import InfrastructureError
 
+JAVA_LOCALE = {"LC_ALL": "C.UTF-8"}  # of a server: it decides how Java reads the names of files
 _POLL_SECONDS = 0.1
 _LOG_LINES = 12
 _LOG = logging.getLogger(__name__)

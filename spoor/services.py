@@ -1,17 +1,19 @@
 """The local services: one embedded Apache Kafka broker, started, watched and stopped here.
 
 `up` leaves a detached process behind that outlives the command; its id is kept in `<state folder>/kafka/process.json`
-and believed only while that process is the broker of this very folder. All data live under `<state folder>/kafka`, so
-a broker that was killed continues where it stopped. Starting and stopping hold a file lock against each other.
+and believed only while that process is a Kafka that runs in this very folder, under whatever name that is reached. All
+data live under `<state folder>/kafka`, so a broker that was killed continues where it stopped. Starting and stopping
+hold a file lock against each other. A broker that answers at the port is ours only with the cluster id of our data.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
-import socket
 import subprocess
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +21,12 @@ from typing import Any
 
 import psutil
 
-from activity.errors import InfrastructureError, UsageError
+from activity.embedded_broker import cluster_at, is_free, other_ports, own_cluster
+from activity.errors import InfrastructureError, SpoorError, UsageError
 from activity.files import atomic_write
 from activity.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.java import await_start, last_lines, listens, locked
+from spoor.java import JAVA_LOCALE, await_start, last_lines, listens, locked
 from spoor.kafka_server import (
     FORMAT_CLASS,
     KAFKA_VERSION,
@@ -51,6 +54,7 @@ class KafkaStatus:
     version: str | None = None
     folder: Path | None = None
     log: Path | None = None
+    other: str | None = None  # what is known of another project's broker at that address
 
 
 def up(settings: Settings) -> KafkaStatus:
@@ -69,7 +73,7 @@ def up(settings: Settings) -> KafkaStatus:
                 hint="`spoor services status` shows it, `spoor services down` stops it",
             )
         for port in (kafka.port, kafka.controller_port):
-            _refuse_taken_port(port)
+            _refuse_taken_port(kafka, port)
         try:
             write_configuration(files, kafka)
             if not files.formatted:
@@ -103,7 +107,8 @@ def ensure_up(settings: Settings) -> KafkaStatus:
 
 def down(settings: Settings) -> bool:
     """Stops the embedded broker; False if there was none. Kafka writes its state out first (SIGTERM); one that does
-    not end within STOP_SECONDS is killed, which loses nothing but time at the next start."""
+    not end within STOP_SECONDS is killed, which loses nothing but time at the next start. Raises InfrastructureError,
+    and keeps the record, where it runs and cannot be stopped."""
     _refuse_configured_broker(settings.kafka)
     files = _files(settings)
     if not files.folder.is_dir():
@@ -112,7 +117,9 @@ def down(settings: Settings) -> bool:
         with locked(files.lock):
             process = _running(files)
             if process is not None:
-                _stop(process)
+                _stop(process, files)
+            else:
+                _refuse_hidden(files, settings.kafka)
             files.process.unlink(missing_ok=True)
             return process is not None
     except OSError as error:
@@ -127,13 +134,16 @@ def status(settings: Settings) -> KafkaStatus:
         return KafkaStatus(embedded=False, running=answering, answering=answering, address=kafka.address)
     process = _running(files)
     if process is None:
+        other = _other(kafka)
+        answering = other is None and answers(kafka)  # in another container that shares the folder, say
         return KafkaStatus(
             embedded=True,
-            running=False,
-            answering=False,
+            running=answering,
+            answering=answering,
             address=kafka.address,
             folder=files.folder,
             log=files.server_log,
+            other=other,
         )
     return KafkaStatus(
         embedded=True,
@@ -145,11 +155,13 @@ def status(settings: Settings) -> KafkaStatus:
         version=KAFKA_VERSION,
         folder=files.folder,
         log=files.server_log,
+        other=_other(kafka),
     )
 
 
 def answers(kafka: KafkaSettings) -> bool:
-    """Whether some broker of the cluster answers a metadata request with at least one broker ready for work."""
+    """Whether some broker of the cluster answers a metadata request with at least one broker ready for work; another
+    project's broker at the embedded one's port does not count."""
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
 
@@ -157,10 +169,11 @@ def answers(kafka: KafkaSettings) -> bool:
     if not any(listens(server, kafka.request_timeout_seconds) for server in kafka.address.split(",")):
         return False
     timeout_ms = int(kafka.request_timeout_seconds * 1000)
-    options: dict[str, Any] = kafka.client_options() | {
-        "bootstrap_timeout_ms": timeout_ms,
-        "request_timeout_ms": timeout_ms,
-    }
+    timeouts: dict[str, Any] = {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+    try:
+        options = kafka.client_options() | timeouts
+    except SpoorError:
+        return False
     try:
         with closing(KafkaAdminClient(**options)) as admin:
             brokers = admin.describe_cluster()["brokers"]
@@ -170,18 +183,26 @@ def answers(kafka: KafkaSettings) -> bool:
 
 
 def require_broker(kafka: KafkaSettings) -> None:
-    """Raises InfrastructureError if no broker answers: at once if nobody listens, where a client would try for long."""
+    """Raises InfrastructureError if no broker answers: at once if nobody listens, where a client would try for long;
+    UsageError if that of another project does."""
+    kafka.check_own()
     if not answers(kafka):
         raise broker_down(kafka)
 
 
 def broker_down(kafka: KafkaSettings) -> InfrastructureError:
     """The error that every command gives when Kafka does not answer."""
+    port = _recorded(ServerFiles(kafka.folder)).get("port", kafka.port) if kafka.embedded else kafka.port
+    if port != kafka.port and answers(moved := dataclasses.replace(kafka, port=port)):
+        return InfrastructureError(
+            f"no Kafka broker answers at {kafka.address}; that of `{kafka.folder}` answers at {moved.address}",
+            hint=f"set kafka.port = {port}, or move it: `spoor services down`, then `spoor services up`",
+        )
     return InfrastructureError(f"no Kafka broker answers at {kafka.address}", hint=kafka.way_to_a_broker)
 
 
 def _files(settings: Settings) -> ServerFiles:
-    return ServerFiles(settings.state_folder.absolute() / "kafka")
+    return ServerFiles(settings.kafka.folder.absolute())
 
 
 def _refuse_configured_broker(kafka: KafkaSettings) -> None:
@@ -198,6 +219,13 @@ def _refuse_configured_broker(kafka: KafkaSettings) -> None:
 
 
 def _prepare_folder(files: ServerFiles, *, needed_bytes: int) -> None:
+    try:
+        str(files.folder).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"`{files.folder}` has bytes in its name that are not UTF-8, with which Java cannot open it",
+            hint="rename the folder, or set kafka.folder to another one",
+        ) from None
     try:
         for folder in (files.data, files.logs):
             folder.mkdir(parents=True, exist_ok=True)
@@ -219,17 +247,24 @@ def _unwritable(folder: Path, error: OSError) -> InfrastructureError:
     )
 
 
-def _refuse_taken_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise InfrastructureError(
-                f"port {port} on 127.0.0.1 cannot be used: {getattr(error, 'strerror', None) or error}",
-                hint="another program (perhaps a broker of another state folder) has it: stop it, or set kafka.port "
-                "and kafka.controller_port to free ports",
-            ) from error
+def _refuse_taken_port(kafka: KafkaSettings, port: int) -> None:
+    if is_free(port):
+        return
+    other = _other(kafka) if port == kafka.port else None
+    raise InfrastructureError(
+        f"port {port} on 127.0.0.1 cannot be used: {other or 'another program has it'}", hint=other_ports()
+    )
+
+
+def _other(kafka: KafkaSettings) -> str | None:
+    """The message where another project's broker answers at the embedded broker's address."""
+    try:
+        kafka.check_own()
+    except UsageError as error:
+        return error.message
+    except InfrastructureError:
+        pass
+    return None
 
 
 def _format(files: ServerFiles) -> None:
@@ -239,10 +274,17 @@ def _format(files: ServerFiles) -> None:
 
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     # Kafka's option parser takes an id with a leading dash for an option.
-    arguments = [f"--cluster-id=A{cluster_id[1:]}", f"--config={files.properties}", "--ignore-formatted"]
+    arguments = [f"--cluster-id=A{cluster_id[1:]}", f"--config={files.properties.name}", "--ignore-formatted"]
     command = java_command(files, FORMAT_CLASS, ["format", *arguments], heap_mb=128)
     done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", timeout=START_SECONDS, check=False
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=START_SECONDS,
+        check=False,
+        cwd=files.folder,
+        env=os.environ | JAVA_LOCALE,
     )
     if done.returncode != 0:
         raise InfrastructureError(
@@ -252,7 +294,7 @@ def _format(files: ServerFiles) -> None:
 
 
 def _launch(files: ServerFiles, kafka: KafkaSettings) -> subprocess.Popen[bytes]:
-    command = java_command(files, MAIN_CLASS, [str(files.properties)], heap_mb=kafka.heap_mb)
+    command = java_command(files, MAIN_CLASS, [files.properties.name], heap_mb=kafka.heap_mb)
     with open(files.output, "wb") as output:
         return subprocess.Popen(
             command,
@@ -260,6 +302,7 @@ def _launch(files: ServerFiles, kafka: KafkaSettings) -> subprocess.Popen[bytes]
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=files.folder,
+            env=os.environ | JAVA_LOCALE,
             start_new_session=True,  # a Ctrl-C in the terminal must not reach it
         )
 
@@ -281,28 +324,68 @@ def _await_answer(process: subprocess.Popen[bytes], files: ServerFiles, kafka: K
     )
 
 
+def _recorded(files: ServerFiles) -> dict[str, Any]:
+    """What `up` noted of the process; empty where that is damaged or gone."""
+    try:
+        record = json.loads(files.process.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in record.items() if type(value) is int} if isinstance(record, dict) else {}
+
+
 def _running(files: ServerFiles) -> psutil.Process | None:
-    """Our broker's process: the recorded id counts only if that process is a Kafka on this folder's properties."""
-    try:
-        pid = json.loads(files.process.read_bytes())["pid"]
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        command = process.cmdline()
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+    """Our broker's process: the recorded one or, where the record is lost, any Kafka that runs in this folder."""
+    recorded = _recorded(files).get("pid", -1)
+    if recorded > 0 and (process := _ours(recorded, files)) is not None:
+        return process
+    if not files.folder.is_dir():
         return None
-    return process if MAIN_CLASS in command and str(files.properties) in command else None
+    return next((process for pid in psutil.pids() if (process := _ours(pid, files)) is not None), None)
 
 
-def _stop(process: psutil.Process) -> None:
+def _ours(pid: int, files: ServerFiles) -> psutil.Process | None:
     try:
-        process.terminate()
-        process.wait(STOP_SECONDS)
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_SECONDS)
-    except psutil.NoSuchProcess:
-        pass
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE or MAIN_CLASS not in process.cmdline():
+            return None
+        return process if os.path.samefile(process.cwd(), files.folder) else None
+    except (psutil.Error, OSError):
+        return None
+
+
+def _refuse_hidden(files: ServerFiles, kafka: KafkaSettings) -> None:
+    """Raises InfrastructureError where our broker answers, though its process cannot be seen: as another user's, or in
+    another container that shares folder and network."""
+    own = own_cluster(files.folder)
+    for port in {kafka.port, _recorded(files).get("port", kafka.port)}:
+        with suppress(TimeoutError):
+            if own is not None and cluster_at(port, timeout_seconds=kafka.request_timeout_seconds) == own:
+                raise InfrastructureError(
+                    f"the broker of `{files.folder}` answers at 127.0.0.1:{port}, but its process is not to be seen "
+                    "from here: it was not stopped",
+                    hint="stop it where it was started: as that user, or in that container",
+                )
+
+
+def _stop(process: psutil.Process, files: ServerFiles) -> None:
+    for end in (process.terminate, process.kill):
+        try:
+            end()
+            process.wait(STOP_SECONDS)
+            return
+        except psutil.NoSuchProcess:
+            return
+        except psutil.TimeoutExpired:
+            continue
+        except psutil.AccessDenied:
+            raise InfrastructureError(
+                f"process {process.pid}, the broker of `{files.folder}`, may not be stopped by this user: it runs on",
+                hint=f"run `spoor services down` as {process.username()}",
+            ) from None
+    raise InfrastructureError(
+        f"process {process.pid}, the broker of `{files.folder}`, does not end, even when killed",
+        hint="its disk may hang; run `spoor services down` again when that is over",
+    )
 
 
 def _log_tail(files: ServerFiles) -> str:

@@ -39,11 +39,15 @@ def running_broker(
         return [java, *java_options, *rest]
 
     formatting = ["format", f"--cluster-id={CLUSTER_ID}", f"--config={files.properties}", *format_options]
-    done = subprocess.run(command(FORMAT_CLASS, formatting, 128), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command(FORMAT_CLASS, formatting, 128), capture_output=True, text=True, timeout=120, cwd=folder
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     output = folder / "output.log"
     with output.open("wb") as log:
-        process = subprocess.Popen(command(MAIN_CLASS, [str(files.properties)], 384), stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command(MAIN_CLASS, [str(files.properties)], 384), stdout=log, stderr=log, cwd=folder
+        )
     try:
 
         def answers() -> bool:

@@ -65,8 +65,10 @@ def _describe(status: KafkaStatus) -> str:
     if not status.embedded:
         return f"kafka: {status.address} (configured), {'answers' if status.answering else 'does not answer'}"
     if not status.running:
-        return "kafka: not running (start it with `spoor services up`)"
-    answers = "answers" if status.answering else f"does not answer, see {status.log}"
+        return f"kafka: not running (start it with `spoor services up`){'; ' + status.other if status.other else ''}"
+    answers = "answers" if status.answering else status.other or f"does not answer, see {status.log}"
+    if status.pid is None:
+        return f"kafka: {status.address}, {answers}; folder {status.folder}; its process is not to be seen from here"
     return (
         f"kafka: {status.address}, {answers}; version {status.version}, process {status.pid}, "
         f"since {status.started_at}, folder {status.folder}"

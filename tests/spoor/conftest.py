@@ -40,6 +40,7 @@ def spoor(
     monkeypatch.chdir(settings.state_folder.parent)
     monkeypatch.setenv("SPOOR_KAFKA__PORT", str(settings.kafka.port))
     monkeypatch.setenv("SPOOR_KAFKA__CONTROLLER_PORT", str(settings.kafka.controller_port))
+    monkeypatch.setenv("SPOOR_KAFKA__FOLDER", str(settings.kafka.folder))
     monkeypatch.setenv("SPOOR_STATE_FOLDER", str(settings.state_folder))
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

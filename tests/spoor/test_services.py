@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from activity.settings import KafkaSettings
 from spoor import services
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
+from tests.conftest import settings_in
 from tests.permissions import bound_by_permissions
 
 
@@ -204,3 +206,142 @@ def test_a_configured_broker_that_is_down_is_an_infrastructure_error(settings: S
 @pytest.mark.parametrize("address", ["", "nowhere", "localhost:notaport", "127.0.0.1:99999"])
 def test_an_address_that_is_none_does_not_answer(address: str):
     assert not services.answers(KafkaSettings(bootstrap_servers=address or "::"))
+
+
+ODD_NAMES = ["jürgen 日本 🦌", "a, b;c=d:e", "[1]*?{x} # ! %41 ${sys:user.name} \\u0041 'q' \"r\"", "-x"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_state_folder_of_any_name_is_started_stopped_and_started_again(
+    tmp_path: Path, free_ports: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """In a locale that knows ASCII alone. What was written is there after the second start, and nowhere else."""
+    monkeypatch.setenv("LC_ALL", "C")
+    port, controller_port = free_ports
+    (tmp_path / name).mkdir()
+    settings = settings_in(tmp_path / name, kafka__port=port, kafka__controller_port=controller_port)
+    try:
+        services.up(settings)
+        ensure_topics(settings.kafka)
+        produce(settings, [b"kept"])
+        assert services.down(settings)
+        services.up(settings)
+        assert consume(settings, 1) == [b"kept"]
+        assert "Kafka Server started" in (settings.kafka.folder / "logs" / "server.log").read_text()
+    finally:
+        services.down(settings)
+    assert os.listdir(tmp_path) == [name]
+    assert sorted(os.listdir(settings.kafka.folder)) == [
+        "data",
+        "lock",
+        "log4j2.properties",
+        "logs",
+        "server.properties",
+    ]
+
+
+def test_a_folder_whose_name_java_cannot_read_is_refused(tmp_path: Path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    with pytest.raises(UsageError, match="not UTF-8"):
+        services.up(settings_in(folder))
+
+
+def test_a_folder_is_the_same_through_a_link_and_by_a_relative_path(
+    broker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    link = tmp_path / "link"
+    link.symlink_to(broker.state_folder)
+    monkeypatch.chdir(tmp_path)
+    pid = services.status(broker).pid
+    for folder in (link, Path("link"), Path("state/../link/.")):
+        seen = dataclasses.replace(broker, kafka=dataclasses.replace(broker.kafka, folder=folder / "kafka"))
+        assert services.status(seen).pid == pid and services.status(seen).answering
+        with pytest.raises(UsageError, match=f"already runs: process {pid}"):
+            services.up(seen)
+    assert services.down(seen) and not services.status(broker).running
+
+
+def test_a_broker_whose_record_is_lost_is_found_and_stopped(broker: Settings):
+    pid = services.status(broker).pid
+    assert pid is not None
+    for content in ("{", json.dumps({"pid": os.getpid()})):
+        process_file(broker).write_text(content)
+        assert services.status(broker).pid == pid
+    process_file(broker).unlink()
+    assert services.down(broker) and not psutil.pid_exists(pid)
+
+
+def test_a_broker_that_cannot_be_stopped_keeps_its_record(broker: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Another user's process, and one of another container: its broker answers, it is not to be seen."""
+    pid = services.status(broker).pid
+    with monkeypatch.context() as patch:
+
+        def denied(process: psutil.Process) -> None:
+            raise psutil.AccessDenied(process.pid)
+
+        patch.setattr(psutil.Process, "terminate", denied)
+        with pytest.raises(InfrastructureError, match=f"process {pid}.*may not be stopped by this user"):
+            services.down(broker)
+    with monkeypatch.context() as patch:
+        patch.setattr(services, "_ours", lambda pid, files: None)
+        assert services.status(broker).answering
+        with pytest.raises(InfrastructureError, match="was not stopped"):
+            services.down(broker)
+        moved = dataclasses.replace(broker, kafka=dataclasses.replace(broker.kafka, port=1))
+        with pytest.raises(InfrastructureError, match="was not stopped"):
+            services.down(moved)
+    assert json.loads(process_file(broker).read_bytes())["pid"] == pid
+    assert services.status(broker).pid == pid
+
+
+def test_a_broker_on_another_port_than_the_settings_name_is_said_to_be_there(
+    broker: Settings, free_ports: tuple[int, int]
+):
+    moved = dataclasses.replace(broker.kafka, port=free_ports[0])
+    with pytest.raises(InfrastructureError, match=f"answers at 127.0.0.1:{broker.kafka.port}") as caught:
+        services.require_broker(moved)
+    assert f"set kafka.port = {broker.kafka.port}" in caught.value.hint
+
+
+@pytest.fixture
+def second(broker: Settings, tmp_path: Path) -> Settings:
+    """Another project with the same ports, which has started no broker yet."""
+    (tmp_path / "second").mkdir()
+    ports = {"kafka__port": broker.kafka.port, "kafka__controller_port": broker.kafka.controller_port}
+    return settings_in(tmp_path / "second", **ports)
+
+
+def test_no_client_of_a_second_project_reaches_the_first_one_s_broker(broker: Settings, second: Settings):
+    ensure_topics(broker.kafka)
+    produce(broker, [b"the first's"])
+    for use in (
+        second.kafka.client_options,
+        second.kafka.consumer_options,
+        lambda: services.require_broker(second.kafka),
+        lambda: ensure_topics(second.kafka),
+    ):
+        with pytest.raises(UsageError, match="is not the broker of") as caught:
+            use()
+        assert str(broker.kafka.folder / "data") in caught.value.message
+    assert not services.answers(second.kafka)
+    status = services.status(second)
+    assert (status.running, status.answering) == (False, False)
+    assert status.other is not None and str(broker.kafka.folder) in status.other
+    assert services.down(second) is False and services.status(broker).answering
+    configured = KafkaSettings(bootstrap_servers=broker.kafka.address)
+    assert services.answers(configured)
+    assert f'kafka.bootstrap_servers = "{configured.address}"' in caught.value.hint
+
+
+def test_the_hint_for_taken_ports_works_when_followed(broker: Settings, second: Settings):
+    with pytest.raises(InfrastructureError, match=r"cannot be used: the Kafka at .* is not the broker of") as caught:
+        services.up(second)
+    found = re.search(r"kafka\.port = (\d+) and kafka\.controller_port = (\d+)", caught.value.hint)
+    assert found is not None
+    beside = settings_in(second.state_folder.parent, kafka__port=int(found[1]), kafka__controller_port=int(found[2]))
+    try:
+        assert services.up(beside).answering and services.status(broker).answering
+        ensure_topics(beside.kafka)
+    finally:
+        services.down(beside)

@@ -77,7 +77,9 @@ def of_release(names: set[str], release: str) -> set[str]:
 @pytest.fixture
 def settings(settings: Settings, kafka: KafkaSettings) -> Settings:
     """On the session's broker, which a promotion asks for workers."""
-    return dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, port=kafka.port))
+    return dataclasses.replace(
+        settings, kafka=dataclasses.replace(settings.kafka, port=kafka.port, folder=kafka.folder)
+    )
 
 
 @pytest.fixture
