@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import apache_beam as beam
@@ -23,7 +24,7 @@ from batch.archive import open_lake
 from batch.histories import PLACES, SLICE_USERS, Span, UserBatch, newest_histories, newest_slices, snapshot_slices
 from batch.jobs import Failures
 from batch.kafka_source import gaps
-from batch.publish import Journal, Publisher, open_publisher
+from batch.publish import Journal, Note, Publisher, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
 from store.offline import open_offline
@@ -209,7 +210,10 @@ class EncodeAndWrite(beam.DoFn):
         return UserBatch(batch.user_ids, histories, batch.as_of_ms).take(left)
 
     def _write_online(self, batch: UserBatch, counts: dict[str, int]) -> UpdateResult:
-        note = self._journal.note(batch.user_ids) if self._options.publish else None
+        with self._journal.noted(batch.user_ids) if self._options.publish else nullcontext() as note:
+            return self._write_noted(batch, counts, note)
+
+    def _write_noted(self, batch: UserBatch, counts: dict[str, int], note: Note | None) -> UpdateResult:
         self._started_ms = _wall_ms()
         result = self._writer.update(
             batch.user_ids,
@@ -228,7 +232,7 @@ class EncodeAndWrite(beam.DoFn):
         counts[ENCODE_FAILURES] = result.encode_failures
         if note is not None and self._publisher is not None:
             counts[PUBLISHED] = self._publisher.publish(fresh)
-            self._journal.done(note)
+            note.done()
         return result
 
     def _now_ms(self) -> int:

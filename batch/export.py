@@ -11,11 +11,15 @@ whole.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
+import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +39,7 @@ from activity.locks import exclusive
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS
 from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
-from batch.listing import list_users, listed_users, listing_folder
+from batch.listing import list_users, listed_users, listing_folder, require_run
 from batch.releases import chosen_releases, encoders
 from batch.settings import BatchSettings
 from encoder.release import read_info
@@ -45,6 +49,7 @@ from store.rows import EmbeddingRow
 NAMESPACE = "spoor.export"
 PART_ROWS = 65_536  # rows of a file
 SUMMARY = "export.json"
+_UNFINISHED = ".unfinished"
 What = Literal["both", "users", "items"]
 _LOG = logging.getLogger(__name__)
 
@@ -97,7 +102,7 @@ def run_export(
     """
     started = time.monotonic()
     chosen = chosen_releases(settings, releases)
-    to = to.absolute()
+    to = Path(os.path.realpath(to)) if to.is_symlink() else to.absolute()
     check_target(to, overwrite=overwrite)
     with (
         exclusive(settings.state_folder / "jobs" / "export.lock", job="spoor export"),
@@ -116,16 +121,24 @@ def run_export(
             known = [_planned(settings, release, what) for release in chosen]
             return ExportResult(to, what, True, listed, known, seconds=time.monotonic() - started)
         _LOG.info("%s to `%s`: %d users listed, %d work items", ", ".join(chosen), to, listed, len(items))
-        unfinished = to.parent / f".{to.name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-        try:
+        with _unfinished(to) as unfinished:
             records = _run(settings, items, chosen, work=work, target=unfinished, runner=runner)
             files = len(list(unfinished.rglob("*.parquet")))
             result = replace(_result(records, to, what, listed, chosen, settings), files=files)
             _put_in_place(unfinished, to, result)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     return replace(result, seconds=time.monotonic() - started)
+
+
+@contextmanager
+def _unfinished(to: Path) -> Iterator[Path]:
+    """As `unfinished_folder`, after what killed runs have left there is removed."""
+    for left in to.parent.glob(f".{glob.escape(to.name)}.*{_UNFINISHED}"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = to.parent / f".{to.name}.{uuid.uuid4().hex}{_UNFINISHED}"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_target(to: Path, *, overwrite: bool) -> None:
@@ -192,7 +205,9 @@ class WriteVectors(beam.DoFn):
 
     def process(self, element: ExportItem) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         with self._failures.recorded():
+            require_run(self._work)
             record = self._items(element.release) if element.release else self._users(element)
+            require_run(self._work)
             Manifest(self._work / "manifest").add(element.key, record)
         yield element.key
 

@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from activity.files import atomic_write
+from activity.files import atomic_write, writing
 from batch.job_metrics import JobMetrics
 
 _FAILURE_FILE = "failure.json"
@@ -59,6 +59,8 @@ class Failures:
         try:
             yield
         except SpoorError as error:
+            if not self.folder.is_dir():  # the driver is gone, and its folder with it
+                raise
             content = {"kind": _kind(error), "message": error.message, "hint": error.hint}
             try:
                 atomic_write(self.folder / _FAILURE_FILE, json.dumps(content).encode())
@@ -68,6 +70,8 @@ class Failures:
 
     def clear(self) -> None:
         _UNWRITTEN.pop(self.folder, None)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _FAILURE_FILE).unlink(missing_ok=True)
 
     def raise_recorded(self) -> None:

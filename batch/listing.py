@@ -1,13 +1,16 @@
 """Lists of users by bucket, in files: more users than fit into memory can be sorted into work items this way.
 
-They lie in the folder of a job that is running, and go with its end: users may be forgotten later. What a job that was
-killed has left goes with the next one of the same name, or when somebody is forgotten.
+They lie in a folder of one run of a job, and go with its end: users may be forgotten later. What a job that was killed
+has left goes with the next one of the same name, or when somebody is forgotten. A task that a cluster works on after
+its driver has ended stops (`require_run`): it must not take the absence of lists for an absence of users, nor report to
+another run.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +23,7 @@ from activity.files import atomic_write, writing
 from activity.hashing import buckets_of
 
 LISTING_USERS = 100_000  # users that are sorted into buckets at a time
+_RUNNING = "running"
 Job = Literal["export", "verify", "verify-repair"]
 
 
@@ -57,15 +61,26 @@ def _chunks(folder: Path, bucket: int) -> Iterator[list[str]]:
 
 @contextmanager
 def listing_folder(state_folder: Path, job: Job) -> Iterator[Path]:
-    """The job's folder: absent when the block begins and after it ends. The caller holds the job's lock. Raises
-    InfrastructureError."""
+    """A folder of this run alone: absent after the block, with what earlier runs left. The caller holds the job's lock.
+    Raises InfrastructureError."""
     folder = state_folder / "jobs" / job
     _remove(folder)
+    run = folder / uuid.uuid4().hex
+    atomic_write(run / _RUNNING, b"")
     try:
-        yield folder
+        yield run
     finally:
         with suppress(InfrastructureError):  # the next to remove it tells
             _remove(folder)
+
+
+def require_run(folder: Path) -> None:
+    """For a task, before it reads lists or reports. Raises InfrastructureError where the run has ended."""
+    if not (folder / _RUNNING).exists():
+        raise InfrastructureError(
+            f"the run that this task belongs to has ended: `{folder}` is gone",
+            hint="run the command again",
+        )
 
 
 def remove_listings(state_folder: Path) -> None:

@@ -21,7 +21,7 @@ from activity.packing import unpack_readable
 from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
 from batch.jobs import Failures
-from batch.listing import listed_users
+from batch.listing import listed_users, require_run
 from batch.publish import Journal, Publisher, open_publisher
 from batch.releases import encoders
 from batch.settings import BatchSettings
@@ -96,6 +96,7 @@ class VerifyBuckets(beam.DoFn):
         if Manifest(self._folder / "manifest").get(key) is not None:  # by a try that the runner lost
             return
         with self._failures.recorded():
+            require_run(self._folder)
             found: list[Difference] = []
             remaining: list[Difference] = []
             users, outdated, stored = 0, 0, Counter(dict.fromkeys(self._releases, 0))
@@ -120,6 +121,7 @@ class VerifyBuckets(beam.DoFn):
                 "stale": Counter(each.release for each in remaining if each.kind == REVISION_BEHIND),
                 "examples": [asdict(difference) for difference in found[:MAX_EXAMPLES]],
             }
+            require_run(self._folder)
             Manifest(self._folder / "manifest").add(key, report)
         Metrics.counter(NAMESPACE, USERS).inc(users)
         Metrics.counter(NAMESPACE, DIFFERENCES).inc(len(found))

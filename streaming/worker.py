@@ -150,6 +150,13 @@ def build_app(settings: WorkerSettings) -> StreamApp:
             app.processor.reached("during-rebalance")
 
     async def on_assigned(_: Any, assigned: set[TP], **__: Any) -> None:
+        try:  # a worker joins anew where another project's broker has taken the port of ours
+            await asyncio.to_thread(kafka.check_own)
+        except UsageError as error:
+            app.processor.fail(error)
+            return
+        except InfrastructureError:
+            pass  # it hangs: that is the client's to find out
         await app.steering.assigned()
         await app.processor.assigned(assigned)
 
