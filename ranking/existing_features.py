@@ -21,6 +21,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from activity.configuration import find_file, load
@@ -125,12 +126,12 @@ def _views(features: FeatureSettings) -> tuple[_View, _View]:
 def _load_events(connection: duckdb.DuckDBPyConnection, files: list[str]) -> int:
     """Fills table `events` and returns the newest midnight that is over, in days since 1970."""
     try:
+        connection.register("lake", pyarrow.dataset.dataset(files, format="parquet"))  # DuckDB's reader takes patterns
         connection.execute(
-            "CREATE TEMP TABLE events AS SELECT DISTINCT user_id, item_id, action, surface, timestamp"
-            " FROM read_parquet($files, hive_partitioning = false)",
-            {"files": files},
+            "CREATE TEMP TABLE events AS SELECT DISTINCT user_id, item_id, action, surface, timestamp FROM lake"
         )
-    except duckdb.Error as error:
+        connection.unregister("lake")
+    except (duckdb.Error, OSError, pa.ArrowException) as error:
         raise DataError(f"cannot read the lake: {error}", hint="run `spoor archive` again") from None
     row = connection.execute(f"SELECT max(timestamp) // {_DAY_MS} FROM events").fetchone()
     return int(row[0]) if row and row[0] is not None else 0

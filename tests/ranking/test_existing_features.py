@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -155,6 +156,14 @@ def test_an_id_that_is_no_integer_is_a_data_error(tmp_path, lake_of, user):
     events = [Event(user, "i", "like", "app", START), Event(user, "i", "like", "app", START + DAY)]
     with pytest.raises(DataError, match="user_id"):
         write_existing_features(lake_of(events), features)
+
+
+def test_a_lake_whose_path_reads_as_a_pattern(features, lake_of, tmp_path):
+    written = write_existing_features(lake_of(random_events(30, 8)), features)
+    for odd in ("run [1]", "a*b?", "ümlaut, {x}"):
+        (tmp_path / odd).mkdir()
+        shutil.copytree(tmp_path / "lake", tmp_path / odd / "lake")
+        assert write_existing_features(Lake(tmp_path / odd / "lake", buckets=2), features) == written
 
 
 def test_a_damaged_lake_file_is_a_data_error(features, lake_of):
