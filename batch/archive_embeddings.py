@@ -117,7 +117,7 @@ def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span
 
 def _manifest(features: FeatureSettings, release: str) -> Manifest:
     """OfflineLog.manifest, without importing Feast for it."""
-    return Manifest(features.offline_folder / "_manifest" / user_embedding_view(release))
+    return Manifest(features.offline_folder / "_manifest" / features.named(user_embedding_view(release)))
 
 
 def check_compaction_lag(kafka: KafkaSettings) -> None:

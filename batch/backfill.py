@@ -359,8 +359,8 @@ def _remove_replaced(settings: BatchSettings, plan: BackfillPlan) -> None:
     def left(view: str) -> list[str]:
         return [key for key in offline.manifest(view).records() if key.startswith(prefix) and key not in written]
 
-    for key in left(USER_HISTORY):
+    for key in left(settings.features.named(USER_HISTORY)):
         offline.write_histories(key, [])
     for release in plan.options.releases:
-        for key in left(user_embedding_view(release)):
+        for key in left(settings.features.named(user_embedding_view(release))):
             offline.write_embeddings(release, key, [])

@@ -34,6 +34,6 @@ def build_activity(settings: FeatureSettings) -> list[FeatureView]:
     """The two views, for `build(settings, beside=…)`. Feast itself may materialise them."""
     user, item = user_entity(settings), item_entity(settings)
     return [
-        log_view(settings, USER_ACTIVITY, user, USER_ACTIVITY_FIELDS, online=True),
-        log_view(settings, ITEM_ACTIVITY, item, ITEM_ACTIVITY_FIELDS, online=True),
+        log_view(settings, settings.named(USER_ACTIVITY), user, USER_ACTIVITY_FIELDS, online=True),
+        log_view(settings, settings.named(ITEM_ACTIVITY), item, ITEM_ACTIVITY_FIELDS, online=True),
     ]

@@ -60,12 +60,13 @@ def build(
     `user`, `item`: the repo's own entities, which are used as they are and not returned; without them, those that the
     repo has under the configured names (`feature_repo.entities`). `beside`: views of the repo that every ranker service
     has beside the release's vectors. Raises UsageError for an entity with another join key or type than the settings
-    have.
+    have, and for a prefix other than that of the offline log.
     """
+    _check_prefix(settings)
     wanted = [to_register(settings, user_entity(settings), user), to_register(settings, item_entity(settings), item)]
     entities = [entity for entity in wanted if entity is not None]
     # The stream's state, and what a ranker with early fusion reads.
-    views, services = [log_view(settings, USER_HISTORY, user_entity(settings), HISTORY_FIELDS)], []
+    views, services = [log_view(settings, settings.named(USER_HISTORY), user_entity(settings), HISTORY_FIELDS)], []
     live = live_releases(settings.releases_folder)
     promoted = promoted_release(settings.releases_folder, live)
     aligned = aligned_releases(settings.releases_folder, live)
@@ -81,7 +82,9 @@ def build(
         names += [PROMOTED_RANKER] if release == promoted else []
         names += [aligned_ranker(release.space)] if aligned.get(release.space) == release.name else []
         views += [users, items]
-        services += [FeatureService(name=name, features=[*features], tags=_tags(release)) for name in names]
+        services += [
+            FeatureService(name=settings.named(name), features=[*features], tags=_tags(release)) for name in names
+        ]
     return [*entities, *views, *services]
 
 
@@ -89,12 +92,24 @@ def release_views(settings: FeatureSettings, release: LiveRelease) -> tuple[Feat
     """The views of one release: users' embeddings, items' embeddings."""
     tags = _tags(release)
     # One view per release: vectors of two models are never mixed.
-    name = user_embedding_view(release.name)
+    name = settings.named(user_embedding_view(release.name))
     users = log_view(settings, name, user_entity(settings), EMBEDDING_FIELDS, tags=tags)
     # Candidates in the same space, so that a ranker may take the dot product.
     vector = Field(name="item_embedding", dtype=Array(Float32), description="of norm 1")
-    items = log_view(settings, item_embedding_view(release.name), item_entity(settings), [vector], tags=tags)
+    name = settings.named(item_embedding_view(release.name))
+    items = log_view(settings, name, item_entity(settings), [vector], tags=tags)
     return users, items
+
+
+def _check_prefix(settings: FeatureSettings) -> None:
+    """Under another prefix nothing that was written would be found: histories would begin anew."""
+    names = {folder.name for folder in settings.offline_folder.glob(f"*{USER_HISTORY}") if folder.is_dir()}
+    if names and settings.named(USER_HISTORY) not in names:
+        earlier = min(names).removesuffix(USER_HISTORY)
+        raise UsageError(
+            f"features.prefix is `{settings.prefix}`, and `{settings.offline_folder}` was written with `{earlier}`",
+            hint=f'set features.prefix = "{earlier}"; for new names, move that folder away, apply, and backfill',
+        )
 
 
 def log_view(

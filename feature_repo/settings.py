@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ class FeatureSettings:
     item_entity: str = "item"  # name of the entity in Feast
     item_join_key: str = "item_id"  # column that identifies an item in the entity
     item_id_type: IdType = "string"  # follows events.item_id_type, and events follow it
+    prefix: str = ""  # of the names of Spoor's views and services in Feast, e.g. spoor_; chosen before the first apply
     releases_folder: Path = Path("releases")  # each release in it gets its views
     offline_folder: Path = Path("{state_folder}/offline")  # the offline log, in Parquet
     served_folder: Path | None = None  # where readers with our provider log what they were served; empty = nowhere
@@ -34,6 +36,15 @@ class FeatureSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.served_share <= 1:
             raise UsageError(f"features.served_share is {self.served_share}", hint="it is a share, from 0 to 1")
+        if not re.fullmatch(r"([a-z][a-z0-9_]{0,30})?", self.prefix):
+            raise UsageError(
+                f"features.prefix is {self.prefix!r}",
+                hint="it is empty, or at most 31 of a-z, 0-9 and _ that begin with a letter, such as spoor_",
+            )
+
+    def named(self, name: str) -> str:
+        """What a view or service (feature_repo/names.py) is called in this repo."""
+        return self.prefix + name
 
 
 def agree_on_ids(events: EventSettings, features: FeatureSettings) -> tuple[EventSettings, FeatureSettings]:

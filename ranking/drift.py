@@ -73,7 +73,7 @@ class Drift:
 def read_drift(features: FeatureSettings, release: str, days: tuple[date, date], settings: DriftSettings) -> Drift:
     """Reads both days of the release's offline log and measures. Raises UsageError for a day with too few users,
     DataError for a damaged log."""
-    offline, view = open_offline(features), user_embedding_view(release)
+    offline, view = open_offline(features), features.named(user_embedding_view(release))
     known = ", ".join(offline.days(view)[-5:]) or "none"
     read = []
     for day in days:

@@ -108,8 +108,8 @@ def write_existing_features(
                 counts[view.name] = _write_months(connection, view, folder)
             else:
                 _remove_months(folder, keep=set())
-    users, user_rows = counts.get(USER_ACTIVITY, (0, 0))
-    items, item_rows = counts.get(ITEM_ACTIVITY, (0, 0))
+    users, user_rows = counts.get(features.named(USER_ACTIVITY), (0, 0))
+    items, item_rows = counts.get(features.named(ITEM_ACTIVITY), (0, 0))
     return ActivityWritten(users, items, user_rows, item_rows, last * _DAY_MS)
 
 
@@ -118,8 +118,22 @@ def _views(features: FeatureSettings) -> tuple[_View, _View]:
     user_columns = {column: f"user_{field}" for column, field in counts.items()}
     item_columns = {column: f"item_{field}" for column, field in counts.items()} | {"others": "item_users_total"}
     return (
-        _View(USER_ACTIVITY, "user_id", "item_id", features.user_join_key, features.user_id_type, user_columns),
-        _View(ITEM_ACTIVITY, "item_id", "user_id", features.item_join_key, features.item_id_type, item_columns),
+        _View(
+            features.named(USER_ACTIVITY),
+            "user_id",
+            "item_id",
+            features.user_join_key,
+            features.user_id_type,
+            user_columns,
+        ),
+        _View(
+            features.named(ITEM_ACTIVITY),
+            "item_id",
+            "user_id",
+            features.item_join_key,
+            features.item_id_type,
+            item_columns,
+        ),
     )
 
 

@@ -54,7 +54,7 @@ class OnlineFeatures:
         self.release = release
         self._features = features
         self._store, _ = open_feature_store(features)
-        self._service = self._store.get_feature_service(ranker_service(release))
+        self._service = self._store.get_feature_service(features.named(ranker_service(release)))
         self.space = self._service.tags.get(
             "space", release
         )  # what learned from a release of this space may read these vectors
@@ -77,8 +77,9 @@ class OnlineFeatures:
 
     def read_history(self, user_id: str) -> tuple[bytes | None, int | None]:
         """The user's packed history and its revision; None where there is none."""
+        history = self._features.named(USER_HISTORY)
         answer = self._store.get_online_features(
-            features=[f"{USER_HISTORY}:history", f"{USER_HISTORY}:revision"],
+            features=[f"{history}:history", f"{history}:revision"],
             entity_rows=[{self._features.user_join_key: _entity_id(user_id, self._features.user_id_type)}],
         ).to_dict()
         return answer["history"][0], answer["revision"][0]

@@ -56,15 +56,21 @@ class RetirePlan:
     topic: str | None  # None: it is to be kept
     resumed: bool  # an earlier run has marked the release
     live: tuple[str, ...]  # releases that stay
+    breaks: tuple[str, ...]  # services and views of others that use the release's views
 
     def text(self) -> str:
         topic = (
             "its topic stays" if self.topic is None else f"the topic {self.topic} goes once it is in the offline log"
         )
         again = "goes on with what an earlier run began: " if self.resumed else ""
+        breaks = (
+            f"; {', '.join(self.breaks)}: registered on its views, stay registered and fail at every read from then on"
+            if self.breaks
+            else ""
+        )
         return (
             f"{again}{' and '.join(self.services)} and the views {' and '.join(self.views)} go with their online rows, "
-            f"{topic}; the folder of {self.release} and its offline rows stay; live: {', '.join(self.live)}"
+            f"{topic}; the folder of {self.release} and its offline rows stay; live: {', '.join(self.live)}{breaks}"
         )
 
 
@@ -126,7 +132,7 @@ def promote(
     return Promoted(
         release=name,
         previous=previous,
-        aligned_service=aligned_ranker(info.space),
+        aligned_service=settings.features.named(aligned_ranker(info.space)),
         previous_aligned=None if before is None else before.aligned.get(info.space),
         dimension=info.dimension,
         previous_dimension=None if previous is None else dimensions.get(previous),
@@ -137,11 +143,15 @@ def promote(
     )
 
 
-def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) -> RetirePlan:
-    """What retiring would do. Raises UsageError for a release that is unknown, promoted, the last live one or named by
-    stream.releases, ProblemsFound while readers may still be served by it, DataError for a damaged folder."""
+def plan_retirement(
+    settings: Settings, name: str, *, keep_topic: bool = False, dependents: Literal["refuse", "break"] = "refuse"
+) -> RetirePlan:
+    """What retiring would do. `dependents`: services and views of others that use the release's views.
+
+    Raises UsageError for a release that is unknown, promoted, the last live one or named by stream.releases,
+    ProblemsFound while readers may still be served by it or have dependents, DataError for a damaged folder."""
     from store.feast_store import open_feature_store
-    from store.promotion import cache_seconds
+    from store.promotion import cache_seconds, used_by
 
     folder = settings.features.releases_folder
     info = read_info(folder / name)
@@ -153,7 +163,7 @@ def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) 
             f"release `{name}` is promoted: the service `ranker` serves it",
             hint="promote another one first with `spoor release promote NAME`",
         )
-    aligned = _aligned_service(folder, info, live)
+    aligned = [settings.features.named(service) for service in _aligned_service(folder, info, live)]
     if not others:
         raise UsageError(
             f"release `{name}` is the only live one: without it nobody would have an embedding",
@@ -167,17 +177,29 @@ def plan_retirement(settings: Settings, name: str, *, keep_topic: bool = False) 
     store, _ = open_feature_store(settings.features)
     if not info.retired:
         _check_readers_have_moved(folder, name, cache_seconds(store))
+    named = settings.features.named
+    views = (named(user_embedding_view(name)), named(item_embedding_view(name)))
+    services = (named(ranker_service(name)), *aligned)
+    breaks = used_by(store, views, except_for=services)
+    if breaks and dependents == "refuse" and not info.retired:
+        raise ProblemsFound(
+            f"release `{name}` is used by {', '.join(breaks)}",
+            hint="take its views out of them and run `feast apply`; or break them with `--force`",
+        )
     return RetirePlan(
         release=name,
-        views=(user_embedding_view(name), item_embedding_view(name)),
-        services=(ranker_service(name), *aligned),
+        views=views,
+        services=services,
         topic=None if keep_topic else settings.kafka.embedding_topic(name),
         resumed=info.retired,
         live=others,
+        breaks=breaks,
     )
 
 
-def retire(settings: Settings, name: str, *, keep_topic: bool = False) -> Retired:
+def retire(
+    settings: Settings, name: str, *, keep_topic: bool = False, dependents: Literal["refuse", "break"] = "refuse"
+) -> Retired:
     """Takes a release out of service:
 
     1. marks it retired: workers leave it out from their next try on, batch jobs do not choose it;
@@ -200,7 +222,7 @@ def retire(settings: Settings, name: str, *, keep_topic: bool = False) -> Retire
     # A backfill or a repair would go on writing the release that it has loaded.
     # The others' locks: an export would miss half of its rows, a verify find everybody behind.
     with _alone(settings, "spoor release retire"), alone(settings, open_lake(settings.lake)):
-        plan = plan_retirement(settings, name, keep_topic=keep_topic)
+        plan = plan_retirement(settings, name, keep_topic=keep_topic, dependents=dependents)
         if plan.topic is not None:
             require_broker(settings.kafka)
         mark_retired(settings.features.releases_folder / name)

@@ -62,11 +62,15 @@ def registered_view(store: FeatureStore, features: FeatureSettings, name: str) -
     raise not_applied(features, f"Feast does not know the view `{name}`")
 
 
-def registered_releases(store: FeatureStore) -> list[str]:
+def registered_releases(store: FeatureStore, features: FeatureSettings) -> list[str]:
     """The releases that have a user embedding view, by name."""
     views = store.registry.list_feature_views(store.project, allow_cache=True)
     versions = {view.name: view.tags.get("model_version", "") for view in views}
-    return sorted(version for name, version in versions.items() if version and name == user_embedding_view(version))
+    return sorted(
+        version
+        for name, version in versions.items()
+        if version and name == features.named(user_embedding_view(version))
+    )
 
 
 def registered_user_views(store: FeatureStore, features: FeatureSettings) -> list[str]:

@@ -65,20 +65,21 @@ class OfflineLog:
         """Writes the empty schema file of every view that the definitions have, and of these `examples`
         (`user_activity`, `item_activity`); brings a log of the earlier layout into this one. Raises
         InfrastructureError."""
+        named = self.features.named
         upgrade_layout(self.folder)
-        self._prepare(USER_HISTORY, HISTORY_LOG_SCHEMA)
+        self._prepare(named(USER_HISTORY), HISTORY_LOG_SCHEMA)
         for release in live_releases(self.features.releases_folder):
-            self._prepare(user_embedding_view(release.name), EMBEDDING_LOG_SCHEMA)
-            self._prepare(item_embedding_view(release.name), ITEM_LOG_SCHEMA)
+            self._prepare(named(user_embedding_view(release.name)), EMBEDDING_LOG_SCHEMA)
+            self._prepare(named(item_embedding_view(release.name)), ITEM_LOG_SCHEMA)
         for view in examples:
-            self._prepare(view, activity_log_schema(view))
+            self._prepare(named(view), activity_log_schema(view))
 
     def write_embeddings(self, release: str, item_key: str, rows: Sequence[EmbeddingRow]) -> None:
         """Replaces the rows of the work item. Raises InfrastructureError."""
-        self.write_rows(user_embedding_view(release), item_key, embedding_log_table(rows))
+        self.write_rows(self.features.named(user_embedding_view(release)), item_key, embedding_log_table(rows))
 
     def write_histories(self, item_key: str, writes: Sequence[UserWrite]) -> None:
-        self.write_rows(USER_HISTORY, item_key, history_log_table(writes))
+        self.write_rows(self.features.named(USER_HISTORY), item_key, history_log_table(writes))
 
     def write_items(
         self, release: str, item_key: str, item_ids: Sequence[str], vectors: npt.NDArray[np.float32], created_ms: int
@@ -91,7 +92,9 @@ class OfflineLog:
             "event_timestamp": times([created_ms] * len(item_ids)),
             "created_timestamp": times([created_ms] * len(item_ids)),
         }
-        self.write_rows(item_embedding_view(release), item_key, pa.table(columns, schema=ITEM_LOG_SCHEMA))
+        self.write_rows(
+            self.features.named(item_embedding_view(release)), item_key, pa.table(columns, schema=ITEM_LOG_SCHEMA)
+        )
 
     def write_rows(self, view: str, item_key: str, table: pa.Table) -> None:
         """Replaces the rows of a work item of any of Spoor's views. `table` has `user_id` or `item_id`, the features,

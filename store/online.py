@@ -68,7 +68,7 @@ class OnlineStore:
             features.item_join_key, features.item_id_type, setting="events.item_id_type"
         )
         self._views: dict[str, FeatureView] = {}
-        self._revision = (self._view(USER_HISTORY), "revision")
+        self._revision = (self._history_view, "revision")
 
     def check(self, releases: Sequence[str] | None = None) -> None:
         """Asks everything that a command relies on before it starts: definitions applied, entities and dimensions as
@@ -98,7 +98,7 @@ class OnlineStore:
         """One per user, in the given order, each from one moment. A history that is no value of Feast's, or whose
         revision is none, or of which one of the two is missing, is one of no bytes, which is as unreadable as others
         that cannot be unpacked; the revision of such an embedding is none."""
-        history = self._view(USER_HISTORY)
+        history = self._history_view
         wanted = [(history, feature) for feature in _HISTORY_READ]
         wanted += [(self._user_view(release), "revision") for release in releases]
         users = []
@@ -145,7 +145,7 @@ class OnlineStore:
                 "this online store cannot remove the rows of single users through Feast",
                 hint="Redis and SQLite can; in another store, remove them with its own tools",
             )
-        views = [self._view(USER_HISTORY), *map(self._user_view, registered_releases(self.feast))]
+        views = [self._history_view, *map(self._user_view, registered_releases(self.feast, self.features))]
         expected = map(protobytes.int_value, revisions.values())
         keys = self._keys(list(revisions))
         return self._compare_and_set(GuardedWrite(*pair, [], views) for pair in zip(keys, expected, strict=True))
@@ -176,7 +176,7 @@ class OnlineStore:
         self, release: str, item_ids: Sequence[str], vectors: npt.NDArray[np.float32], created_ms: int
     ) -> None:
         """vectors float32[n, d] of the release's items. A release's item vectors never change: no guard is needed."""
-        view = self._view(item_embedding_view(self._known(release)))
+        view = self._item_view(release)
         check_vectors(vectors, np.ones(len(vectors), np.int64), release, self.dimension(release))
         for start in range(0, len(item_ids), _CHUNK_USERS):
             part = range(start, min(start + _CHUNK_USERS, len(item_ids)))
@@ -194,7 +194,7 @@ class OnlineStore:
 
     def count_items(self, release: str, item_ids: Sequence[str]) -> int:
         """How many of the items have a vector of the release."""
-        wanted = [(self._view(item_embedding_view(self._known(release))), "item_embedding")]
+        wanted = [(self._item_view(release), "item_embedding")]
         keys = [self._item_keys.to_bytes(item) for item in item_ids if self._item_keys.holds(item)]
         return sum(value is not None for (value,) in self._read(wanted, keys))
 
@@ -202,7 +202,7 @@ class OnlineStore:
         self, release: str, item_ids: Sequence[str]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """float32[n, d] of the release's item vectors, zeros where there is none, and bool[n]: whether there is one."""
-        view, dimension = self._view(item_embedding_view(self._known(release))), self.dimension(release)
+        view, dimension = self._item_view(release), self.dimension(release)
         vectors = np.zeros((len(item_ids), dimension), np.float32)
         known = [index for index, item in enumerate(item_ids) if self._item_keys.holds(item)]
         keys = [self._item_keys.to_bytes(item_ids[index]) for index in known]
@@ -238,7 +238,7 @@ class OnlineStore:
                 "event_time_ms": protobytes.int_value(write.event_time_ms),
                 "as_of_ms": protobytes.int_value(write.created_ms),
             }
-            rows.append(ViewRow(self._view(USER_HISTORY), values, write.event_time_ms, write.created_ms))
+            rows.append(ViewRow(self._history_view, values, write.event_time_ms, write.created_ms))
         for row in write.embeddings:
             if row.revision != write.revision or row.user_id != write.user_id:
                 raise ValueError(f"embedding of {row.user_id!r}, revision {row.revision}, in {write}")
@@ -290,16 +290,24 @@ class OnlineStore:
     def _keys(self, user_ids: Sequence[str]) -> list[bytes]:
         return [self._user_keys.to_bytes(user) for user in user_ids]
 
+    @property
+    def _history_view(self) -> FeatureView:
+        return self._view(self.features.named(USER_HISTORY))
+
+    def _item_view(self, release: str) -> FeatureView:
+        return self._view(self.features.named(item_embedding_view(self._known(release))))
+
     def _user_view(self, release: str) -> FeatureView:
-        return self._view(user_embedding_view(self._known(release)))
+        return self._view(self.features.named(user_embedding_view(self._known(release))))
 
     def _known(self, release: str) -> str:
         """The release's name. Raises UsageError if Feast has no view for it."""
-        if user_embedding_view(release) not in self._views:
+        name = self.features.named(user_embedding_view(release))
+        if name not in self._views:
             try:
-                self._view(user_embedding_view(release))
+                self._view(name)
             except UsageError:
-                known = ", ".join(registered_releases(self.feast)) or "none"
+                known = ", ".join(registered_releases(self.feast, self.features)) or "none"
                 raise UsageError(
                     f"Feast does not know the release `{release}`; it knows: {known}",
                     hint=f"put its folder into `{self.features.releases_folder}` and run "
@@ -316,13 +324,16 @@ class OnlineStore:
         return self._views[name]
 
     def _check_entities(self) -> None:
-        settings = self.features
+        settings, history = self.features, self._history_view.name
         for view, join_key in (
-            (USER_HISTORY, settings.user_join_key),
-            *((item_embedding_view(r), settings.item_join_key) for r in registered_releases(self.feast)),
+            (history, settings.user_join_key),
+            *(
+                (settings.named(item_embedding_view(r)), settings.item_join_key)
+                for r in registered_releases(self.feast, self.features)
+            ),
         ):
             found = {column.name: str(column.dtype) for column in self._view(view).entity_columns}
-            id_type = settings.user_id_type if view == USER_HISTORY else settings.item_id_type
+            id_type = settings.user_id_type if view == history else settings.item_id_type
             if found != {join_key: id_type.capitalize()}:
                 raise not_applied(settings, f"view `{view}` has keys {found}, the settings say {join_key}: {id_type}")
 

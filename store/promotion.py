@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from feast import FeatureStore
+from feast import FeatureStore, OnDemandFeatureView
+from feast.base_feature_view import BaseFeatureView
 
 from activity.errors import UsageError
 from activity.files import atomic_write
@@ -124,13 +125,39 @@ def promote(features: FeatureSettings, release: str, *, now_ms: int) -> Applied:
 def check_aliases_are_ours(features: FeatureSettings, space: str) -> None:
     """Raises UsageError where a service `ranker`, or that of the space, is registered that Spoor has not made."""
     store, _ = open_feature_store(features)
+    names = (features.named(PROMOTED_RANKER), features.named(aligned_ranker(space)))
     for service in store.list_feature_services():
         ours = OWNER_TAG.items() <= dict(service.tags).items()
-        if service.name in (PROMOTED_RANKER, aligned_ranker(space)) and not ours:
+        if service.name in names and not ours:
             raise UsageError(
                 f"Feast has a service `{service.name}` that is not Spoor's",
-                hint="give that service another name; rankers can also pin the services of single releases",
+                hint="set features.prefix, or give that service another name; rankers can also pin a release's service",
             )
+
+
+def used_by(store: FeatureStore, views: Sequence[str], *, except_for: Sequence[str] = ()) -> tuple[str, ...]:
+    """What the registry has on these views, in words: services, and views that are computed from them, also by way of
+    such a view. `except_for`: names of services that go with the views."""
+    found: dict[str, str] = {}
+    reached, more = set(views), True
+    while more:
+        more = False
+        for view in store.list_all_feature_views():
+            if view.name not in reached and reached & _source_views(view):
+                found[view.name] = f"view `{view.name}`"
+                reached.add(view.name)
+                more = True
+    for service in store.list_feature_services():
+        shown = {projection.name for projection in service.feature_view_projections}
+        if service.name not in except_for and reached & shown:
+            found[f"service {service.name}"] = f"service `{service.name}`"
+    return tuple(sorted(found.values()))
+
+
+def _source_views(view: BaseFeatureView) -> set[str]:
+    if isinstance(view, OnDemandFeatureView):
+        return {projection.name for projection in view.source_feature_view_projections.values()}
+    return {source.name for source in getattr(view, "source_views", None) or ()}
 
 
 def cache_seconds(store: FeatureStore) -> int | None:

@@ -42,10 +42,11 @@ def historical_features(features: FeatureSettings, entities: pd.DataFrame, relea
     Raises DataError if Feast does not answer with exactly one row per given row.
     """
     store, _ = open_feature_store(features)
-    service = store.get_feature_service(ranker_service(release))
+    service = store.get_feature_service(features.named(ranker_service(release)))
     # Where `feast apply` ran without Spoor, a view without rows has no file yet.
-    examples = {USER_ACTIVITY, ITEM_ACTIVITY} & {shown.name for shown in service.feature_view_projections}
-    open_offline(features).prepare(sorted(examples))
+    shown = {projection.name for projection in service.feature_view_projections}
+    examples = [view for view in (USER_ACTIVITY, ITEM_ACTIVITY) if features.named(view) in shown]
+    open_offline(features).prepare(examples)
     return _all_rows(store, entities, service)
 
 
@@ -57,7 +58,8 @@ def historical_histories(features: FeatureSettings, entities: pd.DataFrame) -> p
     """
     store, _ = open_feature_store(features)
     open_offline(features).prepare()
-    return _all_rows(store, entities, [f"{USER_HISTORY}:history", f"{USER_HISTORY}:revision"])
+    view = features.named(USER_HISTORY)
+    return _all_rows(store, entities, [f"{view}:history", f"{view}:revision"])
 
 
 def _all_rows(store: FeatureStore, entities: pd.DataFrame, features: FeatureService | list[str]) -> pd.DataFrame:

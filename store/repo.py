@@ -83,7 +83,7 @@ def apply(features: FeatureSettings, examples: Literal["add", "keep"] = "add") -
         names = {o.name for o in [*views, *services]}
         gone = [o for o in owned if o.name not in names]
         new = [entity for name, entity in ours.items() if name not in theirs]
-        open_offline(features).prepare(view.name for view in shown)
+        open_offline(features).prepare(view.name.removeprefix(features.prefix) for view in shown)
         store.apply([*new, *views, *services], objects_to_delete=[*gone], partial=False)
         guard.create_tables(store.config, views)
     except (OSError, FeastError) as error:
@@ -152,5 +152,6 @@ def _check_names(
     taken += [f"a service `{service.name}`" for service in services if not _is_ours(there.get(service.name, service))]
     if taken:
         raise UsageError(
-            f"Feast has {' and '.join(taken)}, not made by Spoor", hint="give it another name, or remove it from Feast"
+            f"Feast has {' and '.join(taken)}, not made by Spoor",
+            hint="set features.prefix, e.g. to spoor_ (docs/feast.md)",
         )

@@ -41,28 +41,31 @@ def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: b
 @click.command()
 @click.argument("name")
 @click.option("--keep-topic", is_flag=True, help="Leave the embedding topic; then no broker is needed.")
+@click.option("--force", is_flag=True, help="Break the services and views of others that use its views.")
 @yes_option
 @dry_run_option
 @json_option
 @pass_invocation
-def retire(invocation: Invocation, name: str, keep_topic: bool, yes: bool, dry_run: bool) -> None:
+def retire(invocation: Invocation, name: str, keep_topic: bool, force: bool, yes: bool, dry_run: bool) -> None:
     """Remove a release's rows, views and topic.
 
-    Its folder stays, marked as retired, and so do its rows in the offline log. Refused for the promoted release and
-    for the last live one. Run again, it finishes what was interrupted.
+    Its folder stays, marked as retired, and so do its rows in the offline log. Refused for the promoted release, for
+    the last live one, and while other services or views of Feast's registry use its views: with --force they stay
+    registered and fail at every read. Run again, it finishes what was interrupted.
     """
     from spoor.versions import Retired, plan_retirement
     from spoor.versions import retire as run_retire
 
     settings = invocation.settings()
-    plan = plan_retirement(settings, name, keep_topic=keep_topic)
+    dependents = "break" if force else "refuse"
+    plan = plan_retirement(settings, name, keep_topic=keep_topic, dependents=dependents)
     say(plan.text())
     if dry_run:
         invocation.emit(Retired(plan, (), 0, False, dry_run=True), "nothing was done")
         return
     if not yes:
         confirm(f"Retire {name} permanently?")
-    result = run_retire(settings, name, keep_topic=keep_topic)
+    result = run_retire(settings, name, keep_topic=keep_topic, dependents=dependents)
     invocation.emit(result, _retired_text(result))
 
 

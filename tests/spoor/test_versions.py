@@ -10,8 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from feast import FeatureStore
+from feast import FeatureService, FeatureStore, Field
+from feast.errors import FeatureViewNotFoundException
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Int64
 from kafka import KafkaAdminClient
 
 from activity.errors import InfrastructureError, ProblemsFound, UsageError
@@ -280,6 +284,35 @@ def test_nothing_is_retired_without_a_yes_or_in_a_dry_run(spoor: Spoor, world: S
     assert dry.json["plan"]["topic"] == "user-embeddings.base-1"
     assert "then give --yes" in spoor("release", "retire", "base-1").failed_with(2)
     assert not read_info(world.features.releases_folder / "base-1").retired
+
+
+def test_what_others_registered_on_a_release_is_named_and_refuses_its_retirement(spoor: Spoor, world: Settings):
+    spoor("release", "promote", "base-2", "--without-workers")
+    store = FeatureStore(repo_path=str(world.features.feature_repo))
+    view, other = (store.get_feature_view(f"user_embedding_{release}") for release in ("base_1", "base_2"))
+
+    @on_demand_feature_view(sources=[view], schema=[Field(name="doubled", dtype=Int64)])
+    def length(rows: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"doubled": rows["events_used"] * 2})
+
+    services = [
+        FeatureService(name="theirs", features=[view[["events_used"]]]),
+        FeatureService(name="indirect", features=[length]),
+        FeatureService(name="other", features=[other]),
+    ]
+    store.apply([length, *services])
+    for more in ([], ["--dry-run"]):
+        refused = spoor("release", "retire", "base-1", "--keep-topic", "--yes", *more).failed_with(1)
+        assert "used by service `indirect`, service `theirs`, view `length`" in refused and "other" not in refused
+    assert not read_info(world.features.releases_folder / "base-1").retired
+    done = spoor("release", "retire", "base-1", "--keep-topic", "--yes", "--force", "--json")
+    assert done.code == 0 and "fail at every read" in done.err
+    assert done.json["plan"]["breaks"] == ["service `indirect`", "service `theirs`", "view `length`"]
+    store = FeatureStore(repo_path=str(world.features.feature_repo))
+    assert {service.name for service in store.list_feature_services()} >= {"theirs", "indirect", "other"}
+    with pytest.raises(FeatureViewNotFoundException):
+        store.get_online_features(store.get_feature_service("theirs"), [{"user_id": USERS[0]}])
+    assert store.get_online_features(store.get_feature_service("other"), [{"user_id": USERS[0]}]).to_dict()
 
 
 def test_without_a_broker_nothing_is_switched_unless_there_are_no_workers(
