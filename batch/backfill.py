@@ -36,15 +36,18 @@ from batch.backfill_steps import (
     NAMESPACE,
     OFFLINE_ROWS,
     PUBLISHED,
+    READABLE_ROWS,
     REFUSED,
     ROWS,
     UNFIT_IDS,
+    ROWS_IN_TIME,
     BackfillOptions,
     EncodeAndWrite,
     ReadBuckets,
     WriteItems,
     group_key,
     items_key,
+    last_time,
     offline_key,
     spans_left,
 )
@@ -101,6 +104,9 @@ class BackfillResult:
     refused: int = 0  # writes done again because somebody else had written
     published: int = 0  # users
     offline_rows: int = 0  # embeddings in the offline log
+    readable_rows: int = 0  # of these, those that a point-in-time read at the job's last time sees
+    rows_in_time: int = 0  # of these, those that it sees at their own snapshot's time already
+    last_ms: int | None = None  # that last time; None: the present
     item_vectors: int = 0
     unfit_ids: int = 0  # users and items of the lake that are no int64, and get nothing
     swept: int = 0  # times that a user's embeddings were behind the history at the end, and encoded again
@@ -127,7 +133,23 @@ class BackfillResult:
             text += f"; the lake holds no events{earlier}: run `spoor archive` first"
         if self.swept:
             text += f"; {self.swept:,} times an embedding was behind its history at the end, and was computed again"
+        if self.unreadable is not None:
+            text += f"; {self.unreadable}"
         return text
+
+    @property
+    def unreadable(self) -> str | None:
+        """Which offline rows no honest read sees when it should: those of a model that was trained through a later
+        time, or of events that were appended later. None where there are none."""
+        if self.last_ms is None or self.rows_in_time == self.offline_rows:
+            return None
+        way_out = 'train with `spoor pretrain --until`, or set stream.as_of = "event" for imported events'
+        if self.readable_rows < self.offline_rows:
+            return (
+                f"{self.readable_rows:,} of {self.offline_rows:,} rows readable before {_moment(self.last_ms)}: "
+                f"the release was trained through a later time, or the events were appended later; {way_out}"
+            )
+        return f"{self.rows_in_time:,} of {self.offline_rows:,} rows readable at their snapshot's time; {way_out}"
 
 
 def run_backfill(
@@ -198,6 +220,9 @@ def run_backfill(
         refused=total(REFUSED),
         published=total(PUBLISHED),
         offline_rows=total(OFFLINE_ROWS),
+        readable_rows=total(READABLE_ROWS),
+        rows_in_time=total(ROWS_IN_TIME),
+        last_ms=last_time(options),
         item_vectors=total(ITEM_VECTORS),
         unfit_ids=total(UNFIT_IDS),
         swept=swept.users,

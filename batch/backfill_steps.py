@@ -40,6 +40,8 @@ EMBEDDINGS = "embeddings"  # written online, of all live releases
 REFUSED = "refused"  # writes done again because somebody else had written
 PUBLISHED = "published"  # users
 OFFLINE_ROWS = "offline_rows"  # embeddings in the offline log
+READABLE_ROWS = "readable_rows"  # of these, known at the job's last time
+ROWS_IN_TIME = "rows_in_time"  # of these, known at their own snapshot's time
 ITEM_VECTORS = "item_vectors"
 UNFIT_IDS = "unfit_ids"  # users and items of the lake that Feast's entities cannot hold: left out
 ENCODE_FAILURES = "encode_failures"  # embeddings that could not be computed; their slice is not noted as done
@@ -195,7 +197,7 @@ class EncodeAndWrite(beam.DoFn):
             counts = {ROWS: len(batch.user_ids), UNFIT_IDS: unfit}
             result = self._write_online(batch, counts) if self._options.online else None
             if self._options.offline and not counts.get(ENCODE_FAILURES):
-                counts[OFFLINE_ROWS] = self._write_offline(element.key, batch, result)
+                self._write_offline(element.key, batch, result, counts)
             if not counts.get(ENCODE_FAILURES):
                 self._manifest.add(element.key, counts)
         for name, count in counts.items():
@@ -239,15 +241,19 @@ class EncodeAndWrite(beam.DoFn):
         """The writer's clock. It never runs behind the start of a slice, so rows of this slice can be told by it."""
         return max(_wall_ms(), self._started_ms)
 
-    def _write_offline(self, key: str, batch: UserBatch, result: UpdateResult | None) -> int:
+    def _write_offline(self, key: str, batch: UserBatch, result: UpdateResult | None, counts: dict[str, int]) -> None:
         item = f"{offline_key(self._options, self._job)}-{key}"
         self._offline.write_histories(item, list(_history_writes(batch, result)))
-        rows = 0
+        times, last = self._options.snapshots, last_time(self._options)
+        counts |= {OFFLINE_ROWS: 0, READABLE_ROWS: 0, ROWS_IN_TIME: 0}
         for release in self._options.releases:
             embeddings = embedding_rows(batch, self._encoders[release], result)
             self._offline.write_embeddings(release, item, embeddings)
-            rows += len(embeddings)
-        return rows
+            created = np.array([row.created_ms for row in embeddings], np.int64)
+            in_time = np.isin(batch.as_of_ms, times) & (created == batch.as_of_ms) if times else np.ones(len(created))
+            counts[OFFLINE_ROWS] += len(embeddings)
+            counts[READABLE_ROWS] += int((created <= last).sum()) if last is not None else len(created)
+            counts[ROWS_IN_TIME] += int(in_time.sum() if times or last is None else (created <= last).sum())
 
 
 class WriteItems(beam.DoFn):
@@ -278,6 +284,11 @@ class WriteItems(beam.DoFn):
             self._manifest.add(items_key(element), {ITEM_VECTORS: len(vectors), UNFIT_IDS: unfit})
         Metrics.counter(NAMESPACE, ITEM_VECTORS).inc(len(vectors))
         yield items_key(element)
+
+
+def last_time(options: BackfillOptions) -> int | None:
+    """The newest time of the past that the job computes; None for one that computes the present."""
+    return options.snapshots[-1] if options.snapshots else options.as_of_ms
 
 
 def offline_key(options: BackfillOptions, job: str) -> str:

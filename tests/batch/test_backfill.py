@@ -182,6 +182,35 @@ def test_created_is_never_before_the_model_was_trained(world: Any) -> None:
     assert base == {START_MS + day * DAY_MS for day in (1, 2, 3, 4)}
 
 
+@pytest.mark.parametrize(
+    ("as_of", "trained_day", "readable", "in_time", "said"),
+    [
+        ("event", 0, "all", "all", None),
+        ("event", 9, "none", "none", "0 of {rows} rows readable before "),
+        ("append", 0, "none", "none", "0 of {rows} rows readable before "),
+        ("event", 3, "all", "some", "rows readable at their snapshot's time"),
+    ],
+)
+def test_snapshots_that_no_honest_read_sees_are_announced_with_their_number(
+    world: Any, as_of: str, trained_day: int, readable: str, in_time: str, said: str | None
+) -> None:
+    world.add_release("late-1", trained_through_ms=START_MS + trained_day * DAY_MS)
+    world.produce(world.events(8, 100), 0)
+    run_archive(world.settings)
+    stream = dataclasses.replace(world.settings.stream, as_of=as_of)
+    settings = dataclasses.replace(world.settings, stream=stream)
+    times = (START_MS + DAY_MS, START_MS + 4 * DAY_MS, DAY_MS)
+    result = run_backfill(settings, releases=["late-1"], snapshots=times, online=False)
+    created = [row["created_ms"] for row in _offline(settings, user_embedding_view("late-1"))]
+    assert result.offline_rows == len(created) > 0
+    assert result.readable_rows == sum(time <= START_MS + 4 * DAY_MS for time in created)
+    assert result.readable_rows == {"all": len(created), "none": 0}[readable]
+    assert {"all": result.rows_in_time == len(created), "none": not result.rows_in_time}.get(
+        in_time, 0 < result.rows_in_time < len(created)
+    )
+    assert result.unreadable is None if said is None else said.format(rows=len(created)) in result.text()
+
+
 def test_snapshots_are_what_sql_says_at_each_time(world: Any, sql_histories: Sql) -> None:
     events = world.events(9, 300, users=60)
     world.produce(events, 0)
