@@ -30,7 +30,7 @@ def live_names(features: FeatureSettings) -> LiveNames:
     """The names of the releases in the folder that are not retired, in order. Raises DataError for a damaged one."""
     live = [release.name for release in live_releases(features.releases_folder)]
     try:
-        known = set(registered_releases(open_feature_store(features)[0])) if live else set()
+        known = set(registered_releases(open_feature_store(features)[0], features)) if live else set()
     except (UsageError, FeastError):  # no Feast repo, or one that was never applied: reported where the store is opened
         known = set[str]()
     found = LiveNames([name for name in live if name in known], [name for name in live if name not in known])
