@@ -80,7 +80,8 @@ def _times(column: pa.ChunkedArray) -> pa.Array | None:
 
 @dataclass(frozen=True)
 class ArrowValue:
-    """A value whose type says enough: Python's own dates and times do not reach as far as Arrow's."""
+    """A value whose type says enough: Python's own dates and times do not reach as far as Arrow's, and what an
+    extension type stores is not what it means (the number of a month)."""
 
     kind: pa.DataType
 
@@ -90,6 +91,8 @@ class ArrowValue:
 
 def _python_values(column: pa.ChunkedArray, name: str) -> list[Any]:
     kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return [None if missing else ArrowValue(kind) for missing in column.is_null().to_pylist()]
     if not pa.types.is_temporal(kind):
         return column.to_pylist()
     numbers = column.cast(pa.int64() if kind.bit_width == 64 else pa.int32()).to_pylist()

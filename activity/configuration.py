@@ -4,7 +4,8 @@ Sections are frozen dataclasses; a key that no dataclass knows is an error that 
 sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. A dataclass
 within a section is a section within it: `events.fields.user_id`, SPOOR_EVENTS__FIELDS__USER_ID. Relative paths
 in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder. Variables
-that Kubernetes sets for a service called spoor, or spoor-…, are no settings.
+that Kubernetes sets for a service called spoor, or spoor-…, are no settings, nor are others without `__` that resemble
+none (SPOOR_HOME, SPOOR_VERSION of somebody's scripts).
 
 A secret (a field whose metadata say so) may lie in a file of its own, named by its key with `_file` behind it. It is
 refused as a flag, since every user of a machine sees command lines, and no error repeats it.
@@ -16,7 +17,7 @@ import difflib
 import re
 import tomllib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -67,7 +68,7 @@ def load(
         given |= {k: (v, f"file {file}", file.absolute().parent) for k, v in _flatten(_read(file)).items()}
     for variable, text in environ.items():
         key = _environment_key(variable)
-        if key and not _of_kubernetes(variable, text, known=key in known):
+        if key and not _of_kubernetes(variable, text, known=key in known) and _resembles_setting(key, known):
             given[key] = (text, f"env {variable}", Path.cwd())
     given |= {key: (value, "flag", Path.cwd()) for key, value in (flags or {}).items() if value is not None}
     secrets = {key for key, known_field in known.items() if known_field.metadata.get("secret")}
@@ -200,6 +201,14 @@ def _of_kubernetes(variable: str, text: str, *, known: bool) -> bool:
     if variable.endswith("_PORT") and _SERVICE_ADDRESS.match(text):
         return True
     return not known and _SERVICE_VARIABLE.fullmatch(variable) is not None
+
+
+def _resembles_setting(key: str, known: Iterable[str]) -> bool:
+    """False for a variable of somebody else's: it names no section, and no setting under a part of its name."""
+    if "." in key or any(key.startswith(f"{setting.partition('.')[0]}_") for setting in known if "." in setting):
+        return True
+    names = {name for setting in known for name in (setting.rpartition(".")[2], setting.replace(".", "_"))}
+    return bool(difflib.get_close_matches(key, names, n=1, cutoff=0.75))
 
 
 def _variable(key: str) -> str:

@@ -27,6 +27,7 @@ from activity.events import EVENT_SCHEMA
 from activity.files import Manifest, atomic_path, atomic_write
 from activity.forgotten import ForgottenUsers
 from activity.hashing import buckets_of
+from activity.settings import LakeSettings
 
 LAKE_SCHEMA = pa.schema(
     [
@@ -37,6 +38,11 @@ LAKE_SCHEMA = pa.schema(
     ]
 )
 _DAY_MS = 86_400_000
+
+
+def open_lake(settings: LakeSettings, *, items: Collection[str] | None = None) -> Lake:
+    """The lake that the settings describe; to be read, `items` alone."""
+    return Lake(settings.folder, buckets=settings.buckets, items=items)
 
 
 class Lake:

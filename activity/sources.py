@@ -197,7 +197,12 @@ def _frame_rows(frame: Frame) -> Rows:
         if values.dtype == object:
             found = [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
             return found if root == name else [found_at({root: value}, name) for value in found]
-        return pa.chunked_array([pa.array(values, from_pandas=True)]) if root == name else None
+        if root != name:
+            return None
+        try:
+            return pa.chunked_array([pa.array(values, from_pandas=True)])
+        except pa.ArrowException:  # of a type that Arrow has not
+            return [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
 
     return Rows(FRAME, len(frame), column, lambda row: f"row {row + 1}", tuple(names))
 
@@ -277,6 +282,12 @@ def _bad_row(path: Path, where: str, source: str, error: EventError) -> UsageErr
         hint = f"every event has a value of {source}" + (
             f", or set events.defaults.{error.field}" if error.field in ("action", "surface") else ""
         )
+    elif error.reason == "bad-length":
+        hint = (
+            f"events.max_{'id' if error.field.endswith('_id') else 'name'}_bytes is the limit, and empty text is none"
+        )
+    elif error.reason == "bad-text":
+        hint = "write the file in UTF-8, and remove what is no character of a name"
     elif "int64" in error.expected:
         hint = f'set events.{error.field}_type = "string" if ids are text'
     return UsageError(f"`{path}`, {where}, {name}: found {error.found}, expected {error.expected}", hint=hint)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from prometheus_client.metrics_core import Metric
 
 from activity.errors import DataError, EventError, InfrastructureError, UsageError
 from activity.events import decode_event, unknown_names
-from activity.lake import LAKE_SCHEMA, Lake
+from activity.lake import LAKE_SCHEMA, Lake, open_lake
 from activity.locks import exclusive
 from activity.settings import EventSettings, KafkaSettings, LakeSettings
 from activity.topics import check_activity_topic
@@ -41,8 +41,9 @@ from batch.archive_embeddings import (
     plan_embeddings,
 )
 from batch.job_metrics import JobMetrics, gauge, gauges
-from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
+from batch.progress import progress
 from batch.settings import ArchiveSettings
 from batch.topics import check_same_topic, topic_configs, topic_ids
 
@@ -207,11 +208,6 @@ def figures(result: ArchiveResult) -> list[Metric]:
             result.compacted_embedding_rows,
         ),
     ]
-
-
-def open_lake(settings: LakeSettings, *, items: Collection[str] | None = None) -> Lake:
-    """The lake that the settings describe; to be read, `items` alone."""
-    return Lake(settings.folder, buckets=settings.buckets, items=items)
 
 
 def plan_archive(

@@ -25,9 +25,8 @@ from prometheus_client.metrics_core import Metric
 
 from activity.errors import UsageError
 from activity.files import Manifest
-from activity.lake import Lake
+from activity.lake import Lake, open_lake
 from activity.locks import exclusive
-from batch.archive import open_lake
 from batch.backfill_steps import (
     CHANGED,
     EMBEDDINGS,
@@ -53,7 +52,8 @@ from batch.backfill_steps import (
 )
 from batch.histories import bucket_groups, snapshot_times
 from batch.job_metrics import JobMetrics, gauge
-from batch.jobs import LOCAL, Failures, Runner, fingerprint, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, fingerprint, run_pipeline
+from batch.progress import progress
 from batch.publish import publish_left
 from batch.releases import chosen_releases, live_names
 from batch.settings import BatchSettings

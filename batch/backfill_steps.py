@@ -19,8 +19,8 @@ from apache_beam.metrics.metric import Metrics
 from activity.fields import is_int64
 from activity.files import Manifest
 from activity.history import equal_rows
+from activity.lake import open_lake
 from activity.packing import pack
-from batch.archive import open_lake
 from batch.histories import PLACES, SLICE_USERS, Span, UserBatch, newest_histories, newest_slices, snapshot_slices
 from batch.jobs import Failures
 from batch.kafka_source import gaps

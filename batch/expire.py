@@ -31,9 +31,9 @@ from prometheus_client.metrics_core import Metric
 from activity.errors import UsageError
 from activity.forgotten import ForgottenUsers
 from activity.history import NEVER
+from activity.lake import open_lake
 from activity.numbers import number_text
 from activity.packing import unpack_readable
-from batch.archive import open_lake
 from batch.archive_embeddings import oldest_unlanded_ms
 from batch.forget import AUDIT, alone, append_audit
 from batch.job_metrics import JobMetrics, gauge

@@ -34,12 +34,12 @@ from apache_beam.pvalue import PCollection
 
 from activity.errors import UsageError
 from activity.files import Manifest, atomic_path, atomic_write, replace_folder, restore_folder, writing
-from activity.lake import Lake
+from activity.lake import Lake, open_lake
 from activity.locks import exclusive
-from batch.archive import open_lake
 from batch.histories import SLICE_USERS
-from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.listing import list_users, listed_users, listing_folder, require_run
+from batch.progress import progress
 from batch.releases import chosen_releases, encoders
 from batch.settings import BatchSettings
 from encoder.release import read_info

@@ -35,16 +35,16 @@ from activity.fields import entity_id
 from activity.handed_in import read_text
 from activity.hashing import buckets_of
 from activity.history import Histories
-from activity.lake import Lake
+from activity.lake import Lake, open_lake
 from activity.locks import exclusive
 from activity.settings import EventSettings
-from batch.archive import open_lake
-from batch.jobs import progress
 from batch.listing import remove_listings
+from batch.progress import progress
 from batch.publish import Journal, Publisher
 from batch.releases import encoders, live_names
 from batch.retention import Kept, kept_until
 from batch.settings import BatchSettings
+from feature_repo.settings import IdType
 from store.offline import OfflineLog, open_offline
 from store.online import OnlineStore, open_online
 from store.writer import GuardedWriter
@@ -90,7 +90,7 @@ def run_forget(
             f"--through lies {(through - now_ms) / 1000:,.0f} s in the future: the user's next events would be lost",
             hint="leave it out to forget everything up to now",
         )
-    check_ids(users, settings.events)
+    check_ids(users, settings.events.max_id_bytes, id_type=settings.events.user_id_type)
     releases = live_names(settings)
     lake, offline = open_lake(settings.lake), open_offline(settings.features)
     with alone(settings, lake), ExitStack() as stack:
@@ -168,10 +168,11 @@ def read_ids(path: Path) -> list[str]:
     return [line for line in (line.removesuffix("\r") for line in lines) if line]
 
 
-def check_ids(users: Sequence[str], settings: EventSettings) -> None:
+def check_ids(users: Sequence[str], max_bytes: int, *, id_type: IdType = "string") -> None:
     """Raises UsageError before anything is done: no event can have such an id, so it is a slip of the pen."""
     if not users:
         raise UsageError("no user to forget", hint="name them with --user ID, or in a file with --users-from FILE")
+    settings = EventSettings(max_id_bytes=max_bytes, user_id_type=id_type)
     for user in users:
         try:
             entity_id(user, "user_id", settings)

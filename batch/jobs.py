@@ -1,4 +1,4 @@
-"""What every batch job shares: errors that cross Beam, progress, and running a pipeline.
+"""What every batch job shares: errors that cross Beam, and running a pipeline.
 
 Beam turns an exception in a DoFn into text. A DoFn therefore records a SpoorError in the job's folder before it raises
 it (`Failures.recorded`), and `run_pipeline` raises the recorded error again where the job was started.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +22,6 @@ from apache_beam.runners.runner import PipelineResult
 
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.files import atomic_write, writing
-from batch.job_metrics import JobMetrics
 
 _FAILURE_FILE = "failure.json"
 _ERRORS: dict[str, type[SpoorError]] = {
@@ -136,57 +133,6 @@ def _counters(result: PipelineResult, namespace: str) -> dict[str, int]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def progress(
-    label: str, *, total: int, finished: Callable[[], set[str]], metrics: JobMetrics | None = None
-) -> Iterator[None]:
-    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item. `metrics`,
-    if given, get the same counts.
-
-    `finished` returns the keys of the finished items. It is asked twice a second from a thread: the manifest is on
-    disk, so this works for every runner.
-    """
-    stop = threading.Event()
-    show = _show_bar if sys.stderr.isatty() else _show_lines
-
-    def counted() -> set[str]:
-        keys = finished()
-        if metrics is not None:
-            metrics.items(done=len(keys), planned=total)
-        return keys
-
-    counted()
-    thread = threading.Thread(target=show, args=(label, total, counted, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        counted()
-
-
-def _show_bar(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        while not stop.wait(0.5):
-            bar.update(task, completed=len(finished()))
-
-
-def _show_lines(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
-    shown: set[str] = set()
-    last = False
-    while not last:
-        last = stop.wait(0.5)
-        for key in sorted(finished() - shown):
-            shown.add(key)
-            print(f"{label}: {key} done ({len(shown)}/{total})", file=sys.stderr)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -24,9 +24,8 @@ import pyarrow.compute as pc
 from activity.errors import UsageError
 from activity.hashing import buckets_of
 from activity.history import NEVER, group_events, history_values, not_among
-from activity.lake import LAKE_SCHEMA, Lake
+from activity.lake import LAKE_SCHEMA, Lake, open_lake
 from activity.packing import unpack
-from batch.archive import open_lake
 from batch.forget import AUDIT, alone, append_audit, check_ids, embedding_topics, forget_everywhere
 from batch.jobs import fingerprint
 from batch.publish import Journal, Publisher
@@ -61,7 +60,7 @@ def run_merge_users(settings: BatchSettings, old: str, new: str, *, dry_run: boo
     offline log or history), InfrastructureError (store, broker or disk, or a backfill or archive is running).
     """
     started = time.monotonic()
-    check_ids([old, new], settings.events)
+    check_ids([old, new], settings.events.max_id_bytes, id_type=settings.events.user_id_type)
     if old == new:
         raise UsageError("--from and --to are the same id", hint="--from is the anonymous id, --to the login")
     now_ms = time.time_ns() // 1_000_000

@@ -22,14 +22,14 @@ from prometheus_client.metrics_core import Metric
 
 from activity.errors import SpoorError
 from activity.files import Manifest
-from activity.lake import Lake
+from activity.lake import Lake, open_lake
 from activity.locks import exclusive
-from batch.archive import open_lake
 from batch.histories import bucket_groups
 from batch.job_metrics import JobMetrics, gauge, gauges
-from batch.jobs import LOCAL, Failures, Runner, progress, run_pipeline
+from batch.jobs import LOCAL, Failures, Runner, run_pipeline
 from batch.kafka_source import RangeReader, gaps
 from batch.listing import list_users, listing_folder
+from batch.progress import progress
 from batch.publish import publish_left
 from batch.releases import chosen_releases
 from batch.settings import BatchSettings

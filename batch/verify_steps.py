@@ -16,9 +16,9 @@ from apache_beam.metrics.metric import Metrics
 
 from activity.files import Manifest
 from activity.history import Histories, Values, concat, not_among, same_events
+from activity.lake import open_lake
 from activity.numbers import number_text
 from activity.packing import unpack_readable
-from batch.archive import open_lake
 from batch.histories import SLICE_USERS, UserBatch, newest_histories
 from batch.jobs import Failures
 from batch.listing import listed_users, require_run

@@ -37,9 +37,10 @@ Every setting has a default; a file holds what differs. A value is taken from th
 4. the command line: `--set kafka.port=9092`, before the command's name.
 
 An unknown key is an error that names the nearest known one; the variables that Kubernetes sets for a service called
-`spoor` or `spoor-…` are no settings. The file is UTF-8. A path is a local one: URLs are refused. Relative paths in the
-file are relative to it, all others to the working folder; `{state_folder}` in a path stands for the state folder.
-`spoor config show` prints every value and where it came from, secrets hidden.
+`spoor` or `spoor-…` are no settings, nor are others without `__` that resemble none (`SPOOR_HOME`, `SPOOR_VERSION`).
+The file is UTF-8. A path is a local one: URLs are refused. Relative paths in the file are relative to it, all others
+to the working folder; `{state_folder}` in a path stands for the state folder. `spoor config show` prints every value
+and where it came from, secrets hidden.
 
 A secret is not taken from the command line, which others can see. It may lie in a file of its own, as container
 engines mount it: `sasl_password_file = "/run/secrets/kafka-password"`, or `SPOOR_KAFKA__SASL_PASSWORD_FILE`.

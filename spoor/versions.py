@@ -211,7 +211,7 @@ def retire(
     Raises as `plan_retirement`, and InfrastructureError where a server or another job is in the way; what was not done
     is done by the next run.
     """
-    from batch.archive import open_lake
+    from activity.lake import open_lake
     from batch.archive_embeddings import land_release
     from batch.forget import alone
     from spoor.kafka_admin import delete_topic

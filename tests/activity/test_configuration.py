@@ -207,12 +207,18 @@ def test_what_kubernetes_sets_for_a_service_is_no_setting(tmp_path, variable):
         ("SPOOR_STATE_FOLDR", "SPOOR_STATE_FOLDER"),
         ("SPOOR_SAMPLE__CUONT", "SPOOR_SAMPLE__COUNT"),
         ("SPOOR_SAMPLE_COUNT", "SPOOR_SAMPLE__COUNT"),
-        ("SPOOR_PORT", ""),
+        ("SPOOR_COUNTS", "SPOOR_SAMPLE__COUNT"),
         ("SPOOR_SAMPLE_PORT", ""),
-        ("SPOOR_SERVICE", ""),
+        ("SPOOR_OTHER__COUNT", ""),
     ],
 )
 def test_a_variable_that_is_misspelt_is_still_an_error(tmp_path, variable, hint):
     with pytest.raises(UsageError, match=f"unknown setting .*env {variable}") as error:
         load_sample(tmp_path, environ={variable: "9092"})
     assert hint in error.value.hint
+
+
+@pytest.mark.parametrize("variable", ["SPOOR_SRC", "SPOOR_PY", "SPOOR_HOME", "SPOOR_VERSION", "SPOOR_"])
+def test_a_variable_of_somebody_elses_scripts_is_no_setting(tmp_path, variable):
+    loaded = load_sample(tmp_path, environ={variable: "/opt/spoor"})
+    assert set(loaded.origins.values()) == {"default"}

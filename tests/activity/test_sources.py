@@ -1,3 +1,4 @@
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -374,3 +375,22 @@ def test_rows_with_ids_of_another_type_can_be_left_out_and_told(tmp_path):
     (tmp_path / "e.csv").write_text("\n".join([HEADER, *rows, "1,7,v,s,soon"]))
     with pytest.raises(UsageError, match="line 6, column timestamp"):
         read_events(tmp_path / "e.csv", settings, now_ms=NOW, unfit=[])
+
+
+def test_types_of_pandas_alone_are_no_ids_by_what_they_store():
+    def frame(users):
+        return pd.DataFrame({"user_id": users, "item_id": "i", "action": "v", "surface": "h", "timestamp": [10**12]})
+
+    for users in (pd.period_range("2020-01", periods=1), [1j], pd.arrays.SparseArray([1.5])):
+        assert "row 1, column user_id" in refusal(frame(users))
+    assert read(frame(pd.arrays.SparseArray([5])))["user_id"].to_pylist() == ["5"]
+
+
+@pytest.mark.parametrize(
+    ("user", "hint"), [("u" * 129, "events.max_id_bytes"), ("a\x7f", "UTF-8"), ("", "every event has a value")]
+)
+def test_the_hint_is_about_what_was_found(tmp_path, user, hint):
+    (tmp_path / "e.csv").write_text(f"{HEADER}\n{user},i,v,h,1700000000000\n")
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path / "e.csv")
+    assert hint in refused.value.hint

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from activity.packing import read_forgotten_through
 from batch.archive import open_lake, run_archive
 from batch.backfill import run_backfill
 from batch.export import run_export
-from batch.forget import AUDIT, read_ids, run_forget
+from batch.forget import AUDIT, check_ids, read_ids, run_forget
 from batch.histories import newest_histories
 from batch.listing import Job
 from batch.retention import _kept, kept_until
@@ -312,6 +314,19 @@ def test_a_file_of_ids_has_one_a_line_to_the_letter(tmp_path: Path) -> None:
             read_ids(file)
 
 
+def test_ids_of_a_list_are_checked_by_length_and_type():
+    check_ids(["007", "übel"], 128)
+    check_ids(["7"], 128, id_type="int64")
+    for ids, most, kind in (
+        (["übel"], 4, "string"),
+        (["007"], 128, "int64"),
+        (["a\x7f"], 128, "string"),
+        ([], 9, "string"),
+    ):
+        with pytest.raises(UsageError):
+            check_ids(ids, most, id_type=kind)
+
+
 def test_a_file_of_ids_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batch.forget.IDS_BYTES", 3)
     (tmp_path / "ids.txt").write_text("a\nbc")
@@ -321,3 +336,8 @@ def test_a_file_of_ids_that_is_too_large_is_refused(tmp_path: Path, monkeypatch:
 
 def _iso(time_ms: int) -> str:
     return np.datetime64(time_ms, "ms").astype("datetime64[s]").item().isoformat() + "+00:00"
+
+
+def test_forget_does_without_beam() -> None:
+    code = "import sys, batch.forget; sys.exit('apache_beam' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from batch.job_metrics import JobMetrics, gauge, gauges
-from batch.jobs import progress
+from batch.progress import progress
 from tests.permissions import bound_by_permissions
 
 

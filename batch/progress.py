@@ -1,0 +1,61 @@
+"""How far a job is, on stderr. Without Beam, whose import takes seconds and speaks: some commands run no pipeline."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from batch.job_metrics import JobMetrics
+
+
+@contextmanager
+def progress(
+    label: str, *, total: int, finished: Callable[[], set[str]], metrics: JobMetrics | None = None
+) -> Iterator[None]:
+    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item. `metrics`,
+    if given, get the same counts.
+
+    `finished` returns the keys of the finished items. It is asked twice a second from a thread: the manifest is on
+    disk, so this works for every runner.
+    """
+    stop = threading.Event()
+    show = _show_bar if sys.stderr.isatty() else _show_lines
+
+    def counted() -> set[str]:
+        keys = finished()
+        if metrics is not None:
+            metrics.items(done=len(keys), planned=total)
+        return keys
+
+    counted()
+    thread = threading.Thread(target=show, args=(label, total, counted, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        counted()
+
+
+def _show_bar(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        while not stop.wait(0.5):
+            bar.update(task, completed=len(finished()))
+
+
+def _show_lines(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
+    shown: set[str] = set()
+    last = False
+    while not last:
+        last = stop.wait(0.5)
+        for key in sorted(finished() - shown):
+            shown.add(key)
+            print(f"{label}: {key} done ({len(shown)}/{total})", file=sys.stderr)
