@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from activity.release_names import check_release_name
@@ -10,6 +11,9 @@ USER_HISTORY = "user_history"
 USER_ACTIVITY = "user_activity"
 ITEM_ACTIVITY = "item_activity"
 PROMOTED_RANKER = "ranker"  # the service of the promoted release
+_ANY = re.compile(
+    rf"{USER_HISTORY}|{USER_ACTIVITY}|{ITEM_ACTIVITY}|{PROMOTED_RANKER}|(user_embedding|item_embedding|ranker|aligned_ranker)_.+"
+)
 
 
 def user_embedding_view(release: str) -> str:
@@ -27,6 +31,11 @@ def ranker_service(release: str) -> str:
 def aligned_ranker(space: str) -> str:
     """The service of the promoted release in the space of release `space`. No `ranker_service` begins like it."""
     return "aligned_ranker_" + _in_feast(space)
+
+
+def is_spoor_name(name: str) -> bool:
+    """Whether any of these names has this form; a prefix is none of it."""
+    return _ANY.fullmatch(name) is not None
 
 
 @lru_cache

@@ -14,6 +14,7 @@ from typing import Literal
 from activity.configuration import find_file, load
 from activity.errors import UsageError
 from activity.settings import EventSettings
+from feature_repo.names import is_spoor_name
 
 IdType = Literal["string", "int64"]
 
@@ -45,6 +46,11 @@ class FeatureSettings:
     def named(self, name: str) -> str:
         """What a view or service (feature_repo/names.py) is called in this repo."""
         return self.prefix + name
+
+    def owns(self, name: str) -> bool:
+        """Whether a view or service of this name is of this prefix: one registry may serve several projects of
+        Spoor."""
+        return name.startswith(self.prefix) and is_spoor_name(name.removeprefix(self.prefix))
 
 
 def agree_on_ids(events: EventSettings, features: FeatureSettings) -> tuple[EventSettings, FeatureSettings]:

@@ -74,9 +74,9 @@ def registered_releases(store: FeatureStore, features: FeatureSettings) -> list[
 
 
 def registered_user_views(store: FeatureStore, features: FeatureSettings) -> list[str]:
-    """The names of all of Spoor's views that are keyed by the user alone, of live and of other releases."""
+    """The names of all views of this prefix that are keyed by the user alone, of live and of other releases."""
     views = store.registry.list_feature_views(store.project, allow_cache=True)
-    owned = [view for view in views if OWNER_TAG.items() <= dict(view.tags).items()]
+    owned = [view for view in views if OWNER_TAG.items() <= dict(view.tags).items() and features.owns(view.name)]
     return sorted(view.name for view in owned if view.join_keys == [features.user_join_key])
 
 

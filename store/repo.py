@@ -64,7 +64,7 @@ def apply(features: FeatureSettings, examples: Literal["add", "keep"] = "add") -
     try:
         theirs = {entity.name: entity for entity in store.list_entities()}
         registered = {view.name: view for view in store.list_all_feature_views()}
-        owned = _owned(store)
+        owned = _owned(store, features)
         shown = [
             view
             for view in build_activity(features)
@@ -114,9 +114,10 @@ def create_repo(folder: Path, *, online_store: Mapping[str, Any], state_folder: 
     atomic_write(folder / "definitions.py", _DEFINITIONS.encode())
 
 
-def _owned(store: FeatureStore) -> list[FeatureView | FeatureService]:
+def _owned(store: FeatureStore, features: FeatureSettings) -> list[FeatureView | FeatureService]:
     objects = [*store.list_feature_views(), *store.list_feature_services()]
-    return [o for o in objects if isinstance(o, FeatureView | FeatureService) and _is_ours(o)]
+    ours = [o for o in objects if isinstance(o, FeatureView | FeatureService) and _is_ours(o)]
+    return [o for o in ours if features.owns(o.name)]
 
 
 def _is_ours(registered: BaseFeatureView | FeatureService) -> bool:

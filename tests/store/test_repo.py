@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from activity.errors import UsageError
 from feature_repo.definitions import build
 from feature_repo.settings import FeatureSettings
 from store import offline_stores
+from store.feast_store import registered_user_views
+from store.online import open_online
 from store.repo import apply
 from tests.store.conftest import add_release, make_repo
 
@@ -48,6 +51,16 @@ def test_apply_removes_a_release_that_is_gone_and_leaves_a_company_s_own_views_a
     (features.releases_folder / "base-2" / "release.json").unlink()
     assert apply(features).removed == ("item_embedding_base_2", "ranker_base_2", "user_embedding_base_2")
     assert names(features) == VIEWS - {"user_embedding_base_2", "item_embedding_base_2"} | {"plan"}
+
+
+def test_two_projects_share_a_registry_by_their_prefixes(features, tmp_path):
+    other = replace(features, prefix="b_", offline_folder=tmp_path / "offline-b")
+    assert apply(other).removed == () and names(features) == VIEWS | {f"b_{view}" for view in VIEWS}
+    (features.releases_folder / "base-2" / "release.json").unlink()
+    assert set(apply(features).removed) == {"item_embedding_base_2", "ranker_base_2", "user_embedding_base_2"}
+    online = open_online(features)
+    assert registered_user_views(online.feast, features) == ["user_activity", "user_embedding_base_1", "user_history"]
+    assert registered_user_views(online.feast, other) == sorted(f"b_{v}" for v in VIEWS if v.startswith("user_"))
 
 
 def test_a_company_s_own_entity_of_the_same_shape_is_kept(tmp_path):
