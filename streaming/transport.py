@@ -174,6 +174,10 @@ class FreshConsumer(Consumer):
         """The offset below which nothing can come any more, as it is committed or deleted."""
         return self._committed_offset.get(tp) or 0
 
+    def holds_before(self, tp: TP, offset: int) -> bool:
+        """Whether a record from before this offset was taken and is not handled yet."""
+        return any(held.tp == tp and held.offset < offset and not held.acked for held in self.unacked)
+
     async def pause(self, paused: bool) -> None:
         """See `ConsumerThread.pause`."""
         await self._thread.call_thread(self._thread.pause, paused)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
 
@@ -74,6 +75,33 @@ def test_a_worker_counts_what_retention_deleted_before_its_next_fetch(
     worker.process.send_signal(signal.SIGTERM)
     assert worker.ended() == 0
     assert worker.summary["lost_events"] == sum(lost.values())
+
+
+def test_what_a_crash_takes_of_records_that_retention_has_passed_is_told_by_the_next_worker(world: World):
+    """Taken, not yet in the store, and deleted in Kafka: the group's offset stays before them."""
+    ports = free_port(), free_port()
+    first, second, third = (some_events(40, users=20, seed=seed) for seed in range(3))
+    world.produce(first)
+    environment = {"SPOOR_KAFKA__SESSION_TIMEOUT_SECONDS": "30", "SPOOR_STREAM__STALL_SECONDS": "300"}
+    worker = world.start_worker(SPOOR_STREAM__METRICS_PORT=str(ports[0]), **environment)
+    wait_until(lambda: metric(ports[0], "spoor_stream_decoded_events_total") == 40 and world.caught_up(), "the first")
+    before = topic_ends(world.settings.kafka, world.settings.kafka.topic)
+    with closing(sqlite3.connect(world.settings.state_folder / "online.db")) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        world.produce(second)
+        wait_until(lambda: metric(ports[0], "spoor_stream_decoded_events_total") == 80, "the second are taken")
+        worker.process.send_signal(signal.SIGSTOP)
+        world.produce(third)
+        ends = topic_ends(world.settings.kafka, world.settings.kafka.topic)
+        delete(world, ends)
+        worker.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: metric(ports[0], LOST) == len(third), "the third are counted")
+        wait_until(lambda: metric(ports[0], "spoor_stream_lag_records") == 0, "nothing waits in Kafka")
+        worker.process.kill()
+        worker.process.wait()
+    assert {tp: offset for tp, offset in world.committed().items() if tp in before} == before
+    world.start_worker(SPOOR_STREAM__METRICS_PORT=str(ports[1]))
+    wait_until(lambda: metric(ports[1], LOST) == len(second) + len(third), "what the crash took is counted")
 
 
 def test_offsets_that_no_record_has_are_not_counted(world: World):

@@ -76,3 +76,12 @@ def test_who_names_a_release_that_is_not_applied_is_refused(placed: World):
 def test_once_applied_it_is_used(placed: World):
     apply(placed.settings.features)
     assert live_names(placed.settings.features) == ([RELEASE, PLACED], [])
+
+
+def test_under_a_prefix_too(placed: World):
+    """Histories of another prefix are refused, so these are the first."""
+    features = dataclasses.replace(
+        placed.settings.features, prefix="spoor_", offline_folder=placed.folder / "offline-of-the-prefix"
+    )
+    apply(features)
+    assert live_names(features) == ([RELEASE, PLACED], [])
