@@ -127,7 +127,10 @@ def _ids(items: pa.Table) -> pa.ChunkedArray:
             f"the table of items has no column item_id, found {', '.join(items.column_names) or 'none'}",
             hint="name the column of raw item ids item_id",
         )
-    return pa.chunked_array([id_column(items["item_id"], "item_id", EventSettings())])
+    column = items["item_id"]
+    if pa.types.is_string(column.type):  # as `read_table` has read it by the settings, which may allow longer ids
+        return column
+    return pa.chunked_array([id_column(column, "item_id", EventSettings())])
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

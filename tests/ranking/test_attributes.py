@@ -50,6 +50,13 @@ def test_ids_may_be_numbers_in_the_table():
     assert layout.matrix(items, ["2", "1"]).tolist() == [[1], [-1]]
 
 
+def test_ids_that_the_settings_allow_may_be_longer_than_usual():
+    """`read_table` has judged them by events.max_id_bytes; here they are texts."""
+    long = "x" * 300
+    layout = AttributeLayout.of(pa.table({"item_id": [long, "b"], "price": [1.0, 3.0]}), known=[long, "b"])
+    assert layout.matrix(pa.table({"item_id": [long], "price": [3.0]}), [long])[0, 0] == 1.0
+
+
 def test_a_table_without_ids_or_without_the_layouts_columns_is_refused():
     items = table(price=[1.0, 3.0, 2.0])
     with pytest.raises(UsageError, match="no column item_id, found price"):
