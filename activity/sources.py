@@ -283,9 +283,8 @@ def _bad_row(path: Path, where: str, source: str, error: EventError) -> UsageErr
             f", or set events.defaults.{error.field}" if error.field in ("action", "surface") else ""
         )
     elif error.reason == "bad-length":
-        hint = (
-            f"events.max_{'id' if error.field.endswith('_id') else 'name'}_bytes is the limit, and empty text is none"
-        )
+        limit = "events.max_id_bytes" if error.field.endswith("_id") else "events.max_name_bytes"
+        hint = f"empty text is no value, and {limit} is the limit"
     elif error.reason == "bad-text":
         hint = "write the file in UTF-8, and remove what is no character of a name"
     elif "int64" in error.expected:
