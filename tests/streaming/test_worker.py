@@ -186,7 +186,7 @@ def test_a_dead_letter_that_cannot_be_written_stops_the_worker(world: World):
     worker = world.start_worker(SPOOR_STREAM__RETRIES="2", SPOOR_STREAM__RETRY_SECONDS="0.01")
     worker.await_log("partitions 0 1 2 3")
     topic = ConfigResource(
-        ConfigResourceType.TOPIC, world.settings.kafka.dead_letter_topic, {"max.message.bytes": "500"}
+        ConfigResourceType.TOPIC, world.settings.kafka.dead_letter_topic, {"max.message.bytes": "100"}
     )
     with KafkaAdminClient(**world.settings.kafka.client_options()) as admin:
         admin.alter_configs([topic])
@@ -194,7 +194,7 @@ def test_a_dead_letter_that_cannot_be_written_stops_the_worker(world: World):
     assert worker.ended() == 3, worker.log
     assert "error: step dead-letters failed 2 times" in worker.log
     assert sum(world.committed().values()) == 0
-    with pytest.raises(UsageError, match="would not fit"):
+    with pytest.raises(UsageError, match="even one that only refers to its record"):
         run_worker(world.settings, count=1, timeout_seconds=60)
 
 
