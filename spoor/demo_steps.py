@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from activity.files import atomic_path
 from activity.lake import Lake
 from activity.numbers import number_text
+from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 from spoor.demo import DAY_MS, RELEASE, WORKER_SECONDS, Demo, Worker, run_command, time_text
 
 Record = dict[str, Any]
@@ -192,11 +193,11 @@ def _lake(demo: Demo) -> Lake:
 
 
 def _feast_commands(demo: Demo) -> list[str]:
-    repo = quote(str(demo.folder / "feature_repo"))
+    repo, named = quote(str(demo.folder / "feature_repo")), demo.settings.features.named
     start, end = (time_text(ms)[:19] for ms in (int(pc.min(demo.data.events["timestamp"]).as_py()) - DAY_MS, demo.t90))
     return [
         f"feast -c {repo} apply",
-        f"feast -c {repo} materialize {start} {end} --views user_activity --views item_activity",
+        f"feast -c {repo} materialize {start} {end} --views {named(USER_ACTIVITY)} --views {named(ITEM_ACTIVITY)}",
     ]
 
 
