@@ -31,6 +31,7 @@ from activity.tables import (
     CSV_DELIMITERS,
     JSON_KINDS,
     Rows,
+    chosen,
     kind,
     open_bytes,
     parts,
@@ -59,9 +60,10 @@ def scan_events(
     if isinstance(source, Path):
         pieces = scan_rows(source, lambda names: _wanted(names, settings))
     elif isinstance(source, pa.Table):
-        pieces = iter([table_rows(source, FRAME)])
+        taken = chosen(FRAME, source.column_names, lambda names: _wanted(names, settings))
+        pieces = iter([table_rows(source.select(list(dict.fromkeys(taken))), FRAME, names=source.column_names)])
     else:
-        pieces = iter([_frame_rows(source)])
+        pieces = iter([_frame_rows(source, settings)])
     with_places = None
     for rows in pieces:
         events = _events(rows, settings, now_ms) if unfit is None else _fit(rows, settings, now_ms, unfit)
@@ -183,11 +185,10 @@ def _wanted(names: Sequence[str], settings: EventSettings) -> list[str]:
     return [name for name in dict.fromkeys((*sources, "pos")) if name in names]
 
 
-def _frame_rows(frame: Frame) -> Rows:
+def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
     """A column of Python objects stays one of values, as a frame may mix them; others become Arrow's."""
     names = [str(name) for name in frame.columns]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{FRAME} has the column {twice[0]} more than once", hint="name each column once")
+    chosen(FRAME, names, lambda names: _wanted(names, settings))
 
     def column(name: str) -> Column | None:
         root = name if name in names else name.partition(".")[0]

@@ -171,7 +171,7 @@ def _hidden(path: Path) -> bool:
 def _csv(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]], *, delimiter: str) -> Iterator[Rows]:
     records = scan_csv(path, delimiter=delimiter)
     _, header = next(records, (0, []))
-    places = {name: header.index(name) for name in _chosen(path, header, wanted)}
+    places = {name: header.index(name) for name in chosen(path, header, wanted)}
     lines: list[int] = []
     rows: list[list[str]] = []
     for line, cells in records:
@@ -221,17 +221,17 @@ def _json_rows(path: Path, objects: list[dict[str, Any]], lines: list[int]) -> R
 def _parquet(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]]) -> Iterator[Rows]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        chosen = list(dict.fromkeys(_chosen(path, names, wanted)))
+        taken = list(dict.fromkeys(chosen(path, names, wanted)))
         first = 1
-        yield table_rows(file.schema_arrow.empty_table().select(chosen), path, first=first)
+        yield table_rows(file.schema_arrow.empty_table().select(taken), path, names=names, first=first)
         for group in range(file.num_row_groups):  # one reader of all keeps the bytes of every group it has read
-            for batch in file.iter_batches(batch_size=PIECE_ROWS, columns=chosen, row_groups=[group]):
-                yield table_rows(pa.Table.from_batches([batch]), path, first=first)
+            for batch in file.iter_batches(batch_size=PIECE_ROWS, columns=taken, row_groups=[group]):
+                yield table_rows(pa.Table.from_batches([batch]), path, names=names, first=first)
                 first += len(batch)
 
 
-def table_rows(table: pa.Table, path: Path, *, first: int = 1) -> Rows:
-    """Rows of a table, which are numbered from `first` on."""
+def table_rows(table: pa.Table, path: Path, *, names: Sequence[str], first: int = 1) -> Rows:
+    """Rows of a table, which are numbered from `first` on. `names`: those of all columns that the source has."""
 
     def column(name: str) -> pa.ChunkedArray | None:
         if name in table.column_names:
@@ -246,13 +246,13 @@ def table_rows(table: pa.Table, path: Path, *, first: int = 1) -> Rows:
             found = pc.struct_field(found, part)  # null where the struct itself is
         return found
 
-    return Rows(path, len(table), column, lambda row: f"row {first + row}", tuple(table.column_names))
+    return Rows(path, len(table), column, lambda row: f"row {first + row}", tuple(names))
 
 
-def _chosen(path: Path, names: Sequence[str], wanted: Callable[[Sequence[str]], Sequence[str]]) -> Sequence[str]:
+def chosen(path: Path, names: Sequence[str], wanted: Callable[[Sequence[str]], Sequence[str]]) -> Sequence[str]:
     """Raises UsageError for a chosen column that comes twice."""
-    chosen = wanted(names)
-    for name in chosen:
+    found = wanted(names)
+    for name in found:
         if names.count(name) > 1:
             raise UsageError(f"`{path}` has the column {name} {names.count(name)} times", hint="name each column once")
-    return chosen
+    return found

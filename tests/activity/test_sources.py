@@ -394,3 +394,21 @@ def test_the_hint_is_about_what_was_found(tmp_path, user, hint):
     with pytest.raises(UsageError) as refused:
         read(tmp_path / "e.csv")
     assert hint in refused.value.hint
+
+
+def test_a_column_that_comes_twice_is_refused_where_it_is_needed():
+    names = ["user_id", "item_id", "action", "surface", "timestamp", "x", "x"]
+    once = pa.table([["u"], ["i"], ["v"], ["h"], [10**12], [1], [2]], names=names)
+    frame = pd.DataFrame([["u", "i", "v", "h", 10**12, 1, 2]], columns=names)
+    assert read(once).to_pylist() == read(frame).to_pylist() == [Event("u", "i", "v", "h", 10**12)._asdict()]
+    for name in ("user_id", "timestamp"):
+        twice = [name if each == "x" else each for each in names]
+        for source in (once.rename_columns(twice), frame.set_axis(twice, axis=1)):
+            assert f"has the column {name} 3 times" in refusal(source)
+
+
+def test_columns_under_other_names_are_shown(tmp_path):
+    table = pa.table({"userId": ["u"], "ts": [10**12]})
+    pq.write_table(table, tmp_path / "e.parquet")
+    for source in (table, table.to_pandas(), tmp_path / "e.parquet"):
+        assert "has no column user_id, item_id, action, surface, timestamp; it has userId, ts" in refusal(source)
