@@ -214,8 +214,9 @@ def _limit_reached(state: TrainState, schedule: Schedule, clock: Clock, processe
 
 
 def _out_of_time(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> bool:
-    """Whether the clock ends the stage. The first leaves the refit what it will need at the speed so far."""
-    if not clock.limited:
+    """Whether the clock ends the stage, which takes a step at least: what has learned nothing is no release. The first
+    leaves the refit what it will need at the speed so far."""
+    if not clock.limited or not state.step:
         return False
     seconds, steps, later = clock.seconds, _stage_steps(state), 0.0
     if state.stage == 0 and state.planned is not None and steps:

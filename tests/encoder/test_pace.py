@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,13 @@ def test_a_time_that_is_over_while_the_speed_is_measured_gives_what_there_is(tmp
     assert state.planned == StepPlan(state.step, 0, False, "max_minutes")
     again = make_plan(circle(), out=tmp_path / "again", settings=replace(LONG, steps=state.step))
     assert trained(again, steady(9.0)).losses == state.losses
+
+
+def test_a_time_that_is_over_while_the_first_batch_is_read_takes_one_step(tmp_path: Path) -> None:
+    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=1.0))
+    times = chain([0.0] * 3, repeat(1e9))  # it is over between the look at the clock and the first step
+    state = trained(plan, lambda _: next(times))
+    assert state.step == 1 and len(state.losses) == 1 and state.ended_by == "max_minutes"
 
 
 def test_a_time_that_is_over_before_the_first_step_is_refused_and_the_hint_helps(tmp_path: Path) -> None:
