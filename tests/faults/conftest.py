@@ -55,7 +55,12 @@ def kills(request: pytest.FixtureRequest) -> int:
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Prints a line at once, whatever pytest captures."""
     reporter: Any = request.config.pluginmanager.get_plugin("terminalreporter")
-    return lambda text: reporter.write_line(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def say(text: str) -> None:
+        reporter.write_line(f"{time.strftime('%H:%M:%S')} {text}")
+        reporter.flush()
+
+    return say
 
 
 @pytest.fixture
