@@ -33,6 +33,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -361,21 +362,23 @@ class _Stem:
 
 
 def _stand_in_for_the_encoders_start(stem: tuple[int, socket.socket]) -> None:
-    """The first start takes the stem; later ones (a reload, an encoder that was killed) start Python anew."""
-    from streaming.encoder_process import EncoderProcess
+    """The first start takes the stem, with the arguments that Python would have got; later ones (a reload, an encoder
+    that was killed) start Python anew."""
+    from streaming import encoder_process
 
-    genuine = EncoderProcess._spawn
     stems = [stem]
 
-    def spawn(self: EncoderProcess, descriptor: int, names: Sequence[str]) -> Any:
+    def start(command: Sequence[str], *, pass_fds: Sequence[int], **options: Any) -> Any:
         if not stems:
-            return genuine(self, descriptor, names)
+            return subprocess.Popen(command, pass_fds=pass_fds, **options)
         pid, order = stems.pop()
+        descriptor, *arguments = command[command.index(encoder_process.__name__) + 1 :]
+        assert [int(descriptor)] == list(pass_fds)
         with order:
-            socket.send_fds(order, [json.dumps([str(self._folder), *names]).encode()], [descriptor])
+            socket.send_fds(order, [json.dumps(arguments).encode()], list(pass_fds))
         return _Stem(pid)
 
-    EncoderProcess._spawn = spawn
+    encoder_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": start})
 
 
 def _note_places(file: str) -> None:
