@@ -16,13 +16,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
+from kafka.errors import KafkaError
 
 from activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
@@ -84,9 +85,10 @@ class World:
             self.say(what)
 
     def forget_members(self) -> None:
-        """Kafka takes the group's members out at once, and need not wait until the sessions of the dead are over."""
+        """Kafka takes the group's members out at once, and need not wait until the sessions of the dead are over; where
+        the group is not ready for that, it waits."""
         group = self.settings.stream.group
-        with closing(KafkaAdminClient(**self.settings.kafka.client_options())) as admin:
+        with suppress(KafkaError), closing(KafkaAdminClient(**self.settings.kafka.client_options())) as admin:
             members = admin.describe_groups([group])[group]["members"]
             gone = [MemberToRemove(member_id=member["member_id"]) for member in members]
             if gone:
