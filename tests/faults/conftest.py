@@ -54,11 +54,11 @@ def kills(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Prints a line at once, whatever pytest captures."""
-    reporter: Any = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture: Any = request.config.pluginmanager.get_plugin("capturemanager")
 
     def say(text: str) -> None:
-        reporter.write_line(f"{time.strftime('%H:%M:%S')} {text}")
-        reporter.flush()
+        with capture.global_and_fixture_disabled():
+            print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
     return say
 
