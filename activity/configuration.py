@@ -256,7 +256,9 @@ def _parse(raw: object, hint: Any, base: Path) -> Any:
     elif hint is bool:
         return raw if isinstance(raw, bool) else _BOOLEANS[raw.lower() if isinstance(raw, str) else ""]
     elif hint in (int, float) and isinstance(raw, str | int | hint) and not isinstance(raw, bool):
-        return hint(raw)
+        number = hint(raw)
+        if number == number:  # NaN is below and above nothing: no check of a range would find it
+            return number
     elif hint is str and isinstance(raw, str):
         return raw
     raise TypeError

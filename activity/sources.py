@@ -142,7 +142,7 @@ def _read_part(path: Path, settings: EventSettings) -> pa.Table:
             names, columns, where = *_guessed_csv(path, CSV_DELIMITERS[suffix]), lambda row: f"line {lines[row]}"
         elif suffix in JSON_KINDS:
             rows = list(scan_json(path))
-            names, columns, where = *_guessed_json([row for _, row in rows]), lambda row: f"line {rows[row][0]}"
+            names, columns, where = *_guessed_json(path, rows), lambda row: f"line {rows[row][0]}"
         else:
             table = pq.ParquetFile(path).read()
             names, columns = table.column_names, table.columns
@@ -161,22 +161,36 @@ def _guessed_csv(path: Path, delimiter: str) -> tuple[list[str], list[Any]]:
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in _IDS}),
         )
+    for field in table.schema:
+        if pa.types.is_binary(field.type):  # what Arrow makes of text in another encoding
+            raise _no_text(path, field.name, "bytes that are no UTF-8")
     return table.column_names, table.columns
 
 
-def _guessed_json(rows: list[dict[str, Any]]) -> tuple[list[str], list[Any]]:
+def _guessed_json(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[Any]]:
     """A column whose values have no type in common holds them as JSON."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
     columns: list[Any] = []
     for name in names:
-        values = [found_at(row, name) for row in rows]
+        values: Any = []
+        for line, row in rows:
+            try:
+                values.append(found_at(row, name))
+            except EventError as error:
+                raise UsageError(f"`{path}`, line {line}: {error}", hint="name each field once") from None
         if name not in _IDS:
             try:
                 values = pa.array(values)
+            except UnicodeEncodeError:
+                raise _no_text(path, name, "an unpaired surrogate") from None
             except (pa.ArrowException, OverflowError):
                 values = pa.array([None if value is None else json.dumps(value) for value in values])
         columns.append(values)
     return names, columns
+
+
+def _no_text(path: Path, name: str, found: str) -> UsageError:
+    return UsageError(f"`{path}`, column {name}: found {found}, expected Unicode", hint="write the file in UTF-8")
 
 
 def _wanted(names: Sequence[str], settings: EventSettings) -> list[str]:

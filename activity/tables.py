@@ -109,12 +109,16 @@ def count_rows(path: Path) -> int | None:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed, without a byte order mark. Raises UsageError for UTF-16 and UTF-32, OSError."""
+    """The file's bytes, decompressed, without a byte order mark. Raises UsageError for UTF-16 and UTF-32 (UTF-16
+    without a mark too), OSError."""
     codec = _CODECS.get(path.suffix.lower())
     plain: Any = io.FileIO(path) if codec is None else pa.input_stream(str(path), compression=codec)
     stream = io.BufferedReader(plain, 1 << 20)
     start = stream.peek(4)[:4]
-    if name := foreign_encoding(start):
+    name = foreign_encoding(start)
+    if name is None and len(start) > 1 and (start[0] == 0) != (start[1] == 0):  # without a mark
+        name = "UTF-16LE" if start[1] == 0 else "UTF-16BE"
+    if name is not None:
         raise UsageError(f"`{path}` is {name}", hint=f"write it in UTF-8, e.g. iconv -f {name} -t UTF-8 '{path}'")
     if start.startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))

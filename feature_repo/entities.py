@@ -8,6 +8,7 @@ defines by its name, none in the registry.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 from feast import Entity, FeatureStore, ValueType
@@ -36,7 +37,8 @@ def to_register(settings: FeatureSettings, ours: Entity, theirs: Entity | None) 
     if theirs is not None:
         check_shape(theirs, ours)
         return None
-    if _is_defined(settings.feature_repo, ours.name):
+    if (defined := _defined(settings.feature_repo, ours)) is not None:
+        check_shape(defined, ours)
         return None
     registered = _registered(settings.feature_repo, ours.name)
     if registered is not None:
@@ -71,8 +73,9 @@ def _entity(name: str, join_key: str, id_type: IdType) -> Entity:
     return Entity(name=name, join_keys=[join_key], value_type=value_type)
 
 
-def _is_defined(repo: Path, name: str) -> bool:
-    """Whether a file that Feast imports of this repo calls `Entity(name="…")` with this name."""
+def _defined(repo: Path, ours: Entity) -> Entity | None:
+    """The entity of our name that a file which Feast imports of this repo defines, `Entity(name="…")`, as far as it is
+    written out there: what is computed counts as ours."""
     from feast.repo_operations import get_repo_files
 
     for path in get_repo_files(repo.absolute()) if repo.is_dir() else []:
@@ -80,17 +83,34 @@ def _is_defined(repo: Path, name: str) -> bool:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
             continue  # Feast imports the file too, and says what is wrong with it
-        if any(_names_entity(node, name) for node in ast.walk(tree)):
-            return True
-    return False
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and _name_of(node.func) == "Entity":
+                given = {keyword.arg: keyword.value for keyword in node.keywords}
+                if _literal(given.get("name")) == ours.name:
+                    return _as_given(given, ours)
+    return None
 
 
-def _names_entity(node: ast.AST, name: str) -> bool:
-    if not isinstance(node, ast.Call):
-        return False
-    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-    values = [keyword.value for keyword in node.keywords if keyword.arg == "name"]
-    return called == "Entity" and any(isinstance(v, ast.Constant) and v.value == name for v in values)
+def _as_given(given: Mapping[str | None, ast.expr], ours: Entity) -> Entity:
+    keys, kind = [ours.name], ValueType.UNKNOWN
+    if "join_keys" in given:
+        written = _literal(given["join_keys"])
+        keys = written if isinstance(written, list) and len(written) == 1 else [ours.join_key]
+    if "value_type" in given:
+        kind = ValueType.__members__.get(_name_of(given["value_type"]), ValueType.UNKNOWN)
+    return Entity(name=ours.name, join_keys=keys, value_type=kind)
+
+
+def _name_of(node: ast.expr) -> str:
+    """The last part of a name with dots."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _literal(node: ast.expr | None) -> object:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
 
 
 def _registered(repo: Path, name: str) -> Entity | None:

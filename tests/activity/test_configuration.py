@@ -70,6 +70,8 @@ def test_an_unknown_variable_is_an_error_too_unless_only_some_sections_are_read(
         'count = "x"',
         "count = 1.5",
         "count = true",
+        "rate = nan",
+        'rate = "nan"',
         "on = 1",
         'on = "maybe"',
         'names = "a"\nmode = "c"',

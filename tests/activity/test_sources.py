@@ -283,8 +283,11 @@ def test_text_files_may_be_compressed_and_begin_with_a_byte_order_mark(tmp_path,
 
 
 def test_what_no_reader_takes_is_named_with_the_way_out(tmp_path):
-    (tmp_path / "e.csv").write_bytes((HEADER + "\nu,i,v,s,1700000000000\n").encode("utf-16"))
-    assert "iconv" in refusal(tmp_path / "e.csv")
+    for encoding, named in (("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")):
+        (tmp_path / "e.csv").write_bytes((HEADER + "\nu,i,v,s,1700000000000\n").encode(encoding))
+        assert f"iconv -f {named} " in refusal(tmp_path / "e.csv")
+    (tmp_path / "e.csv").write_bytes(b"\0")
+    assert "has no column" in refusal(tmp_path / "e.csv")
     (tmp_path / "e.csv.gz").write_bytes(b"no gzip")
     assert "cannot read" in refusal(tmp_path / "e.csv.gz")
     with pa.output_stream(str(tmp_path / "whole.csv.gz")) as file:
@@ -412,3 +415,18 @@ def test_columns_under_other_names_are_shown(tmp_path):
     pq.write_table(table, tmp_path / "e.parquet")
     for source in (table, table.to_pandas(), tmp_path / "e.parquet"):
         assert "has no column user_id, item_id, action, surface, timestamp; it has userId, ts" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("i.csv", "item_id,title\n1,José\n".encode("cp1252"), "column title: found bytes that are no UTF-8"),
+        ("i.jsonl", b'{"item_id": 1, "title": "\\ud800"}\n', "column title: found an unpaired surrogate"),
+        ("i.jsonl", b'{"item_id": 1, "title": "a", "title": "b"}\n', "line 1: title: found it more than once"),
+    ],
+)
+def test_text_of_other_tables_is_text(tmp_path, name, content, found):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=found) as refused:
+        read_table(tmp_path / name)
+    assert refused.value.hint

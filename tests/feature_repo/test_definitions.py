@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView
 
+from activity.errors import UsageError
 from feature_repo import definitions
 from feature_repo.definitions import build
 from feature_repo.releases import PROMOTED_FILE
@@ -162,3 +163,26 @@ def feast(folder: Path, *arguments: str) -> str:
     ran = subprocess.run([program, *arguments], cwd=folder, env=environ, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ('name="user", join_keys=["uid"]', "join key uid"),
+        ('name="user", value_type=ValueType.STRING', "join key user "),
+        ('name="user", join_keys=["user_id"], value_type=feast.ValueType.INT64', "type INT64"),
+    ],
+)
+def test_an_entity_of_another_shape_in_the_repo_s_files_is_refused(features, written, found):
+    features.feature_repo.mkdir()
+    (features.feature_repo / "theirs.py").write_text(f"who = feast.Entity({written})\n")
+    with pytest.raises(UsageError, match=found) as refused:
+        build(features)
+    assert "features.user_join_key" in refused.value.hint
+
+
+@pytest.mark.parametrize("written", ['"user", join_keys=KEYS', '"user", join_keys=["user_id"], description="ours"'])
+def test_an_entity_in_the_repo_s_files_is_used_as_it_is(features, written):
+    features.feature_repo.mkdir()
+    (features.feature_repo / "theirs.py").write_text(f"who = Entity(name={written})\n")
+    assert [o.name for o in build(features) if isinstance(o, Entity)] == ["item"]
