@@ -174,8 +174,4 @@ def _tags(release: LiveRelease) -> dict[str, str]:
 
 
 if __name__ == "definitions":  # Feast imports this file under its bare name and registers the module's attributes
-    from feature_repo.activity_views import build_activity
-
-    _settings = load_feature_settings(Path(__file__).parent)
-    _examples = build_activity(_settings)
-    globals().update({f"spoor_{o.name}": o for o in [*_examples, *build(_settings, beside=_examples)]})
+    globals().update({f"spoor_{o.name}": o for o in build(load_feature_settings(Path(__file__).parent))})

@@ -120,6 +120,7 @@ def test_feast_apply_from_the_command_line_serves_spoor_and_plain_feast_and_forg
     applied = feast(tmp_path, "-c", "feature_repo", "apply")
     for line in ("feature view user_history", "feature view user_embedding_base_3", "feature service ranker_base_3"):
         assert f"Created {line}" in applied
+    assert "activity" not in applied  # the example views are the demo's
     assert sorted(path.name for path in (tmp_path / ".spoor").iterdir()) == ["online.db", "registry.db"]
 
     features = load_feature_settings(repo)
