@@ -24,9 +24,10 @@ def test_nobody_gives_no_bucket_and_no_file(tmp_path: Path):
 
 def test_a_job_s_folder_is_empty_at_the_start_and_gone_at_the_end_also_of_one_that_fails(tmp_path: Path):
     left = listing_folder(tmp_path, "verify")  # killed: it never comes to its end
-    list_users(["ann"], left.__enter__(), buckets=1)
+    earlier = left.__enter__()
+    list_users(["ann"], earlier, buckets=1)
     with pytest.raises(ZeroDivisionError), listing_folder(tmp_path, "verify") as folder:
-        assert not folder.exists()
+        assert not earlier.exists() and listed_users(folder, 0) == []
         list_users(["bob"], folder, buckets=1)
         raise ZeroDivisionError
     assert not folder.exists()
