@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from activity.errors import InfrastructureError, UsageError
+from activity.numbers import number_text
 
 _METADATA, _METADATA_VERSION = 3, 4
 _LOG_DIRS, _LOG_DIRS_VERSION = 35, 1
@@ -54,7 +55,7 @@ def check_own_broker(folder: Path, port: int, *, timeout_seconds: float) -> None
         found = cluster_at(port, timeout_seconds=timeout_seconds)
     except TimeoutError:
         raise InfrastructureError(
-            f"no Kafka broker answers at 127.0.0.1:{port} within {timeout_seconds:g} s",
+            f"no Kafka broker answers at 127.0.0.1:{port} within {number_text(timeout_seconds)} s",
             hint="see `spoor services status`; a hung broker is ended by `spoor services down`",
         ) from None
     if found is None or found == (own := own_cluster(folder)):

@@ -377,7 +377,7 @@ def test_the_answer_no_is_no_interrupt_and_nothing_has_been_changed(
 ):
     """The settings' broker, store and releases are not there: whatever were done before the answer would fail."""
     monkeypatch.setattr(
-        "spoor.versions.plan_retirement", lambda *_, **__: RetirePlan("a", ("b", "c"), (), None, False, ())
+        "spoor.versions.plan_retirement", lambda *_, **__: RetirePlan("a", ("b", "c"), (), None, False, (), ())
     )
     keyboard, terminal = os.openpty()
     with open(terminal) as stdin, open(keyboard, "wb", buffering=0) as keys:
