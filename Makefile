@@ -2,12 +2,13 @@
 # make test    every test, fast ones first
 # make check   format, lint, types, arrows of the house
 # make faults  everything that breaks, for about an hour: writes docs/faults.md and a row of benchmarks/results/faults.jsonl
-#              (the disks' part needs root; make faults KILLS=100 is shorter)
+#              (the disks' part needs root; make faults KILLS=100 is shorter; make faults-again ONLY=producers completes the
+#              last run with the scenarios of that name)
 # make bench-gpu  on a machine with a GPU: the kernels' tests on it, then their timings (rows in benchmarks/results)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test faults check bench-gpu clean
+.PHONY: install demo test faults faults-again check bench-gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -29,9 +30,13 @@ test: install
 	$(BIN)/pytest tests/end_to_end
 
 KILLS := 1000
+FAULTS = $(BIN)/python -m pytest tests/faults -m "faults or not faults" --kills $(KILLS) \
+	--faults-page docs/faults.md --faults-row benchmarks/results/faults.jsonl
 faults: install
-	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --kills $(KILLS) \
-		--faults-page docs/faults.md --faults-row benchmarks/results/faults.jsonl
+	$(FAULTS)
+
+faults-again: install
+	$(FAULTS) --faults-again -k "$(ONLY)"
 
 check: install
 	$(BIN)/ruff format --check .

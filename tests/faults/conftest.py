@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.redis_servers import RedisServer
 
 _ROWS: list[page.Row] = []
 _FAILED: list[str] = []
+_RAN: set[str] = set()
 NewWorld = Callable[..., World]
 Judged = Callable[..., None]
 
@@ -27,23 +29,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-page", type=Path, help="Write what the scenarios did and found to this file.")
     parser.addoption("--faults-row", type=Path, help="Append the counts of the run to this file, a row of JSON.")
     parser.addoption(
+        "--faults-again", action="store_true", help="Put what runs now into the run of the file's last row."
+    )
+    parser.addoption(
         "--kills", type=int, default=1000, help="How many kills tests/faults/test_kills.py makes together."
     )
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    test = report.nodeid.rpartition("::")[2]
+    _RAN.add(test)
     if report.failed:
-        _FAILED.append(report.nodeid.rpartition("::")[2])
+        _FAILED.append(test)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    target = session.config.getoption("--faults-page")
+    options = session.config.getoption
+    target, log = options("--faults-page"), options("--faults-row")
+    rows, failed, command = _ROWS, _FAILED, f"make faults KILLS={options('--kills')}"
+    if log is not None and options("--faults-again"):
+        rows, failed = page.completed(log.read_text().splitlines()[-1], rows, failed, ran=_RAN)
+        command = f"make faults-again ONLY='{options('keyword')}'"
     if target is not None:
-        target.write_text(page.text(_ROWS, _FAILED))
-    log = session.config.getoption("--faults-row")
+        target.write_text(page.text(rows, failed))
     if log is not None:
         with log.open("a") as file:
-            file.write(page.row(_ROWS, _FAILED, kills=session.config.getoption("--kills")) + "\n")
+            file.write(page.row(rows, failed, command=command) + "\n")
 
 
 @pytest.fixture
@@ -106,7 +117,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def judged(say: Callable[[str], None]) -> Judged:
+def judged(say: Callable[[str], None], request: pytest.FixtureRequest) -> Judged:
     """judged(world, traffic, scenario, faults=…, found=…): archives, asks both judges, and adds a row to the page.
     `told`: what the judge has to know besides (tests/faults/judge.py: Case). `verified`: whether `spoor verify` can
     agree, as the lake has everything."""
@@ -138,6 +149,8 @@ def judged(say: Callable[[str], None]) -> Judged:
         _ROWS.append(
             page.Row(
                 scenario=scenario,
+                test=request.node.name,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
                 faults=faults,
                 kills=kills.total,
                 at_work=kills.at_work,

@@ -6,19 +6,19 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 _BEFORE = """\
 # Faults
 
-Written by `make faults` from its own counters ({when}, {cores} cores, Python {python}): **{kills:,} kills
-(`kill -9`) over {scenarios} scenarios and {records:,} records, {differences:,} differences**. Each scenario runs
-workers (`spoor stream`) and jobs as processes against a genuine Kafka and, where nothing else is said, a genuine
-Redis, and breaks something while events flow. One record in ten repeats an earlier event, one in fifty has a foreign
-key, some are late by up to an hour.
+Written by `make faults` from its own counters ({when}, {cores} cores, Python {python}):
+**{kills:,} kills (`kill -9`) over {scenarios} scenarios and {records:,} records, {differences:,} differences**. Each
+scenario runs workers (`spoor stream`) and jobs as processes against a genuine Kafka and, where nothing else is said, a
+genuine Redis, and breaks something while events flow. One record in ten repeats an earlier event, one in fifty has a
+foreign key, some are late by up to an hour.
 
 At the end of each scenario the judge (tests/faults/judge.py) compares what is there with what was produced. It shares
 no code with Spoor: it reads Kafka with kafka-python, the online store through Feast as a ranker does, the lake with
@@ -65,6 +65,8 @@ class Row:
     where the lake cannot have everything."""
 
     scenario: str
+    test: str
+    date: str  # when it ended
     faults: int
     kills: int
     at_work: int
@@ -84,12 +86,6 @@ class Row:
     found: str
 
 
-_IN_ROW = (
-    "faults", "kills", "at_work", "commands", "places", "records", "bad", "workers", "rebalances", "users", "events",
-    "embeddings", "letters", "differences", "verify_differences", "seconds",
-)  # fmt: skip
-
-
 def text(rows: Sequence[Row], failed: Sequence[str]) -> str:
     """`failed`: tests of scenarios that have no row for that."""
     table = "".join(
@@ -101,7 +97,7 @@ def text(rows: Sequence[Row], failed: Sequence[str]) -> str:
     found = "\n".join(f"- **{row.scenario}**: {row.found}" for row in rows)
     without_row = f" and has no row; in this run: **{', '.join(failed)}**" if failed else ": in this run none did"
     before = _BEFORE.format(
-        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        when=_between([row.date for row in rows]),
         cores=os.cpu_count(),
         python=platform.python_version(),
         kills=sum(row.kills for row in rows),
@@ -129,11 +125,11 @@ def _killed(rows: Sequence[Row]) -> str:
     )
 
 
-def row(rows: Sequence[Row], failed: Sequence[str], *, kills: int) -> str:
+def row(rows: Sequence[Row], failed: Sequence[str], *, command: str) -> str:
     """The row of benchmarks/results/faults.jsonl, as one line of JSON."""
     found = {
         "benchmark": "faults",
-        "command": f"make faults KILLS={kills}",
+        "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("faust-streaming", "aiokafka", "feast", "kafka-python", "redis")},
@@ -143,6 +139,22 @@ def row(rows: Sequence[Row], failed: Sequence[str], *, kills: int) -> str:
         "differences": sum(row.differences for row in rows),
         "verify_differences": sum(row.verify_differences or 0 for row in rows),
         "failed": list(failed),
-        "scenarios": {row.scenario: {name: getattr(row, name) for name in _IN_ROW} for row in rows},
+        "scenarios": [asdict(row) for row in rows],
     }
     return json.dumps(found, sort_keys=True)
+
+
+def completed(
+    line: str, rows: Sequence[Row], failed: Sequence[str], *, ran: Collection[str]
+) -> tuple[list[Row], list[str]]:
+    """The run of this `row`, with the scenarios of the tests that `ran` again in the place of theirs."""
+    before = json.loads(line)
+    kept = [found for each in before["scenarios"] if (found := Row(**each)).test not in ran]
+    both = sorted([*kept, *rows], key=lambda row: row.date)
+    return both, [*(test for test in before["failed"] if test not in ran), *failed]
+
+
+def _between(dates: Sequence[str]) -> str:
+    return (
+        " to ".join(f"{date[:10]} {date[11:16]}" for date in (min(dates), max(dates))) + " UTC" if dates else "no row"
+    )

@@ -70,8 +70,7 @@ class Traffic:
 
     def send_large(self, *values: bytes) -> None:
         """Bad records that only compression brings through the broker's limit."""
-        limits = {"compression_type": "gzip", "max_request_size": 1 << 24, "buffer_memory": 1 << 25}
-        with self.world.producer(**limits) as producer:
+        with self.world.producer(compression_type="gzip", max_request_size=1 << 24) as producer:
             for value in values:
                 self._send(producer, [], [value])
 
