@@ -6,6 +6,7 @@ A server starts once per session, at its first use; tests share it and keep apar
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import random
 import socket
@@ -51,6 +52,26 @@ def free_port() -> int:
                 return port
             except OSError:
                 continue
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command run in this process sets up logging; the next test finds levels and handlers as they were."""
+    root = logging.getLogger()
+    handlers, levels = list(root.handlers), _levels()
+    yield
+    root.handlers[:] = handlers
+    for name, level in _levels().items():
+        if level != levels.get(name, logging.NOTSET):
+            logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+
+
+def _levels() -> dict[str | None, int]:
+    """Every logger's own level by its name; the root's is None."""
+    named = {
+        n: found.level for n, found in logging.root.manager.loggerDict.items() if isinstance(found, logging.Logger)
+    }
+    return {None: logging.root.level} | named
 
 
 @pytest.fixture

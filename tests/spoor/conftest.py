@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -35,23 +34,17 @@ class Done:
 @pytest.fixture
 def spoor(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Done]]:
+) -> Callable[..., Done]:
     """Runs a command in this process, in an empty folder, with the settings' broker and state folder."""
     monkeypatch.chdir(settings.state_folder.parent)
     monkeypatch.setenv("SPOOR_KAFKA__PORT", str(settings.kafka.port))
     monkeypatch.setenv("SPOOR_KAFKA__CONTROLLER_PORT", str(settings.kafka.controller_port))
     monkeypatch.setenv("SPOOR_KAFKA__FOLDER", str(settings.kafka.folder))
     monkeypatch.setenv("SPOOR_STATE_FOLDER", str(settings.state_folder))
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
 
     def run(*arguments: str) -> Done:
         capsys.readouterr()
         code = cli.run(list(arguments))
         return Done(code, *capsys.readouterr())
 
-    yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in list(logging.root.manager.loggerDict):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    return run
