@@ -19,6 +19,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from numbers import Integral
+from typing import Literal
 
 from activity.errors import EventError
 from activity.settings import EventSettings
@@ -51,6 +52,11 @@ def entity_id(value: object, name: str, settings: EventSettings) -> str:
 def fits(text: str, name: str, settings: EventSettings) -> bool:
     """Whether an id has the type of Feast's entity. `name`: user_id or item_id."""
     kind = settings.user_id_type if name == "user_id" else settings.item_id_type
+    return is_of_type(text, kind)
+
+
+def is_of_type(text: str, kind: Literal["string", "int64"]) -> bool:
+    """Whether an entity of Feast's with keys of this type holds the id to the letter."""
     return kind == "string" or is_int64(text)
 
 

@@ -32,6 +32,7 @@ from activity.tables import (
     JSON_KINDS,
     Rows,
     chosen,
+    json_column,
     kind,
     open_bytes,
     parts,
@@ -146,9 +147,7 @@ def _read_part(path: Path, settings: EventSettings) -> pa.Table:
         else:
             table = pq.ParquetFile(path).read()
             names, columns = table.column_names, table.columns
-    for index, name in enumerate(names):
-        if names.count(name) > 1:
-            raise UsageError(f"`{path}` has the column {name} {names.count(name)} times", hint="name each column once")
+    for index, name in enumerate(chosen(path, names, lambda all_of_them: all_of_them)):
         if name in _IDS:
             columns[index] = id_column(columns[index], name, settings, path=path, where=where)
     return pa.table(columns, names=names)
@@ -172,12 +171,7 @@ def _guessed_json(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[l
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     columns: list[Any] = []
     for name in names:
-        values: Any = []
-        for line, row in rows:
-            try:
-                values.append(found_at(row, name))
-            except EventError as error:
-                raise UsageError(f"`{path}`, line {line}: {error}", hint="name each field once") from None
+        values: Any = json_column(path, rows, name)
         if name not in _IDS:
             try:
                 values = pa.array(values)
@@ -210,16 +204,20 @@ def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
             return None
         values = frame.iloc[:, names.index(root)]
         if values.dtype == object:
-            found = [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
+            found = _frame_values(values)
             return found if root == name else [found_at({root: value}, name) for value in found]
         if root != name:
             return None
         try:
             return pa.chunked_array([pa.array(values, from_pandas=True)])
         except pa.ArrowException:  # of a type that Arrow has not
-            return [None if missing else value for value, missing in zip(values, values.isna(), strict=True)]
+            return _frame_values(values)
 
     return Rows(FRAME, len(frame), column, lambda row: f"row {row + 1}", tuple(names))
+
+
+def _frame_values(column: Any) -> list[Any]:
+    return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
 
 
 def _events(rows: Rows, settings: EventSettings, now_ms: int) -> pa.Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,15 +211,20 @@ def _json(path: Path) -> Iterator[Rows]:
 
 def _json_rows(path: Path, objects: list[dict[str, Any]], lines: list[int]) -> Rows:
     def column(name: str) -> list[Any]:
-        found: list[Any] = []
-        for row, fields in enumerate(objects):
-            try:
-                found.append(found_at(fields, name))
-            except EventError as error:
-                raise UsageError(f"`{path}`, line {lines[row]}: {error}", hint="name each field once") from None
-        return found
+        return json_column(path, zip(lines, objects, strict=True), name)
 
     return Rows(path, len(objects), column, lambda row: f"line {lines[row]}", None)
+
+
+def json_column(path: Path, rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> list[Any]:
+    """What each object, whose line comes with it, has under this name. Raises UsageError where one has it twice."""
+    found: list[Any] = []
+    for line, fields in rows:
+        try:
+            found.append(found_at(fields, name))
+        except EventError as error:
+            raise UsageError(f"`{path}`, line {line}: {error}", hint="name each field once") from None
+    return found
 
 
 def _parquet(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]]) -> Iterator[Rows]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics.metric import Metrics
 
-from activity.fields import is_int64
+from activity.fields import is_of_type
 from activity.files import Manifest
 from activity.history import equal_rows
 from activity.lake import open_lake
@@ -272,7 +272,7 @@ class WriteItems(beam.DoFn):
         with self._failures.recorded():
             encoder = encoders(self._settings, [element])[element]
             features = self._settings.features
-            fit = [n for n, item in enumerate(encoder.item_ids) if features.item_id_type == "string" or is_int64(item)]
+            fit = [n for n, item in enumerate(encoder.item_ids) if is_of_type(item, features.item_id_type)]
             if unfit := len(encoder.item_ids) - len(fit):
                 _LOG.warning("%d items of release %s have ids that are no int64: they get no vector", unfit, element)
             item_ids, vectors = [encoder.item_ids[n] for n in fit], encoder.item_vectors(encoder.item_hashes[fit])

@@ -315,7 +315,7 @@ def _pieces(
     if isinstance(source, Path):
         pieces = scan_events(source, events, now_ms=time.time_ns() // 1_000_000)
         expected = count_rows(source)
-        if expected is None:  # other kinds are read whole anyway
+        if expected is None:  # text does not tell: it is kept whole until its events are counted
             whole = list(pieces)
             pieces, expected = iter(whole), sum(map(len, whole))
     else:

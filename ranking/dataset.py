@@ -96,26 +96,27 @@ def sample_requests(
 ) -> list[Request]:
     """All requests if they make at most `most_rows` rows, else a random choice of them that does (at least one), oldest
     first. A request keeps all of its rows."""
-    order = np.random.default_rng(seed).permutation(len(requests))
-    rows = np.cumsum([rows_of(requests[k]) for k in order])
-    if not len(rows) or rows[-1] <= most_rows:
-        return list(requests)
-    kept = order[: max(int(np.searchsorted(rows, most_rows, side="right")), 1)]
-    return [requests[k] for k in np.sort(kept)]
+    rows = np.array([rows_of(request) for request in requests], np.int64)
+    return [requests[k] for k in sample_positions(rows, most_rows=most_rows, seed=seed)]
 
 
-def candidate_rows(requests: Sequence[Request], catalogue: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
-    """Every item of the catalogue that the request's user has not seen, with its label, in a shuffled order (so that
-    equal scores favour nobody). Columns as `training_rows`."""
-    parts = [rows for _, rows in candidate_parts(requests, catalogue, rows_at_once=len(catalogue), seed=seed)]
-    return pd.concat(parts, ignore_index=True) if parts else _rows(requests, [])
+def sample_positions(rows: npt.NDArray[np.int64], *, most_rows: int, seed: int) -> npt.NDArray[np.int64]:
+    """`rows` int64[n]: of each request. All positions if they make at most `most_rows` rows, else a random choice of
+    them that does (at least one), ascending."""
+    if rows.sum() <= most_rows:
+        return np.arange(len(rows))
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept = int(np.searchsorted(np.cumsum(rows[order]), most_rows, side="right"))
+    return np.sort(order[: max(kept, 1)])
 
 
 def candidate_parts(
     requests: Sequence[Request], catalogue: Sequence[str], *, rows_at_once: int, seed: int = 0
 ) -> Iterator[tuple[slice, pd.DataFrame]]:
-    """`candidate_rows` in pieces of whole requests, about `rows_at_once` rows each: all of them together may be more
-    than fits into memory. `request` numbers all requests."""
+    """Every item of the catalogue that the request's user has not seen, with its label, in a shuffled order (so that
+    equal scores favour nobody). Columns as `training_rows`; `request` numbers all requests.
+
+    In pieces of whole requests, about `rows_at_once` rows each: all together may be more than fits into memory."""
     chance = np.random.default_rng(seed)
     at_once = max(rows_at_once // max(len(catalogue), 1), 1)
     for start in range(0, len(requests), at_once):

@@ -26,14 +26,13 @@ import pyarrow.parquet as pq
 
 from activity.configuration import find_file, load
 from activity.errors import DataError, SpoorError
-from activity.fields import is_int64
 from activity.files import atomic_path
 from activity.lake import Lake
 from activity.settings import EventSettings, LakeSettings
 from feature_repo.definitions import source_folder
 from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 from feature_repo.settings import FeatureSettings, IdType, agree_on_ids
-from store.offline import upgrade_view
+from store.offline import int64_ids, upgrade_view
 
 _DAY_MS = 86_400_000
 _TIME = pa.timestamp("us", "UTC")
@@ -169,13 +168,7 @@ def _feast_rows(rows: pa.Table, view: _View) -> pa.Table:
     """`rows` under the names that Feast's definitions use."""
     keys = rows["key"]
     if view.id_type == "int64":
-        wrong = next((key for key in keys.unique().to_pylist() if not is_int64(key)), None)
-        if wrong is not None:  # a cast would make 7 of `007`
-            raise DataError(
-                f"{view.key}: found {wrong!r}, expected 64-bit integers in their shortest form",
-                hint=f'set events.{view.key}_type = "string", or archive into a new lake, which refuses such ids',
-            )
-        keys = keys.cast(pa.int64())
+        keys = int64_ids(keys, view.key)
     days = rows["as_of"].cast(pa.int64()).to_numpy()
     times = pa.array(days * (_DAY_MS * 1000), pa.int64()).cast(_TIME)
     names = [view.join_key, "event_timestamp", "created_timestamp", *view.columns.values()]

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from activity.errors import DataError
 from activity.history import slice_rows
+from ranking.dataset import sample_positions
 from ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
@@ -86,9 +87,7 @@ class Impressions:
         one), oldest first."""
         if len(self.item_ids) <= most_rows:
             return self
-        order = np.random.default_rng(seed).permutation(self.requests)
-        kept = int(np.searchsorted(np.cumsum(np.diff(self.offsets)[order]), most_rows, side="right"))
-        return self.take(np.sort(order[: max(kept, 1)]))
+        return self.take(sample_positions(np.diff(self.offsets), most_rows=most_rows, seed=seed))
 
     def between(self, from_ms: int, to_ms: int) -> Impressions:
         """The requests of [from_ms, to_ms). Their labels stay those of the whole window."""

@@ -83,14 +83,14 @@ def create_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), dry_run
         missing = {name: options for name, options in wanted.items() if name not in present}
         if dry_run:
             there = {name: options for name, options in wanted.items() if name in present}
-            planned = [_topic(name, True, kafka.partitions, options) for name, options in missing.items()]
-            found = planned + (_described(admin, there, created=()) if there else [])
+            found = [_topic(name, True, kafka.partitions, options) for name, options in missing.items()]
+            found += _described(admin, there, created=()) if there else []
         else:
             if missing:
                 _create(admin, kafka, missing)
             found = _described(admin, wanted, created=missing)
-    order = list(wanted)
-    return sorted((_compared(kafka, topic, wanted[topic.name]) for topic in found), key=lambda t: order.index(t.name))
+    topics = {topic.name: topic for topic in found}
+    return [_compared(kafka, topics[name], options) for name, options in wanted.items()]
 
 
 def _described(admin: KafkaAdminClient, wanted: Collection[str], *, created: Collection[str]) -> list[Topic]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.hashing import OLD_NAMES, buckets_of, hash_item, hash_name
+from activity.hashing import OLD_NAMES, buckets_of, hash_item, hash_names, old_names
 from activity.history import NEVER, Histories, Values
 from activity.lake import Lake
 from activity.packing import read_forgotten_through, unpack
@@ -159,9 +159,12 @@ def _events(
 
 def _by_hash(names: Iterable[str]) -> dict[int, str]:
     """By the hash of each name, and by that of hash version 1, where no other of the names had it."""
-    hashes = {hash_name(name): name for name in names}
-    old = Counter(hashed >> 48 for hashed in hashes)
-    return hashes | {hashed >> 48: name for hashed, name in hashes.items() if old[hashed >> 48] == 1}
+    distinct = list(dict.fromkeys(names))
+    hashes = hash_names(distinct)
+    old = old_names(hashes).tolist()
+    held = Counter(old)
+    by_old = {hashed: name for hashed, name in zip(old, distinct, strict=True) if held[hashed] == 1}
+    return dict(zip(hashes.tolist(), distinct, strict=True)) | by_old
 
 
 def _lake_names(settings: Settings, user_id: str) -> dict[str, dict[int, str]]:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import yaml
-from feast import FeatureStore, FeatureView
+from feast import FeatureService, FeatureStore, FeatureView
+from feast.base_feature_view import BaseFeatureView
 from feast.errors import FeastError
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
@@ -76,8 +77,13 @@ def registered_releases(store: FeatureStore, features: FeatureSettings) -> list[
 def registered_user_views(store: FeatureStore, features: FeatureSettings) -> list[str]:
     """The names of all views of this prefix that are keyed by the user alone, of live and of other releases."""
     views = store.registry.list_feature_views(store.project, allow_cache=True)
-    owned = [view for view in views if OWNER_TAG.items() <= dict(view.tags).items() and features.owns(view.name)]
+    owned = [view for view in views if is_ours(view) and features.owns(view.name)]
     return sorted(view.name for view in owned if view.join_keys == [features.user_join_key])
+
+
+def is_ours(registered: BaseFeatureView | FeatureService) -> bool:
+    """Whether Spoor has made it, under whatever prefix."""
+    return OWNER_TAG.items() <= dict(registered.tags).items()
 
 
 def not_applied(features: FeatureSettings, what: str) -> UsageError:

@@ -206,15 +206,22 @@ class OfflineLog:
             index = table.column_names.index(column)
             ids = table.column(index)
             if id_type == "int64":
-                wrong = next((text for text in ids.unique().to_pylist() if not is_int64(text)), None)
-                if wrong is not None:  # a cast would make 7 of `007`
-                    raise DataError(
-                        f"{column}: {wrong!r} is no 64-bit integer in its shortest form",
-                        hint=f'the entity\'s join key is INT64: set events.{column}_type = "string" if ids are text',
-                    )
-                ids = ids.cast(pa.int64())
+                ids = int64_ids(ids, column)
             table = table.set_column(index, pa.field(join_key, ids.type, nullable=False), ids)
         return table
+
+
+def int64_ids(ids: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Ids as text → as an int64 join key holds them. `name`: user_id or item_id. Raises DataError for the first that is
+    none: a cast would make 7 of `007`."""
+    wrong = next((text for text in ids.unique().to_pylist() if not is_int64(text)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{name}: {wrong!r} is no 64-bit integer in its shortest form",
+            hint=f'the entity\'s join key is INT64: set events.{name}_type = "string" if ids are text, or archive into '
+            "a new lake, which refuses such ids",
+        )
+    return ids.cast(pa.int64())
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -17,11 +17,10 @@ from feast.base_feature_view import BaseFeatureView
 
 from activity.errors import UsageError
 from activity.files import atomic_write
-from feature_repo.definitions import OWNER_TAG
 from feature_repo.names import PROMOTED_RANKER, aligned_ranker
 from feature_repo.releases import PROMOTED_FILE, live_releases, promotion
 from feature_repo.settings import FeatureSettings
-from store.feast_store import open_feature_store
+from store.feast_store import is_ours, open_feature_store
 from store.online import OnlineStore
 from store.repo import Applied, apply
 
@@ -127,8 +126,7 @@ def check_aliases_are_ours(features: FeatureSettings, space: str) -> None:
     store, _ = open_feature_store(features)
     names = (features.named(PROMOTED_RANKER), features.named(aligned_ranker(space)))
     for service in store.list_feature_services():
-        ours = OWNER_TAG.items() <= dict(service.tags).items()
-        if service.name in names and not ours:
+        if service.name in names and not is_ours(service):
             raise UsageError(
                 f"Feast has a service `{service.name}` that is not Spoor's",
                 hint="set features.prefix, or give that service another name; rankers can also pin a release's service",

@@ -16,7 +16,7 @@ from feast.protos.feast.types.Value_pb2 import Value, ValueType
 from google.protobuf.message import DecodeError
 
 from activity.errors import DataError
-from activity.fields import is_int64
+from activity.fields import is_int64, is_of_type
 from feature_repo.settings import IdType
 from store.rows import Vector
 
@@ -80,11 +80,11 @@ class EntityKeys:
         """`setting`: the one that says the ids' type, for messages."""
         self.setting = setting
         self.prefix = serialize_entity_key_prefix([join_key], KEY_VERSION)
-        self.id_type = id_type
+        self.id_type: IdType = id_type
 
     def holds(self, entity_id: str) -> bool:
         """Whether the type can hold this id."""
-        return self.id_type == "string" or is_int64(entity_id)
+        return is_of_type(entity_id, self.id_type)
 
     def to_bytes(self, entity_id: str) -> bytes:
         """Raises DataError for an id that the type cannot hold."""

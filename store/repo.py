@@ -18,10 +18,10 @@ from feast.errors import FeastError
 from activity.errors import InfrastructureError, UsageError
 from activity.files import atomic_write
 from feature_repo.activity_views import build_activity
-from feature_repo.definitions import OWNER_TAG, build
+from feature_repo.definitions import build
 from feature_repo.entities import check_shape, item_entity, user_entity
 from feature_repo.settings import FeatureSettings
-from store.feast_store import open_feature_store
+from store.feast_store import is_ours, open_feature_store
 from store.offline import open_offline
 from store.offline_stores import warn_of_offline_store
 
@@ -68,7 +68,7 @@ def apply(features: FeatureSettings, examples: Literal["add", "keep"] = "add") -
         shown = [
             view
             for view in build_activity(features)
-            if (_is_ours(registered[view.name]) if view.name in registered else examples == "add")
+            if (is_ours(registered[view.name]) if view.name in registered else examples == "add")
         ]
         ours = {entity.name: entity for entity in (user_entity(features), item_entity(features))}
         for name, entity in ours.items():
@@ -116,12 +116,8 @@ def create_repo(folder: Path, *, online_store: Mapping[str, Any], state_folder: 
 
 def _owned(store: FeatureStore, features: FeatureSettings) -> list[FeatureView | FeatureService]:
     objects = [*store.list_feature_views(), *store.list_feature_services()]
-    ours = [o for o in objects if isinstance(o, FeatureView | FeatureService) and _is_ours(o)]
+    ours = [o for o in objects if isinstance(o, FeatureView | FeatureService) and is_ours(o)]
     return [o for o in ours if features.owns(o.name)]
-
-
-def _is_ours(registered: BaseFeatureView | FeatureService) -> bool:
-    return OWNER_TAG.items() <= dict(registered.tags).items()
 
 
 def _beside(
@@ -134,7 +130,7 @@ def _beside(
     found: dict[str, FeatureView | OnDemandFeatureView] = {}
     for projection in projections:
         view = registered.get(projection.name)
-        if isinstance(view, FeatureView | OnDemandFeatureView) and not _is_ours(view):
+        if isinstance(view, FeatureView | OnDemandFeatureView) and not is_ours(view):
             shown = view.with_projection(projection)
             assert shown is not None  # Feast's annotation
             found.setdefault(projection.name_to_use(), shown)
@@ -149,8 +145,8 @@ def _check_names(
 ) -> None:
     """Raises UsageError where a name is another's already: to register it would replace what it means."""
     there = {service.name: service for service in store.list_feature_services()}
-    taken = [f"a view `{view.name}`" for view in views if not _is_ours(registered.get(view.name, view))]
-    taken += [f"a service `{service.name}`" for service in services if not _is_ours(there.get(service.name, service))]
+    taken = [f"a view `{view.name}`" for view in views if not is_ours(registered.get(view.name, view))]
+    taken += [f"a service `{service.name}`" for service in services if not is_ours(there.get(service.name, service))]
     if taken:
         raise UsageError(
             f"Feast has {' and '.join(taken)}, not made by Spoor",

@@ -35,9 +35,12 @@ def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None
     found = create_topics(settings.kafka, releases=names, dry_run=dry_run)
     lines = []
     for topic in found:
-        state = "to be created" if topic.created and dry_run else "" if topic.created else "exists"
-        lines.append(topic.describe().removesuffix(", created" if state else "") + (f", {state}" if state else ""))
-        lines += [f"  {difference}" for difference in topic.differs]
+        line = topic.describe()  # ends with "created" for a topic that was missing
+        if not topic.created:
+            line += ", exists"
+        elif dry_run:
+            line = line.removesuffix("created") + "to be created"
+        lines += [line, *(f"  {difference}" for difference in topic.differs)]
     shown = [
         {
             "name": topic.name,

@@ -2,18 +2,17 @@
 
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from activity.settings import KafkaSettings
 from spoor import services
 from tests.brokers import one_node, running_broker
-from tests.conftest import free_port, settings_in
+from tests.conftest import free_port, settings_in, wait_until
 from tests.faults.conftest import Judged, NewWorld
 from tests.faults.harness import Fleet, World
 from tests.faults.judge import Place
@@ -56,13 +55,14 @@ def test_retention_that_takes_what_workers_have_not_read(
             frozen = list(fleet.running)
             for worker in frozen:  # Kafka takes them for dead
                 worker.send_signal(signal.SIGSTOP)
-            time.sleep(world.settings.kafka.session_timeout_seconds + longer)
+            wait_until(lambda: world.members() == 0, "Kafka has taken the frozen workers for dead")
+            wait_until(lambda: unread_is_gone(world), "retention has taken what they have not read")
             for worker in frozen:
                 worker.send_signal(signal.SIGCONT)
             pause(fleet, 5)
             for worker in frozen:  # nobody is there at all
                 fleet.kill(worker)
-            time.sleep(longer)
+            wait_until(lambda: unread_is_gone(world), "retention has taken what the dead have not read")
             fleet.tended_until(lambda: world.members() == 2, "others have taken their place")
         keep_for(world, 3600)
         traffic.produce(500, bad=5)  # what comes last is read by somebody, who then knows what is missing before it
@@ -89,6 +89,15 @@ def keep_for(world: World, seconds: int) -> None:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, world.settings.kafka.topic, configs=values)])
     finally:
         admin.close()
+
+
+def unread_is_gone(world: World) -> bool:
+    """Whether every partition begins behind what the group has committed."""
+    kafka = world.settings.kafka
+    with KafkaConsumer(group_id=world.settings.stream.group, **kafka.consumer_options()) as consumer:
+        partitions = [TopicPartition(kafka.topic, p) for p in consumer.partitions_for_topic(kafka.topic)]
+        begins = consumer.beginning_offsets(partitions)
+        return all(begins[tp] > (consumer.committed(tp) or 0) for tp in partitions)
 
 
 def counted_as_lost(world: World) -> set[Place]:

@@ -14,7 +14,6 @@ from ranking.dataset import (
     USER_COLUMNS,
     Request,
     candidate_parts,
-    candidate_rows,
     embedding_inputs,
     existing_inputs,
     find_requests,
@@ -24,7 +23,7 @@ from ranking.dataset import (
     training_rows,
 )
 from ranking.recommend import feast_reader
-from tests.ranking.world import DAY, DIMENSION, RELEASE, START, TRAINED, World
+from tests.ranking.world import DAY, DIMENSION, RELEASE, START, TRAINED, World, candidate_rows
 
 MINUTE = 60_000
 
@@ -216,7 +215,7 @@ def test_pieces_of_candidates_are_the_candidates() -> None:
 
 
 def test_no_request_gives_no_candidates() -> None:
-    assert len(candidate_rows([], ["i1"])) == 0
+    assert list(candidate_parts([], ["i1"], rows_at_once=1)) == []
 
 
 @pytest.mark.parametrize(("most", "kept"), [(70, 7), (69, 6), (30, 3), (0, 1)])

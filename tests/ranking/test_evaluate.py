@@ -1,10 +1,11 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from activity.errors import DataError
-from ranking.evaluate import METRICS, bootstrap, measure_lift, request_metrics
+from ranking.evaluate import METRICS, Lift, bootstrap, measure_lift, request_metrics
 from ranking.ranker import RankerConfig
 from ranking.recommend import feast_reader
 from tests.ranking.world import DAY, RELEASE, START, World
@@ -53,8 +54,7 @@ def test_an_interval_covers_the_truth_about_95_times_in_a_hundred():
     assert 0.88 <= np.mean([e.low <= 1 <= e.high for e in estimates]) <= 0.99
 
 
-@pytest.fixture(scope="module")
-def lift(world: World):
+def measured(world: World, **options: Any) -> Lift:
     return measure_lift(
         world.events,
         world.items,
@@ -63,8 +63,13 @@ def lift(world: World):
         test_ms=(START + 32 * DAY, START + 40 * DAY),
         positive_actions=["like"],
         config=CONFIG,
-        seeds=(0, 1),
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def lift(world: World) -> Lift:
+    return measured(world, seeds=(0, 1))
 
 
 def row_of(table, subset: str, metric: str):
@@ -104,14 +109,8 @@ def test_a_span_without_a_visit_is_an_error(world: World):
 
 def test_too_many_rows_are_sampled_and_it_says_of_how_many(world: World, lift) -> None:
     said: list[str] = []
-    sampled = measure_lift(
-        world.events,
-        world.items,
-        feast_reader(world.features, RELEASE),
-        train_ms=(START + 21 * DAY, START + 32 * DAY),
-        test_ms=(START + 32 * DAY, START + 40 * DAY),
-        positive_actions=["like"],
-        config=CONFIG,
+    sampled = measured(
+        world,
         seeds=(0,),
         most_training_rows=lift.table.train_rows // 2,
         most_test_rows=lift.table.test_rows // 2,

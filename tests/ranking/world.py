@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from activity.events import Event, events_table
 from activity.files import atomic_write
 from activity.lake import Lake
 from feature_repo.settings import FeatureSettings, IdType
+from ranking.dataset import Request, candidate_parts
 from ranking.existing_features import write_existing_features
 from store.offline import open_offline
 from store.online import open_online
@@ -31,6 +34,12 @@ class World:
     features: FeatureSettings
     events: pa.Table
     items: tuple[str, ...]
+
+
+def candidate_rows(requests: Sequence[Request], catalogue: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
+    """All pieces of `candidate_parts` at once."""
+    [(_, rows)] = candidate_parts(requests, catalogue, rows_at_once=len(requests) * len(catalogue), seed=seed)
+    return rows
 
 
 def make_world(
