@@ -234,7 +234,7 @@ def _convert(raw: object, hint: Any, *, key: str, origin: str, base: Path, secre
         if hint is Path:
             refuse_url(str(raw), f"setting `{key}` ({origin})")
         value = _parse(raw, str if choices else hint, base)
-    except (TypeError, ValueError, KeyError, RuntimeError):
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError):
         raise _mismatch(key, origin, "(hidden)" if secret else raw, _describe(hint)) from None
     if choices and value not in choices:
         raise _mismatch(key, origin, raw, "one of " + ", ".join(map(repr, choices)))
@@ -245,7 +245,8 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _parse(raw: object, hint: Any, base: Path) -> Any:
-    """Raises TypeError, ValueError, KeyError or RuntimeError (no such user's home) where `raw` is no `hint`."""
+    """Raises TypeError, ValueError, KeyError, OverflowError or RuntimeError (no such user's home) where `raw` is no
+    `hint`."""
     if get_origin(hint) is tuple:
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
         if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
@@ -257,14 +258,19 @@ def _parse(raw: object, hint: Any, base: Path) -> Any:
         return raw if isinstance(raw, bool) else _BOOLEANS[raw.lower() if isinstance(raw, str) else ""]
     elif hint in (int, float) and isinstance(raw, str | int | hint) and not isinstance(raw, bool):
         number = hint(raw)
-        if number == number:  # NaN is below and above nothing: no check of a range would find it
-            return number
+        if number != number:  # NaN is below and above nothing: no check of a range would find it
+            raise ValueError
+        if hint is int and not -(2**63) <= number < 2**63:  # arrays, Kafka and PyTorch hold no other
+            raise ValueError
+        return number
     elif hint is str and isinstance(raw, str):
         return raw
     raise TypeError
 
 
 def _describe(hint: Any) -> str:
+    if hint is int:
+        return "a whole number of 64 bits"
     return "a list of strings" if get_origin(hint) is tuple else f"a {getattr(hint, '__name__', hint)}".lower()
 
 

@@ -217,6 +217,13 @@ class Lake:
 
     def _check_buckets(self) -> None:
         if not self._marker.exists():
+            if foreign := next(self.folder.glob("day=*/bucket=*"), None):
+                # An archive deletes here what its manifest does not name.
+                raise UsageError(
+                    f"`{self.folder}` holds {foreign.relative_to(self.folder)}, which Spoor has not written: "
+                    "`_buckets` is missing",
+                    hint="set lake.folder to a folder of its own, or restore the lake whole from a copy",
+                )
             return
         text = self._marker.read_text(encoding="utf-8").strip()
         if not re.fullmatch(r"[0-9]+", text):

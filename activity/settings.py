@@ -51,6 +51,13 @@ def require_at_least(section: str, settings: object, minimum: int, *names: str) 
             raise UsageError(f"{section}.{name} is {value}", hint=f"it must be at least {minimum}")
 
 
+def require_port(section: str, settings: object, *names: str, lowest: int = 1) -> None:
+    """Raises UsageError for the first of these settings that is no TCP port."""
+    for name in names:
+        if not lowest <= (value := getattr(settings, name)) <= 65_535:
+            raise UsageError(f"{section}.{name} is {value}", hint=f"it must be {lowest} to 65535")
+
+
 @dataclass(frozen=True)
 class KafkaSettings:
     """Which broker, which topics, and how to log in."""
@@ -84,6 +91,8 @@ class KafkaSettings:
     def __post_init__(self) -> None:
         require_at_least("kafka", self, 1, "partitions", "replication_factor", "retention_hours")
         require_at_least("kafka", self, 0, "embedding_compaction_lag_hours")
+        require_at_least("kafka", self, 64, "heap_mb")  # with less the JVM does not start
+        require_port("kafka", self, "port", "controller_port")
         for name in ("session_timeout_seconds", "request_timeout_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"kafka.{name} is {getattr(self, name)}", hint="it must be above 0")
@@ -213,6 +222,7 @@ class EventSettings:
     def __post_init__(self) -> None:
         """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
         require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
+        require_at_least("events", self, 0, "max_skew_seconds")
         self._check_registry()
         self._check_defaults()
         try:

@@ -17,6 +17,14 @@ import pyarrow as pa
 from activity.errors import UsageError
 from activity.events import EVENT_SCHEMA
 
+# Users, items and slices of events are held in memory.
+_RANGES = (
+    ("users", 1, 100_000_000),
+    ("items", 1, 100_000_000),
+    ("tastes", 1, 1_000_000),
+    ("events", 0, 10_000_000_000),
+    ("seed", 0, 2**63 - 1),
+)
 _SLICE_EVENTS = 100_000  # events made at once: a long simulation needs no more memory than a short one
 _OWN_TASTE = 0.7  # share of events on items of the session's taste
 
@@ -42,13 +50,11 @@ class SimulatorSettings:
     pause_seconds: float = 20.0  # mean time between two events of a session
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "tastes"):
-            if getattr(self, name) < 1:
+        for name, least, most in _RANGES:
+            if not least <= (value := getattr(self, name)) <= most:
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}, expected at least 1", hint=f"give --{name} 1 or more"
+                    f"{name} is {value}, expected {least} to {most:,}", hint=f"give --{name} a number in that range"
                 )
-        if self.events < 0:
-            raise UsageError(f"events is {self.events}, expected 0 or more", hint="give --events 0 or more")
         if self.to_ms <= self.from_ms:
             raise UsageError(
                 f"the time range is empty: from {_moment(self.from_ms)} to {_moment(self.to_ms)}",

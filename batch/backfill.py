@@ -55,7 +55,7 @@ from batch.job_metrics import JobMetrics, gauge
 from batch.jobs import LOCAL, Failures, Runner, fingerprint, run_pipeline
 from batch.progress import progress
 from batch.publish import publish_left
-from batch.releases import chosen_releases, live_names
+from batch.releases import chosen_releases, left_out, live_names
 from batch.settings import BatchSettings
 from batch.sweep import Swept, sweep
 from encoder.release import read_info, short_histories
@@ -108,6 +108,7 @@ class BackfillResult:
     rows_in_time: int = 0  # of these, those that it sees at their own snapshot's time already
     last_ms: int | None = None  # that last time; None: the present
     item_vectors: int = 0
+    not_applied: tuple[str, ...] = ()  # live releases that Feast does not know: left out
     unfit_ids: int = 0  # users and items of the lake that are no int64, and get nothing
     swept: int = 0  # times that a user's embeddings were behind the history at the end, and encoded again
     encode_failures: int = 0  # their slices are not noted as done: run again with resume
@@ -224,6 +225,7 @@ def run_backfill(
         rows_in_time=total(ROWS_IN_TIME),
         last_ms=last_time(options),
         item_vectors=total(ITEM_VECTORS),
+        not_applied=() if releases else left_out(settings, options.releases),
         unfit_ids=total(UNFIT_IDS),
         swept=swept.users,
         encode_failures=counts.get(ENCODE_FAILURES, 0) + swept.encode_failures,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,12 @@ def live_names(settings: BatchSettings) -> list[str]:
     from store.applied import live_names  # imports Feast
 
     return live_names(settings.features).usable
+
+
+def left_out(settings: BatchSettings, releases: Collection[str]) -> tuple[str, ...]:
+    """The live releases that are not among these."""
+    live = [release.name for release in live_releases(settings.features.releases_folder)]
+    return tuple(name for name in live if name not in releases)
 
 
 def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> list[str]:

@@ -31,7 +31,7 @@ from batch.kafka_source import RangeReader, gaps
 from batch.listing import list_users, listing_folder
 from batch.progress import progress
 from batch.publish import publish_left
-from batch.releases import chosen_releases
+from batch.releases import chosen_releases, left_out
 from batch.settings import BatchSettings
 from batch.verify_steps import KINDS, LAKE_LACKS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
 from store.online import open_online
@@ -53,6 +53,8 @@ class VerifyResult:
     lag: dict[int, int] | None = None  # records per partition that are not archived yet; None = Kafka is not there
     seconds: float = 0.0
     remaining_kinds: dict[str, int] = field(default_factory=dict)
+    not_applied: tuple[str, ...] = ()  # live releases that Feast does not know: not compared
+    unfit_ids: int = 0  # users of the lake whose ids are no int64: not compared
     rows: dict[str, int] = field(default_factory=dict)  # embeddings found, by release
     stale_rows: dict[str, int] = field(default_factory=dict)  # behind their history or missing, after the repair
     outdated: int = 0  # equal histories with names of hash version 1, after the repair: no differences
@@ -68,6 +70,8 @@ class VerifyResult:
             text += f"; {self.repaired:,} repaired, {self.remaining:,} left"
         if self.outdated:
             text += f"; {self.outdated:,} equal histories are of an earlier version's format: --repair rewrites them"
+        if self.unfit_ids:
+            text += f"; {self.unfit_ids:,} users of the lake have ids that are no int64, and no rows"
         waiting = sum((self.lag or {}).values())
         lake = f"the lake holds {self.lake_events:,} events" if self.lake_events else "the lake is empty"
         if any(self.remaining_kinds.get(kind) for kind in LAKE_LACKS) and (waiting or not self.lake_events):
@@ -114,6 +118,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         lag = unarchived(settings, lake)
         result = replace(
             _result(reports, tuple(releases), lag, time.monotonic() - started),
+            not_applied=left_out(settings, releases),
             lake_events=sum(record["rows"] for record in lake.manifest.records().values()),
             repair=repair,
         )
@@ -176,9 +181,10 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
     examples: list[Difference] = []
     rows: Counter[str] = Counter()
     stale: Counter[str] = Counter()
-    users = outdated = 0
+    users = outdated = unfit_ids = 0
     for report in reports.records().values():
         users += report["users"]
+        unfit_ids += report["unfit_ids"]
         outdated += report["outdated"]
         found.update(report["found"])
         remaining.update(report["remaining"])
@@ -199,4 +205,5 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
         rows={release: rows[release] for release in releases},
         stale_rows={release: stale[release] for release in releases},
         outdated=outdated,
+        unfit_ids=unfit_ids,
     )

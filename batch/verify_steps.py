@@ -100,7 +100,9 @@ class VerifyBuckets(beam.DoFn):
             found: list[Difference] = []
             remaining: list[Difference] = []
             users, outdated, stored = 0, 0, Counter(dict.fromkeys(self._releases, 0))
-            for batch, in_lake in self._slices(element):
+            whole = self._lake_histories(element)
+            lake = whole.of_type(self._settings.features.user_id_type)
+            for batch, in_lake in self._slices(element, lake):
                 users += len(batch.user_ids)
                 compared = self._compare(batch, in_lake)
                 stored.update(compared.rows)
@@ -114,6 +116,7 @@ class VerifyBuckets(beam.DoFn):
                 outdated += len(compared.outdated)
             report = {
                 "users": users,
+                "unfit_ids": len(whole.user_ids) - len(lake.user_ids),
                 "found": Counter(difference.kind for difference in found),
                 "remaining": Counter(difference.kind for difference in remaining),
                 "rows": stored,
@@ -127,13 +130,14 @@ class VerifyBuckets(beam.DoFn):
         Metrics.counter(NAMESPACE, DIFFERENCES).inc(len(found))
         yield key
 
-    def _slices(self, buckets: Sequence[int]) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
-        """The buckets' users, those that only the store knows last and without events, and bool[U]: in the lake."""
+    def _lake_histories(self, buckets: Sequence[int]) -> UserBatch:
         settings = self._settings
-        lake = newest_histories(
+        return newest_histories(
             open_lake(settings.lake), buckets, max_events=settings.history.max_events, as_of=settings.stream.as_of
         )
-        lake = lake.of_type(settings.features.user_id_type)
+
+    def _slices(self, buckets: Sequence[int], lake: UserBatch) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
+        """The buckets' users, those that only the store knows last and without events, and bool[U]: in the lake."""
         listed = chain.from_iterable(listed_users(self._folder / "online", bucket) for bucket in buckets)
         extra = sorted(set(listed).difference(lake.user_ids))
         both = UserBatch(

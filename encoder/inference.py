@@ -25,6 +25,7 @@ from encoder.model import UserEncoder
 from encoder.packed_tables import PackedTables, open_packed
 from encoder.release import Release, list_releases, load_release, read_info
 from encoder.vocabulary import Indexes, Vocabulary
+from kernels.backend import require_usable
 
 Vectors = npt.NDArray[np.float32]
 _PADDING = 0.1  # most rows to add to a batch, as a share of its events
@@ -85,11 +86,13 @@ class FrozenEncoder:
 
 def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int = 1) -> list[FrozenEncoder]:
     """The named releases, or every release of the folder if none is named, to write vectors with. Raises as
-    `load_release`, and UsageError for a release whose vectors have no norm of 1, which no view holds.
+    `load_release`, and UsageError for a release whose vectors have no norm of 1, which no view holds, or where this
+    machine lacks what `kernels.backend` asks for.
 
     `threads`: how many processor threads torch may use in this process. One, because work spreads over processes:
     where threads outnumber free cores, torch's wait for one another in busy loops and encode ten times slower.
     """
+    require_usable()
     torch.set_num_threads(threads)
     keep_freed_memory()
     chosen = names or [info.name for info in list_releases(releases_folder)]

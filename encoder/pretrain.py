@@ -49,6 +49,7 @@ from encoder.training_end import TrainingEnd
 from encoder.validation import Validator
 from encoder.vocabulary import Vocabulary
 from encoder.warm_start import start_from_links, start_from_release
+from kernels.backend import require_usable
 
 _MOST_NAMED = 20  # actions of the events in a hint
 _COPIES = 5  # of the weights while training: weights, average, two moments, best so far
@@ -140,6 +141,7 @@ def run_pretrain(
     started = time.perf_counter()
     check_release_name(out.name)
     check_free(out, overwrite=overwrite)
+    require_usable()
     with processes_of_torchrun() as processes, tempfile.TemporaryDirectory() as scratch:
         plan = make_plan(
             source,

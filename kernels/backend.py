@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from activity.errors import UsageError
 from kernels.settings import Choice
 
 if TYPE_CHECKING:
@@ -30,13 +31,28 @@ def choice() -> Choice:
     return _forced
 
 
+def require_usable() -> None:
+    """Raises UsageError where Triton is forced and PyTorch finds no GPU."""
+    import torch
+
+    if _forced == "triton" and not torch.cuda.is_available() and not _interpreting():
+        raise _no_gpu("PyTorch finds none here")
+
+
 def backend_of(x: Tensor) -> Backend:
-    """Raises ValueError where Triton is forced and the tensor is not on a GPU."""
+    """Raises UsageError where Triton is forced and the tensor is not on a GPU."""
     if _forced != "triton":
         return "triton" if _forced == "auto" and x.is_cuda else "cpu"
     if not x.is_cuda and not _interpreting():
-        raise ValueError(f"kernels.backend is triton, which needs tensors on a GPU; found {x.device}")
+        raise _no_gpu(f"found {x.device}")
     return "triton"
+
+
+def _no_gpu(found: str) -> UsageError:
+    return UsageError(
+        f"kernels.backend is triton, which needs tensors on a GPU; {found}",
+        hint='set kernels.backend to "auto": it takes Triton where there is a GPU',
+    )
 
 
 def _interpreting() -> bool:

@@ -192,10 +192,14 @@ class OnlineStore:
             with self._errors():
                 self._guard.put(self._config, rows)
 
+    def holds_item(self, item_id: str) -> bool:
+        """Whether the item's entity can hold the id: an int64 one holds no other."""
+        return self._item_keys.holds(item_id)
+
     def count_items(self, release: str, item_ids: Sequence[str]) -> int:
         """How many of the items have a vector of the release."""
         wanted = [(self._item_view(release), "item_embedding")]
-        keys = [self._item_keys.to_bytes(item) for item in item_ids if self._item_keys.holds(item)]
+        keys = [self._item_keys.to_bytes(item) for item in item_ids if self.holds_item(item)]
         return sum(value is not None for (value,) in self._read(wanted, keys))
 
     def read_items(
@@ -204,7 +208,7 @@ class OnlineStore:
         """float32[n, d] of the release's item vectors, zeros where there is none, and bool[n]: whether there is one."""
         view, dimension = self._item_view(release), self.dimension(release)
         vectors = np.zeros((len(item_ids), dimension), np.float32)
-        known = [index for index, item in enumerate(item_ids) if self._item_keys.holds(item)]
+        known = [index for index, item in enumerate(item_ids) if self.holds_item(item)]
         keys = [self._item_keys.to_bytes(item_ids[index]) for index in known]
         found = np.zeros(len(item_ids), bool)
         for index, (value,) in zip(known, self._read([(view, "item_embedding")], keys), strict=True):

@@ -35,7 +35,7 @@ class Coverage:
     users: int  # that have events
     missing: int  # of these, without an embedding of the release
     behind: int  # of these, with an embedding of an earlier revision of their history
-    items: int  # that the release knows
+    items: int  # that the release knows, and Feast's entity can hold
     items_missing: int  # of these, without a vector
     examples: tuple[str, ...]  # some of the users that are missing or behind
 
@@ -76,8 +76,9 @@ def coverage(
         progress(len(chunk))
     behind = _behind_after(online, release, waiting, seconds=wait_seconds)
     examples += behind[: _MAX_EXAMPLES - len(examples)]
-    items_missing = len(item_ids) - online.count_items(release, item_ids)
-    return Coverage(users, missing, len(behind), len(item_ids), items_missing, tuple(examples))
+    items = [item for item in item_ids if online.holds_item(item)]  # a backfill writes no others, and names them
+    items_missing = len(items) - online.count_items(release, items)
+    return Coverage(users, missing, len(behind), len(items), items_missing, tuple(examples))
 
 
 def _behind_after(online: OnlineStore, release: str, waiting: Mapping[str, int], *, seconds: float) -> list[str]:

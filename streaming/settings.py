@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from activity.errors import UsageError
-from activity.settings import EventSettings, HistorySettings, KafkaSettings, require_at_least
+from activity.settings import EventSettings, HistorySettings, KafkaSettings, require_at_least, require_port
 from feature_repo.settings import FeatureSettings
 
 
@@ -28,12 +28,11 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         require_at_least("stream", self, 1, "batch_events", "retries")
-        require_at_least("stream", self, 0, "cache_users", "encode_seconds", "retry_seconds", "metrics_port")
+        require_at_least("stream", self, 0, "cache_users", "encode_seconds", "retry_seconds")
+        require_port("stream", self, "metrics_port", lowest=0)
         for name in ("batch_seconds", "stall_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"stream.{name} is {getattr(self, name)}", hint="it must be above 0")
-        if self.metrics_port > 65_535:
-            raise UsageError(f"stream.metrics_port is {self.metrics_port}", hint="ports end at 65535; 0 is none")
 
 
 class WorkerSettings(Protocol):

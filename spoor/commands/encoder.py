@@ -14,6 +14,7 @@ import click
 from activity.errors import UsageError
 from activity.numbers import number_text
 from spoor.commands.invocation import (
+    SEED,
     TIME,
     Invocation,
     LocalPath,
@@ -43,8 +44,8 @@ _FOLDER = LocalPath(file_okay=False)
     show_default=True,
     help="What is held out; newest holds out nothing for tests.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="In place of pretrain.seed.")
-@click.option("--shuffle-ties", type=int, metavar="SEED", help="Order a user's equal times anew, from this seed.")
+@click.option("--seed", type=SEED, help="In place of pretrain.seed.")
+@click.option("--shuffle-ties", type=SEED, metavar="SEED", help="Order a user's equal times anew, from this seed.")
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="In place of pretrain.max_minutes.")
 @click.option("--from", "warm_start", metavar="RELEASE", help="Begin with the weights of an earlier release.")
 @click.option("--until", "until_ms", type=TIME, help="Train on events before this only. Default: on all.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from activity.handed_in import refuse_url
-from spoor.commands.invocation import Invocation, LocalPath, dry_run_option, json_option, pass_invocation
+from spoor.commands.invocation import SEED, Invocation, LocalPath, dry_run_option, json_option, pass_invocation
 
 if TYPE_CHECKING:
     from encoder.protocols import Protocol
@@ -33,7 +33,7 @@ _FLOORS = "popularity,recent,markov,item-knn"
 )
 @click.option("--keep-seen", is_flag=True, help="A user's earlier items stay candidates. Default: filtered.")
 @click.option(
-    "--shuffle-ties", type=int, metavar="SEED", help="Order of a user's equal times. Default: as the release."
+    "--shuffle-ties", type=SEED, metavar="SEED", help="Order of a user's equal times. Default: as the release."
 )
 @click.option(
     "--baselines", default=_FLOORS, show_default=True, metavar="NAMES", help="Also sasrec, sasrec-refit; or none."

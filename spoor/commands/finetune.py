@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.commands.invocation import TIME, Invocation, LocalPath, dry_run_option, json_option, pass_invocation
+from spoor.commands.invocation import SEED, TIME, Invocation, LocalPath, dry_run_option, json_option, pass_invocation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +24,7 @@ _EXISTING = LocalPath(exists=True)  # a file, or a folder of them
 @click.option("--items", type=_EXISTING, metavar="FILE", help="Item attributes, with a column item_id.")
 @click.option("--from", "from_ms", type=TIME, help="Learn from requests since then. Default: the release's end.")
 @click.option("--until", "until_ms", type=TIME, help="Learn up to then, measure after it. Default: learn from all.")
-@click.option("--seed", type=click.IntRange(min=0), help="In place of finetune.seed.")
+@click.option("--seed", type=SEED, help="In place of finetune.seed.")
 @click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
 @dry_run_option
 @json_option

@@ -81,6 +81,7 @@ def release_folder(text: str, releases: Path) -> Path:
 
 
 TIME = _Parsed("time", parse_time_ms)  # ISO 8601 with a zone → ms since 1970 UTC
+SEED = click.IntRange(min=0, max=2**63 - 1)  # PyTorch and NumPy take no other
 DURATION = _Parsed("duration", parse_duration_ms)  # a number and s, m, h or d → ms
 
 

@@ -30,7 +30,7 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 
 @click.group(invoke_without_command=True)
 @release_option
-@click.option("--count", type=int, help="Stop after so many records.")
+@click.option("--count", type=click.IntRange(min=0), help="Stop after so many records.")
 @click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
 @click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
 @click.option("--rewind", "rewind_ms", type=DURATION, help="Replay the records of the last DURATION, e.g. 10m.")

@@ -65,6 +65,16 @@ def test_files_without_a_manifest_entry_are_not_read_and_can_be_removed(tmp_path
     assert offsets(Lake(tmp_path, buckets=3).read()) == list(range(10))
 
 
+def test_somebody_else_s_folder_of_the_same_layout_is_refused_and_stays_as_it_was(tmp_path):
+    theirs = tmp_path / "day=2026-01-31" / "bucket=03" / "part-0.parquet"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(UsageError, match=r"day=2026-01-31/bucket=03, which Spoor has not written") as error:
+        Lake(tmp_path, buckets=3)
+    assert "lake.folder" in error.value.hint
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs] and theirs.read_bytes() == b"theirs"
+
+
 def test_covered_ranges_join_and_show_gaps(tmp_path):
     lake = Lake(tmp_path, buckets=1)
     for start, end in [(10, 20), (0, 10), (30, 40)]:

@@ -98,3 +98,17 @@ def test_a_constant_that_no_event_may_have_is_refused():
         EventSettings(defaults=EventDefaults(surface="a\n"))
     with pytest.raises(UsageError, match=r"events\.defaults\.action"):
         EventSettings(actions=("view",), unknown_names="dead-letter", defaults=EventDefaults(action="like"))
+
+
+@pytest.mark.parametrize("name", ["port", "controller_port"])
+@pytest.mark.parametrize("value", [-1, 0, 65_536])
+def test_a_number_that_is_no_port_is_refused(name, value):
+    with pytest.raises(UsageError, match=rf"kafka\.{name} is {value}"):
+        KafkaSettings(**{name: value})
+
+
+def test_a_heap_in_which_no_broker_starts_and_events_from_the_past_only_are_refused():
+    with pytest.raises(UsageError, match=r"kafka\.heap_mb is 1"):
+        KafkaSettings(heap_mb=1)
+    with pytest.raises(UsageError, match=r"events\.max_skew_seconds is -1"):
+        EventSettings(max_skew_seconds=-1)

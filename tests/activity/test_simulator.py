@@ -53,7 +53,18 @@ def test_one_user_one_item_one_action_one_surface():
     assert set(table["user_id"].to_pylist()) == set(table["item_id"].to_pylist()) == {"1"}
 
 
-@pytest.mark.parametrize("change", [{"users": 0}, {"items": 0}, {"tastes": 0}, {"events": -1}, {"to_ms": FROM_MS}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"users": 0},
+        {"items": 0},
+        {"tastes": 0},
+        {"events": -1},
+        {"seed": -1},
+        {"to_ms": FROM_MS},
+        *({name: 10**20} for name in ("users", "items", "tastes", "events", "seed")),
+    ],
+)
 def test_impossible_settings_are_refused(change: dict[str, int]):
     with pytest.raises(UsageError):
         dataclasses.replace(SETTINGS, **change)

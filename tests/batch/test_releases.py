@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from activity.errors import UsageError
 from activity.hashing import hash_items, hash_names
 from activity.history import EVENT_DTYPE, Histories
 from batch.releases import encoders
@@ -31,13 +32,12 @@ def test_a_worker_computes_with_the_kernels_of_the_settings(
     flags = {"features.releases_folder": str(tmp_path), "kernels.backend": chosen}
     settings: Settings = pickle.loads(pickle.dumps(load_settings(environ={}, flags=flags)))
     backend.force("cpu" if chosen == "triton" else "triton")  # what the process did before
-    encoder = encoders(settings, ["base-1"])["base-1"]
     values = np.zeros(2, EVENT_DTYPE)
     values["timestamp"] = [1, 2]
     values["item"], values["action"] = hash_items(["i"])[0], hash_names(["view"])[0]
     histories = Histories(values, np.array([0, 2]))
     if answers:
-        assert encoder.encode(histories)[1].tolist() == [2]
+        assert encoders(settings, ["base-1"])["base-1"].encode(histories)[1].tolist() == [2]
     else:
-        with pytest.raises(ValueError, match=r"kernels\.backend is triton, which needs tensors on a GPU"):
-            encoder.encode(histories)
+        with pytest.raises(UsageError, match=r"kernels\.backend is triton, which needs tensors on a GPU"):
+            encoders(settings, ["base-1"])

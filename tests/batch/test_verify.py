@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from activity.errors import DataError
+from activity.events import Event
 from activity.history import Histories
 from activity.packing import pack, read_forgotten_through, unpack
 from batch.archive import open_lake, run_archive
@@ -27,9 +28,11 @@ from batch.verify_steps import (
 )
 from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
+from store import repo
 from store.guard import ViewRow
 from store.online import OnlineStore, open_online
 from store.rows import EmbeddingRow, UserWrite
+from tests.batch.conftest import TRAINED_THROUGH_MS
 from tests.conftest import free_port
 from tests.earlier_version import old_packed
 from tests.unreadable import UNREADABLE, plant
@@ -305,6 +308,26 @@ def test_every_live_release_is_compared(filled: Any) -> None:
     told = (filled.settings.state_folder / "metrics" / "spoor_verify.prom").read_text()
     assert 'spoor_verify_rows{release="base-1"} 20.0' in told
     assert 'spoor_verify_stale_rows{release="base-2"} 0.0' in told
+
+
+def test_users_of_the_lake_that_the_entity_cannot_hold_are_counted_and_stop_nobody(filled: Any, tmp_path: Path) -> None:
+    """A lake of text ids under settings that have turned int64: two users still fit."""
+    before = filled.settings
+    filled.produce([Event(user, "item-1", "view", "web", TRAINED_THROUGH_MS) for user in ("7", "8")], 0)
+    run_archive(before)
+    features = dataclasses.replace(
+        before.features, feature_repo=tmp_path / "int64" / "feature_repo", user_id_type="int64", served_folder=None
+    )
+    events = dataclasses.replace(before.events, user_id_type="int64")
+    state = tmp_path / "int64" / "state"
+    settings = dataclasses.replace(before, features=features, events=events, state_folder=state)
+    repo.create_repo(features.feature_repo, online_store={"type": "sqlite"}, state_folder=state / "feast")
+    repo.apply(features)
+    backfilled = run_backfill(settings)
+    assert (backfilled.rows, backfilled.unfit_ids) == (2, 20)
+    verified = run_verify(settings)
+    assert (verified.users, verified.differences, verified.unfit_ids) == (2, 0, 20)
+    assert "20 users of the lake have ids that are no int64, and no rows" in verified.text()
 
 
 def test_what_is_not_archived_yet_is_counted(filled: Any) -> None:

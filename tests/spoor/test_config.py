@@ -60,6 +60,12 @@ def test_the_user_id_s_type_is_set_once_for_events_and_features(tmp_path: Path):
         ("state_foldr = 'x'\n", "unknown setting `state_foldr`", "state_folder"),
         ("[kafka]\nport = 'many'\n", "found 'many', expected", "docs/configuration.md"),
         ("[kafka]\nport = 1.5\n", "found 1.5, expected", "docs/configuration.md"),
+        (
+            "[history]\nmax_events = 9223372036854775808\n",
+            "expected a whole number of 64 bits",
+            "docs/configuration.md",
+        ),
+        (f"[pretrain]\nmax_minutes = 1{'0' * 400}\n", "expected a float", "docs/configuration.md"),
         ("[stream]\nas_of = 'later'\n", "expected one of 'append', 'event'", "docs/configuration.md"),
         ("[kafka\n", "cannot read settings file", "docs/configuration.md"),
     ],

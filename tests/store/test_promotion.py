@@ -17,7 +17,7 @@ from activity.settings import HistorySettings
 from feature_repo.releases import PROMOTED_FILE, Promotion, promotion
 from feature_repo.settings import FeatureSettings
 from store.feast_store import open_feature_store
-from store.online import OnlineStore
+from store.online import OnlineStore, open_online
 from store.promotion import Coverage, cache_seconds, coverage, promote
 from store.repo import apply
 from store.writer import GuardedWriter
@@ -116,6 +116,16 @@ def test_one_missing_item_vector_makes_a_release_incomplete(online):
     write_items(online, "base-2")
     found = coverage(online, "base-2", [*ITEMS, "new"])
     assert (found.items, found.items_missing, found.complete) == (4, 1, False)
+
+
+def test_items_that_the_entity_cannot_hold_keep_no_release_from_being_promoted(tmp_path):
+    """A release trained on text ids, in a repo whose items have turned int64."""
+    features = make_repo(tmp_path, {"type": "sqlite"}, item_id_type="int64")
+    online = open_online(features)
+    online.write_items("base-1", ["7"], np.eye(1, DIMENSION, dtype=np.float32), BEFORE)
+    found = coverage(online, "base-1", ["7", "sofa", "007"])
+    assert (found.items, found.items_missing, found.complete) == (1, 0, True)
+    assert coverage(online, "base-1", ["7", "8"]).items_missing == 1
 
 
 def test_users_are_read_in_pieces(online, monkeypatch):

@@ -190,11 +190,8 @@ def test_it_computes_with_the_kernels_of_the_settings(untrained_release: Path, m
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backend.force("triton")
     try:
-        with (
-            closing(EncoderProcess(untrained_release, [RELEASE])) as process,
-            pytest.raises(DataError, match=r"kernels\.backend is triton, which needs tensors on a GPU"),
-        ):
-            process.encoders[0].encode(histories_of(3, 1))
+        with pytest.raises(UsageError, match=r"kernels\.backend is triton, which needs tensors on a GPU"):
+            EncoderProcess(untrained_release, [RELEASE])
     finally:
         backend.force("auto")
     with closing(EncoderProcess(untrained_release, [RELEASE])) as process:

@@ -51,9 +51,10 @@ def test_worker_jobs_and_reads_use_the_applied_release_and_name_the_other(
     run_worker(placed.settings, count=len(events), timeout_seconds=120)
     placed.assert_holds(events)
     run_archive(placed.settings)
-    assert run_backfill(placed.settings).releases == (RELEASE,)
+    filled = run_backfill(placed.settings)
+    assert (filled.releases, filled.not_applied) == ((RELEASE,), (PLACED,))
     found = run_verify(placed.settings)
-    assert (found.releases, found.differences) == ((RELEASE,), 0)
+    assert (found.releases, found.not_applied, found.differences) == ((RELEASE,), (PLACED,), 0)
     assert [shown.release for shown in show_user(placed.settings, events[0].user_id).embeddings] == [RELEASE]
     assert run_forget(placed.settings, [events[0].user_id]).online == 1
     code = cli.run(["--config", str(placed.config), "stream", "--dry-run", "--json"])
