@@ -52,9 +52,8 @@ class SimulatorSettings:
     def __post_init__(self) -> None:
         for name, least, most in _RANGES:
             if not least <= (value := getattr(self, name)) <= most:
-                raise UsageError(
-                    f"{name} is {value}, expected {least} to {most:,}", hint=f"give --{name} a number in that range"
-                )
+                way_out = f"{least} or more" if value < least else f"{most} or less"
+                raise UsageError(f"{name} is {value}, expected {way_out}", hint=f"give --{name} {way_out}")
         if self.to_ms <= self.from_ms:
             raise UsageError(
                 f"the time range is empty: from {_moment(self.from_ms)} to {_moment(self.to_ms)}",
