@@ -83,13 +83,20 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
             reason="in-the-future", field="append time", found=str(append_time_ms), expected=f"at most {LATEST_MS}"
         )
     user_id, item_id, action, surface, timestamp = _values(value, settings)
-    return Event(
-        entity_id(user_id, "user_id", settings),
-        entity_id(item_id, "item_id", settings),
-        event_name(action, "action", settings),
-        event_name(surface, "surface", settings),
-        check_time(time_ms(timestamp), append_time_ms=append_time_ms, settings=settings),
-    )
+    try:
+        return Event(
+            entity_id(user_id, "user_id", settings),
+            entity_id(item_id, "item_id", settings),
+            event_name(action, "action", settings),
+            event_name(surface, "surface", settings),
+            check_time(time_ms(timestamp), append_time_ms=append_time_ms, settings=settings),
+        )
+    except EventError as error:
+        source = dict(settings.sources)[error.field]
+        if source == error.field:
+            raise
+        expected = f"{error.expected}, in `{source}`"
+        raise EventError(reason=error.reason, field=error.field, found=error.found, expected=expected) from None
 
 
 def unknown_names(event: Event, settings: EventSettings) -> tuple[str, ...]:
