@@ -118,7 +118,7 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
             f"--job-port={ports[0]}",
             f"--artifact-port={ports[1]}",
             f"--expansion-port={ports[2]}",
-            f"--artifacts-dir={artifacts}",
+            f"--artifacts-dir={Path(artifacts).name}",  # in its working folder: the parser knows no path with spaces
         ]
         command = flink_command(JOB_SERVER_CLASS, arguments, heap_mb=flink.heap_mb)
         _LOG.info("starting Flink's job server on port %d, log in %s", ports[0], log)

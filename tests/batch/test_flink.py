@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,19 +30,21 @@ Online = Callable[[Settings], dict[str, list[tuple]]]
 
 
 def test_archive_backfill_and_verify_run_on_an_embedded_flink(
-    world: Any, sql_histories: Sql, online_histories: Online, monkeypatch: pytest.MonkeyPatch
+    world: Any, sql_histories: Sql, online_histories: Online, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """In a state folder of an odd name: Flink's parser of arguments knows no path with spaces."""
+    settings = dataclasses.replace(world.settings, state_folder=tmp_path / "Zuständé, [1] *{a}")
     monkeypatch.setattr(batch.histories, "GROUP_EVENTS", 30)  # several work items
     events = world.events(31, 300)
     world.produce(events[:200], 0)
     world.produce([*events[200:], b"no event"], 1)
-    with batch_runner(world.settings, "flink", ()) as runner:
-        archived = run_archive(world.settings, runner=runner)
-        filled = run_backfill(world.settings, runner=runner)
-        verified = run_verify(world.settings, runner=runner)
+    with batch_runner(settings, "flink", ()) as runner:
+        archived = run_archive(settings, runner=runner)
+        filled = run_backfill(settings, runner=runner)
+        verified = run_verify(settings, runner=runner)
     assert (archived.events, archived.records, sum(archived.bad.values())) == (300, 301, 1)
     expected = sql_histories(events, 8)
-    assert online_histories(world.settings) == expected
+    assert online_histories(settings) == expected
     assert filled.items > 2 and filled.rows == filled.changed == len(expected)
     assert (verified.users, verified.differences) == (len(expected), 0)
 
