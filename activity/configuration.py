@@ -14,6 +14,7 @@ refused as a flag, since every user of a machine sees command lines, and no erro
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -258,7 +259,7 @@ def _parse(raw: object, hint: Any, base: Path) -> Any:
         return raw if isinstance(raw, bool) else _BOOLEANS[raw.lower() if isinstance(raw, str) else ""]
     elif hint in (int, float) and isinstance(raw, str | int | hint) and not isinstance(raw, bool):
         number = hint(raw)
-        if number != number:  # NaN is below and above nothing: no check of a range would find it
+        if not math.isfinite(number):  # NaN is below and above nothing, and no wait or loop ends with infinity
             raise ValueError
         if hint is int and not -(2**63) <= number < 2**63:  # arrays, Kafka and PyTorch hold no other
             raise ValueError
