@@ -14,6 +14,7 @@ import click
 from activity.errors import UsageError
 from activity.numbers import number_text
 from spoor.commands.invocation import (
+    NOT_NEGATIVE,
     SEED,
     TIME,
     Invocation,
@@ -46,7 +47,7 @@ _FOLDER = LocalPath(file_okay=False)
 )
 @click.option("--seed", type=SEED, help="In place of pretrain.seed.")
 @click.option("--shuffle-ties", type=SEED, metavar="SEED", help="Order a user's equal times anew, from this seed.")
-@click.option("--max-minutes", type=click.FloatRange(min=0), help="In place of pretrain.max_minutes.")
+@click.option("--max-minutes", type=NOT_NEGATIVE, help="In place of pretrain.max_minutes.")
 @click.option("--from", "warm_start", metavar="RELEASE", help="Begin with the weights of an earlier release.")
 @click.option("--until", "until_ms", type=TIME, help="Train on events before this only. Default: on all.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")

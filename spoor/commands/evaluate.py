@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from activity.handed_in import refuse_url
-from spoor.commands.invocation import SEED, Invocation, LocalPath, dry_run_option, json_option, pass_invocation
+from spoor.commands.invocation import (
+    POSITIVE,
+    SEED,
+    Invocation,
+    LocalPath,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+)
 
 if TYPE_CHECKING:
     from encoder.protocols import Protocol
@@ -38,7 +46,7 @@ _FLOORS = "popularity,recent,markov,item-knn"
 @click.option(
     "--baselines", default=_FLOORS, show_default=True, metavar="NAMES", help="Also sasrec, sasrec-refit; or none."
 )
-@click.option("--max-minutes", type=float, default=60.0, show_default=True, help="Bounds the training of sasrec.")
+@click.option("--max-minutes", type=POSITIVE, default=60.0, show_default=True, help="Bounds the training of sasrec.")
 @click.option("--picture", type=LocalPath(), metavar="FILE", help="Write a PNG of Recall@10 by slice to FILE.")
 @dry_run_option
 @json_option

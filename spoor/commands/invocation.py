@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,6 +64,16 @@ class _Parsed(click.ParamType):
             self.fail(f"{error.message} ({error.hint})", param, ctx)
 
 
+class _Number(click.FloatRange):
+    """A range that NaN, which is below and above nothing, lies outside of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is no number", param, ctx)
+        return number
+
+
 class LocalPath(click.Path):
     """A file or folder of this machine; a URL is refused."""
 
@@ -81,7 +92,10 @@ def release_folder(text: str, releases: Path) -> Path:
 
 
 TIME = _Parsed("time", parse_time_ms)  # ISO 8601 with a zone → ms since 1970 UTC
-SEED = click.IntRange(min=0, max=2**63 - 1)  # PyTorch and NumPy take no other
+POSITIVE = _Number(min=1e-6, max=1e12)
+NOT_NEGATIVE = _Number(min=0, max=1e12)
+COUNT = click.IntRange(min=0, max=2**63 - 1)
+SEED = COUNT  # PyTorch and NumPy take no other
 DURATION = _Parsed("duration", parse_duration_ms)  # a number and s, m, h or d → ms
 
 

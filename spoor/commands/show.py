@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import Invocation, json_option, time_text
+from spoor.commands.invocation import COUNT, Invocation, json_option, time_text
 
 if TYPE_CHECKING:
     from spoor.show import ShownUser
@@ -19,12 +19,8 @@ def show() -> None:
 
 @show.command()
 @click.argument("user_id", metavar="ID")
-@click.option(
-    "--events", "count", type=click.IntRange(min=0), default=20, show_default=True, help="Newest events shown."
-)
-@click.option(
-    "--nearest", type=click.IntRange(min=0), default=5, show_default=True, help="Items nearest to each vector."
-)
+@click.option("--events", "count", type=COUNT, default=20, show_default=True, help="Newest events shown.")
+@click.option("--nearest", type=COUNT, default=5, show_default=True, help="Items nearest to each vector.")
 @json_option
 @click.pass_context
 def user(ctx: click.Context, user_id: str, count: int, nearest: int) -> None:

@@ -10,6 +10,7 @@ import click
 
 from activity.errors import UsageError
 from spoor.commands.invocation import (
+    POSITIVE,
     TIME,
     Invocation,
     LocalPath,
@@ -31,7 +32,9 @@ _DAY_MS = 86_400_000
 )
 @click.option("--from", "from_ms", type=TIME, help="Event times from here. Default: the file's, or a day ago.")
 @click.option("--to", "to_ms", type=TIME, help="Event times before this. Default: the file's, or now.")
-@click.option("--rate", type=float, metavar="EVENTS_PER_SECOND", help="At most so many a second. Default: full speed.")
+@click.option(
+    "--rate", type=POSITIVE, metavar="EVENTS_PER_SECOND", help="At most so many a second. Default: full speed."
+)
 @click.option("--events", type=int, help="How many to make up.  [default: 10000]")
 @click.option("--users", type=int, help="Of so many users.  [default: 1000]")
 @click.option("--items", type=int, help="Over so many items.  [default: 2000]")

@@ -11,7 +11,10 @@ import click
 
 from activity.errors import UsageError
 from spoor.commands.invocation import (
+    COUNT,
     DURATION,
+    NOT_NEGATIVE,
+    POSITIVE,
     Invocation,
     LocalPath,
     dry_run_option,
@@ -30,8 +33,8 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 
 @click.group(invoke_without_command=True)
 @release_option
-@click.option("--count", type=click.IntRange(min=0), help="Stop after so many records.")
-@click.option("--timeout-seconds", type=float, help="Stop after so long. Default: work until interrupted.")
+@click.option("--count", type=COUNT, help="Stop after so many records.")
+@click.option("--timeout-seconds", type=POSITIVE, help="Stop after so long. Default: work until interrupted.")
 @click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
 @click.option("--rewind", "rewind_ms", type=DURATION, help="Replay the records of the last DURATION, e.g. 10m.")
 @click.option("--summary", type=LocalPath(), metavar="FILE", help="Write the run's figures there as JSON.")
@@ -125,7 +128,7 @@ def _order(described: Callable[[], None]) -> click.Command:
     @stream.command(order, help=described.__doc__)
     @click.option(
         "--timeout-seconds",
-        type=click.FloatRange(min=0),
+        type=NOT_NEGATIVE,
         default=120.0,
         show_default=True,
         help="How long to wait for the workers' reports.",
@@ -182,7 +185,7 @@ def dlq() -> None:
 
 @dlq.command("list")
 @click.option("--reason", help="Only those with this reason, e.g. not-json.")
-@click.option("--limit", type=click.IntRange(min=0), help="Only the newest N.")
+@click.option("--limit", type=COUNT, help="Only the newest N.")
 @json_option
 @pass_invocation
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:

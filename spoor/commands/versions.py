@@ -75,7 +75,9 @@ def retire(invocation: Invocation, name: str, keep_topic: bool, force: bool, yes
 @click.option(
     "--sample", type=click.IntRange(min=2, max=10_000), default=2_000, show_default=True, help="Most users, and items."
 )
-@click.option("--neighbours", type=click.IntRange(min=1), default=10, show_default=True, help="Nearest of each.")
+@click.option(
+    "--neighbours", type=click.IntRange(min=1, max=10_000), default=10, show_default=True, help="Nearest of each."
+)
 @click.option("--aligned", metavar="NAME", help="Also write a new release: NEW, turned into OLD's space.")
 @click.option("--dry-run", is_flag=True, help="Compare, but store nothing.")
 @json_option

@@ -93,6 +93,20 @@ def test_every_command_has_help_and_few_options(spoor: Spoor, path: tuple[str, .
     assert isinstance(command, click.Group) or "--json" in done.out
 
 
+SIZES = {"events", "users", "items", "seed"}  # of `simulate`: SimulatorSettings names their ranges
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
+def test_no_option_takes_a_number_without_bounds(path: tuple[str, ...], command: click.Command):
+    for option in command.params:
+        kind = option.type.name
+        if not any(word in kind for word in ("integer", "float")) or (path == ("simulate",) and option.name in SIZES):
+            continue
+        for number in ("nan", "inf", "-inf", "1" + "0" * 400, "-" + "9" * 20):
+            with pytest.raises(click.BadParameter):
+                option.type.convert(number, option, None)
+
+
 def test_help_and_settings_load_nothing_heavy():
     """What makes --help slow is imports, so they are what is measured: a time would depend on the machine."""
     for arguments in (["--help"], ["stream", "--help"], ["config", "show"]):
