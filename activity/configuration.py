@@ -209,6 +209,8 @@ def _resembles_setting(key: str, known: Iterable[str]) -> bool:
     if "." in key or any(key.startswith(f"{setting.partition('.')[0]}_") for setting in known if "." in setting):
         return True
     names = {name for setting in known for name in (setting.rpartition(".")[2], setting.replace(".", "_"))}
+    if difflib.get_close_matches(key, ["config", "config_file"], n=1, cutoff=0.75):  # a misspelt SPOOR_CONFIG
+        return True
     return bool(difflib.get_close_matches(key, names, n=1, cutoff=0.75))
 
 
@@ -219,7 +221,9 @@ def _variable(key: str) -> str:
 def _unknown(key: str, origin: str, known: list[str]) -> UsageError:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     hint = f"did you mean `{nearest[0]}`?" if nearest else "`spoor config show` lists every setting"
-    if nearest and origin.startswith("env "):
+    if origin.startswith("env ") and difflib.get_close_matches(key, ["config", "config_file"], n=1, cutoff=0.75):
+        hint = "did you mean `SPOOR_CONFIG`?"
+    elif nearest and origin.startswith("env "):
         hint = f"did you mean `{_variable(nearest[0])}`?"
     return UsageError(f"unknown setting `{key}` ({origin})", hint=hint)
 
@@ -252,7 +256,7 @@ def _parse(raw: object, hint: Any, base: Path) -> Any:
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
         if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
             return tuple(parts)
-    elif hint is Path and isinstance(raw, str | Path) and "\0" not in str(raw):
+    elif hint is Path and isinstance(raw, str | Path) and "\0" not in str(raw) and str(raw).strip():
         path = Path(raw).expanduser()
         return path if path.is_absolute() or str(path).startswith("{") else base / path
     elif hint is bool:

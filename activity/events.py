@@ -95,7 +95,7 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
         source = dict(settings.sources)[error.field]
         if source == error.field:
             raise
-        expected = f"{error.expected}, in `{source}`"
+        expected = f"{error.expected} in `{source}`"
         raise EventError(reason=error.reason, field=error.field, found=error.found, expected=expected) from None
 
 

@@ -193,7 +193,8 @@ class Lake:
     def remove_orphans(self) -> int:
         """Deletes data files that no manifest entry names (only while nothing else writes). Returns how many."""
         named = set(self.files())
-        found = [path for path in self.folder.glob("day=*/bucket=*/*") if path not in named]
+        ours = (path for path in self.folder.glob("day=*/bucket=*/*") if ".parquet" in path.name and path.is_file())
+        found = [path for path in ours if path not in named]
         for path in found:
             path.unlink()
         return len(found)

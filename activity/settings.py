@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +16,28 @@ SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
 EmbeddingFormat = Literal["json", "arrow"]
 EventFormat = Literal["json", "avro"]
+_FIRST_MS = -62104060800000  # 0002-01-01: a day or a zone before it is still a date
+_LAST_MS = 2**47 - 1  # 6429-10-17: the latest time that a packed history carries
 
 
 def parse_time_ms(text: str) -> int:
     """What a command or a setting takes as a time → ms since 1970 in UTC: ISO 8601 with a zone, or a date, which is
     its midnight. Raises UsageError."""
     try:
-        return iso_ms(text, dates=True)
+        found = iso_ms(text, dates=True)
     except TimeTextError as error:
         if error.no_zone:
             raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC") from None
         hint = "write for example 2026-01-31T00:00:00Z, or 2026-01-31 for midnight UTC"
         raise UsageError(f"`{text}` is not an ISO 8601 time", hint=hint) from None
+    if not _FIRST_MS <= found <= _LAST_MS:
+        hint = "write 0002-01-01 or later" if found < _FIRST_MS else "write 6429-10-17 or earlier"
+        raise UsageError(f"`{text}` is out of range", hint=hint)
+    return found
 
 
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,200}")  # Kafka takes 249; a release's name follows the prefix
+_CENTURY_HOURS = 876_600
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -49,6 +58,13 @@ def require_at_least(section: str, settings: object, minimum: int, *names: str) 
     for name in names:
         if (value := getattr(settings, name)) < minimum:
             raise UsageError(f"{section}.{name} is {value}", hint=f"it must be at least {minimum}")
+
+
+def require_at_most(section: str, settings: object, maximum: int, *names: str) -> None:
+    """Raises UsageError for the first of these settings that is larger."""
+    for name in names:
+        if (value := getattr(settings, name)) > maximum:
+            raise UsageError(f"{section}.{name} is {value}", hint=f"it must be at most {maximum}")
 
 
 def require_port(section: str, settings: object, *names: str, lowest: int = 1) -> None:
@@ -91,11 +107,41 @@ class KafkaSettings:
     def __post_init__(self) -> None:
         require_at_least("kafka", self, 1, "partitions", "replication_factor", "retention_hours")
         require_at_least("kafka", self, 0, "embedding_compaction_lag_hours")
+        require_at_most("kafka", self, 100_000, "partitions")
+        require_at_most("kafka", self, 100, "replication_factor")
+        require_at_most("kafka", self, _CENTURY_HOURS, "retention_hours", "embedding_compaction_lag_hours")
+        require_at_most("kafka", self, 3_600, "session_timeout_seconds", "request_timeout_seconds")
         require_at_least("kafka", self, 64, "heap_mb")  # with less the JVM does not start
         require_port("kafka", self, "port", "controller_port")
         for name in ("session_timeout_seconds", "request_timeout_seconds"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"kafka.{name} is {getattr(self, name)}", hint="it must be above 0")
+            if getattr(self, name) < 0.001:  # clients count in ms
+                raise UsageError(f"kafka.{name} is {getattr(self, name)}", hint="it must be at least 0.001")
+        if self.embedded and self.port == self.controller_port:
+            raise UsageError(
+                f"kafka.port and kafka.controller_port are both {self.port}", hint="give each a free port of its own"
+            )
+        self._check_topics()
+
+    def _check_topics(self) -> None:
+        for name in ("topic", "dead_letter_topic", "embedding_topic_prefix"):
+            found = getattr(self, name)
+            if not _TOPIC.fullmatch(found) or found in (".", ".."):
+                raise UsageError(
+                    f"kafka.{name} is {found!r}, which cannot name a topic",
+                    hint="a name has 1 to 200 of a-z, A-Z, 0-9, `.`, `_` and `-`, for example activity",
+                )
+        if self.topic == self.dead_letter_topic:  # each dead letter would be a bad event, without end
+            raise UsageError(
+                f"kafka.topic and kafka.dead_letter_topic are both `{self.topic}`",
+                hint=f'set kafka.dead_letter_topic = "{self.topic[:180]}-dead-letters", or another name of its own',
+            )
+        for name in ("topic", "dead_letter_topic"):
+            if getattr(self, name).startswith(self.embedding_topic_prefix):
+                raise UsageError(
+                    f"kafka.{name} `{getattr(self, name)}` begins with kafka.embedding_topic_prefix "
+                    f"`{self.embedding_topic_prefix}`, as topics of embeddings do",
+                    hint="set another name, or another prefix",
+                )
 
     @property
     def embedded(self) -> bool:

@@ -29,7 +29,7 @@ _SLICE_EVENTS = 100_000  # events made at once: a long simulation needs no more 
 _OWN_TASTE = 0.7  # share of events on items of the session's taste
 
 
-def _moment(time_ms: int) -> str:
+def moment(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -56,7 +56,7 @@ class SimulatorSettings:
                 raise UsageError(f"{name} is {value}, expected {way_out}", hint=f"give --{name} {way_out}")
         if self.to_ms <= self.from_ms:
             raise UsageError(
-                f"the time range is empty: from {_moment(self.from_ms)} to {_moment(self.to_ms)}",
+                f"the time range is empty: from {moment(self.from_ms)} to {moment(self.to_ms)}",
                 hint="--from must be before --to; where one is left out, the range is the day up to now",
             )
 

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from activity.errors import DataError, UsageError
 from encoder.release import Release
+from kernels.backend import require_usable
 from ranking.attributes import AttributeLayout
 from ranking.dataset import Reader
 from ranking.impressions import AGES_KNOWN_DAYS, DAY_MS, Impressions, find_impressions
@@ -114,6 +115,7 @@ def run_finetune(
 
     Raises UsageError (also for a release that was trained on the windows' events), DataError, InfrastructureError.
     """
+    require_usable()
     check_windows(source.release, windows)
     check_free(out, overwrite=overwrite)
     shown = settings.impressions

@@ -19,7 +19,7 @@ from activity.errors import InfrastructureError, UsageError
 from activity.events import Event, encode_event, event_encoder
 from activity.numbers import number_text
 from activity.settings import KafkaSettings
-from activity.simulator import SimulatorSettings, simulate
+from activity.simulator import SimulatorSettings, moment, simulate
 from activity.sources import read_events
 from spoor.config import Settings
 from spoor.console import progress_bar, say
@@ -159,6 +159,7 @@ def _source(
     refused: list[str],
 ) -> tuple[Iterable[pa.Table], int]:
     if synthetic is not None:
+        _check_times(settings, synthetic)
         return simulate(synthetic), synthetic.events
     assert data is not None
     events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000, unfit=refused)
@@ -167,6 +168,22 @@ def _source(
     if to_ms is not None:
         events = events.filter(pc.field("timestamp") < to_ms)
     return [events], len(events)
+
+
+def _check_times(settings: Settings, synthetic: SimulatorSettings) -> None:
+    """Raises UsageError where a worker would refuse the events."""
+    events = settings.events
+    if synthetic.from_ms < events.earliest_ms:
+        raise UsageError(
+            f"the first event would be of {moment(synthetic.from_ms)}, before events.earliest",
+            hint=f"give --from {moment(events.earliest_ms)} or later, or set events.earliest",
+        )
+    latest = time.time_ns() // 1_000_000 + events.max_skew_seconds * 1000
+    if synthetic.to_ms > latest:
+        raise UsageError(
+            f"the last event would be of {moment(synthetic.to_ms)}, which lies in the future",
+            hint="leave --to out, or give a time that has passed",
+        )
 
 
 def _batches(events: pa.Table, rate: float | None, started: float, before: int) -> Iterator[pa.Table]:

@@ -7,8 +7,9 @@ its list. A worker needs none of that: it takes what lies in the queue of the ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from faust.types import EventT
@@ -19,28 +20,36 @@ if TYPE_CHECKING:
 
 
 async def batches(
-    app: faust.App, stream: Any, *, most: int, within_seconds: float, ready: Callable[[], Awaitable[object]]
+    app: faust.App,
+    stream: Any,
+    *,
+    most: int,
+    within_seconds: float,
+    ready: Callable[[], Awaitable[object]],
+    stopping: asyncio.Event,
 ) -> AsyncIterator[list[Message]]:
     """Up to `most` messages for the agent's `stream`: as soon as there are so many, else `within_seconds` after the
-    first, or when `ready` returns, whichever is later. A batch that would only wait in line grows instead.
+    first, or when `ready` returns, whichever is later. A batch that would only wait in line grows instead; one of a
+    worker that is `stopping` does not wait for more.
 
     They are not acknowledged, and a rebalance or a stop waits until they are. What an earlier generation of the group
     has fetched is left out: it is fetched again."""
     queue = aiter(stream.channel).queue
     with suppress(StopAsyncIteration):  # so a queue ends its agent
         while True:
-            batch = await _batch(app, queue, most=most, within_seconds=within_seconds, ready=ready)
+            closing = partial(_closed, within_seconds, ready, stopping)
+            batch = await _batch(app, queue, most=most, closing=closing)
             if batch:
                 yield batch
             del batch  # nobody else may keep its messages until the next one comes
 
 
 async def _batch(
-    app: faust.App, queue: Any, *, most: int, within_seconds: float, ready: Callable[[], Awaitable[object]]
+    app: faust.App, queue: Any, *, most: int, closing: Callable[[], Coroutine[Any, Any, None]]
 ) -> list[Message]:
     batch: list[Message] = []
     found = await queue.get()
-    closed = asyncio.create_task(_closed(within_seconds, ready))
+    closed = asyncio.create_task(closing())
     try:
         while found is not None:
             # An event, where Faust itself has delivered it (`FreshConsumer.getmany`).
@@ -55,8 +64,9 @@ async def _batch(
     return batch
 
 
-async def _closed(within_seconds: float, ready: Callable[[], Awaitable[object]]) -> None:
-    await asyncio.sleep(within_seconds)
+async def _closed(within_seconds: float, ready: Callable[[], Awaitable[object]], stopping: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), within_seconds)
     await ready()
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from activity.errors import UsageError
-from activity.settings import EventSettings, HistorySettings, KafkaSettings, require_at_least, require_port
+from activity.settings import (
+    EventSettings,
+    HistorySettings,
+    KafkaSettings,
+    require_at_least,
+    require_at_most,
+    require_port,
+)
 from feature_repo.settings import FeatureSettings
 
 
@@ -30,6 +37,7 @@ class StreamSettings:
         require_at_least("stream", self, 1, "batch_events", "retries")
         require_at_least("stream", self, 0, "cache_users", "encode_seconds", "retry_seconds")
         require_port("stream", self, "metrics_port", lowest=0)
+        require_at_most("stream", self, 30, "batch_seconds")  # a rebalance waits for the open batch
         for name in ("batch_seconds", "stall_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"stream.{name} is {getattr(self, name)}", hint="it must be above 0")

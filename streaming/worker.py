@@ -139,7 +139,12 @@ def build_app(settings: WorkerSettings) -> StreamApp:
     @app.agent(topic, name="keep-fresh")
     async def keep_fresh(records: Any) -> None:
         taken = batches(
-            app, records, most=stream.batch_events, within_seconds=stream.batch_seconds, ready=app.processor.ready
+            app,
+            records,
+            most=stream.batch_events,
+            within_seconds=stream.batch_seconds,
+            ready=app.processor.ready,
+            stopping=app.processor.finished,
         )
         async for batch in taken:
             await app.processor.take(batch)
@@ -206,6 +211,7 @@ async def _run(
             with suppress(TimeoutError):
                 await asyncio.wait_for(processor.finished.wait(), timeout_seconds)
     finally:
+        processor.finished.set()  # after a timeout it is not
         for task in tasks:
             task.cancel()
         if app.started:

@@ -21,6 +21,7 @@ from encoder.evaluation.run import evaluate_scorers
 from encoder.evaluation.scoring import Scorer
 from encoder.protocols import Protocol, Split, check_split, make_split
 from encoder.release import Release, load_release
+from kernels.backend import require_usable
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def evaluate_file(
     trains. Says what it will do on stderr. Raises UsageError for names that there are not and files that cannot be
     read, DataError when the release was trained on another split of other events, or nothing can be asked.
     """
+    if release is not None:
+        require_usable()
     loaded = load_release(release) if release is not None else None
     if loaded is not None:
         shuffle_ties = _shuffled_like(loaded, shuffle_ties)

@@ -112,14 +112,14 @@ def backfill(
     online = into != "offline" and snapshots is None
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
-    chosen = chosen_releases(settings, releases)
+    chosen_releases(settings, releases)  # refuses before a topic is made
     if publish and online and not dry_run:
         for topic in ensure_topics(settings.kafka, releases=live_names(settings), reads_events=True):
             say(topic.describe())
     with batch_runner(settings, runner, runner_options, start=not dry_run) as started:
         result = run_backfill(
             settings,
-            releases=chosen,
+            releases=releases or None,
             as_of_ms=as_of_ms,
             snapshots=snapshots,
             online=online,

@@ -75,6 +75,19 @@ def test_somebody_else_s_folder_of_the_same_layout_is_refused_and_stays_as_it_wa
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs] and theirs.read_bytes() == b"theirs"
 
 
+def test_only_files_of_the_lake_s_own_kind_are_removed(tmp_path):
+    lake = Lake(tmp_path, buckets=3)
+    lake.write("p0-0-10", rows(0, 10), record(0, 10))
+    folder = lake.files()[0].parent
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / "README.txt").write_text("theirs")
+    (folder / "p0-10-20.parquet").write_bytes(b"left over")
+    (folder / ".p0-10-20.parquet.1f").write_bytes(b"left over")
+    assert lake.remove_orphans() == 2
+    assert (folder / ".ipynb_checkpoints").is_dir() and (folder / "README.txt").exists()
+    assert offsets(lake.read()) == list(range(10))
+
+
 def test_covered_ranges_join_and_show_gaps(tmp_path):
     lake = Lake(tmp_path, buckets=1)
     for start, end in [(10, 20), (0, 10), (30, 40)]:

@@ -112,3 +112,41 @@ def test_a_heap_in_which_no_broker_starts_and_events_from_the_past_only_are_refu
         KafkaSettings(heap_mb=1)
     with pytest.raises(UsageError, match=r"events\.max_skew_seconds is -1"):
         EventSettings(max_skew_seconds=-1)
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-23:00", "0001-01-01", "0001-01-01T00:00:00+23:00", "6429-10-18"])
+def test_times_that_no_calendar_or_history_holds_are_refused(text):
+    with pytest.raises(UsageError, match="out of range"):
+        parse_time_ms(text)
+
+
+def test_the_first_and_the_last_time_are_taken():
+    assert parse_time_ms("0002-01-01") < 0 < parse_time_ms("6429-10-17")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"topic": "same", "dead_letter_topic": "same"}, "both `same`"),
+        ({"topic": "user-embeddings.x"}, "embedding_topic_prefix"),
+        ({"dead_letter_topic": "user-embeddings.letters"}, "embedding_topic_prefix"),
+        ({"embedding_topic_prefix": ""}, r"kafka\.embedding_topic_prefix is ''"),
+        *(({"topic": name}, r"kafka\.topic is ") for name in ("", ".", "..", "a/b", "a b", "ä", "a" * 201)),
+        ({"port": 9092, "controller_port": 9092}, "both 9092"),
+        ({"partitions": 2**40}, r"kafka\.partitions"),
+        ({"replication_factor": 101}, r"kafka\.replication_factor"),
+        ({"retention_hours": 2**62}, r"kafka\.retention_hours"),
+        ({"request_timeout_seconds": 1e300}, r"kafka\.request_timeout_seconds"),
+        ({"request_timeout_seconds": 1e-9}, r"kafka\.request_timeout_seconds"),
+    ],
+)
+def test_what_no_broker_could_do_is_refused_before_one_is_asked(wrong, named):
+    with pytest.raises(UsageError, match=named) as error:
+        KafkaSettings(**wrong)
+    assert error.value.hint
+
+
+def test_the_ends_of_ranges_are_taken():
+    settings = KafkaSettings(port=1, controller_port=65_535, heap_mb=64, topic="a" * 200)
+    assert (settings.port, settings.controller_port) == (1, 65_535)
+    assert EventSettings(max_skew_seconds=0).max_skew_seconds == 0

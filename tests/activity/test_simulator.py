@@ -66,5 +66,5 @@ def test_one_user_one_item_one_action_one_surface():
     ],
 )
 def test_impossible_settings_are_refused(change: dict[str, int]):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"expected|the time range is empty"):
         dataclasses.replace(SETTINGS, **change)

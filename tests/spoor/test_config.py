@@ -77,6 +77,20 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path: Path, text: str, message: 
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("variable", ["SPOOR_CONFG", "SPOOR_CONFIG_FILE", "SPOOR_CONFIGFILE"])
+def test_a_misspelt_name_of_the_settings_file_is_an_error(tmp_path: Path, variable: str):
+    with pytest.raises(UsageError, match="unknown setting") as caught:
+        load_settings(file=write(tmp_path, ""), environ={variable: "/etc/spoor.toml"})
+    assert caught.value.hint == "did you mean `SPOOR_CONFIG`?"
+
+
+def test_an_empty_path_is_not_the_working_folder(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"state_folder.*expected a path"):
+        load_settings(file=write(tmp_path, ""), environ={"SPOOR_STATE_FOLDER": ""})
+    with pytest.raises(UsageError, match=r"lake\.folder.*expected a path"):
+        load_settings(file=write(tmp_path, ""), environ={}, flags={"lake.folder": " "})
+
+
 def test_an_unknown_variable_of_ours_is_an_error_and_others_are_not(tmp_path: Path):
     with pytest.raises(UsageError, match="SPOOR_KAFKA__PROT"):
         load_settings(file=write(tmp_path, ""), environ={"SPOOR_KAFKA__PROT": "1"})

@@ -120,3 +120,10 @@ def test_without_a_broker_nothing_hangs(settings: Settings, file: Path):
     kafka = dataclasses.replace(settings.kafka, request_timeout_seconds=1.0)
     with pytest.raises(InfrastructureError, match="no Kafka broker answers"):
         run_simulate(dataclasses.replace(settings, kafka=kafka), data=file)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, DAY_MS), (T0, 2**46)])
+def test_made_up_events_that_a_worker_would_refuse_are_refused(settings: Settings, first: int, last: int):
+    synthetic = SimulatorSettings(events=5, from_ms=first, to_ms=last)
+    with pytest.raises(UsageError, match=r"the (first|last) event would be of"):
+        run_simulate(settings, synthetic=synthetic, dry_run=True)

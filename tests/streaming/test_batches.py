@@ -23,6 +23,7 @@ class Stand:
         self.unacked: set[Any] = set()
         self.is_ready = asyncio.Event()
         self.is_ready.set()
+        self.stopping = asyncio.Event()
         self.app: Any = SimpleNamespace(
             flow_control=flow, consumer_generation_id=1, consumer=SimpleNamespace(unacked=self.unacked)
         )
@@ -41,7 +42,9 @@ class Stand:
             async def __anext__(self) -> Any: ...
 
         stream = SimpleNamespace(channel=Channel())
-        return batches(self.app, stream, most=most, within_seconds=within_seconds, ready=self.is_ready.wait)
+        return batches(
+            self.app, stream, most=most, within_seconds=within_seconds, ready=self.is_ready.wait, stopping=self.stopping
+        )
 
 
 class Record:
@@ -93,6 +96,22 @@ def test_a_batch_that_would_wait_in_line_grows_until_it_is_full():
         return full, offsets(await anext(found))
 
     assert asyncio.run(run()) == ([0, 1, 2], [3])
+
+
+def test_a_worker_that_stops_does_not_wait_for_a_batch_to_fill():
+    async def run() -> tuple[list[int], list[int]]:
+        stand = Stand()
+        stand.put(0)
+        found = stand.batches(most=3, within_seconds=LONG_SECONDS)
+        waits = asyncio.ensure_future(anext(found))
+        done, _ = await asyncio.wait({waits}, timeout=SHORT_SECONDS)
+        assert not done
+        stand.stopping.set()
+        first = offsets(await waits)
+        stand.put(1)
+        return first, offsets(await anext(found))
+
+    assert asyncio.run(run()) == ([0], [1])
 
 
 def test_an_empty_queue_gives_no_batch():

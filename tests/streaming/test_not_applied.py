@@ -60,6 +60,9 @@ def test_worker_jobs_and_reads_use_the_applied_release_and_name_the_other(
     code = cli.run(["--config", str(placed.config), "stream", "--dry-run", "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert (code, shown["releases"], shown["not_applied"]) == (0, [RELEASE], [PLACED])
+    code = cli.run(["--config", str(placed.config), "backfill", "--dry-run", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (code, shown["releases"], shown["not_applied"]) == (0, [RELEASE], [PLACED])
 
 
 def test_who_names_a_release_that_is_not_applied_is_refused(placed: World):

@@ -14,6 +14,7 @@ from streaming.settings import StreamSettings
         ("cache_users", -1),
         ("retry_seconds", -0.1),
         ("batch_seconds", 0.0),
+        ("batch_seconds", 31.0),
         ("stall_seconds", 0.0),
         ("metrics_port", -1),
         ("metrics_port", 65_536),
