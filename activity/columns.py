@@ -21,7 +21,14 @@ from activity.settings import EventSettings
 
 Column = Sequence[Any] | pa.ChunkedArray
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-_DISTINCT = (pa.types.is_integer, pa.types.is_decimal, pa.types.is_binary, pa.types.is_large_binary)
+_DISTINCT = (
+    pa.types.is_integer,
+    pa.types.is_decimal128,
+    pa.types.is_decimal256,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+)
+_NO_PYTHON_VALUE = (ArithmeticError, LookupError, ValueError, ImportError, pa.ArrowException)
 _PER_MS = {"us": 1_000, "ns": 1_000_000}
 
 
@@ -46,15 +53,13 @@ def convert(column: Column, name: str, settings: EventSettings) -> pa.Array:
         return pa.array([], kind)
     if not isinstance(column, pa.ChunkedArray):
         return pa.array(_convert_values(column, one), kind)
+    column = _decoded(column)
     if name == "timestamp" and (times := _times(column)) is not None:
         return times
     if any(test(column.type) for test in _TEXT):
         column = column.cast(pa.large_binary())  # whose values need not be UTF-8 to be looked at
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-        return convert(column, name, settings)
     if not any(test(column.type) for test in _DISTINCT):
-        return pa.array(_convert_values(_python_values(column, name), one), kind)
+        return pa.array(_convert_values(python_values(column, name), one), kind)
     encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
     try:
         distinct = pa.array([one(value) for value in encoded.dictionary.to_pylist()], kind)
@@ -89,17 +94,49 @@ class ArrowValue:
         return str(self.kind)
 
 
-def _python_values(column: pa.ChunkedArray, name: str) -> list[Any]:
+def python_values(column: pa.ChunkedArray, name: str) -> list[Any]:
+    """What the column of the event's field `name`, or of `pos`, holds; an ArrowValue for what Python cannot hold. Text
+    that is no UTF-8 comes with surrogates."""
+    column = _decoded(column)
     kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
+    if any(test(kind) for test in _TEXT):
+        texts = column.cast(pa.large_binary()).to_pylist()
+        return [None if text is None else text.decode(errors="surrogateescape") for text in texts]
+    moments = name == "timestamp" and pa.types.is_timestamp(kind) and kind.tz is not None
+    if isinstance(kind, pa.BaseExtensionType) or (pa.types.is_temporal(kind) and not moments):
         return [None if missing else ArrowValue(kind) for missing in column.is_null().to_pylist()]
-    if not pa.types.is_temporal(kind):
-        return column.to_pylist()
-    numbers = column.cast(pa.int64() if kind.bit_width == 64 else pa.int32()).to_pylist()
-    if name != "timestamp" or not pa.types.is_timestamp(kind) or kind.tz is None:
-        return [None if number is None else ArrowValue(kind) for number in numbers]
+    if not moments:
+        try:
+            return column.to_pylist()
+        except _NO_PYTHON_VALUE:
+            return [_python_value(scalar) for scalar in column]
+    numbers = column.cast(pa.int64()).to_pylist()
     per_ms, ms = _PER_MS.get(kind.unit, 1), 1_000 if kind.unit == "s" else 1
     return [None if number is None else number * ms // per_ms for number in numbers]
+
+
+def _python_value(scalar: pa.Scalar[Any]) -> Any:
+    try:
+        return scalar.as_py()
+    except _NO_PYTHON_VALUE:
+        return ArrowValue(scalar.type)
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values themselves, where a column numbers or counts them."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        if pa.types.is_string_view(kind.value_type) or pa.types.is_binary_view(kind.value_type):
+            return _decoded(column.cast(pa.dictionary(kind.index_type, pa.large_binary())))  # views cannot be taken
+        values = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
+        return _decoded(pa.chunked_array(values, kind.value_type))
+    if pa.types.is_run_end_encoded(kind):
+        try:
+            values = [pc.run_end_decode(chunk) for chunk in column.chunks]
+        except pa.ArrowNotImplementedError:  # of nested values, which are no ids
+            return column
+        return _decoded(pa.chunked_array(values, kind.value_type))
+    return column
 
 
 def _convert_values(values: Sequence[Any], one: Callable[[Any], Any]) -> list[Any]:

@@ -29,6 +29,7 @@ FIELDS = ("user_id", "item_id", "action", "surface", "timestamp")
 INT64 = range(-(2**63), 2**63)
 LATEST_MS = 2**47 - 1  # year 6429: the latest time that a packed history carries
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL, C1
+_MOST_DIGITS = 4300  # that Python writes
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
@@ -163,6 +164,9 @@ def _as_text(value: object, name: str) -> str:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return _digits(int(value), name)
     if isinstance(value, Decimal) and value.is_finite() and int(value.as_tuple().exponent) >= 0:
+        if value.adjusted() >= _MOST_DIGITS:  # Python would take hours over some
+            found = f"an integer of {value.adjusted() + 1:,} digits"
+            raise EventError(reason="bad-length", field=name, found=found, expected="a shorter one")
         return _digits(int(value), name)
     if isinstance(value, bytes):
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from activity.columns import Column, RowError, convert
+from activity.columns import Column, RowError, convert, python_values
 from activity.errors import EventError, UsageError
 from activity.events import EVENT_SCHEMA, found_at
 from activity.fields import FIELDS, INT64, brief, check_time, entity_id, fits, is_int64
@@ -217,7 +218,11 @@ def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
 
 
 def _frame_values(column: Any) -> list[Any]:
-    return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
+    try:
+        absent = column.isna()
+    except InvalidOperation:  # a signalling NaN allows no comparison; it is a value, and no missing one
+        absent = column.map(lambda value: 0 if isinstance(value, Decimal) and value.is_snan() else value).isna()
+    return [None if missing else value for value, missing in zip(column, absent, strict=True)]
 
 
 def _events(rows: Rows, settings: EventSettings, now_ms: int) -> pa.Table:
@@ -295,7 +300,7 @@ def _bad_row(path: Path, where: str, source: str, error: EventError) -> UsageErr
         hint = f"every event has a value of {source}" + (
             f", or set events.defaults.{error.field}" if error.field in ("action", "surface") else ""
         )
-    elif error.reason == "bad-length":
+    elif error.reason == "bad-length" and error.field != "timestamp":
         limit = "events.max_id_bytes" if error.field.endswith("_id") else "events.max_name_bytes"
         hint = f"empty text is no value, and {limit} is the limit"
     elif error.reason == "bad-text":
@@ -327,8 +332,11 @@ def _places(column: Column, rows: Rows) -> pa.Array:
     """An integer in every row; the digits of one, where a CSV has nothing but text."""
     if isinstance(column, pa.ChunkedArray):
         if pa.types.is_integer(column.type) and not column.null_count:
-            return column.cast(pa.int64()).combine_chunks()
-        values = column.to_pylist()
+            try:
+                return column.cast(pa.int64()).combine_chunks()
+            except pa.ArrowInvalid:  # beyond int64: below is said where
+                pass
+        values = python_values(column, "pos")
     else:
         values = list(column)
     for row, value in enumerate(values):
