@@ -53,7 +53,7 @@ def convert(column: Column, name: str, settings: EventSettings) -> pa.Array:
         return pa.array([], kind)
     if not isinstance(column, pa.ChunkedArray):
         return pa.array(_convert_values(column, one), kind)
-    column = _decoded(column)
+    column = decoded(column)
     if name == "timestamp" and (times := _times(column)) is not None:
         return times
     if any(test(column.type) for test in _TEXT):
@@ -67,6 +67,24 @@ def convert(column: Column, name: str, settings: EventSettings) -> pa.Array:
         _convert_each(column.to_pylist(), one)
         raise
     return distinct.take(encoded.indices)
+
+
+def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values themselves, where a column numbers or counts them."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+        if kind.value_type in views:  # which Arrow cannot take
+            return decoded(column.cast(pa.dictionary(kind.index_type, views[kind.value_type])))
+        values = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
+        return decoded(pa.chunked_array(values, kind.value_type))
+    if pa.types.is_run_end_encoded(kind):
+        try:
+            values = [pc.run_end_decode(chunk) for chunk in column.chunks]
+        except pa.ArrowNotImplementedError:  # of nested values, which are no ids
+            return column
+        return decoded(pa.chunked_array(values, kind.value_type))
+    return column
 
 
 def _times(column: pa.ChunkedArray) -> pa.Array | None:
@@ -97,7 +115,7 @@ class ArrowValue:
 def python_values(column: pa.ChunkedArray, name: str) -> list[Any]:
     """What the column of the event's field `name`, or of `pos`, holds; an ArrowValue for what Python cannot hold. Text
     that is no UTF-8 comes with surrogates."""
-    column = _decoded(column)
+    column = decoded(column)
     kind = column.type
     if any(test(kind) for test in _TEXT):
         texts = column.cast(pa.large_binary()).to_pylist()
@@ -120,23 +138,6 @@ def _python_value(scalar: pa.Scalar[Any]) -> Any:
         return scalar.as_py()
     except _NO_PYTHON_VALUE:
         return ArrowValue(scalar.type)
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values themselves, where a column numbers or counts them."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        if pa.types.is_string_view(kind.value_type) or pa.types.is_binary_view(kind.value_type):
-            return _decoded(column.cast(pa.dictionary(kind.index_type, pa.large_binary())))  # views cannot be taken
-        values = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
-        return _decoded(pa.chunked_array(values, kind.value_type))
-    if pa.types.is_run_end_encoded(kind):
-        try:
-            values = [pc.run_end_decode(chunk) for chunk in column.chunks]
-        except pa.ArrowNotImplementedError:  # of nested values, which are no ids
-            return column
-        return _decoded(pa.chunked_array(values, kind.value_type))
-    return column
 
 
 def _convert_values(values: Sequence[Any], one: Callable[[Any], Any]) -> list[Any]:

@@ -140,7 +140,12 @@ def _read_part(path: Path, settings: EventSettings) -> pa.Table:
     suffix, where = kind(path), lambda row: f"row {row + 1}"
     with reading(path):
         if suffix in CSV_DELIMITERS:
-            lines = [line for line, _ in scan_csv(path, delimiter=CSV_DELIMITERS[suffix])][1:]
+            lines: list[int] = []
+            for line, cells in scan_csv(path, delimiter=CSV_DELIMITERS[suffix]):
+                if not lines:
+                    _check_names(path, cells, "bytes that are no UTF-8")
+                lines.append(line)
+            lines = lines[1:]
             names, columns, where = *_guessed_csv(path, CSV_DELIMITERS[suffix]), lambda row: f"line {lines[row]}"
         elif suffix in JSON_KINDS:
             rows = list(scan_json(path))
@@ -148,6 +153,8 @@ def _read_part(path: Path, settings: EventSettings) -> pa.Table:
         else:
             table = pq.ParquetFile(path).read()
             names, columns = table.column_names, table.columns
+            for name, column in zip(names, columns, strict=True):
+                _check_texts(path, name, column)
     for index, name in enumerate(chosen(path, names, lambda all_of_them: all_of_them)):
         if name in _IDS:
             columns[index] = id_column(columns[index], name, settings, path=path, where=where)
@@ -170,6 +177,7 @@ def _guessed_csv(path: Path, delimiter: str) -> tuple[list[str], list[Any]]:
 def _guessed_json(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[Any]]:
     """A column whose values have no type in common holds them as JSON."""
     names = list(dict.fromkeys(name for _, row in rows for name in row))
+    _check_names(path, names, "an unpaired surrogate")
     columns: list[Any] = []
     for name in names:
         values: Any = json_column(path, rows, name)
@@ -182,6 +190,25 @@ def _guessed_json(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[l
                 values = pa.array([None if value is None else json.dumps(value) for value in values])
         columns.append(values)
     return names, columns
+
+
+def _check_names(path: Path, names: Sequence[str], found: str) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise _no_text(path, brief(repr(name)), f"{found} in its name") from None
+
+
+def _check_texts(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    """Parquet's writers need not check that text is UTF-8, and its readers do not."""
+    if name in _IDS:
+        return  # whose rule says in which row
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" in str(error):
+            raise _no_text(path, name, "bytes that are no UTF-8") from None
 
 
 def _no_text(path: Path, name: str, found: str) -> UsageError:
@@ -211,7 +238,7 @@ def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
             return None
         try:
             return pa.chunked_array([pa.array(values, from_pandas=True)])
-        except pa.ArrowException:  # of a type that Arrow has not
+        except (pa.ArrowException, UnicodeEncodeError):  # of a type that Arrow has not, or no Unicode
             return _frame_values(values)
 
     return Rows(FRAME, len(frame), column, lambda row: f"row {row + 1}", tuple(names))

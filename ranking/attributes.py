@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from activity.columns import decoded
 from activity.errors import UsageError
 from activity.settings import EventSettings
 from activity.sources import id_column
@@ -51,8 +52,8 @@ class AttributeLayout:
     def of(cls, items: pa.Table, *, known: Sequence[str]) -> AttributeLayout:
         """From a table with `item_id` and any other columns; only the rows of `known` items count. Raises UsageError
         for a table without item_id."""
-        seen = items.filter(pc.is_in(_ids(items), value_set=pa.array(known, pa.string())))
-        found = [_attribute(name, seen[name]) for name in items.column_names if name != "item_id"]
+        seen = pc.is_in(_ids(items), value_set=pa.array(known, pa.string()))
+        found = [_attribute(name, items[name], seen) for name in items.column_names if name != "item_id"]
         return cls(tuple(attribute for attribute in found if attribute is not None))
 
     @property
@@ -62,7 +63,7 @@ class AttributeLayout:
 
     def matrix(self, items: pa.Table, item_ids: Sequence[str]) -> Floats:
         """float32 [n, A] of the items, zeros for those that the table lacks. Raises UsageError for a table without
-        item_id or one of the layout's columns."""
+        item_id or one of the layout's columns, or with texts in place of numbers or the reverse."""
         place = {item: row for row, item in enumerate(_ids(items).to_pylist())}
         missing = [attribute.name for attribute in self.attributes if attribute.name not in items.column_names]
         if missing:
@@ -83,30 +84,39 @@ class AttributeLayout:
         return cls(tuple(replace(Attribute(**entry), values=tuple(entry["values"])) for entry in record))
 
 
-def _attribute(name: str, column: pa.ChunkedArray) -> Attribute | None:
-    """None for a column that tells nothing."""
+def _attribute(name: str, column: pa.ChunkedArray, seen: pa.ChunkedArray) -> Attribute | None:
+    """Of the rows that are `seen`. None for a column that tells nothing."""
     column = _plain(column)
     kind = column.type
-    if pa.types.is_string(kind) or (_is_list(kind) and pa.types.is_string(kind.value_type)):
-        values = sorted({value for texts in _texts(column) for value in texts})
+    if _holds_texts(kind):
+        values = sorted({value for texts in _texts(name, column.filter(seen)) for value in texts})
         return Attribute(name, "texts", tuple(values)) if 2 <= len(values) <= _MAX_VALUES else None
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
-        numbers = _floats(column)
+    if _holds_numbers(kind):
+        numbers = _floats(column.filter(seen))
         numbers = numbers[np.isfinite(numbers)]
-        if not len(numbers) or numbers.std() == 0:
+        with np.errstate(over="ignore", invalid="ignore"):  # near the largest float there is no deviation
+            mean, deviation = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 0.0)
+        if deviation == 0 or not np.isfinite(deviation):
             return None
         time = pa.types.is_timestamp(kind) or name.endswith(("_at", "_seen"))
-        return Attribute(name, "time" if time else "number", (), float(numbers.mean()), float(numbers.std()))
+        return Attribute(name, "time" if time else "number", (), mean, deviation)
     return None
 
 
 def _numbers(attribute: Attribute, column: pa.ChunkedArray) -> Floats:
     """float32 [items, attribute.width]"""
     column = _plain(column)
+    fits = _holds_texts if attribute.kind == "texts" else _holds_numbers
+    if not (fits(column.type) or pa.types.is_null(column.type)):
+        raise UsageError(
+            f"the table of items, column {attribute.name}: found {column.type}, "
+            f"expected {'texts' if attribute.kind == 'texts' else 'numbers'}",
+            hint="give the attributes that the ranker was trained with",
+        )
     if attribute.kind == "texts":
         index = {value: place for place, value in enumerate(attribute.values)}
         found = np.zeros((len(column), attribute.width), np.float32)
-        for row, texts in enumerate(_texts(column)):
+        for row, texts in enumerate(_texts(attribute.name, column)):
             for text in texts:
                 if text in index:
                     found[row, index[text]] = 1.0
@@ -135,14 +145,21 @@ def _ids(items: pa.Table) -> pa.ChunkedArray:
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The same values in the one type that stands for their kind: writers differ in how they store texts."""
+    column = decoded(column)
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if _is_text(kind):
         return column.cast(pa.string())
-    if _is_list(kind) and not pa.types.is_string(kind.value_type) and _is_text(kind.value_type):
+    if _is_list(kind) and _is_text(kind.value_type):
         return column.cast(pa.list_(pa.string()))
     return column.cast(pa.uint8()) if pa.types.is_boolean(kind) else column
+
+
+def _holds_texts(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or (_is_list(kind) and pa.types.is_string(kind.value_type))
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -154,11 +171,27 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """NaN for null; timestamps in ms since 1970."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
-    return pc.cast(column, pa.float64()).to_numpy()
+    """NaN for null, the nearest float for an integer; timestamps in ms since 1970."""
+    kind, factor = column.type, 1.0
+    if pa.types.is_timestamp(kind):
+        if kind.unit == "s":  # may reach further than 64-bit ms
+            factor = 1000.0
+        else:
+            column = column.cast(pa.timestamp("ms", kind.tz), safe=False)
+        column = column.cast(pa.int64())
+    return pc.cast(column, pa.float64(), safe=False).to_numpy() * factor
 
 
-def _texts(column: pa.ChunkedArray) -> list[list[str]]:
-    return [[] if value is None else [value] if isinstance(value, str) else value for value in column.to_pylist()]
+def _texts(name: str, column: pa.ChunkedArray) -> list[list[str]]:
+    """Of each row; a null in a list is none."""
+    try:
+        rows = column.to_pylist()
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"the table of items, column {name}: found bytes that are no UTF-8, expected Unicode",
+            hint="write the table's texts in UTF-8",
+        ) from None
+    return [
+        [] if row is None else [row] if isinstance(row, str) else [text for text in row if text is not None]
+        for row in rows
+    ]

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from activity.columns import python_values
 from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
 from activity.events import EVENT_SCHEMA
 from activity.files import atomic_path
@@ -220,7 +221,9 @@ def _read_items(path: Path | None, events: pa.Table, settings: EventSettings) ->
         table = read_table(path, settings)
         if "item_id" not in table.column_names:
             raise UsageError(f"`{path}` has no column item_id", hint="columns: item_id, title, genres")
-        for row in table.to_pylist():
+        names = [name for name in ITEM_SCHEMA.names if name in table.column_names]
+        for values in zip(*(python_values(table[name], name) for name in names), strict=True):
+            row = dict(zip(names, values, strict=True))
             item = row["item_id"]
             rows[item] = (item, str(row.get("title") or item), _labels(row.get("genres")))
     for item in events["item_id"].unique().to_pylist():
@@ -231,7 +234,7 @@ def _read_items(path: Path | None, events: pa.Table, settings: EventSettings) ->
 def _labels(value: object) -> list[str]:
     """A list of strings, or text with `|` between the labels."""
     parts = value if isinstance(value, list) else str(value or "").split("|")
-    return [str(part).strip() for part in parts if str(part).strip()]
+    return [str(part).strip() for part in parts if part is not None and str(part).strip()]
 
 
 def _from_cache(folder: Path) -> Tables | None:

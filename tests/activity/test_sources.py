@@ -423,6 +423,9 @@ def test_columns_under_other_names_are_shown(tmp_path):
         ("i.csv", "item_id,title\n1,José\n".encode("cp1252"), "column title: found bytes that are no UTF-8"),
         ("i.jsonl", b'{"item_id": 1, "title": "\\ud800"}\n', "column title: found an unpaired surrogate"),
         ("i.jsonl", b'{"item_id": 1, "title": "a", "title": "b"}\n', "line 1: title: found it more than once"),
+        ("i.csv", "item_id,größe\n1,2\n".encode("cp1252"), r"column 'gr.udcf6.udcdfe': found bytes that are no UTF-8"),
+        ("i.tsv", b"item_id\t\xff\n1\t2\n", r"column '.udcff': found bytes that are no UTF-8"),
+        ("i.jsonl", b'{"item_id": 1, "\\ud800": 1}\n', r"column '.ud800': found an unpaired surrogate in its name"),
     ],
 )
 def test_text_of_other_tables_is_text(tmp_path, name, content, found):
@@ -430,3 +433,27 @@ def test_text_of_other_tables_is_text(tmp_path, name, content, found):
     with pytest.raises(UsageError, match=found) as refused:
         read_table(tmp_path / name)
     assert refused.value.hint
+
+
+def test_text_of_a_parquet_table_that_is_no_utf8_is_refused_by_column(tmp_path):
+    def invalid(kind, stored):
+        return pa.Array.from_buffers(kind, 1, pa.array([b"a\xff"], stored).buffers())
+
+    texts = [
+        invalid(pa.string(), pa.binary()),
+        invalid(pa.large_string(), pa.large_binary()),
+        invalid(pa.string_view(), pa.binary_view()),
+    ]
+    for column in [*texts, pa.ListArray.from_arrays([0, 1], texts[0]), pa.StructArray.from_arrays(texts[:1], ["a"])]:
+        pq.write_table(pa.table({"item_id": ["1"], "title": column}), tmp_path / "i.parquet")
+        with pytest.raises(UsageError, match="column title: found bytes that are no UTF-8"):
+            read_table(tmp_path / "i.parquet")
+    pq.write_table(pa.table({"item_id": texts[0], "title": ["a"]}), tmp_path / "i.parquet")
+    with pytest.raises(UsageError, match="row 1, column item_id: found bytes that are no UTF-8"):
+        read_table(tmp_path / "i.parquet")
+
+
+def test_text_of_a_frame_that_is_no_unicode_is_refused_with_its_row():
+    for texts in (pd.Categorical(["\ud800"]), pd.array(["\ud800"], dtype=pd.StringDtype("python"))):
+        frame = pd.DataFrame({"user_id": texts, "item_id": "i", "action": "v", "surface": "h", "timestamp": [10**12]})
+        assert "row 1, column user_id: found an unpaired surrogate" in refusal(frame)

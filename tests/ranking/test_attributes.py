@@ -1,11 +1,15 @@
 import json
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from activity.errors import UsageError
+from activity.sources import read_table
 from ranking.attributes import AttributeLayout
+from tests.arrow_types import ARRAYS
 
 DAY = 86_400_000
 
@@ -93,3 +97,75 @@ def test_a_layout_survives_json():
     items = table(genre=[["x"], ["y"], None], price=[1.0, 4.0, 2.0], first_seen=[1, 2, 3])
     layout = AttributeLayout.of(items, known=[*"abc"])
     assert AttributeLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
+
+
+def test_a_null_in_a_list_of_texts_is_none(tmp_path):
+    (tmp_path / "i.jsonl").write_text('{"item_id": "1", "genres": ["a", null]}\n{"item_id": "2", "genres": ["b"]}\n')
+    items = read_table(tmp_path / "i.jsonl")
+    layout = AttributeLayout.of(items, known=["1", "2"])
+    assert layout.attributes[0].values == ("a", "b")
+    assert layout.matrix(items, ["1", "2"]).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**53 + 1, 1, None]),
+        pa.array([2**64 - 1, 0, None], pa.uint64()),
+        pa.array([2**63 - 1, 0, None], pa.timestamp("s")),
+        pa.array([2**63 - 1, 0, None], pa.timestamp("ms", "Mars/Phobos")),
+        pa.array([2**63 - 1, 0, None], pa.timestamp("us", "UTC")),
+    ],
+)
+def test_an_integer_that_no_float_holds_is_the_nearest_one(column):
+    items = table(x=column)
+    found = AttributeLayout.of(items, known=[*"abc"]).matrix(items, [*"abc"])
+    assert found[:, 0].tolist() == [1, -1, 0]
+
+
+def test_a_column_whose_deviation_is_no_float_is_left_out():
+    assert AttributeLayout.of(table(x=[1e308, -1e308, 1e308]), known=[*"abc"]).attributes == ()
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_texts_of_every_kind_are_read_from_parquet(tmp_path, kind):
+    texts = pa.array(["p", "q", None], kind)
+    pq.write_table(
+        table(kind=texts, genre=pa.array([["p"], ["q", None], None], pa.list_(kind))), tmp_path / "i.parquet"
+    )
+    items = read_table(tmp_path / "i.parquet")
+    found = AttributeLayout.of(items, known=[*"abc"]).matrix(items, [*"abc"])
+    assert found.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
+
+
+def test_numbered_and_counted_values_are_values():
+    for column in (
+        pa.array(["p", "q", None], pa.string_view()).dictionary_encode(),
+        pa.RunEndEncodedArray.from_arrays([1, 2, 3], pa.array(["p", "q", None])),
+    ):
+        items = table(kind=column)
+        assert AttributeLayout.of(items, known=[*"abc"]).matrix(items, ["b", "a"]).tolist() == [[0, 1], [1, 0]]
+
+
+def test_texts_in_place_of_numbers_and_the_reverse_are_refused():
+    numbers, texts = table(x=[1.0, 2.0, None]), table(x=["p", "q", None])
+    with pytest.raises(UsageError, match="column x: found string, expected numbers"):
+        AttributeLayout.of(numbers, known=[*"abc"]).matrix(texts, ["a"])
+    with pytest.raises(UsageError, match="column x: found double, expected texts"):
+        AttributeLayout.of(texts, known=[*"abc"]).matrix(numbers, ["a"])
+    for items in (numbers, texts):
+        found = AttributeLayout.of(items, known=[*"abc"]).matrix(table(x=[None] * 3), ["a"])
+        assert not found.any()
+
+
+def test_text_that_is_no_utf8_is_refused_by_column():
+    invalid = pa.Array.from_buffers(pa.string(), 3, pa.array([b"\xff", b"a", b"b"]).buffers())
+    with pytest.raises(UsageError, match="column kind: found bytes that are no UTF-8"):
+        AttributeLayout.of(table(kind=invalid), known=[*"abc"])
+
+
+def test_every_type_of_arrow_may_be_a_column_of_a_table_of_items():
+    for array in ARRAYS:
+        items = pa.table({"item_id": ["a"], "x": array})
+        with suppress(UsageError):
+            assert AttributeLayout.of(items, known=["a"]).matrix(items, ["a"]).shape == (1, 0), array.type

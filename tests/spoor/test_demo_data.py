@@ -126,6 +126,16 @@ def test_a_file_of_ones_own_with_titles_and_attributes(settings, tmp_path):
     ]
 
 
+def test_other_columns_of_ones_own_items_may_hold_anything(settings, tmp_path):
+    events = events_table([Event("u", "a", "view", "app", 1_600_000_000_000 + k) for k in range(3)])
+    pq.write_table(events, tmp_path / "mine.parquet")
+    born = pa.array([1], pa.timestamp("us", "Mars/Phobos"))
+    items = pa.table({"item_id": ["a"], "genres": [["War", None]], "born": born})
+    pq.write_table(items, tmp_path / "items.parquet")
+    loaded = load_demo_data(settings, data=tmp_path / "mine.parquet", items=tmp_path / "items.parquet")
+    assert loaded.items.to_pylist() == [{"item_id": "a", "title": "a", "genres": ["War"]}]
+
+
 def test_items_without_events_are_a_usage_error(settings, tmp_path):
     with pytest.raises(UsageError, match="without events"):
         load_demo_data(settings, items=tmp_path / "items.csv")
