@@ -49,11 +49,12 @@ class Rows:
 
 def parts(path: Path) -> list[Path]:
     """The file, or the data files in a folder and below, in the order of their names; hidden ones and those that begin
-    with `_` are not data. Raises UsageError for what is not there or of an unknown kind."""
+    with `_` are not data. Links are followed. Raises UsageError for what is not there or of an unknown kind, for a
+    folder that cannot be listed and for links that lead nowhere or back to a folder above."""
     if not path.is_dir():
         kind(path)
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+    found = sorted(_files(path, within=()))
     if not found:
         raise UsageError(f"the folder `{path}` holds no data file", hint=f"kinds of files: {', '.join(KINDS)}")
     for part in found:
@@ -168,8 +169,33 @@ def scan_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise UsageError(f"`{path}`, line {line}: {error}", hint=hint) from None
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+def _files(folder: Path, *, within: tuple[Path, ...]) -> Iterator[Path]:
+    """`within`: the folders above, as they are without links."""
+    with reading(folder):
+        within = (*within, folder.resolve())
+        for entry in folder.iterdir():
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_symlink():
+                _check_link(entry, within)
+            if entry.is_dir():
+                yield from _files(entry, within=within)
+            elif entry.is_file():
+                yield entry
+
+
+def _check_link(link: Path, within: tuple[Path, ...]) -> None:
+    if not link.exists():
+        raise UsageError(
+            f"`{link}` is a link to `{link.readlink()}`, which is not there",
+            hint="bring the linked file or folder back, or remove the link",
+        )
+    target = link.resolve()
+    if any(folder.is_relative_to(target) for folder in within):
+        raise UsageError(
+            f"`{link}` is a link to `{link.readlink()}`, a folder that holds the link",
+            hint="remove the link, or let it lead to a folder elsewhere",
+        )
 
 
 def _csv(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]], *, delimiter: str) -> Iterator[Rows]:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -457,3 +459,75 @@ def test_text_of_a_frame_that_is_no_unicode_is_refused_with_its_row():
     for texts in (pd.Categorical(["\ud800"]), pd.array(["\ud800"], dtype=pd.StringDtype("python"))):
         frame = pd.DataFrame({"user_id": texts, "item_id": "i", "action": "v", "surface": "h", "timestamp": [10**12]})
         assert "row 1, column user_id: found an unpaired surrogate" in refusal(frame)
+
+
+def test_links_in_a_folder_are_followed(tmp_path):
+    row = "u,{},v,s,170000000000{}\n"
+    for number, name in enumerate(("elsewhere/deep/b.csv", "one/c.csv", "days/a.csv")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"{HEADER}\n{row.format(Path(name).stem, number)}")
+    (tmp_path / "days" / "day2").symlink_to("../elsewhere")
+    (tmp_path / "days" / "day3.csv").symlink_to(tmp_path / "one" / "c.csv")
+    assert items(tmp_path / "days") == ["b", "c", "a"]
+    (tmp_path / "linked").symlink_to("days")
+    assert items(tmp_path / "linked") == ["b", "c", "a"]
+    for hidden in (".trash", "_old", "_SUCCESS"):
+        (tmp_path / "days" / hidden).symlink_to("../nowhere")
+    assert items(tmp_path / "days") == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("name", ["day2", "day2.csv"])
+def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path, name):
+    (tmp_path / "days" / "more").mkdir(parents=True)
+    (tmp_path / "days" / "a.csv").write_text(HEADER)
+    (tmp_path / "days" / "more" / name).symlink_to("../gone")
+    with pytest.raises(UsageError, match=rf"more/{name}` is a link to `../gone`, which is not there") as refused:
+        items(tmp_path / "days")
+    assert "remove the link" in refused.value.hint
+
+
+@pytest.mark.parametrize("target", ["../../days", "../..", ".", "../more"])
+def test_a_link_back_to_a_folder_above_is_refused_by_name(tmp_path, target):
+    (tmp_path / "days" / "more").mkdir(parents=True)
+    (tmp_path / "days" / "a.csv").write_text(HEADER)
+    (tmp_path / "days" / "more" / "loop").symlink_to(target)
+    with pytest.raises(UsageError) as refused:
+        items(tmp_path / "days")
+    assert f"days/more/loop` is a link to `{target}`, a folder that holds the link" in refused.value.message
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    for name, target in (("a", "../b"), ("b", "../a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(target)
+    with pytest.raises(UsageError, match=r"a/link/link` is a link to `../a`"):
+        items(tmp_path / "a")
+    (tmp_path / "itself").mkdir()
+    (tmp_path / "itself" / "link").symlink_to("link")
+    with pytest.raises(UsageError, match=r"itself/link` is a link to `link`, which is not there"):
+        items(tmp_path / "itself")
+
+
+def test_a_folder_that_is_linked_twice_is_read_twice(tmp_path):
+    """As a file that is there twice is."""
+    (tmp_path / "days").mkdir()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.csv").write_text(f"{HEADER}\nu,a,v,s,1700000000000\n")
+    for name in ("day1", "day2"):
+        (tmp_path / "days" / name).symlink_to("../one")
+    assert items(tmp_path / "days") == ["a", "a"]
+
+
+def test_a_folder_below_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "days" / "closed").mkdir(parents=True)
+    (tmp_path / "days" / "a.csv").write_text(HEADER)
+    listed = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UsageError, match=r"cannot read `.*closed`: Permission denied"):
+        items(tmp_path / "days")
