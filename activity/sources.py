@@ -370,7 +370,7 @@ def _places(column: Column, rows: Rows) -> pa.Array:
         number = int(value) if rows.texts and isinstance(value, str) and is_int64(value) else value
         if type(number) is not int or number not in INT64:
             raise UsageError(
-                f"`{rows.path}`, {rows.where(row)}, column pos: found {brief(repr(value))}, expected an integer",
+                f"`{rows.path}`, {rows.where(row)}, column pos: found {brief(repr(value))}, expected a 64-bit integer",
                 hint="pos is the place of an event in its user's sequence: an integer in every row",
             )
         values[row] = number

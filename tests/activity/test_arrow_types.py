@@ -68,6 +68,7 @@ def test_a_pos_that_is_no_int64_is_shown_with_its_row(column: pa.Array, found: s
     with pytest.raises(UsageError) as refused:
         read_events(table("pos", column), EventSettings(), now_ms=NOW)
     assert "row 1, column pos: found " in refused.value.message and found in refused.value.message
+    assert "expected a 64-bit integer" in refused.value.message
 
 
 @pytest.mark.parametrize("name", COLUMNS)
