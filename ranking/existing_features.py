@@ -32,7 +32,7 @@ from activity.settings import EventSettings, LakeSettings
 from feature_repo.definitions import source_folder
 from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 from feature_repo.settings import FeatureSettings, IdType, agree_on_ids
-from store.offline import int64_ids, upgrade_view
+from store.offline import int64_ids, open_offline
 
 _DAY_MS = 86_400_000
 _TIME = pa.timestamp("us", "UTC")
@@ -95,12 +95,12 @@ def write_existing_features(
     InfrastructureError.
     """
     files = [str(path) for path in lake.files()]
+    open_offline(features).prepare_examples((USER_ACTIVITY, ITEM_ACTIVITY))  # Feast reads no folder without a file
     with duckdb.connect() as connection:
         counts: dict[str, tuple[int, int]] = {}
         last = _load_events(connection, files) if files else 0
         for view in _views(features):
             folder = source_folder(features, view.name)
-            upgrade_view(folder)
             if files:
                 query = _CHANGES.format(key=view.key, other=view.other, day_ms=_DAY_MS)
                 connection.execute(query, {"positive": list(positive_actions), "last": last})

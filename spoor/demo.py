@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -151,6 +152,9 @@ def _refuse_foreign(folder: Path, config: Path) -> None:
         )
 
 
+# What DuckDB says about itself at the end of a process.
+_LEAKS = re.compile(r"nanobind: |See https://nanobind|\s*- (leaked|\.\.\. skipped)")
+
 _CONFIG_HEAD = """\
 # Written by `spoor demo`; a password comes from the environment (SPOOR_KAFKA__SASL_PASSWORD).
 # stream.as_of is "event" since the traffic is from the past: rows were known when their newest event happened.
@@ -224,7 +228,7 @@ def run_command(demo: Demo, *command: str) -> str:
         check=False,
     )
     if done.returncode:
-        last = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
+        last = "\n".join([line for line in (done.stdout + done.stderr).splitlines() if not _LEAKS.match(line)][-10:])
         raise InfrastructureError(
             f"`{' '.join(command)}` failed:\n{last}", hint="run it by hand to see all of its output"
         )

@@ -71,8 +71,12 @@ class OfflineLog:
         for release in live_releases(self.features.releases_folder):
             self._prepare(named(user_embedding_view(release.name)), EMBEDDING_LOG_SCHEMA)
             self._prepare(named(item_embedding_view(release.name)), ITEM_LOG_SCHEMA)
-        for view in examples:
-            self._prepare(named(view), activity_log_schema(view))
+        self.prepare_examples(examples)
+
+    def prepare_examples(self, views: Iterable[str]) -> None:
+        """As `prepare`, of the views of a company's own features alone."""
+        for view in views:
+            self._prepare(self.features.named(view), activity_log_schema(view))
 
     def write_embeddings(self, release: str, item_key: str, rows: Sequence[EmbeddingRow]) -> None:
         """Replaces the rows of the work item. Raises InfrastructureError."""

@@ -56,7 +56,7 @@ def random_events(count: int, seed: int) -> list[Event]:
 
 
 def rows_of(features: FeatureSettings, view: str) -> list[dict]:
-    files = sorted((features.offline_folder / view).glob("day=*/*.parquet"))
+    files = sorted((features.offline_folder / view).glob("day=*/activity.parquet"))
     return pa.concat_tables([pq.read_table(f, partitioning=None) for f in files]).to_pylist() if files else []
 
 
@@ -73,6 +73,16 @@ def counted(events: set[Event], midnight: int) -> tuple[int, int, int, float] | 
         return None
     recent = [sum(e.timestamp >= midnight - days * DAY for e in before) for days in (7, 28)]
     return len(before), *recent, sum(e.action in POSITIVE for e in before) / len(before)
+
+
+def test_a_log_of_one_day_has_no_rows_and_tables_that_feast_can_read(lake_of, features):
+    """Counts are of days that are over: there is none yet."""
+    written = write_existing_features(lake_of([Event("u", "i", "view", "app", START + n) for n in range(9)]), features)
+    assert (written.user_rows, written.item_rows) == (0, 0)
+    for view, key in (("user_activity", "user_id"), ("item_activity", "item_id")):
+        (file,) = (features.offline_folder / view).glob("day=*/*.parquet")
+        empty = pq.read_table(file, partitioning=None)
+        assert len(empty) == 0 and {key, "event_timestamp", "created_timestamp"} <= set(empty.column_names)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
