@@ -11,6 +11,7 @@ import pytest
 from activity.hashing import HASH_VERSION, buckets_of, hash_item, hash_name
 from activity.history import EVENT_DTYPE, NEVER, Histories
 from activity.packing import pack
+from tests.activity.test_packing import OLD_EMPTY, OLD_EVENTS, OLD_GOLDEN, OLD_MARKED
 from tests.conftest import wait_until
 from tests.faults import formats
 from tests.faults.conftest import NewWorld
@@ -57,6 +58,15 @@ def test_it_reads_histories_as_documented(names: int, through: int):
         damaged[at] ^= 1
         with pytest.raises(ValueError):
             formats.unpack_history(bytes(damaged))
+
+
+def test_it_reads_histories_of_codec_version_1_as_the_last_writer_of_them_left_them():
+    """Bytes that were kept, not made: no code writes them any more."""
+    assert formats.unpack_history(OLD_GOLDEN) == (1, [tuple(event) for event in OLD_EVENTS], None)
+    assert formats.unpack_history(OLD_EMPTY) == (1, [], None)
+    assert formats.unpack_history(OLD_MARKED) == (1, [], 1_700_000_000_000)
+    with pytest.raises(ValueError, match="checksum"):
+        formats.unpack_history(OLD_GOLDEN[:-1] + bytes([OLD_GOLDEN[-1] ^ 1]))
 
 
 def test_its_hashes_are_those_that_are_documented():
