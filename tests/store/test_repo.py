@@ -63,6 +63,17 @@ def test_two_projects_share_a_registry_by_their_prefixes(features, tmp_path):
     assert registered_user_views(online.feast, other) == sorted(f"b_{v}" for v in VIEWS if v.startswith("user_"))
 
 
+def test_another_prefix_over_the_same_offline_log_is_refused_and_the_hint_leads_back(features):
+    """Under it nothing that was written would be found."""
+    before = names(features)
+    with pytest.raises(UsageError, match=r"features\.prefix is `b_`.*was written with ``") as caught:
+        apply(replace(features, prefix="b_"))
+    assert 'features.prefix = ""' in caught.value.hint
+    assert names(features) == before
+    features.offline_folder.rename(features.offline_folder.with_name("earlier"))  # the hint's other way
+    assert apply(replace(features, prefix="b_")).removed == ()
+
+
 def test_a_company_s_own_entity_of_the_same_shape_is_kept(tmp_path):
     features = make_repo(tmp_path, {"type": "sqlite"}, applied=False)
     (tmp_path / "state").mkdir()
