@@ -130,8 +130,9 @@ def test_the_first_and_the_last_time_are_taken():
         ({"topic": "same", "dead_letter_topic": "same"}, "both `same`"),
         ({"topic": "user-embeddings.x"}, "embedding_topic_prefix"),
         ({"dead_letter_topic": "user-embeddings.letters"}, "embedding_topic_prefix"),
+        ({"embedding_topic_prefix": "a" * 201}, r"kafka\.embedding_topic_prefix is "),
         ({"embedding_topic_prefix": ""}, r"kafka\.embedding_topic_prefix is ''"),
-        *(({"topic": name}, r"kafka\.topic is ") for name in ("", ".", "..", "a/b", "a b", "ä", "a" * 201)),
+        *(({"topic": name}, r"kafka\.topic is ") for name in ("", ".", "..", "a/b", "a b", "ä", "a" * 250)),
         ({"port": 9092, "controller_port": 9092}, "both 9092"),
         ({"partitions": 2**40}, r"kafka\.partitions"),
         ({"replication_factor": 101}, r"kafka\.replication_factor"),
@@ -147,6 +148,6 @@ def test_what_no_broker_could_do_is_refused_before_one_is_asked(wrong, named):
 
 
 def test_the_ends_of_ranges_are_taken():
-    settings = KafkaSettings(port=1, controller_port=65_535, heap_mb=64, topic="a" * 200)
+    settings = KafkaSettings(port=1, controller_port=65_535, heap_mb=64, topic="a" * 249)
     assert (settings.port, settings.controller_port) == (1, 65_535)
     assert EventSettings(max_skew_seconds=0).max_skew_seconds == 0

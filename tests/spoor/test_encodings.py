@@ -78,13 +78,19 @@ ODD = ['bü"y', "view\\", "→ 🦌", "a'b", "line\u2028", "# no", "[x]", "del\x
 
 def test_the_demo_s_settings_file_holds_any_name(tmp_path: Path) -> None:
     table = events_table([Event("u", "i", name, name, T0 + n) for n, name in enumerate(ODD)])
-    settings = settings_in(tmp_path, kafka__bootstrap_servers="h:1", kafka__sasl_username='a"\\b', kafka__topic="ü")
+    named = {
+        "kafka__sasl_username": 'a"\\b',
+        "kafka__ssl_cafile": "ü",
+        "kafka__topic": "t",
+    }  # Kafka's own names are ASCII
+    settings = settings_in(tmp_path, kafka__bootstrap_servers="h:1", **named)
     text = _config(settings, table, tuple(ODD))
     assert tomllib.loads(text)["events"]["actions"] == sorted(ODD)
     (tmp_path / "demo.toml").write_text(text, encoding="utf-8")
     loaded = load_settings(file=tmp_path / "demo.toml", environ={})
     assert loaded.pretrain.positive_actions == tuple(ODD)
-    assert (loaded.kafka.sasl_username, loaded.kafka.topic) == ('a"\\b', "spoor-demo.ü")
+    kafka = loaded.kafka
+    assert (kafka.sasl_username, kafka.ssl_cafile, kafka.topic) == ('a"\\b', "ü", "spoor-demo.t")
 
 
 @pytest.mark.parametrize("holds", ["spoor.toml", "notes.txt", ".git"])

@@ -29,12 +29,9 @@ def contents(kafka: KafkaSettings) -> dict[str, int]:
     """Topic → records."""
     admin, consumer = KafkaAdminClient(bootstrap_servers=kafka.address), KafkaConsumer(bootstrap_servers=kafka.address)
     try:
-        topics = {topic["name"]: topic["partitions"] for topic in admin.describe_topics(admin.list_topics())}
-        found = {}
-        for topic, partitions in topics.items():
-            ends = consumer.end_offsets([TopicPartition(topic, number) for number in range(len(partitions))])
-            found[topic] = sum(ends.values())
-        return found
+        topics = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(admin.list_topics())}
+        ends = consumer.end_offsets([TopicPartition(topic, n) for topic, count in topics.items() for n in range(count)])
+        return {topic: sum(ends[TopicPartition(topic, n)] for n in range(count)) for topic, count in topics.items()}
     finally:
         admin.close()
         consumer.close()
