@@ -209,9 +209,12 @@ def _resembles_setting(key: str, known: Iterable[str]) -> bool:
     if "." in key or any(key.startswith(f"{setting.partition('.')[0]}_") for setting in known if "." in setting):
         return True
     names = {name for setting in known for name in (setting.rpartition(".")[2], setting.replace(".", "_"))}
-    if difflib.get_close_matches(key, ["config", "config_file"], n=1, cutoff=0.75):  # a misspelt SPOOR_CONFIG
-        return True
-    return bool(difflib.get_close_matches(key, names, n=1, cutoff=0.75))
+    return _is_misspelt_config(key) or bool(difflib.get_close_matches(key, names, n=1, cutoff=0.75))
+
+
+def _is_misspelt_config(key: str) -> bool:
+    """Whether a variable is SPOOR_CONFIG, nearly."""
+    return bool(difflib.get_close_matches(key, ["config", "config_file"], n=1, cutoff=0.75))
 
 
 def _variable(key: str) -> str:
@@ -221,7 +224,7 @@ def _variable(key: str) -> str:
 def _unknown(key: str, origin: str, known: list[str]) -> UsageError:
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     hint = f"did you mean `{nearest[0]}`?" if nearest else "`spoor config show` lists every setting"
-    if origin.startswith("env ") and difflib.get_close_matches(key, ["config", "config_file"], n=1, cutoff=0.75):
+    if origin.startswith("env ") and _is_misspelt_config(key):
         hint = "did you mean `SPOOR_CONFIG`?"
     elif nearest and origin.startswith("env "):
         hint = f"did you mean `{_variable(nearest[0])}`?"

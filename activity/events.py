@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from activity.errors import EventError
-from activity.fields import FIELDS, LATEST_MS, check_time, entity_id, event_name, time_ms
+from activity.fields import FIELDS, check_time, entity_id, event_name, time_ms
 from activity.json_objects import Repeated, parse_object
 from activity.settings import EventFields, EventSettings
+from activity.times import LATEST_MS
 
 EVENT_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in FIELDS[:4]]

@@ -23,11 +23,10 @@ from typing import Literal
 
 from activity.errors import EventError
 from activity.settings import EventSettings
-from activity.times import TimeTextError, datetime_ms, iso_ms
+from activity.times import LATEST_MS, TimeTextError, datetime_ms, iso_ms
 
 FIELDS = ("user_id", "item_id", "action", "surface", "timestamp")
 INT64 = range(-(2**63), 2**63)
-LATEST_MS = 2**47 - 1  # year 6429: the latest time that a packed history carries
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL, C1
 _MOST_DIGITS = 4300  # that Python writes
 _DIGITS = re.compile(r"-?[0-9]{1,19}")

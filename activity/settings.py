@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from activity.embedded_broker import check_own_broker
 from activity.errors import UsageError
-from activity.times import TimeTextError, iso_ms
+from activity.times import LATEST_MS, TimeTextError, iso_ms
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
 EmbeddingFormat = Literal["json", "arrow"]
 EventFormat = Literal["json", "avro"]
 _FIRST_MS = -62104060800000  # 0002-01-01: a day or a zone before it is still a date
-_LAST_MS = 2**47 - 1  # 6429-10-17: the latest time that a packed history carries
 
 
 def parse_time_ms(text: str) -> int:
@@ -30,7 +29,7 @@ def parse_time_ms(text: str) -> int:
             raise UsageError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC") from None
         hint = "write for example 2026-01-31T00:00:00Z, or 2026-01-31 for midnight UTC"
         raise UsageError(f"`{text}` is not an ISO 8601 time", hint=hint) from None
-    if not _FIRST_MS <= found <= _LAST_MS:
+    if not _FIRST_MS <= found <= LATEST_MS:
         hint = "write 0002-01-01 or later" if found < _FIRST_MS else "write 6429-10-17 or earlier"
         raise UsageError(f"`{text}` is out of range", hint=hint)
     return found

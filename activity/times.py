@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
+LATEST_MS = 2**47 - 1  # 6429-10-17: the latest time that a packed history carries
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND, _MS = timedelta(seconds=1), timedelta(milliseconds=1)
 _ISO = re.compile(
