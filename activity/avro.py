@@ -17,12 +17,12 @@ from typing import Any
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 
-from activity.avro_schemas import ReadPlan, nested_schema, read_plan
-from activity.errors import EventError, UsageError
-from activity.events import found_at, nested_values, with_default
-from activity.fields import FIELDS
-from activity.schema_registry import MAX_SCHEMAS, SchemaRegistry
-from activity.settings import EventFields, EventSettings
+from spoor.activity.avro_schemas import ReadPlan, nested_schema, read_plan
+from spoor.activity.errors import EventError, UsageError
+from spoor.activity.events import found_at, nested_values, with_default
+from spoor.activity.fields import FIELDS
+from spoor.activity.schema_registry import MAX_SCHEMAS, SchemaRegistry
+from spoor.activity.settings import EventFields, EventSettings
 
 SCHEMA_FILE = Path(__file__).with_name("event.avsc")
 _HEADER_BYTES = 5

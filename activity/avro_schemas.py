@@ -14,8 +14,8 @@ from typing import Any
 from fastavro import parse_schema
 from fastavro.schema import expand_schema
 
-from activity.errors import EventError
-from activity.settings import EventSettings
+from spoor.activity.errors import EventError
+from spoor.activity.settings import EventSettings
 
 _KEPT = "decimal"  # the logical type whose bytes say nothing without it
 _PER_MS = {"timestamp-millis": 1, "timestamp-micros": 1_000, "timestamp-nanos": 1_000_000}

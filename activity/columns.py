@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import EventError
-from activity.events import with_default
-from activity.fields import rule
-from activity.settings import EventSettings
+from spoor.activity.errors import EventError
+from spoor.activity.events import with_default
+from spoor.activity.fields import rule
+from spoor.activity.settings import EventSettings
 
 Column = Sequence[Any] | pa.ChunkedArray
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)

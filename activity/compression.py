@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from activity.errors import InfrastructureError
+from spoor.activity.errors import InfrastructureError
 
 _PACKAGES = {
     "aiokafka": {"lz4": "cramjam", "snappy": "cramjam", "zstd": "cramjam"},

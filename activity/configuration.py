@@ -23,8 +23,8 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from activity.errors import UsageError
-from activity.handed_in import decode_text, read_text, refuse_url
+from spoor.activity.errors import UsageError
+from spoor.activity.handed_in import decode_text, read_text, refuse_url
 
 ENV_PREFIX = "SPOOR_"
 _SECRET_BYTES = 65_536  # of a secret's file, at most

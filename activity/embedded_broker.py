@@ -12,8 +12,8 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from activity.errors import InfrastructureError, UsageError
-from activity.numbers import number_text
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.numbers import number_text
 
 _METADATA, _METADATA_VERSION = 3, 4
 _LOG_DIRS, _LOG_DIRS_VERSION = 35, 1

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
 
 _HEAD_BYTES = 1 << 20  # by which a file is told from another
 

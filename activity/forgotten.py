@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import DataError
-from activity.files import atomic_write
-from activity.history import NEVER, Int64s
+from spoor.activity.errors import DataError
+from spoor.activity.files import atomic_write
+from spoor.activity.history import NEVER, Int64s
 
 _HASH_BYTES = 16
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from activity.errors import UsageError
-from activity.files import read_at_most
+from spoor.activity.errors import UsageError
+from spoor.activity.files import read_at_most
 
 _MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     b"\xff\xfe\0\0": "UTF-32",

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.hashing import OLD_NAMES, hash_items, hash_names, old_names
+from spoor.activity.hashing import OLD_NAMES, hash_items, hash_names, old_names
 
 EVENT_DTYPE = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u8"), ("surface", "<u8")])
 Values = npt.NDArray[np.void]  # of EVENT_DTYPE

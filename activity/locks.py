@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from activity.errors import InfrastructureError
+from spoor.activity.errors import InfrastructureError
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 
 RELEASE_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from activity.errors import EventError, InfrastructureError
-from activity.json_objects import MAX_DEPTH, depth
-from activity.numbers import number_text
+from spoor.activity.errors import EventError, InfrastructureError
+from spoor.activity.json_objects import MAX_DEPTH, depth
+from spoor.activity.numbers import number_text
 
 MAX_SCHEMAS = 1_000  # kept at once
 MAX_ANSWER_BYTES = 1 << 20

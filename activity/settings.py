@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from activity.embedded_broker import check_own_broker
-from activity.errors import UsageError
-from activity.times import LATEST_MS, TimeTextError, iso_ms
+from spoor.activity.embedded_broker import check_own_broker
+from spoor.activity.errors import UsageError
+from spoor.activity.times import LATEST_MS, TimeTextError, iso_ms
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 IsolationLevel = Literal["read_committed", "read_uncommitted"]
@@ -292,8 +292,8 @@ class EventSettings:
 
     def _check_defaults(self) -> None:
         """A constant that no event may have would make a dead letter of every event without one."""
-        from activity.errors import EventError
-        from activity.fields import event_name
+        from spoor.activity.errors import EventError
+        from spoor.activity.fields import event_name
 
         for name in ("action", "surface"):
             if value := getattr(self.defaults, name):

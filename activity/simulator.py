@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from activity.errors import UsageError
-from activity.events import EVENT_SCHEMA
+from spoor.activity.errors import UsageError
+from spoor.activity.events import EVENT_SCHEMA
 
 # Users, items and slices of events are held in memory.
 _RANGES = (

@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from activity.columns import Column, RowError, convert, python_values
-from activity.errors import EventError, UsageError
-from activity.events import EVENT_SCHEMA, found_at
-from activity.fields import FIELDS, INT64, brief, check_time, entity_id, fits, is_int64
-from activity.hashing import user_hashes
-from activity.history import history_values
-from activity.settings import EventSettings
-from activity.tables import (
+from spoor.activity.columns import Column, RowError, convert, python_values
+from spoor.activity.errors import EventError, UsageError
+from spoor.activity.events import EVENT_SCHEMA, found_at
+from spoor.activity.fields import FIELDS, INT64, brief, check_time, entity_id, fits, is_int64
+from spoor.activity.hashing import user_hashes
+from spoor.activity.history import history_values
+from spoor.activity.settings import EventSettings
+from spoor.activity.tables import (
     CSV_DELIMITERS,
     JSON_KINDS,
     Rows,
@@ -43,7 +43,7 @@ from activity.tables import (
     scan_rows,
     table_rows,
 )
-from activity.ties import raise_times, shuffle_keys, spread_times
+from spoor.activity.ties import raise_times, shuffle_keys, spread_times
 
 Frame = Any  # a pandas DataFrame; this room does without pandas
 FRAME = Path("the frame")  # in messages, where rows come from no file

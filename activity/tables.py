@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.errors import EventError, UsageError
-from activity.events import found_at
-from activity.handed_in import foreign_encoding
-from activity.json_objects import parse_object
+from spoor.activity.errors import EventError, UsageError
+from spoor.activity.events import found_at
+from spoor.activity.handed_in import foreign_encoding
+from spoor.activity.json_objects import parse_object
 
 PIECE_ROWS = 131_072  # rows read at once
 _CELL_BYTES = 1 << 24  # of a CSV; more is a quote that is not closed

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from activity.hashing import mix_bits, old_names
-from activity.history import Values
+from spoor.activity.hashing import mix_bits, old_names
+from spoor.activity.history import Values
 
 Int64s = npt.NDArray[np.int64]
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's: without it 0 would stay 0

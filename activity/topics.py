@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
-from activity.errors import UsageError
-from activity.settings import KafkaSettings
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import KafkaSettings
 
 
 def check_activity_topic(kafka: KafkaSettings, config: Mapping[str, str]) -> None:

@@ -26,13 +26,13 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
-from activity.errors import DataError, EventError, InfrastructureError, UsageError
-from activity.events import decode_event, unknown_names
-from activity.lake import LAKE_SCHEMA, Lake, open_lake
-from activity.locks import exclusive
-from activity.settings import EventSettings, KafkaSettings, LakeSettings
-from activity.topics import check_activity_topic
-from batch.archive_embeddings import (
+from spoor.activity.errors import DataError, EventError, InfrastructureError, UsageError
+from spoor.activity.events import decode_event, unknown_names
+from spoor.activity.lake import LAKE_SCHEMA, Lake, open_lake
+from spoor.activity.locks import exclusive
+from spoor.activity.settings import EventSettings, KafkaSettings, LakeSettings
+from spoor.activity.topics import check_activity_topic
+from spoor.batch.archive_embeddings import (
     BAD_ROWS,
     COMPACTED,
     EMBEDDING_ROWS,
@@ -40,12 +40,12 @@ from batch.archive_embeddings import (
     land_embeddings,
     plan_embeddings,
 )
-from batch.job_metrics import JobMetrics, gauge, gauges
-from batch.jobs import LOCAL, Failures, Runner, run_pipeline
-from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
-from batch.progress import progress
-from batch.settings import ArchiveSettings
-from batch.topics import check_same_topic, topic_configs, topic_ids
+from spoor.batch.job_metrics import JobMetrics, gauge, gauges
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
+from spoor.batch.progress import progress
+from spoor.batch.settings import ArchiveSettings
+from spoor.batch.topics import check_same_topic, topic_configs, topic_ids
 
 NAMESPACE = "spoor.archive"
 RECORDS = "records"  # records read

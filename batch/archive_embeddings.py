@@ -23,22 +23,22 @@ import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import Manifest
-from activity.forgotten import ForgottenUsers
-from activity.lake import Lake
-from activity.settings import KafkaSettings, LakeSettings
-from batch.jobs import LOCAL, Failures, Runner, run_pipeline
-from batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
-from batch.settings import ArchiveSettings
-from batch.topics import check_same_topic, topic_configs, topic_ids
-from encoder.release import read_info
-from feature_repo.names import user_embedding_view
-from feature_repo.releases import live_releases
-from feature_repo.settings import FeatureSettings
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.files import Manifest
+from spoor.activity.forgotten import ForgottenUsers
+from spoor.activity.lake import Lake
+from spoor.activity.settings import KafkaSettings, LakeSettings
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
+from spoor.batch.settings import ArchiveSettings
+from spoor.batch.topics import check_same_topic, topic_configs, topic_ids
+from spoor.encoder.release import read_info
+from spoor.feature_repo.names import user_embedding_view
+from spoor.feature_repo.releases import live_releases
+from spoor.feature_repo.settings import FeatureSettings
 
 if TYPE_CHECKING:
-    from store.rows import EmbeddingRow
+    from spoor.store.rows import EmbeddingRow
 
 NAMESPACE = "spoor.archive_embeddings"
 EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
@@ -186,8 +186,8 @@ class LandEmbeddings(beam.DoFn):
 
     def setup(self) -> None:
         # These import Feast: seconds that an archive without rows need not wait.
-        from store.offline import open_offline
-        from store.protobytes import EntityKeys
+        from spoor.store.offline import open_offline
+        from spoor.store.protobytes import EntityKeys
 
         with self._failures.recorded():
             self._reader = RangeReader(self._kafka)
@@ -230,8 +230,8 @@ class LandEmbeddings(beam.DoFn):
     def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
         """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
         have sent it."""
-        from store.rows import embedding_row_from_record
-        from store.validation import bad_vectors
+        from spoor.store.rows import embedding_row_from_record
+        from spoor.store.validation import bad_vectors
 
         row = embedding_row_from_record(record.value)
         self._keys.to_bytes(row.user_id)  # raises where it is no id of this type

@@ -23,11 +23,11 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
-from activity.errors import UsageError
-from activity.files import Manifest
-from activity.lake import Lake, open_lake
-from activity.locks import exclusive
-from batch.backfill_steps import (
+from spoor.activity.errors import UsageError
+from spoor.activity.files import Manifest
+from spoor.activity.lake import Lake, open_lake
+from spoor.activity.locks import exclusive
+from spoor.batch.backfill_steps import (
     CHANGED,
     EMBEDDINGS,
     ENCODE_FAILURES,
@@ -50,19 +50,19 @@ from batch.backfill_steps import (
     offline_key,
     spans_left,
 )
-from batch.histories import bucket_groups, snapshot_times
-from batch.job_metrics import JobMetrics, gauge
-from batch.jobs import LOCAL, Failures, Runner, fingerprint, run_pipeline
-from batch.progress import progress
-from batch.publish import publish_left
-from batch.releases import chosen_releases, left_out, live_names
-from batch.settings import BatchSettings
-from batch.sweep import Swept, sweep
-from encoder.release import read_info, short_histories
-from feature_repo.names import USER_HISTORY, user_embedding_view
-from store.offline import open_offline
-from store.offline_stores import warn_of_offline_store
-from store.online import OnlineStore, open_online
+from spoor.batch.histories import bucket_groups, snapshot_times
+from spoor.batch.job_metrics import JobMetrics, gauge
+from spoor.batch.jobs import LOCAL, Failures, Runner, fingerprint, run_pipeline
+from spoor.batch.progress import progress
+from spoor.batch.publish import publish_left
+from spoor.batch.releases import chosen_releases, left_out, live_names
+from spoor.batch.settings import BatchSettings
+from spoor.batch.sweep import Swept, sweep
+from spoor.encoder.release import read_info, short_histories
+from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.store.offline import open_offline
+from spoor.store.offline_stores import warn_of_offline_store
+from spoor.store.online import OnlineStore, open_online
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,22 +16,30 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics.metric import Metrics
 
-from activity.fields import is_of_type
-from activity.files import Manifest
-from activity.history import equal_rows
-from activity.lake import open_lake
-from activity.packing import pack
-from batch.histories import PLACES, SLICE_USERS, Span, UserBatch, newest_histories, newest_slices, snapshot_slices
-from batch.jobs import Failures
-from batch.kafka_source import gaps
-from batch.publish import Journal, Note, Publisher, open_publisher
-from batch.releases import encoders
-from batch.settings import BatchSettings
-from store.offline import open_offline
-from store.online import open_online
-from store.rows import EmbeddingRow, UserWrite
-from store.validation import check_vectors
-from store.writer import Encoder, GuardedWriter, UpdateResult
+from spoor.activity.fields import is_of_type
+from spoor.activity.files import Manifest
+from spoor.activity.history import equal_rows
+from spoor.activity.lake import open_lake
+from spoor.activity.packing import pack
+from spoor.batch.histories import (
+    PLACES,
+    SLICE_USERS,
+    Span,
+    UserBatch,
+    newest_histories,
+    newest_slices,
+    snapshot_slices,
+)
+from spoor.batch.jobs import Failures
+from spoor.batch.kafka_source import gaps
+from spoor.batch.publish import Journal, Note, Publisher, open_publisher
+from spoor.batch.releases import encoders
+from spoor.batch.settings import BatchSettings
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.rows import EmbeddingRow, UserWrite
+from spoor.store.validation import check_vectors
+from spoor.store.writer import Encoder, GuardedWriter, UpdateResult
 
 NAMESPACE = "spoor.backfill"
 ROWS = "rows"  # users, or users × snapshot times

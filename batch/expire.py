@@ -28,19 +28,19 @@ from dataclasses import asdict, dataclass, replace
 
 from prometheus_client.metrics_core import Metric
 
-from activity.errors import UsageError
-from activity.forgotten import ForgottenUsers
-from activity.history import NEVER
-from activity.lake import open_lake
-from activity.numbers import number_text
-from activity.packing import unpack_readable
-from batch.archive_embeddings import oldest_unlanded_ms
-from batch.forget import AUDIT, alone, append_audit
-from batch.job_metrics import JobMetrics, gauge
-from batch.listing import remove_listings
-from batch.retention import iso_time, oldest_record_ms
-from batch.settings import BatchSettings
-from store.online import OnlineStore, open_online
+from spoor.activity.errors import UsageError
+from spoor.activity.forgotten import ForgottenUsers
+from spoor.activity.history import NEVER
+from spoor.activity.lake import open_lake
+from spoor.activity.numbers import number_text
+from spoor.activity.packing import unpack_readable
+from spoor.batch.archive_embeddings import oldest_unlanded_ms
+from spoor.batch.forget import AUDIT, alone, append_audit
+from spoor.batch.job_metrics import JobMetrics, gauge
+from spoor.batch.listing import remove_listings
+from spoor.batch.retention import iso_time, oldest_record_ms
+from spoor.batch.settings import BatchSettings
+from spoor.store.online import OnlineStore, open_online
 
 GRACE_MS = 7 * 86_400_000  # unless the operator knows better
 LEAST_GRACE_MS = 86_400_000  # 24 times as long as a worker remembers a user (store/cache.py)

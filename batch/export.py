@@ -32,19 +32,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.pvalue import PCollection
 
-from activity.errors import UsageError
-from activity.files import Manifest, atomic_path, atomic_write, replace_folder, restore_folder, writing
-from activity.lake import Lake, open_lake
-from activity.locks import exclusive
-from batch.histories import SLICE_USERS
-from batch.jobs import LOCAL, Failures, Runner, run_pipeline
-from batch.listing import list_users, listed_users, listing_folder, require_run
-from batch.progress import progress
-from batch.releases import chosen_releases, encoders
-from batch.settings import BatchSettings
-from encoder.release import read_info
-from store.online import OnlineStore, open_online
-from store.rows import EmbeddingRow
+from spoor.activity.errors import UsageError
+from spoor.activity.files import Manifest, atomic_path, atomic_write, replace_folder, restore_folder, writing
+from spoor.activity.lake import Lake, open_lake
+from spoor.activity.locks import exclusive
+from spoor.batch.histories import SLICE_USERS
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.listing import list_users, listed_users, listing_folder, require_run
+from spoor.batch.progress import progress
+from spoor.batch.releases import chosen_releases, encoders
+from spoor.batch.settings import BatchSettings
+from spoor.encoder.release import read_info
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.rows import EmbeddingRow
 
 NAMESPACE = "spoor.export"
 PART_ROWS = 65_536  # rows of a file

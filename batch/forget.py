@@ -30,24 +30,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import DataError, EventError, InfrastructureError, UsageError
-from activity.fields import entity_id
-from activity.handed_in import read_text
-from activity.hashing import buckets_of
-from activity.history import Histories
-from activity.lake import Lake, open_lake
-from activity.locks import exclusive
-from activity.settings import EventSettings
-from batch.listing import remove_listings
-from batch.progress import progress
-from batch.publish import Journal, Publisher
-from batch.releases import encoders, live_names
-from batch.retention import Kept, kept_until
-from batch.settings import BatchSettings
-from feature_repo.settings import IdType
-from store.offline import OfflineLog, open_offline
-from store.online import OnlineStore, open_online
-from store.writer import GuardedWriter
+from spoor.activity.errors import DataError, EventError, InfrastructureError, UsageError
+from spoor.activity.fields import entity_id
+from spoor.activity.handed_in import read_text
+from spoor.activity.hashing import buckets_of
+from spoor.activity.history import Histories
+from spoor.activity.lake import Lake, open_lake
+from spoor.activity.locks import exclusive
+from spoor.activity.settings import EventSettings
+from spoor.batch.listing import remove_listings
+from spoor.batch.progress import progress
+from spoor.batch.publish import Journal, Publisher
+from spoor.batch.releases import encoders, live_names
+from spoor.batch.retention import Kept, kept_until
+from spoor.batch.settings import BatchSettings
+from spoor.feature_repo.settings import IdType
+from spoor.store.offline import OfflineLog, open_offline
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.writer import GuardedWriter
 
 AUDIT = "audit/forget.jsonl"  # in the state folder; forgotten and merged users
 BATCH_USERS = 1_000

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from activity.events import EVENT_SCHEMA
-from activity.fields import is_int64
-from activity.hashing import user_hashes
-from activity.history import (
+from spoor.activity.events import EVENT_SCHEMA
+from spoor.activity.fields import is_int64
+from spoor.activity.hashing import user_hashes
+from spoor.activity.history import (
     EVENT_DTYPE,
     Histories,
     Values,
@@ -35,7 +35,7 @@ from activity.history import (
     offsets_of,
     slice_rows,
 )
-from activity.lake import Lake
+from spoor.activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
 PLACES = 1 << 32  # of users; the n-th snapshot time begins at place n × PLACES

@@ -18,10 +18,10 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from activity.compression import missing_codec
-from activity.errors import DataError, InfrastructureError
-from activity.settings import KafkaSettings
-from activity.topics import no_such_topic
+from spoor.activity.compression import missing_codec
+from spoor.activity.errors import DataError, InfrastructureError
+from spoor.activity.settings import KafkaSettings
+from spoor.activity.topics import no_such_topic
 
 POLL_SECONDS = 0.5
 POLL_RECORDS = 5_000

@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
-from activity.errors import InfrastructureError
-from activity.files import atomic_write, writing
-from activity.hashing import buckets_of
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.files import atomic_write, writing
+from spoor.activity.hashing import buckets_of
 
 LISTING_USERS = 100_000  # users that are sorted into buckets at a time
 _RUNNING = "running"

@@ -21,19 +21,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import UsageError
-from activity.hashing import buckets_of
-from activity.history import NEVER, group_events, history_values, not_among
-from activity.lake import LAKE_SCHEMA, Lake, open_lake
-from activity.packing import unpack
-from batch.forget import AUDIT, alone, append_audit, check_ids, embedding_topics, forget_everywhere
-from batch.jobs import fingerprint
-from batch.publish import Journal, Publisher
-from batch.releases import encoders, live_names
-from batch.retention import Kept, kept_until
-from batch.settings import BatchSettings
-from store.online import OnlineStore, open_online
-from store.writer import GuardedWriter
+from spoor.activity.errors import UsageError
+from spoor.activity.hashing import buckets_of
+from spoor.activity.history import NEVER, group_events, history_values, not_among
+from spoor.activity.lake import LAKE_SCHEMA, Lake, open_lake
+from spoor.activity.packing import unpack
+from spoor.batch.forget import AUDIT, alone, append_audit, check_ids, embedding_topics, forget_everywhere
+from spoor.batch.jobs import fingerprint
+from spoor.batch.publish import Journal, Publisher
+from spoor.batch.releases import encoders, live_names
+from spoor.batch.retention import Kept, kept_until
+from spoor.batch.settings import BatchSettings
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.writer import GuardedWriter
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from batch.job_metrics import JobMetrics
+from spoor.batch.job_metrics import JobMetrics
 
 
 @contextmanager

@@ -25,12 +25,12 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
-from activity.errors import InfrastructureError
-from activity.files import writing
-from activity.settings import KafkaSettings
-from batch.settings import BatchSettings
-from store.online import OnlineStore
-from store.rows import EmbeddingRow, NoEmbedding, record_value
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.files import writing
+from spoor.activity.settings import KafkaSettings
+from spoor.batch.settings import BatchSettings
+from spoor.store.online import OnlineStore
+from spoor.store.rows import EmbeddingRow, NoEmbedding, record_value
 
 Rows = Mapping[str, Sequence[EmbeddingRow | NoEmbedding]]  # by release
 _MAX_ROUNDS = 100

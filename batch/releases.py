@@ -7,18 +7,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from activity.errors import UsageError
-from batch.settings import BatchSettings
-from feature_repo.releases import live_releases
-from kernels.backend import force
+from spoor.activity.errors import UsageError
+from spoor.batch.settings import BatchSettings
+from spoor.feature_repo.releases import live_releases
+from spoor.kernels.backend import force
 
 if TYPE_CHECKING:
-    from encoder.inference import FrozenEncoder
+    from spoor.encoder.inference import FrozenEncoder
 
 
 def live_names(settings: BatchSettings) -> list[str]:
     """The releases in the folder that are not retired and that Feast knows (store/applied.py)."""
-    from store.applied import live_names  # imports Feast
+    from spoor.store.applied import live_names  # imports Feast
 
     return live_names(settings.features).usable
 
@@ -61,7 +61,7 @@ def _changed_ns(folder: Path) -> int | None:
 
 @lru_cache(maxsize=8)
 def _encoder(folder: Path, changed_ns: int | None) -> FrozenEncoder:
-    from encoder.inference import load_encoders
+    from spoor.encoder.inference import load_encoders
 
     del changed_ns  # part of the cache's key only
     return load_encoders(folder.parent, [folder.name])[0]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from activity.settings import KafkaSettings
-from batch.kafka_source import RangeReader
-from batch.topics import topic_configs
+from spoor.activity.settings import KafkaSettings
+from spoor.batch.kafka_source import RangeReader
+from spoor.batch.topics import topic_configs
 
 _FOR_EVER_MS = 2**63 - 1  # Kafka's default of max.compaction.lag.ms
 _LAST_MS = 253_402_300_799_000  # the end of year 9999: later is for ever

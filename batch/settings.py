@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from activity.errors import UsageError
-from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings, require_at_least
-from feature_repo.settings import FeatureSettings
-from kernels.settings import KernelSettings
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import (
+    EventSettings,
+    HistorySettings,
+    KafkaSettings,
+    LakeSettings,
+    require_at_least,
+)
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.kernels.settings import KernelSettings
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from activity.errors import InfrastructureError
-from activity.history import Histories
-from batch.publish import Journal, open_publisher
-from batch.releases import encoders
-from batch.settings import BatchSettings
-from store.online import OnlineStore
-from store.writer import GuardedWriter, UpdateResult
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.history import Histories
+from spoor.batch.publish import Journal, open_publisher
+from spoor.batch.releases import encoders
+from spoor.batch.settings import BatchSettings
+from spoor.store.online import OnlineStore
+from spoor.store.writer import GuardedWriter, UpdateResult
 
 _CHUNK_USERS = 1_000
 _MAX_PASSES = 20

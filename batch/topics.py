@@ -11,9 +11,9 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 
-from activity.errors import DataError, InfrastructureError
-from activity.files import Manifest
-from activity.settings import KafkaSettings
+from spoor.activity.errors import DataError, InfrastructureError
+from spoor.activity.files import Manifest
+from spoor.activity.settings import KafkaSettings
 
 
 def topic_configs(kafka: KafkaSettings, wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:

@@ -20,21 +20,21 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
-from activity.errors import SpoorError
-from activity.files import Manifest
-from activity.lake import Lake, open_lake
-from activity.locks import exclusive
-from batch.histories import bucket_groups
-from batch.job_metrics import JobMetrics, gauge, gauges
-from batch.jobs import LOCAL, Failures, Runner, run_pipeline
-from batch.kafka_source import RangeReader, gaps
-from batch.listing import list_users, listing_folder
-from batch.progress import progress
-from batch.publish import publish_left
-from batch.releases import chosen_releases, left_out
-from batch.settings import BatchSettings
-from batch.verify_steps import KINDS, LAKE_LACKS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
-from store.online import open_online
+from spoor.activity.errors import SpoorError
+from spoor.activity.files import Manifest
+from spoor.activity.lake import Lake, open_lake
+from spoor.activity.locks import exclusive
+from spoor.batch.histories import bucket_groups
+from spoor.batch.job_metrics import JobMetrics, gauge, gauges
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.kafka_source import RangeReader, gaps
+from spoor.batch.listing import list_users, listing_folder
+from spoor.batch.progress import progress
+from spoor.batch.publish import publish_left
+from spoor.batch.releases import chosen_releases, left_out
+from spoor.batch.settings import BatchSettings
+from spoor.batch.verify_steps import KINDS, LAKE_LACKS, MAX_EXAMPLES, NAMESPACE, Difference, VerifyBuckets
+from spoor.store.online import open_online
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,20 +14,20 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.metrics.metric import Metrics
 
-from activity.files import Manifest
-from activity.history import Histories, Values, concat, not_among, same_events
-from activity.lake import open_lake
-from activity.numbers import number_text
-from activity.packing import unpack_readable
-from batch.histories import SLICE_USERS, UserBatch, newest_histories
-from batch.jobs import Failures
-from batch.listing import listed_users, require_run
-from batch.publish import Journal, Publisher, open_publisher
-from batch.releases import encoders
-from batch.settings import BatchSettings
-from store.online import OnlineStore, open_online
-from store.rows import EmbeddingRow, StoredUser, UserWrite
-from store.writer import Encoder, GuardedWriter
+from spoor.activity.files import Manifest
+from spoor.activity.history import Histories, Values, concat, not_among, same_events
+from spoor.activity.lake import open_lake
+from spoor.activity.numbers import number_text
+from spoor.activity.packing import unpack_readable
+from spoor.batch.histories import SLICE_USERS, UserBatch, newest_histories
+from spoor.batch.jobs import Failures
+from spoor.batch.listing import listed_users, require_run
+from spoor.batch.publish import Journal, Publisher, open_publisher
+from spoor.batch.releases import encoders
+from spoor.batch.settings import BatchSettings
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
+from spoor.store.writer import Encoder, GuardedWriter
 
 NAMESPACE = "spoor.verify"
 USERS = "users"

@@ -47,13 +47,13 @@ def variants(model: dict[str, Any], items: int) -> dict[str, tuple[dict[str, Any
 
 def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one variant and returns its row."""
-    from activity.settings import EventSettings
-    from encoder.corpus import Corpus
-    from encoder.pretrain import fresh_state, make_plan
-    from encoder.protocols import make_split, training_statistics
-    from encoder.recipe import choose
-    from encoder.settings import PretrainSettings
-    from encoder.train import train
+    from spoor.activity.settings import EventSettings
+    from spoor.encoder.corpus import Corpus
+    from spoor.encoder.pretrain import fresh_state, make_plan
+    from spoor.encoder.protocols import make_split, training_statistics
+    from spoor.encoder.recipe import choose
+    from spoor.encoder.settings import PretrainSettings
+    from spoor.encoder.train import train
 
     data = DATA / name / "events.parquet"
     with tempfile.TemporaryDirectory() as scratch:

@@ -31,18 +31,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore
 
-from activity.hashing import hash_items, hash_names
-from activity.history import EVENT_DTYPE, Histories
-from activity.lake import LAKE_SCHEMA, Lake
-from activity.packing import pack
-from activity.simulator import SimulatorSettings, simulate
-from batch.backfill import run_backfill
-from batch.histories import SLICE_USERS
 from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish, own_mb
-from encoder.inference import FrozenEncoder, load_encoders
-from feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.activity.lake import LAKE_SCHEMA, Lake
+from spoor.activity.packing import pack
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.batch.backfill import run_backfill
+from spoor.batch.histories import SLICE_USERS
 from spoor.config import Settings, load_settings
+from spoor.encoder.inference import FrozenEncoder, load_encoders
+from spoor.feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
 
 RESULTS = Path(__file__).parent / "results" / "backfill.jsonl"
 GOAL = 0.8

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from activity.lake import Lake
-from batch.backfill import run_backfill
-from batch.verify import run_verify
 from benchmarks.backfill import fill_lake, settings_in
 from benchmarks.rows import circumstances, finish, own_mb
+from spoor.activity.lake import Lake
+from spoor.batch.backfill import run_backfill
+from spoor.batch.verify import run_verify
 from spoor.config import load_settings
 
 RESULTS = Path(__file__).parent / "results" / "batch_memory.jsonl"

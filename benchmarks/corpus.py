@@ -32,8 +32,8 @@ def simulate_to(path: Path, *, events: int) -> None:
     """Writes the events piece by piece."""
     import pyarrow.parquet as pq
 
-    from activity.events import EVENT_SCHEMA
-    from activity.simulator import SimulatorSettings, simulate
+    from spoor.activity.events import EVENT_SCHEMA
+    from spoor.activity.simulator import SimulatorSettings, simulate
 
     users = max(events // _EVENTS_PER_USER, 1)
     settings = SimulatorSettings(events=events, from_ms=_FROM_MS, to_ms=_FROM_MS + _YEAR_MS, users=users, items=_ITEMS)
@@ -43,17 +43,17 @@ def simulate_to(path: Path, *, events: int) -> None:
 
 
 def build(path: Path, folder: Path) -> dict[str, float]:
-    from activity.settings import EventSettings
-    from encoder.corpus import Corpus
+    from spoor.activity.settings import EventSettings
+    from spoor.encoder.corpus import Corpus
 
     corpus = Corpus.build(path, folder, events=EventSettings())
     return {"users": corpus.users, "events": corpus.events}
 
 
 def read(folder: Path) -> dict[str, float]:
-    from encoder.batches import BatchReader, build_vocabulary
-    from encoder.corpus import Corpus
-    from encoder.protocols import TRAIN, make_split
+    from spoor.encoder.batches import BatchReader, build_vocabulary
+    from spoor.encoder.corpus import Corpus
+    from spoor.encoder.protocols import TRAIN, make_split
 
     corpus = Corpus.open(folder)
     split = make_split(corpus, "global-time")

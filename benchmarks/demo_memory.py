@@ -23,8 +23,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from activity.simulator import SimulatorSettings, simulate
 from benchmarks.rows import circumstances, finish, tree_mb
+from spoor.activity.simulator import SimulatorSettings, simulate
 
 RESULTS = Path(__file__).parent / "results" / "demo_memory.jsonl"
 GOAL_MB = 4096  # at most

@@ -24,13 +24,13 @@ import numpy as np
 import pandas as pd
 from feast import FeatureStore
 
-from activity.history import EVENT_DTYPE, Histories
-from activity.packing import pack
 from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish
-from feature_repo.names import USER_HISTORY, user_embedding_view
-from store.online import OnlineStore, open_online
-from store.rows import EmbeddingRow, UserWrite, embedding_log_table, history_log_table
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.activity.packing import pack
+from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.rows import EmbeddingRow, UserWrite, embedding_log_table, history_log_table
 
 RESULTS = Path(__file__).parent / "results" / "feast_write.jsonl"
 GOALS = {"sqlite": 2.0, "redis": 3.0}

@@ -30,27 +30,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.history import Histories, group_events, history_values
-from activity.lake import Lake
-from activity.packing import pack
-from activity.settings import EventSettings
-from activity.sources import read_events, read_table, spread_ties
-from encoder.inference import FrozenEncoder
-from encoder.pretrain import run_pretrain
-from encoder.release import Release, load_release
-from encoder.settings import PretrainSettings
-from feature_repo.settings import FeatureSettings
-from ranking.existing_features import write_existing_features
-from ranking.finetune import Source, Windows, check_windows
-from ranking.impressions import find_impressions, window_times
-from ranking.measure import CLAIM_POSITIVES, GroupBy, Measurements, measure
-from ranking.recommend import feast_reader, history_reader
-from ranking.rows import RankingData
-from ranking.settings import FinetuneSettings, ImpressionSettings
-from ranking.train import fine_tune
-from store.offline import open_offline
-from store.repo import apply, create_repo
-from store.rows import EmbeddingRow, UserWrite
+from spoor.activity.history import Histories, group_events, history_values
+from spoor.activity.lake import Lake
+from spoor.activity.packing import pack
+from spoor.activity.settings import EventSettings
+from spoor.activity.sources import read_events, read_table, spread_ties
+from spoor.encoder.inference import FrozenEncoder
+from spoor.encoder.pretrain import run_pretrain
+from spoor.encoder.release import Release, load_release
+from spoor.encoder.settings import PretrainSettings
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.existing_features import write_existing_features
+from spoor.ranking.finetune import Source, Windows, check_windows
+from spoor.ranking.impressions import find_impressions, window_times
+from spoor.ranking.measure import CLAIM_POSITIVES, GroupBy, Measurements, measure
+from spoor.ranking.recommend import feast_reader, history_reader
+from spoor.ranking.rows import RankingData
+from spoor.ranking.settings import FinetuneSettings, ImpressionSettings
+from spoor.ranking.train import fine_tune
+from spoor.store.offline import open_offline
+from spoor.store.repo import apply, create_repo
+from spoor.store.rows import EmbeddingRow, UserWrite
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "finetune.jsonl"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.rows import finish
 from benchmarks.timing import add_device_options, best_seconds, device_circumstances, use_device
-from kernels.jagged_attention import jagged_attention
+from spoor.kernels.jagged_attention import jagged_attention
 
 RESULTS = Path(__file__).parent / "results" / "jagged_attention.jsonl"
 GOAL_VARLEN = 0.8  # on a GPU

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encoder.block import Block
-from encoder.config import MODEL_CONFIGS, ModelConfig
-from encoder.model import UserEncoder
-from kernels.jagged_attention import jagged_attention
+from spoor.encoder.block import Block
+from spoor.encoder.config import MODEL_CONFIGS, ModelConfig
+from spoor.encoder.model import UserEncoder
+from spoor.kernels.jagged_attention import jagged_attention
 
 
 def model_of(*, items: int, width: int, length: int, layers: int, dtype: torch.dtype) -> UserEncoder:

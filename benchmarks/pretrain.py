@@ -30,15 +30,15 @@ import numpy as np
 import torch
 
 from benchmarks.rows import circumstances, finish
-from encoder.baselines.sasrec import SasrecModel, SasrecSettings, newest, next_item_loss, user_batches
-from encoder.corpus import Corpus
-from encoder.evaluation.scoring import Training
-from encoder.parallel import ALONE
-from encoder.pretrain import Plan, fresh_state, make_plan
-from encoder.protocols import TRAIN, Split
-from encoder.settings import PretrainSettings
-from encoder.step import take_step
-from encoder.vocabulary import Vocabulary
+from spoor.encoder.baselines.sasrec import SasrecModel, SasrecSettings, newest, next_item_loss, user_batches
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.evaluation.scoring import Training
+from spoor.encoder.parallel import ALONE
+from spoor.encoder.pretrain import Plan, fresh_state, make_plan
+from spoor.encoder.protocols import TRAIN, Split
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.step import take_step
+from spoor.encoder.vocabulary import Vocabulary
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "pretrain.jsonl"

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.simulator import SimulatorSettings, simulate
+from spoor.activity.simulator import SimulatorSettings, simulate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from activity.hashing import hash_items, hash_names
-from encoder.config import MODEL_CONFIGS
-from encoder.inference import new_model
-from encoder.release import save_release
-from encoder.vocabulary import Vocabulary
-from feature_repo.settings import FeatureSettings
-from store.repo import apply, create_repo
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.inference import new_model
+from spoor.encoder.release import save_release
+from spoor.encoder.vocabulary import Vocabulary
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.repo import apply, create_repo
 
 NOW_MS = 1_750_000_000_000  # after all that the release may have seen
 

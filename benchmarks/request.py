@@ -30,19 +30,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from activity.hashing import hash_items
-from activity.history import EVENT_DTYPE, Histories
-from activity.packing import unpack
-from activity.settings import HistorySettings
 from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish
-from encoder.batches import log_gaps
-from encoder.dcat import context, cross
-from encoder.inference import FrozenEncoder
-from encoder.release import load_release
-from ranking.recommend import OnlineFeatures
-from store.online import open_online
-from store.writer import GuardedWriter
+from spoor.activity.hashing import hash_items
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.activity.packing import unpack
+from spoor.activity.settings import HistorySettings
+from spoor.encoder.batches import log_gaps
+from spoor.encoder.dcat import context, cross
+from spoor.encoder.inference import FrozenEncoder
+from spoor.encoder.release import load_release
+from spoor.ranking.recommend import OnlineFeatures
+from spoor.store.online import open_online
+from spoor.store.writer import GuardedWriter
 
 RESULTS = Path(__file__).parent / "results" / "request.jsonl"
 GOALS = {"outside_ms": {"p50": 15.0, "p99": 30.0}}

@@ -20,18 +20,18 @@ from typing import Any
 
 import redis as redis_client
 
-from activity.simulator import SimulatorSettings
-from batch.archive import run_archive
-from batch.backfill import run_backfill
 from benchmarks.feast_write import DIMENSION, RELEASE, writes_of
 from benchmarks.repo import applied_repo
 from benchmarks.rows import circumstances, finish
-from feature_repo.names import user_embedding_view
 from spoor import services
+from spoor.activity.simulator import SimulatorSettings
+from spoor.batch.archive import run_archive
+from spoor.batch.backfill import run_backfill
 from spoor.config import load_settings
+from spoor.feature_repo.names import user_embedding_view
 from spoor.kafka_admin import ensure_topics
 from spoor.simulate import run_simulate
-from store.online import open_online
+from spoor.store.online import open_online
 
 RESULTS = Path(__file__).parent / "results" / "sizes.jsonl"
 GOAL = 0.7

@@ -40,23 +40,23 @@ import tomli_w
 from feast import FeatureStore
 from kafka import KafkaProducer
 
-from activity.events import Event, encode_event
-from activity.hashing import hash_items, hash_names
-from activity.history import EVENT_DTYPE, Histories
-from activity.packing import pack
 from benchmarks.repo import NOW_MS, applied_repo
 from benchmarks.rows import circumstances, finish, tree_mb
-from encoder.inference import load_encoders
-from feature_repo.names import user_embedding_view
+from spoor.activity.events import Event, encode_event
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.activity.packing import pack
 from spoor.config import Settings, load_settings
+from spoor.encoder.inference import load_encoders
+from spoor.feature_repo.names import user_embedding_view
 from spoor.kafka_admin import ensure_topics
 from spoor.services import down, up
-from store.online import open_online
-from store.rows import UserWrite
-from streaming.broker import broker_urls
-from streaming.core import Record, decode_batch
-from streaming.encoder_process import RemoteEncoder
-from streaming.worker import run_worker
+from spoor.store.online import open_online
+from spoor.store.rows import UserWrite
+from spoor.streaming.broker import broker_urls
+from spoor.streaming.core import Record, decode_batch
+from spoor.streaming.encoder_process import RemoteEncoder
+from spoor.streaming.worker import run_worker
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
 GOAL = 0.6

@@ -35,12 +35,12 @@ def step_seconds(rows: int, *, steps: int) -> dict[str, float]:
     """The median step of one table size, in this process."""
     import pyarrow as pa
 
-    from activity.simulator import SimulatorSettings, simulate
-    from encoder.config import MODEL_CONFIGS
-    from encoder.parallel import ALONE
-    from encoder.pretrain import fresh_state, make_plan
-    from encoder.settings import PretrainSettings
-    from encoder.step import take_step
+    from spoor.activity.simulator import SimulatorSettings, simulate
+    from spoor.encoder.config import MODEL_CONFIGS
+    from spoor.encoder.parallel import ALONE
+    from spoor.encoder.pretrain import fresh_state, make_plan
+    from spoor.encoder.settings import PretrainSettings
+    from spoor.encoder.step import take_step
 
     year = 365 * 86_400_000
     events = SimulatorSettings(events=_EVENTS, users=_USERS, items=_ITEMS, from_ms=year, to_ms=2 * year)

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from activity.errors import ProblemsFound, UsageError
-from activity.release_names import check_release_name
-from encoder.alignment import Compatibility, Floats
-from encoder.packed_tables import ROWS_FILE
-from encoder.release import (
+from spoor.activity.errors import ProblemsFound, UsageError
+from spoor.activity.release_names import check_release_name
+from spoor.encoder.alignment import Compatibility, Floats
+from spoor.encoder.packed_tables import ROWS_FILE
+from spoor.encoder.release import (
     BEFORE_REFIT_FILE,
     ReleaseInfo,
     read_info,
@@ -30,7 +30,7 @@ from encoder.release import (
     verified_files,
     write_files,
 )
-from encoder.release_folders import check_free, new_folder
+from spoor.encoder.release_folders import check_free, new_folder
 
 _WEIGHTS, _ROTATION = "model.safetensors", "rotation"
 _DESCRIBED_ANEW = {"release.json", "MODEL_CARD.md", BEFORE_REFIT_FILE}

@@ -25,12 +25,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from activity.errors import DataError, UsageError
-from activity.files import atomic_write
-from activity.history import Histories
-from activity.release_names import check_release_name
-from encoder.inference import FrozenEncoder
-from encoder.release import checksums, json_bytes, kept_file
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.files import atomic_write
+from spoor.activity.history import Histories
+from spoor.activity.release_names import check_release_name
+from spoor.encoder.inference import FrozenEncoder
+from spoor.encoder.release import checksums, json_bytes, kept_file
 
 MAP_FILE, RECORD_FILE = "alignment.safetensors", "alignment.json"
 _MODEL = "model.safetensors"

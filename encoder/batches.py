@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from activity.hashing import hash_names, mix_bits
-from activity.history import Histories, slice_rows
-from encoder.corpus import Corpus
-from encoder.protocols import TRAIN, VALIDATION, Split
-from encoder.vocabulary import Indexes, Vocabulary
+from spoor.activity.hashing import hash_names, mix_bits
+from spoor.activity.history import Histories, slice_rows
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.protocols import TRAIN, VALIDATION, Split
+from spoor.encoder.vocabulary import Indexes, Vocabulary
 
 BLOCK_EVENTS = 500_000
 _WINDOW_BLOCKS = 4  # read together and shuffled into one another

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoder.config import ModelConfig
-from encoder.elementwise import Affine, Dropout, affine, feed_forward, same, turned
-from kernels.dcat_attention import dcat_attention
-from kernels.jagged_attention import jagged_attention
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.elementwise import Affine, Dropout, affine, feed_forward, same, turned
+from spoor.kernels.dcat_attention import dcat_attention
+from spoor.kernels.jagged_attention import jagged_attention
 
 
 class _Before(NamedTuple):

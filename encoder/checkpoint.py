@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from activity.errors import DataError, UsageError
-from activity.files import atomic_write
-from encoder.model import UserEncoder
-from encoder.optimiser import Optimiser
-from encoder.pace import StepPlan
-from encoder.settings import PretrainSettings
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.files import atomic_write
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.optimiser import Optimiser
+from spoor.encoder.pace import StepPlan
+from spoor.encoder.settings import PretrainSettings
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from activity.errors import DataError, UsageError
+from spoor.activity.errors import DataError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

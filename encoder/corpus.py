@@ -25,13 +25,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from activity.errors import DataError
-from activity.files import replace_folder, unfinished_folder
-from activity.hashing import HASH_VERSION
-from activity.history import EVENT_DTYPE, Histories
-from activity.lake import Lake
-from activity.settings import EventSettings
-from encoder.corpus_build import CorpusWriter, Scatter, source_identity
+from spoor.activity.errors import DataError
+from spoor.activity.files import replace_folder, unfinished_folder
+from spoor.activity.hashing import HASH_VERSION
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.activity.lake import Lake
+from spoor.activity.settings import EventSettings
+from spoor.encoder.corpus_build import CorpusWriter, Scatter, source_identity
 
 FORMAT_VERSION = 2
 _BUILD_AGAIN = "remove the folder: it is built again from the events"

@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.errors import UsageError
-from activity.events import FIELDS
-from activity.hashing import hash_items, hash_names, old_names, user_hashes
-from activity.history import EVENT_DTYPE, Histories, Values, canonical
-from activity.lake import Lake
-from activity.settings import EventDefaults, EventFields, EventSettings
-from activity.sources import scan_events
-from activity.tables import count_rows, parts
-from activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys
+from spoor.activity.errors import UsageError
+from spoor.activity.events import FIELDS
+from spoor.activity.hashing import hash_items, hash_names, old_names, user_hashes
+from spoor.activity.history import EVENT_DTYPE, Histories, Values, canonical
+from spoor.activity.lake import Lake
+from spoor.activity.settings import EventDefaults, EventFields, EventSettings
+from spoor.activity.sources import scan_events
+from spoor.activity.tables import count_rows, parts
+from spoor.activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys
 
 _PARTITION_EVENTS = 250_000
 _MOST_PARTITIONS = 500  # files open at once

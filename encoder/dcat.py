@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encoder.model import UserEncoder, rows_and_owners
-from kernels.jagged_attention import jagged_attention
-from kernels.joint_attention import joint_attention
+from spoor.encoder.model import UserEncoder, rows_and_owners
+from spoor.kernels.jagged_attention import jagged_attention
+from spoor.kernels.joint_attention import joint_attention
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from encoder.model import UserEncoder
+from spoor.encoder.model import UserEncoder
 
 
 def reference_cross(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from activity.hashing import mix_bits
+from spoor.activity.hashing import mix_bits
 
 ROW_HASH_VERSION = 1
 UNKNOWN = 0  # the reserved row, and the reserved vocabulary index, of whatever a release does not know

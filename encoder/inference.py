@@ -15,17 +15,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from activity.errors import DataError, UsageError
-from activity.history import Histories, slice_rows
-from encoder.allocator import keep_freed_memory
-from encoder.batches import log_gaps
-from encoder.config import ModelConfig
-from encoder.hashing import vocabulary_rows
-from encoder.model import UserEncoder
-from encoder.packed_tables import PackedTables, open_packed
-from encoder.release import Release, list_releases, load_release, read_info
-from encoder.vocabulary import Indexes, Vocabulary
-from kernels.backend import require_usable
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.history import Histories, slice_rows
+from spoor.encoder.allocator import keep_freed_memory
+from spoor.encoder.batches import log_gaps
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.hashing import vocabulary_rows
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.packed_tables import PackedTables, open_packed
+from spoor.encoder.release import Release, list_releases, load_release, read_info
+from spoor.encoder.vocabulary import Indexes, Vocabulary
+from spoor.kernels.backend import require_usable
 
 Vectors = npt.NDArray[np.float32]
 _PADDING = 0.1  # most rows to add to a batch, as a share of its events

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from activity.errors import DataError
-from encoder.corpus import Corpus
-from encoder.protocols import Split
-from encoder.vocabulary import Indexes, Vocabulary
+from spoor.activity.errors import DataError
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.protocols import Split
+from spoor.encoder.vocabulary import Indexes, Vocabulary
 
 LONGEST_GAP = 8  # events
 GAP_DECAY = 0.85

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encoder.vocabulary import Indexes
+from spoor.encoder.vocabulary import Indexes
 
 _SAFE_EXPONENT = 60.0  # e^60 times the largest catalogue, and e^-60, are normal numbers of float32
 _ROWS_AT_ONCE = 512  # of the full softmax: V x 512 scores fit the processor's last cache for some thousand items

@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 from torch import Tensor
 
-from activity.errors import DataError
-from encoder.item_links import ItemLinks
-from encoder.vocabulary import Indexes
+from spoor.activity.errors import DataError
+from spoor.encoder.item_links import ItemLinks
+from spoor.encoder.vocabulary import Indexes
 
 FILE = "mixture.safetensors"
 SMALL_LINK = 0.01

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoder.block import Block
-from encoder.config import ModelConfig
-from encoder.elementwise import Dropout, affine, feed_forward, unit_rows
+from spoor.encoder.block import Block
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.elementwise import Dropout, affine, feed_forward, unit_rows
 
 _ROTARY_BASE = 10_000.0
 _GAP_WIDTH = 32  # hidden floats between a time gap and its embedding

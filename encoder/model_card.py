@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from activity.numbers import number_text
-from encoder.training_end import TrainingEnd
+from spoor.activity.numbers import number_text
+from spoor.encoder.training_end import TrainingEnd
 
 
 def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], training: Mapping[str, Any]) -> str:

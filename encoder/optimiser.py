@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from encoder.model import UserEncoder
+from spoor.encoder.model import UserEncoder
 
 BETAS = (0.9, 0.98)
 _EPSILON = 1e-8

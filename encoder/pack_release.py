@@ -22,13 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 from torch import Tensor
 
-from activity.errors import DataError, UsageError
-from activity.hashing import hash_items
-from activity.release_names import check_release_name
-from encoder.hashing import UNKNOWN
-from encoder.inference import item_rows
-from encoder.packed_tables import CHECKSUMS_FILE, RECORD_FILE, TableRecord, open_packed, write_packed
-from encoder.release import (
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.hashing import hash_items
+from spoor.activity.release_names import check_release_name
+from spoor.encoder.hashing import UNKNOWN
+from spoor.encoder.inference import item_rows
+from spoor.encoder.packed_tables import CHECKSUMS_FILE, RECORD_FILE, TableRecord, open_packed, write_packed
+from spoor.encoder.release import (
     BEFORE_REFIT_FILE,
     ReleaseInfo,
     checksums,
@@ -39,8 +39,8 @@ from encoder.release import (
     verified_files,
     write_files,
 )
-from encoder.release_folders import check_free, new_folder
-from kernels.hashed_gather import Layout, row_bytes
+from spoor.encoder.release_folders import check_free, new_folder
+from spoor.kernels.hashed_gather import Layout, row_bytes
 
 _WEIGHTS, _TABLE = "model.safetensors", "items.weight"
 _DESCRIBED_ANEW = {_WEIGHTS, "release.json", "MODEL_CARD.md", BEFORE_REFIT_FILE}

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activity.errors import DataError, InfrastructureError
-from encoder.release import ReleaseInfo
-from kernels.hashed_gather.cpu import gather_on_cpu
-from kernels.hashed_gather.layouts import Layout, pack_rows, row_bytes
+from spoor.activity.errors import DataError, InfrastructureError
+from spoor.encoder.release import ReleaseInfo
+from spoor.kernels.hashed_gather.cpu import gather_on_cpu
+from spoor.kernels.hashed_gather.layouts import Layout, pack_rows, row_bytes
 
 ROWS_FILE, CHECKSUMS_FILE, RECORD_FILE = "tables.bin", "tables.crc", "tables.json"
 _CHUNK_BYTES = 32 * 1024  # at most: the first row of a chunk costs reading all of it

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 
 T = TypeVar("T")
 

@@ -23,33 +23,33 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save as save_tensors
 
-from activity.errors import DataError, UsageError
-from activity.lake import Lake
-from activity.numbers import number_text
-from activity.release_names import check_release_name
-from activity.settings import EventSettings
-from encoder.batches import BatchReader, build_vocabulary, target_counts
-from encoder.checkpoint import TrainState, load_checkpoint, look_at_checkpoint
-from encoder.config import ModelConfig, named_config
-from encoder.corpus import Corpus
-from encoder.inference import new_model
-from encoder.item_links import count_links
-from encoder.mixture import FILE as MIXTURE_FILE
-from encoder.mixture import Mixture
-from encoder.model import UserEncoder
-from encoder.parallel import ALONE, Processes, processes_of_torchrun
-from encoder.progress import draw_curve
-from encoder.protocols import TRAIN, VALIDATION, Protocol, Split, make_split, training_statistics
-from encoder.recipe import Recipe, choose
-from encoder.release import BEFORE_REFIT_FILE, Release, ReleaseInfo, load_release, save_release
-from encoder.release_folders import check_free
-from encoder.settings import PretrainSettings
-from encoder.train import Schedule, Stage, train
-from encoder.training_end import TrainingEnd
-from encoder.validation import Validator
-from encoder.vocabulary import Vocabulary
-from encoder.warm_start import start_from_links, start_from_release
-from kernels.backend import require_usable
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.lake import Lake
+from spoor.activity.numbers import number_text
+from spoor.activity.release_names import check_release_name
+from spoor.activity.settings import EventSettings
+from spoor.encoder.batches import BatchReader, build_vocabulary, target_counts
+from spoor.encoder.checkpoint import TrainState, load_checkpoint, look_at_checkpoint
+from spoor.encoder.config import ModelConfig, named_config
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.inference import new_model
+from spoor.encoder.item_links import count_links
+from spoor.encoder.mixture import FILE as MIXTURE_FILE
+from spoor.encoder.mixture import Mixture
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.parallel import ALONE, Processes, processes_of_torchrun
+from spoor.encoder.progress import draw_curve
+from spoor.encoder.protocols import TRAIN, VALIDATION, Protocol, Split, make_split, training_statistics
+from spoor.encoder.recipe import Recipe, choose
+from spoor.encoder.release import BEFORE_REFIT_FILE, Release, ReleaseInfo, load_release, save_release
+from spoor.encoder.release_folders import check_free
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.train import Schedule, Stage, train
+from spoor.encoder.training_end import TrainingEnd
+from spoor.encoder.validation import Validator
+from spoor.encoder.vocabulary import Vocabulary
+from spoor.encoder.warm_start import start_from_links, start_from_release
+from spoor.kernels.backend import require_usable
 
 _MOST_NAMED = 20  # actions of the events in a hint
 _COPIES = 5  # of the weights while training: weights, average, two moments, best so far

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from activity.errors import InfrastructureError, UsageError
+from spoor.activity.errors import InfrastructureError, UsageError
 
 _SMOOTHING = 0.98  # of the shown loss
 # MLflow's own is four minutes for a server that refuses, and longer for one that is silent.

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from activity.errors import DataError, UsageError
-from activity.history import Histories
-from encoder.corpus import Corpus, CorpusStatistics
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.history import Histories
+from spoor.encoder.corpus import Corpus, CorpusStatistics
 
 Protocol = Literal["leave-one-out", "global-time", "newest"]
 Roles = npt.NDArray[np.uint8]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from encoder.config import ModelConfig
-from encoder.corpus import CorpusStatistics
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.corpus import CorpusStatistics
 
 _FULL_SOFTMAX_ITEMS = 50_000  # up to here scoring every item costs less than good negatives do
 _DIRECT_ITEMS = 1_000_000  # up to here a row for each item fits

@@ -31,17 +31,17 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import atomic_write, read_at_most, restore_folder
-from activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS, hash_items
-from activity.release_names import RELEASE_NAME, check_release_name
-from encoder.config import ModelConfig
-from encoder.hashing import ROW_HASH_VERSION
-from encoder.model_card import model_card
-from encoder.release_folders import FORMAT, check_free, new_folder
-from encoder.release_folders import JSON_BYTES as _JSON_BYTES
-from encoder.training_end import TrainingEnd
-from encoder.vocabulary import Vocabulary
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.files import atomic_write, read_at_most, restore_folder
+from spoor.activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS, hash_items
+from spoor.activity.release_names import RELEASE_NAME, check_release_name
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.hashing import ROW_HASH_VERSION
+from spoor.encoder.model_card import model_card
+from spoor.encoder.release_folders import FORMAT, check_free, new_folder
+from spoor.encoder.release_folders import JSON_BYTES as _JSON_BYTES
+from spoor.encoder.training_end import TrainingEnd
+from spoor.encoder.vocabulary import Vocabulary
 
 BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
 FORMAT_VERSION = 2

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from activity.errors import UsageError
-from activity.files import read_at_most, replace_folder, restore_folder, unfinished_folder
+from spoor.activity.errors import UsageError
+from spoor.activity.files import read_at_most, replace_folder, restore_folder, unfinished_folder
 
 FORMAT = "spoor-release"
 JSON_BYTES = 16 << 20  # of any of a release's JSON files

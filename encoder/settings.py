@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 
 
 @dataclass(frozen=True)

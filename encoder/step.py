@@ -16,17 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activity.errors import DataError
-from activity.history import slice_rows
-from encoder.batches import Batch
-from encoder.checkpoint import TrainState
-from encoder.config import ModelConfig
-from encoder.losses import Candidates, draw_candidates, full_softmax_loss, own_positives, sampled_softmax_loss
-from encoder.model import UserEncoder
-from encoder.pairs import Pairs, future_token_pairs, multi_token_pairs, next_token_pairs
-from encoder.parallel import Processes
-from encoder.settings import PretrainSettings
-from encoder.vocabulary import Indexes
+from spoor.activity.errors import DataError
+from spoor.activity.history import slice_rows
+from spoor.encoder.batches import Batch
+from spoor.encoder.checkpoint import TrainState
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.losses import (
+    Candidates,
+    draw_candidates,
+    full_softmax_loss,
+    own_positives,
+    sampled_softmax_loss,
+)
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.pairs import Pairs, future_token_pairs, multi_token_pairs, next_token_pairs
+from spoor.encoder.parallel import Processes
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.vocabulary import Indexes
 
 _LONGEST_GRADIENT = 1.0
 

@@ -22,16 +22,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from activity.errors import DataError, UsageError
-from activity.numbers import number_text
-from encoder.batches import BatchReader
-from encoder.checkpoint import TrainState, save_checkpoint
-from encoder.pace import FEWEST_MEASURED, MEASURED_STEPS, Clock, Pace, StepPlan, divide, rounded_down
-from encoder.parallel import ALONE, Processes
-from encoder.progress import TrainingLog, TrainingProgress
-from encoder.settings import PretrainSettings
-from encoder.step import take_step
-from encoder.validation import Validator
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.numbers import number_text
+from spoor.encoder.batches import BatchReader
+from spoor.encoder.checkpoint import TrainState, save_checkpoint
+from spoor.encoder.pace import FEWEST_MEASURED, MEASURED_STEPS, Clock, Pace, StepPlan, divide, rounded_down
+from spoor.encoder.parallel import ALONE, Processes
+from spoor.encoder.progress import TrainingLog, TrainingProgress
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.step import take_step
+from spoor.encoder.validation import Validator
 
 _LOWEST_RATE = 0.05  # of the learning rate, at the end of the first stage
 _KEPT_BACK = 0.03  # share of the allowed time that is left for the last measurement and for writing the release

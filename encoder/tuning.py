@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from activity.hashing import hash_items
-from encoder.inference import new_model, take_weights
-from encoder.model import UserEncoder
-from encoder.release import Release
-from encoder.vocabulary import Vocabulary
+from spoor.activity.hashing import hash_items
+from spoor.encoder.inference import new_model, take_weights
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.release import Release
+from spoor.encoder.vocabulary import Vocabulary
 
 _TABLE = "items.weight"
 

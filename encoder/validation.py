@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activity.errors import DataError
-from activity.history import slice_rows
-from encoder.batches import log_gaps
-from encoder.corpus import Corpus
-from encoder.evaluation import metrics
-from encoder.evaluation.questions import Seen, asked_rows, questions_at_once
-from encoder.mixture import Asked, Mixture
-from encoder.model import UserEncoder
-from encoder.protocols import VALIDATION, Split
-from encoder.vocabulary import Indexes, Vocabulary
+from spoor.activity.errors import DataError
+from spoor.activity.history import slice_rows
+from spoor.encoder.batches import log_gaps
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.evaluation import metrics
+from spoor.encoder.evaluation.questions import Seen, asked_rows, questions_at_once
+from spoor.encoder.mixture import Asked, Mixture
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.protocols import VALIDATION, Split
+from spoor.encoder.vocabulary import Indexes, Vocabulary
 
 _MOST_QUESTIONS = 20_000  # a random choice above: the metrics then move by less than 0.005
 _TOKENS_AT_ONCE = 16_384

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from activity.hashing import OLD_NAMES, name_range, old_names
-from activity.history import Histories
-from encoder.hashing import UNKNOWN, vocabulary_index
+from spoor.activity.hashing import OLD_NAMES, name_range, old_names
+from spoor.activity.history import Histories
+from spoor.encoder.hashing import UNKNOWN, vocabulary_index
 
 Indexes = npt.NDArray[np.int64]
 

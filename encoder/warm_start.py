@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activity.errors import UsageError
-from encoder.corpus import Corpus
-from encoder.item_links import count_links
-from encoder.model import UserEncoder
-from encoder.protocols import TRAIN, Split
-from encoder.release import Release
-from encoder.vocabulary import Indexes, Vocabulary, name_indexes
+from spoor.activity.errors import UsageError
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.item_links import count_links
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.protocols import TRAIN, Split
+from spoor.encoder.release import Release
+from spoor.encoder.vocabulary import Indexes, Vocabulary, name_indexes
 
 
 def start_from_links(

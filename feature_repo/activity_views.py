@@ -10,10 +10,10 @@ from __future__ import annotations
 from feast import FeatureView, Field
 from feast.types import Float32, Int64
 
-from feature_repo.definitions import log_view
-from feature_repo.entities import item_entity, user_entity
-from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
-from feature_repo.settings import FeatureSettings
+from spoor.feature_repo.definitions import log_view
+from spoor.feature_repo.entities import item_entity, user_entity
+from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
+from spoor.feature_repo.settings import FeatureSettings
 
 USER_ACTIVITY_FIELDS = [
     Field(name="user_events_total", dtype=Int64, description="events up to the row's time"),

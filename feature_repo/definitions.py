@@ -15,9 +15,9 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, OnDema
 from feast.data_format import ParquetFormat
 from feast.types import Array, Bytes, Float32, Int64, String, from_value_type
 
-from activity.errors import UsageError
-from feature_repo.entities import item_entity, to_register, user_entity
-from feature_repo.names import (
+from spoor.activity.errors import UsageError
+from spoor.feature_repo.entities import item_entity, to_register, user_entity
+from spoor.feature_repo.names import (
     PROMOTED_RANKER,
     USER_HISTORY,
     aligned_ranker,
@@ -25,8 +25,8 @@ from feature_repo.names import (
     ranker_service,
     user_embedding_view,
 )
-from feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release
-from feature_repo.settings import FeatureSettings, load_feature_settings
+from spoor.feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release
+from spoor.feature_repo.settings import FeatureSettings, load_feature_settings
 
 OWNER_TAG = {"owner": "spoor"}  # by it `store/repo.py` knows what it may remove
 KEEP_FOREVER = timedelta(0)

@@ -14,8 +14,8 @@ from pathlib import Path
 from feast import Entity, FeatureStore, ValueType
 from feast.repo_config import RepoConfig, load_repo_config
 
-from activity.errors import UsageError
-from feature_repo.settings import FeatureSettings, IdType
+from spoor.activity.errors import UsageError
+from spoor.feature_repo.settings import FeatureSettings, IdType
 
 
 def user_entity(settings: FeatureSettings) -> Entity:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from activity.configuration import find_file, load
-from activity.errors import UsageError
-from activity.settings import EventSettings
-from feature_repo.names import is_spoor_name
+from spoor.activity.configuration import find_file, load
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import EventSettings
+from spoor.feature_repo.names import is_spoor_name
 
 IdType = Literal["string", "int64"]
 

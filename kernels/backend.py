@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from activity.errors import UsageError
-from kernels.settings import Choice
+from spoor.activity.errors import UsageError
+from spoor.kernels.settings import Choice
 
 if TYPE_CHECKING:
     from torch import Tensor

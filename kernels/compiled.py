@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for GPUs that need not be here, and tells what the machine code uses.
 
-    python -m kernels.compiled --write     all of them (some minutes), to kernels/compiled.json
-    python -m kernels.compiled --kernels dcat_attention_fwd_kernel --targets sm_90 --types fp16 --heads 64
+    python -m spoor.kernels.compiled --write     all of them (some minutes), to kernels/compiled.json
+    python -m spoor.kernels.compiled --kernels dcat_attention_fwd_kernel --targets sm_90 --types fp16 --heads 64
 
 One row per kernel, type, head and target (of hashed_gather: layout and group of floats for type and head): tiles,
 registers, spilled bytes, shared memory, and the target's limit of it. The sources are the kernels' own, the launches
@@ -27,11 +27,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.dcat_attention import triton as dcat
-from kernels.hashed_gather import triton as gather
-from kernels.hashed_gather.layouts import GROUP, Layout
-from kernels.jagged_attention import triton as jagged
-from kernels.launch import Launch, choose_launch
+from spoor.kernels.dcat_attention import triton as dcat
+from spoor.kernels.hashed_gather import triton as gather
+from spoor.kernels.hashed_gather.layouts import GROUP, Layout
+from spoor.kernels.jagged_attention import triton as jagged
+from spoor.kernels.launch import Launch, choose_launch
 
 RESULT = Path(__file__).parent / "compiled.json"
 # Bytes of shared memory that one block may take: CUDA C programming guide, compute capabilities; CDNA 3's LDS.
@@ -182,7 +182,7 @@ def _of_amd(assembly: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m kernels.compiled", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m spoor.kernels.compiled", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--types", nargs="+", choices=TYPES.values(), default=list(TYPES.values()))

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import backend_of
-from kernels.dcat_attention import checked_users, dcat_attention
-from kernels.jagged_attention import jagged_attention
-from kernels.offsets import checked_offsets
+from spoor.kernels.backend import backend_of
+from spoor.kernels.dcat_attention import checked_users, dcat_attention
+from spoor.kernels.jagged_attention import jagged_attention
+from spoor.kernels.offsets import checked_offsets
 
 _FEW_CANDIDATES = 64  # with 128, the keys that the mask hides cost as much as the operations that it spares
 _SHORT_CONTEXT = 512  # keys that PyTorch's causal attention takes at once: below that it computes what it hides, too

@@ -1,6 +1,6 @@
 """How Triton kernels are launched: tile sizes, warps and stages, from a small table instead of a search at run time.
 
-The table holds what `python -m kernels.compiled` has compiled for every target without register spills and within its
+The table holds what `python -m spoor.kernels.compiled` compiled for every target without register spills and within its
 shared memory; docs/kernels.md shows the result. Autotuning would choose anew in every process, and for every length.
 
 Legend: D floats per head, M rows of a query tile, L rows of a key tile.

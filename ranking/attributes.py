@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.columns import decoded
-from activity.errors import UsageError
-from activity.settings import EventSettings
-from activity.sources import id_column
+from spoor.activity.columns import decoded
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import EventSettings
+from spoor.activity.sources import id_column
 
 Floats = npt.NDArray[np.float32]
 

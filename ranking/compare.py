@@ -1,4 +1,4 @@
-"""`python -m ranking.compare`: trains the ranker with and without the embedding and prints the lift table."""
+"""`python -m spoor.ranking.compare`: trains the ranker with and without the embedding and prints the lift table."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from activity.configuration import find_file, load
-from activity.errors import SpoorError
-from activity.settings import EventSettings, parse_time_ms
-from activity.sources import read_events
-from feature_repo.settings import FeatureSettings, agree_on_ids
-from ranking.evaluate import LiftTable, measure_lift
-from ranking.recommend import feast_reader
+from spoor.activity.configuration import find_file, load
+from spoor.activity.errors import SpoorError
+from spoor.activity.settings import EventSettings, parse_time_ms
+from spoor.activity.sources import read_events
+from spoor.feature_repo.settings import FeatureSettings, agree_on_ids
+from spoor.ranking.evaluate import LiftTable, measure_lift
+from spoor.ranking.recommend import feast_reader
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ranking.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m spoor.ranking.compare", description=__doc__)
     parser.add_argument("--config", type=Path, help="settings file (default: spoor.toml, if it exists)")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="events: who acted on what")
     parser.add_argument("--release", required=True, metavar="NAME", help="whose service the ranker reads")

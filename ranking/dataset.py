@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from activity.errors import DataError
+from spoor.activity.errors import DataError
 
 Floats = npt.NDArray[np.float32]
 

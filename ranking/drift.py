@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from activity.errors import UsageError
-from activity.hashing import hash_items
-from feature_repo.names import user_embedding_view
-from feature_repo.settings import FeatureSettings
-from ranking.measure import auc
-from ranking.settings import DriftSettings
-from store.offline import open_offline
+from spoor.activity.errors import UsageError
+from spoor.activity.hashing import hash_items
+from spoor.feature_repo.names import user_embedding_view
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.measure import auc
+from spoor.ranking.settings import DriftSettings
+from spoor.store.offline import open_offline
 
 _LEAST_DEVIATION = 1e-6  # of a coordinate; below it a day's values count as equal
 _RIDGE = 1e-3  # of the mean variance, added to the covariance

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from activity.errors import DataError
-from ranking.dataset import (
+from spoor.activity.errors import DataError
+from spoor.ranking.dataset import (
     Inputs,
     Reader,
     Request,
@@ -31,7 +31,7 @@ from ranking.dataset import (
     sample_requests,
     training_rows,
 )
-from ranking.ranker import Ranker, RankerConfig, train_ranker
+from spoor.ranking.ranker import Ranker, RankerConfig, train_ranker
 
 METRICS = ("NDCG@10", "Recall@10", "AUC")
 _CUTOFF = 10

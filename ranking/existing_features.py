@@ -24,15 +24,15 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from activity.configuration import find_file, load
-from activity.errors import DataError, SpoorError
-from activity.files import atomic_path
-from activity.lake import Lake
-from activity.settings import EventSettings, LakeSettings
-from feature_repo.definitions import source_folder
-from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
-from feature_repo.settings import FeatureSettings, IdType, agree_on_ids
-from store.offline import int64_ids, open_offline
+from spoor.activity.configuration import find_file, load
+from spoor.activity.errors import DataError, SpoorError
+from spoor.activity.files import atomic_path
+from spoor.activity.lake import Lake
+from spoor.activity.settings import EventSettings, LakeSettings
+from spoor.feature_repo.definitions import source_folder
+from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
+from spoor.feature_repo.settings import FeatureSettings, IdType, agree_on_ids
+from spoor.store.offline import int64_ids, open_offline
 
 _DAY_MS = 86_400_000
 _TIME = pa.timestamp("us", "UTC")
@@ -183,7 +183,7 @@ def _remove_months(folder: Path, *, keep: set[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ranking.existing_features", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m spoor.ranking.existing_features", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", type=Path, help="settings file (default: spoor.toml, if it exists)")
     parser.add_argument("--lake", type=Path, metavar="FOLDER", help="instead of the setting lake.folder")

@@ -21,17 +21,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import DataError, UsageError
-from encoder.release import Release
-from kernels.backend import require_usable
-from ranking.attributes import AttributeLayout
-from ranking.dataset import Reader
-from ranking.impressions import AGES_KNOWN_DAYS, DAY_MS, Impressions, find_impressions
-from ranking.measure import GroupBy, measure
-from ranking.rows import HistoryReader, RankingData, read_rows
-from ranking.settings import FinetuneSettings, ImpressionSettings
-from ranking.train import fine_tune
-from ranking.tuned import check_free, save_ranker
+from spoor.activity.errors import DataError, UsageError
+from spoor.encoder.release import Release
+from spoor.kernels.backend import require_usable
+from spoor.ranking.attributes import AttributeLayout
+from spoor.ranking.dataset import Reader
+from spoor.ranking.impressions import AGES_KNOWN_DAYS, DAY_MS, Impressions, find_impressions
+from spoor.ranking.measure import GroupBy, measure
+from spoor.ranking.rows import HistoryReader, RankingData, read_rows
+from spoor.ranking.settings import FinetuneSettings, ImpressionSettings
+from spoor.ranking.train import fine_tune
+from spoor.ranking.tuned import check_free, save_ranker
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoder.dcat import Context, context, context_and_cross
-from encoder.model import UserEncoder
-from ranking.settings import FusionConfig
+from spoor.encoder.dcat import Context, context, context_and_cross
+from spoor.encoder.model import UserEncoder
+from spoor.ranking.settings import FusionConfig
 
 RANDOM_ID_SHARE = 0.1
 _DROPOUT_BY_AGE = ((7.0, 0.7), (28.0, 0.5))  # younger than so many days: this share of the outputs

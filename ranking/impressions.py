@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from activity.errors import DataError
-from activity.history import slice_rows
-from ranking.dataset import sample_positions
-from ranking.settings import ImpressionSettings
+from spoor.activity.errors import DataError
+from spoor.activity.history import slice_rows
+from spoor.ranking.dataset import sample_positions
+from spoor.ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
 AGES_KNOWN_DAYS = 28  # of a log before a window: what appears after so many is new

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ranking.impressions import DAY_MS, Impressions
+from spoor.ranking.impressions import DAY_MS, Impressions
 
 DRAWS = 1_000
 CLAIM_POSITIVES = 200

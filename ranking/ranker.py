@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from activity.errors import DataError
-from ranking.dataset import Floats, Inputs
+from spoor.activity.errors import DataError
+from spoor.ranking.dataset import Floats, Inputs
 
 _MIN_DEVIATION = 1e-6
 _CLIP = 8.0  # standard deviations: a count far outside of training must not run away with the score

@@ -13,14 +13,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from activity.errors import DataError
-from activity.fields import is_int64
-from feature_repo.names import USER_HISTORY, ranker_service
-from feature_repo.settings import FeatureSettings
-from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, USER_COLUMNS, USER_VECTOR, Reader, embedding_inputs
-from ranking.ranker import Ranker
-from store.feast_store import open_feature_store
-from store.reads import historical_features, historical_histories
+from spoor.activity.errors import DataError
+from spoor.activity.fields import is_int64
+from spoor.feature_repo.names import USER_HISTORY, ranker_service
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.dataset import (
+    ITEM_COLUMNS,
+    ITEM_VECTOR,
+    USER_COLUMNS,
+    USER_VECTOR,
+    Reader,
+    embedding_inputs,
+)
+from spoor.ranking.ranker import Ranker
+from spoor.store.feast_store import open_feature_store
+from spoor.store.reads import historical_features, historical_histories
 
 _FEATURES = (*USER_COLUMNS, *ITEM_COLUMNS, USER_VECTOR, ITEM_VECTOR)
 _CHUNK_ITEMS = 500  # entity rows per online read

@@ -17,17 +17,17 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from activity.errors import DataError
-from activity.hashing import hash_items, hash_names
-from activity.history import Histories, slice_rows
-from activity.packing import unpack
-from encoder.batches import log_gaps
-from encoder.vocabulary import Vocabulary, name_indexes
-from ranking.attributes import AttributeLayout
-from ranking.dataset import ROW, Floats, Inputs, Reader, existing_inputs, read_features, vectors_of
-from ranking.fusion import RankingBatch
-from ranking.impressions import Impressions
-from ranking.ranker import moments, standardised
+from spoor.activity.errors import DataError
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import Histories, slice_rows
+from spoor.activity.packing import unpack
+from spoor.encoder.batches import log_gaps
+from spoor.encoder.vocabulary import Vocabulary, name_indexes
+from spoor.ranking.attributes import AttributeLayout
+from spoor.ranking.dataset import ROW, Floats, Inputs, Reader, existing_inputs, read_features, vectors_of
+from spoor.ranking.fusion import RankingBatch
+from spoor.ranking.impressions import Impressions
+from spoor.ranking.ranker import moments, standardised
 
 # Rows of user_id, event_timestamp and ROW → the same rows with `history` (packed, or null) and `revision`, any order.
 HistoryReader = Callable[[pd.DataFrame], pa.Table]

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from activity.errors import UsageError
-from ranking.dataset import ROW, Floats
-from ranking.impressions import Impressions
-from ranking.recommend import OnlineFeatures
-from ranking.rows import read_rows
-from ranking.tuned import TunedRanker
+from spoor.activity.errors import UsageError
+from spoor.ranking.dataset import ROW, Floats
+from spoor.ranking.impressions import Impressions
+from spoor.ranking.recommend import OnlineFeatures
+from spoor.ranking.rows import read_rows
+from spoor.ranking.tuned import TunedRanker
 
 _log = logging.getLogger(__name__)
 

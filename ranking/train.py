@@ -25,18 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from activity.errors import DataError
-from activity.hashing import hash_items
-from encoder.losses import draw_candidates, own_positives, sampled_softmax_loss
-from encoder.release import Release
-from encoder.tuning import trainable
-from encoder.vocabulary import Vocabulary
-from ranking.fusion import RankingBatch
-from ranking.host import HostConfig
-from ranking.measure import auc
-from ranking.rows import BatchMaker, RankingData, Scale
-from ranking.settings import FinetuneSettings
-from ranking.tuned import Predictions, RankingModel, TunedRanker, build_model
+from spoor.activity.errors import DataError
+from spoor.activity.hashing import hash_items
+from spoor.encoder.losses import draw_candidates, own_positives, sampled_softmax_loss
+from spoor.encoder.release import Release
+from spoor.encoder.tuning import trainable
+from spoor.encoder.vocabulary import Vocabulary
+from spoor.ranking.fusion import RankingBatch
+from spoor.ranking.host import HostConfig
+from spoor.ranking.measure import auc
+from spoor.ranking.rows import BatchMaker, RankingData, Scale
+from spoor.ranking.settings import FinetuneSettings
+from spoor.ranking.tuned import Predictions, RankingModel, TunedRanker, build_model
 
 _LONGEST_GRADIENT = 1.0
 Int64s = npt.NDArray[np.int64]

@@ -20,20 +20,20 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 from torch import Tensor, nn
 
-from activity.errors import DataError, UsageError
-from activity.files import atomic_write, refuse_foreign_file
-from activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS
-from encoder.config import ModelConfig
-from encoder.hashing import ROW_HASH_VERSION
-from encoder.inference import new_model
-from encoder.model import UserEncoder
-from encoder.vocabulary import Vocabulary
-from ranking.attributes import AttributeLayout
-from ranking.dataset import Floats
-from ranking.fusion import Fusion, RankingBatch
-from ranking.host import Host, HostConfig
-from ranking.rows import BatchMaker, RankingData, Scale
-from ranking.settings import FusionConfig
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.files import atomic_write, refuse_foreign_file
+from spoor.activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS
+from spoor.encoder.config import ModelConfig
+from spoor.encoder.hashing import ROW_HASH_VERSION
+from spoor.encoder.inference import new_model
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.vocabulary import Vocabulary
+from spoor.ranking.attributes import AttributeLayout
+from spoor.ranking.dataset import Floats
+from spoor.ranking.fusion import Fusion, RankingBatch
+from spoor.ranking.host import Host, HostConfig
+from spoor.ranking.rows import BatchMaker, RankingData, Scale
+from spoor.ranking.settings import FusionConfig
 
 FORMAT: dict[str, Any] = {"format": "spoor-ranker", "format_version": 1}
 _SCORED_ROWS = 2_048

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from activity.errors import SpoorError, UsageError
+from spoor.activity.errors import SpoorError, UsageError
 from spoor.commands import (
     batch,
     demo,

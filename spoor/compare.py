@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from activity.errors import UsageError
-from encoder.aligned_release import check_alignable, save_aligned
-from encoder.alignment import Compatibility, compare, save_alignment
-from encoder.inference import load_encoders
-from encoder.release import read_info
+from spoor.activity.errors import UsageError
 from spoor.config import Settings
-from store.online import open_online
-from store.probe import sample_users, stored_histories
+from spoor.encoder.aligned_release import check_alignable, save_aligned
+from spoor.encoder.alignment import Compatibility, compare, save_alignment
+from spoor.encoder.inference import load_encoders
+from spoor.encoder.release import read_info
+from spoor.store.online import open_online
+from spoor.store.probe import sample_users, stored_histories
 
 
 @dataclass(frozen=True)

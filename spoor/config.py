@@ -13,14 +13,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from activity.configuration import TopSettings, find_file, load, settings_of
-from activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
-from batch.settings import FlinkSettings
-from encoder.settings import PretrainSettings
-from feature_repo.settings import FeatureSettings, agree_on_ids
-from kernels.settings import KernelSettings
-from ranking.settings import DriftSettings, FinetuneSettings
-from streaming.settings import StreamSettings
+from spoor.activity.configuration import TopSettings, find_file, load, settings_of
+from spoor.activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from spoor.batch.settings import FlinkSettings
+from spoor.encoder.settings import PretrainSettings
+from spoor.feature_repo.settings import FeatureSettings, agree_on_ids
+from spoor.kernels.settings import KernelSettings
+from spoor.ranking.settings import DriftSettings, FinetuneSettings
+from spoor.streaming.settings import StreamSettings
 
 SECTIONS: dict[str, type] = {
     "kafka": KafkaSettings,

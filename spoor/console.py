@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_ROOMS = ("activity", "batch", "encoder", "feature_repo", "ranking", "spoor", "store", "streaming")
-
 
 class ReaderGone(Exception):
     """Whoever read our stdout has closed it, as `head` does."""
@@ -70,8 +68,7 @@ def set_up_logging(*, verbose: bool) -> None:
     # command is in the command's error.
     for library in ("kafka", "apache_beam"):
         logging.getLogger(library).setLevel(logging.INFO if verbose else logging.CRITICAL)
-    for room in _ROOMS:
-        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("spoor").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 @contextmanager

@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tomli_w
 
-from activity.errors import InfrastructureError, ProblemsFound, UsageError
-from activity.files import Manifest, atomic_path, atomic_write
+from spoor.activity.errors import InfrastructureError, ProblemsFound, UsageError
+from spoor.activity.files import Manifest, atomic_path, atomic_write
 from spoor.config import Settings, load_settings
 from spoor.console import say, to_json
 from spoor.demo_data import MOVIELENS, DemoData, cut_timeline, load_demo_data
@@ -115,7 +115,7 @@ def _run_step(demo: Demo, step: Step) -> dict[str, Any]:
 
 def _prepare(settings: Settings, folder: Path, data: Path | None, items: Path | None) -> Demo:
     """The data, the settings file and the Feast repo; refuses a folder that holds a demo on other data."""
-    from store.repo import create_repo
+    from spoor.store.repo import create_repo
 
     loaded = load_demo_data(settings, data=data, items=items)
     t70, t90 = cut_timeline(loaded.events)

@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from activity.columns import python_values
-from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from activity.events import EVENT_SCHEMA
-from activity.files import atomic_path
-from activity.settings import EventSettings
-from activity.sources import read_events, read_table, spread_ties
+from spoor.activity.columns import python_values
+from spoor.activity.errors import DataError, InfrastructureError, SpoorError, UsageError
+from spoor.activity.events import EVENT_SCHEMA
+from spoor.activity.files import atomic_path
+from spoor.activity.settings import EventSettings
+from spoor.activity.sources import read_events, read_table, spread_ties
 from spoor.config import Settings
 
 log = logging.getLogger(__name__)

@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from activity.files import atomic_write
-from activity.numbers import number_text
-from encoder.release import load_release
-from ranking.evaluate import Estimate, LiftRow, LiftTable
-from ranking.recommend import Recommendation
+from spoor.activity.files import atomic_write
+from spoor.activity.numbers import number_text
 from spoor.console import to_json
 from spoor.demo import RELEASE, Demo
 from spoor.demo_steps import STEPS, shown_user
+from spoor.encoder.release import load_release
 from spoor.pictures import favourite_genres
+from spoor.ranking.evaluate import Estimate, LiftRow, LiftTable
+from spoor.ranking.recommend import Recommendation
 from spoor.report import DemoResult, HistoryLine, Rate, Step, write_report
-from store.online import open_online
+from spoor.store.online import open_online
 
 _HISTORY_LINES = 12
 _TEST_SUBSET = "all requests"

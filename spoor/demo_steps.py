@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.files import atomic_path
-from activity.lake import Lake
-from activity.numbers import number_text
-from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
+from spoor.activity.files import atomic_path
+from spoor.activity.lake import Lake
+from spoor.activity.numbers import number_text
 from spoor.demo import DAY_MS, RELEASE, WORKER_SECONDS, Demo, Worker, run_command, time_text
+from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 
 Record = dict[str, Any]
 TODAY_EVENTS_PER_SECOND = 1000.0
@@ -46,13 +46,13 @@ def produce_past(demo: Demo) -> Any:
 
 
 def archive(demo: Demo) -> Any:
-    from batch.archive import run_archive
+    from spoor.batch.archive import run_archive
 
     return run_archive(demo.settings)
 
 
 def pretrain(demo: Demo) -> Any:
-    from encoder.pretrain import run_pretrain
+    from spoor.encoder.pretrain import run_pretrain
 
     result = run_pretrain(
         _lake(demo),
@@ -68,7 +68,7 @@ def pretrain(demo: Demo) -> Any:
 
 
 def existing_features(demo: Demo) -> Any:
-    from ranking.existing_features import write_existing_features
+    from spoor.ranking.existing_features import write_existing_features
 
     return write_existing_features(_lake(demo), demo.settings.features, positive_actions=demo.positive_actions)
 
@@ -84,7 +84,7 @@ def backfill_snapshots(demo: Demo) -> Any:
 
 
 def backfill(demo: Demo) -> Any:
-    from batch.backfill import run_backfill
+    from spoor.batch.backfill import run_backfill
     from spoor.kafka_admin import ensure_topics
 
     ensure_topics(demo.settings.kafka, releases=[RELEASE])
@@ -95,7 +95,7 @@ def stream(demo: Demo) -> Any:
     """Today's traffic at a steady rate while the worker runs; the shown user's features are read before and after."""
     from spoor.kafka_admin import group_lag
     from spoor.simulate import run_simulate
-    from streaming.control import group_members
+    from spoor.streaming.control import group_members
 
     kafka, group = demo.settings.kafka, demo.settings.stream.group
     today = pc.sum(pc.greater_equal(demo.data.events["timestamp"], demo.t90)).as_py()
@@ -116,16 +116,16 @@ def archive_today(demo: Demo) -> Any:
 
 
 def verify(demo: Demo) -> Any:
-    from batch.verify import run_verify
+    from spoor.batch.verify import run_verify
 
     return run_verify(demo.settings)
 
 
 def rank(demo: Demo) -> Any:
     """Trains and tests the ranker with and without the embedding, and scores the shown user's two feature tables."""
-    from ranking.evaluate import measure_lift
-    from ranking.recommend import OnlineFeatures, Recommender, feast_reader
     from spoor.console import say
+    from spoor.ranking.evaluate import measure_lift
+    from spoor.ranking.recommend import OnlineFeatures, Recommender, feast_reader
 
     lift = measure_lift(
         demo.data.events,
@@ -167,7 +167,7 @@ def _catalogue(demo: Demo) -> list[str]:
 
 def _keep_features(demo: Demo, moment: str, now_ms: int) -> None:
     """The shown user's features beside every item not seen by then, as the ranker would read them now."""
-    from ranking.recommend import OnlineFeatures
+    from spoor.ranking.recommend import OnlineFeatures
 
     user = shown_user(demo)
     mine = demo.data.events.filter(pc.equal(demo.data.events["user_id"], user))
@@ -183,7 +183,7 @@ def _features_file(demo: Demo, moment: str) -> Any:
 
 
 def _snapshots(demo: Demo, from_ms: int, to_ms: int, *, every_ms: int) -> Any:
-    from batch.backfill import run_backfill
+    from spoor.batch.backfill import run_backfill
 
     return run_backfill(demo.settings, snapshots=(from_ms, to_ms, every_ms), online=False, publish=False, resume=True)
 
@@ -206,13 +206,13 @@ def _positive(demo: Demo) -> str:
 
 
 def _features_command(demo: Demo) -> str:
-    return f"python -m ranking.existing_features --config {quote(str(demo.config))}{_positive(demo)}"
+    return f"python -m spoor.ranking.existing_features --config {quote(str(demo.config))}{_positive(demo)}"
 
 
 def _compare_command(demo: Demo) -> str:
     times = f"--train-from {time_text(demo.t70)} --test-from {time_text(demo.t90)}"
     return (
-        f"python -m ranking.compare --config {quote(str(demo.config))} --data {quote(str(demo.events_file))} "
+        f"python -m spoor.ranking.compare --config {quote(str(demo.config))} --data {quote(str(demo.events_file))} "
         f"--release {RELEASE} {times}{_positive(demo)}"
     )
 

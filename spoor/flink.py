@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from activity.errors import InfrastructureError, UsageError
-from batch.jobs import LOCAL, Runner
-from batch.settings import FlinkSettings
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.batch.jobs import LOCAL, Runner
+from spoor.batch.settings import FlinkSettings
 from spoor.config import Settings
 from spoor.java import Artifact, await_start, java_executable, last_lines, listens
 

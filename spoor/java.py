@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from activity.errors import InfrastructureError
+from spoor.activity.errors import InfrastructureError
 
 JAVA_LOCALE = {"LC_ALL": "C.UTF-8"}  # of a server: it decides how Java reads the names of files
 _POLL_SECONDS = 0.1

@@ -13,12 +13,18 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from activity.errors import InfrastructureError
-from activity.numbers import number_text
-from activity.settings import KafkaSettings
-from activity.topics import no_such_topic
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.numbers import number_text
+from spoor.activity.settings import KafkaSettings
+from spoor.activity.topics import no_such_topic
 from spoor.services import require_broker
-from streaming.broker import DEFAULT_RECORD_BYTES, admin_client, check_policies, dead_letter_bytes, no_broker
+from spoor.streaming.broker import (
+    DEFAULT_RECORD_BYTES,
+    admin_client,
+    check_policies,
+    dead_letter_bytes,
+    no_broker,
+)
 
 if TYPE_CHECKING:
     from kafka import KafkaAdminClient

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from activity.files import atomic_write
-from activity.settings import KafkaSettings
+from spoor.activity.files import atomic_write
+from spoor.activity.settings import KafkaSettings
 from spoor.java import Artifact, java_executable
 
 KAFKA_VERSION = "4.1.0"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from activity.files import atomic_write
-from ranking.evaluate import Estimate, LiftTable
-from ranking.recommend import Recommendation
+from spoor.activity.files import atomic_write
 from spoor.pictures import freshness_histogram, user_map
+from spoor.ranking.evaluate import Estimate, LiftTable
+from spoor.ranking.recommend import Recommendation
 
 CURVE, FRESHNESS, MAP, REPORT = "training_curve.png", "freshness.png", "user_map.png", "report.html"
 

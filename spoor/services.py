@@ -21,10 +21,10 @@ from typing import Any
 
 import psutil
 
-from activity.embedded_broker import cluster_at, is_free, other_ports, own_cluster
-from activity.errors import InfrastructureError, SpoorError, UsageError
-from activity.files import atomic_write
-from activity.settings import KafkaSettings
+from spoor.activity.embedded_broker import cluster_at, is_free, other_ports, own_cluster
+from spoor.activity.errors import InfrastructureError, SpoorError, UsageError
+from spoor.activity.files import atomic_write
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.java import JAVA_LOCALE, await_start, last_lines, listens, locked
 from spoor.kafka_server import (

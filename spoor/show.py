@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.hashing import OLD_NAMES, buckets_of, hash_item, hash_names, old_names
-from activity.history import NEVER, Histories, Values
-from activity.lake import Lake
-from activity.packing import read_forgotten_through, unpack
+from spoor.activity.hashing import OLD_NAMES, buckets_of, hash_item, hash_names, old_names
+from spoor.activity.history import NEVER, Histories, Values
+from spoor.activity.lake import Lake
+from spoor.activity.packing import read_forgotten_through, unpack
 from spoor.config import Settings
 
 if TYPE_CHECKING:
-    from store.online import OnlineStore
+    from spoor.store.online import OnlineStore
 
 _CHUNK_ITEMS = 10_000  # item vectors read at once
 
@@ -75,8 +75,8 @@ class ShownUser:
 def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
     """`nearest`: how many items. Raises UsageError where Feast is not set up, InfrastructureError where the store does
     not answer."""
-    from store.applied import live_names
-    from store.online import open_online
+    from spoor.store.applied import live_names
+    from spoor.store.online import open_online
 
     releases = live_names(settings.features).usable
     online = open_online(settings.features)

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from activity.errors import InfrastructureError, UsageError
-from activity.events import Event, encode_event, event_encoder
-from activity.numbers import number_text
-from activity.settings import KafkaSettings
-from activity.simulator import SimulatorSettings, moment, simulate
-from activity.sources import read_events
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.events import Event, encode_event, event_encoder
+from spoor.activity.numbers import number_text
+from spoor.activity.settings import KafkaSettings
+from spoor.activity.simulator import SimulatorSettings, moment, simulate
+from spoor.activity.sources import read_events
 from spoor.config import Settings
 from spoor.console import progress_bar, say
 from spoor.kafka_admin import ensure_topics

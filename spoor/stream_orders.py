@@ -7,13 +7,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from activity.errors import InfrastructureError, ProblemsFound
-from activity.locks import exclusive
-from activity.numbers import number_text
+from spoor.activity.errors import InfrastructureError, ProblemsFound
+from spoor.activity.locks import exclusive
+from spoor.activity.numbers import number_text
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from spoor.services import require_broker
-from streaming.control import GroupState, Orders, Report, give_orders, group_state, orders_file, read_orders
+from spoor.streaming.control import (
+    GroupState,
+    Orders,
+    Report,
+    give_orders,
+    group_state,
+    orders_file,
+    read_orders,
+)
 
 _LOOK_SECONDS = 1.0
 _REPORT_SECONDS = 30.0
@@ -70,7 +78,7 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 
     Raises as `pause`, and ProblemsFound where a worker goes on with the releases that it had, or with those that it was
     started for."""
-    from store.applied import live_names  # imports Feast
+    from spoor.store.applied import live_names  # imports Feast
 
     live = live_names(settings.features).usable
     ensure_topics(settings.kafka, releases=live, reads_events=True)

@@ -15,16 +15,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from activity.errors import ProblemsFound, UsageError
-from activity.locks import exclusive
-from encoder.release import ReleaseInfo, known_items, mark_retired, read_info
-from feature_repo.names import aligned_ranker, item_embedding_view, ranker_service, user_embedding_view
-from feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release, promotion
+from spoor.activity.errors import ProblemsFound, UsageError
+from spoor.activity.locks import exclusive
 from spoor.config import Settings
+from spoor.encoder.release import ReleaseInfo, known_items, mark_retired, read_info
+from spoor.feature_repo.names import aligned_ranker, item_embedding_view, ranker_service, user_embedding_view
+from spoor.feature_repo.releases import (
+    LiveRelease,
+    aligned_releases,
+    live_releases,
+    promoted_release,
+    promotion,
+)
 from spoor.stream_orders import unwritten, way_to_write
 
 if TYPE_CHECKING:
-    from store.promotion import Coverage
+    from spoor.store.promotion import Coverage
 
 _WORKER_SECONDS = 10.0  # in which a worker encodes who has waited for as long as the floor says
 
@@ -98,9 +104,9 @@ def promote(
     worker does not write it or users or items lack the release's present vectors online, DataError for a damaged
     release, InfrastructureError.
     """
-    from store.online import open_online
-    from store.promotion import cache_seconds, check_aliases_are_ours, coverage
-    from store.promotion import promote as switch
+    from spoor.store.online import open_online
+    from spoor.store.promotion import cache_seconds, check_aliases_are_ours, coverage
+    from spoor.store.promotion import promote as switch
 
     folder = settings.features.releases_folder
     with _alone(settings, "spoor release promote"):
@@ -150,8 +156,8 @@ def plan_retirement(
 
     Raises UsageError for a release that is unknown, promoted, the last live one or named by stream.releases,
     ProblemsFound while readers may still be served by it or have dependents, DataError for a damaged folder."""
-    from store.feast_store import open_feature_store
-    from store.promotion import cache_seconds, used_by
+    from spoor.store.feast_store import open_feature_store
+    from spoor.store.promotion import cache_seconds, used_by
 
     folder = settings.features.releases_folder
     info = read_info(folder / name)
@@ -211,13 +217,13 @@ def retire(
     Raises as `plan_retirement`, and InfrastructureError where a server or another job is in the way; what was not done
     is done by the next run.
     """
-    from activity.lake import open_lake
-    from batch.archive_embeddings import land_release
-    from batch.forget import alone
+    from spoor.activity.lake import open_lake
+    from spoor.batch.archive_embeddings import land_release
+    from spoor.batch.forget import alone
     from spoor.kafka_admin import delete_topic
     from spoor.services import require_broker
-    from store.online import open_online
-    from store.repo import apply
+    from spoor.store.online import open_online
+    from spoor.store.repo import apply
 
     # A backfill or a repair would go on writing the release that it has loaded.
     # The others' locks: an export would miss half of its rows, a verify find everybody behind.

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from feast.errors import FeastError
 
-from activity.errors import UsageError
-from feature_repo.releases import live_releases
-from feature_repo.settings import FeatureSettings
-from store.feast_store import open_feature_store, registered_releases
+from spoor.activity.errors import UsageError
+from spoor.feature_repo.releases import live_releases
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.feast_store import open_feature_store, registered_releases
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import NamedTuple
 
-from store.rows import StoredUser
+from spoor.store.rows import StoredUser
 
 MAX_AGE_SECONDS = 3600.0  # far below the shortest time that a forgotten user's marker stays (batch/expire.py)
 

@@ -13,9 +13,9 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 
-from activity.errors import UsageError
-from store.guard import GuardedWrite, ViewRow, utc
-from store.protobytes import KEY_VERSION, NO_ROW
+from spoor.activity.errors import UsageError
+from spoor.store.guard import GuardedWrite, ViewRow, utc
+from spoor.store.protobytes import KEY_VERSION, NO_ROW
 
 _log = logging.getLogger(__name__)
 

@@ -24,15 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from activity.errors import DataError
-from activity.fields import is_int64
-from activity.files import Manifest, atomic_path, writing
-from feature_repo.activity_views import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS
-from feature_repo.definitions import source_folder
-from feature_repo.names import USER_ACTIVITY, USER_HISTORY, item_embedding_view, user_embedding_view
-from feature_repo.releases import live_releases
-from feature_repo.settings import FeatureSettings
-from store.rows import (
+from spoor.activity.errors import DataError
+from spoor.activity.fields import is_int64
+from spoor.activity.files import Manifest, atomic_path, writing
+from spoor.feature_repo.activity_views import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS
+from spoor.feature_repo.definitions import source_folder
+from spoor.feature_repo.names import USER_ACTIVITY, USER_HISTORY, item_embedding_view, user_embedding_view
+from spoor.feature_repo.releases import live_releases
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.rows import (
     EMBEDDING_LOG_SCHEMA,
     HISTORY_LOG_SCHEMA,
     ITEM_LOG_SCHEMA,

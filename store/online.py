@@ -16,23 +16,23 @@ import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 from redis.exceptions import RedisError
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from feature_repo.definitions import release_views
-from feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
-from feature_repo.releases import LiveRelease, live_releases
-from feature_repo.settings import FeatureSettings
-from store import protobytes
-from store.fallback import UnguardedStore
-from store.feast_store import (
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.feature_repo.definitions import release_views
+from spoor.feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
+from spoor.feature_repo.releases import LiveRelease, live_releases
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store import protobytes
+from spoor.store.fallback import UnguardedStore
+from spoor.store.feast_store import (
     not_applied,
     open_feature_store,
     registered_releases,
     registered_user_views,
     registered_view,
 )
-from store.guard import GuardedStore, GuardedWrite, ViewRow
-from store.rows import EmbeddingRow, StoredUser, UserWrite
-from store.validation import check_vectors
+from spoor.store.guard import GuardedStore, GuardedWrite, ViewRow
+from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
+from spoor.store.validation import check_vectors
 
 T = TypeVar("T")
 _CHUNK_USERS = 1000  # rows per transaction or pipeline

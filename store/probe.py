@@ -6,10 +6,10 @@ import heapq
 
 import numpy as np
 
-from activity.hashing import hash_items
-from activity.history import Histories
-from activity.packing import unpack_readable
-from store.online import OnlineStore
+from spoor.activity.hashing import hash_items
+from spoor.activity.history import Histories
+from spoor.activity.packing import unpack_readable
+from spoor.store.online import OnlineStore
 
 _CHUNK_USERS = 10_000
 

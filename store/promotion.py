@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from feast import FeatureStore, OnDemandFeatureView
 from feast.base_feature_view import BaseFeatureView
 
-from activity.errors import UsageError
-from activity.files import atomic_write
-from feature_repo.names import PROMOTED_RANKER, aligned_ranker
-from feature_repo.releases import PROMOTED_FILE, live_releases, promotion
-from feature_repo.settings import FeatureSettings
-from store.feast_store import is_ours, open_feature_store
-from store.online import OnlineStore
-from store.repo import Applied, apply
+from spoor.activity.errors import UsageError
+from spoor.activity.files import atomic_write
+from spoor.feature_repo.names import PROMOTED_RANKER, aligned_ranker
+from spoor.feature_repo.releases import PROMOTED_FILE, live_releases, promotion
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.feast_store import is_ours, open_feature_store
+from spoor.store.online import OnlineStore
+from spoor.store.repo import Applied, apply
 
 _CHUNK_USERS = 10_000
 _MAX_EXAMPLES = 5

@@ -15,10 +15,10 @@ from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_ent
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
 from google.protobuf.message import DecodeError
 
-from activity.errors import DataError
-from activity.fields import is_int64, is_of_type
-from feature_repo.settings import IdType
-from store.rows import Vector
+from spoor.activity.errors import DataError
+from spoor.activity.fields import is_int64, is_of_type
+from spoor.feature_repo.settings import IdType
+from spoor.store.rows import Vector
 
 KEY_VERSION = 3  # Feast's entity_key_serialization_version; earlier ones cannot be read back
 NO_ROW = b""  # stands for the revision of a user without a history row

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import pandas as pd
 from feast import FeatureService, FeatureStore
 
-from activity.errors import DataError
-from feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, ranker_service
-from feature_repo.settings import FeatureSettings
-from store.feast_store import open_feature_store
-from store.offline import open_offline
-from store.offline_stores import USE_DUCKDB
-from store.online import OnlineStore, open_online
+from spoor.activity.errors import DataError
+from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, ranker_service
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.feast_store import open_feature_store
+from spoor.store.offline import open_offline
+from spoor.store.offline_stores import USE_DUCKDB
+from spoor.store.online import OnlineStore, open_online
 
 
 def user_vectors(

@@ -22,9 +22,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
-from store.guard import GuardedWrite, ViewRow, stored_name
-from store.protobytes import KEY_VERSION
-from store.redis_settings import require_durable
+from spoor.store.guard import GuardedWrite, ViewRow, stored_name
+from spoor.store.protobytes import KEY_VERSION
+from spoor.store.redis_settings import require_durable
 
 # KEYS[1] the user's hash; ARGV: revision field, expected revision ("" = none), key's life in seconds ("" = for ever),
 # how many arguments the new values take, then these, if any: field, value, field, value, …; then the fields to remove

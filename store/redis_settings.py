@@ -14,7 +14,7 @@ from redis import Redis
 from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 
 _log = logging.getLogger(__name__)
 

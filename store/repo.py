@@ -15,24 +15,24 @@ from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
 from feast.base_feature_view import BaseFeatureView
 from feast.errors import FeastError
 
-from activity.errors import InfrastructureError, UsageError
-from activity.files import atomic_write
-from feature_repo.activity_views import build_activity
-from feature_repo.definitions import build
-from feature_repo.entities import check_shape, item_entity, user_entity
-from feature_repo.settings import FeatureSettings
-from store.feast_store import is_ours, open_feature_store
-from store.offline import open_offline
-from store.offline_stores import warn_of_offline_store
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.files import atomic_write
+from spoor.feature_repo.activity_views import build_activity
+from spoor.feature_repo.definitions import build
+from spoor.feature_repo.entities import check_shape, item_entity, user_entity
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.feast_store import is_ours, open_feature_store
+from spoor.store.offline import open_offline
+from spoor.store.offline_stores import warn_of_offline_store
 
 _DEFINITIONS = '''\
 """Spoor's definitions, and the example views that its demo reads beside them. Add your own below."""
 
 from pathlib import Path
 
-from feature_repo.activity_views import build_activity
-from feature_repo.definitions import build
-from feature_repo.settings import load_feature_settings
+from spoor.feature_repo.activity_views import build_activity
+from spoor.feature_repo.definitions import build
+from spoor.feature_repo.settings import load_feature_settings
 
 settings = load_feature_settings(Path(__file__).parent)
 examples = build_activity(settings)

@@ -3,7 +3,7 @@
 Feast's Python feature server does not log features, though feature_store.yaml knows `feature_logging`. A provider is
 where Feast lets others in: with
 
-    provider: store.served.ServedFeaturesProvider
+    provider: spoor.store.served.ServedFeaturesProvider
 
 in the feature_store.yaml of a reader (`feast serve`, or a ranker's own process), every answer of a feature service is
 logged while `features.served_folder` is set:
@@ -40,9 +40,9 @@ from feast.online_response import OnlineResponse
 from feast.repo_config import RepoConfig
 from feast.types import from_feast_to_pyarrow_type
 
-from activity.files import atomic_path
-from feature_repo.settings import load_feature_settings
-from store.offline import SCHEMA_FILE
+from spoor.activity.files import atomic_path
+from spoor.feature_repo.settings import load_feature_settings
+from spoor.store.offline import SCHEMA_FILE
 
 MODEL_VERSION_FIELD = "__model_version"
 _FLUSH_SECONDS = 5.0

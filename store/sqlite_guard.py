@@ -17,8 +17,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 from feast.utils import to_naive_utc
 
-from store.guard import GuardedWrite, ViewRow, stored_name, utc
-from store.protobytes import NO_ROW, read_int, read_string
+from spoor.store.guard import GuardedWrite, ViewRow, stored_name, utc
+from spoor.store.protobytes import NO_ROW, read_int, read_string
 
 _BUSY_SECONDS = 60  # how long a writer waits for the others
 _MAX_PARAMETERS = 900  # SQLite's oldest limit on `?` in one statement is 999

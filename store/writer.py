@@ -28,14 +28,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from activity.errors import DataError, InfrastructureError, SpoorError
-from activity.history import NEVER, Histories, equal_rows, merge
-from activity.packing import pack, unpack_readable
-from activity.settings import HistorySettings
-from store.cache import HistoryCache
-from store.online import OnlineStore
-from store.rows import EmbeddingRow, StoredUser, UserWrite
-from store.validation import bad_vectors
+from spoor.activity.errors import DataError, InfrastructureError, SpoorError
+from spoor.activity.history import NEVER, Histories, equal_rows, merge
+from spoor.activity.packing import pack, unpack_readable
+from spoor.activity.settings import HistorySettings
+from spoor.store.cache import HistoryCache
+from spoor.store.online import OnlineStore
+from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
+from spoor.store.validation import bad_vectors
 
 __all__ = ["Encoder", "GuardedWriter", "HistoryCache", "UpdateResult"]
 _MAX_ROUNDS = 100

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from activity.compression import missing_codec
-from activity.errors import InfrastructureError, UsageError
-from activity.settings import KafkaSettings
-from activity.topics import check_activity_topic, no_such_topic
-from streaming.dead_letters import ENVELOPE_BYTES, LEAST_TOPIC_BYTES
+from spoor.activity.compression import missing_codec
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.settings import KafkaSettings
+from spoor.activity.topics import check_activity_topic, no_such_topic
+from spoor.streaming.dead_letters import ENVELOPE_BYTES, LEAST_TOPIC_BYTES
 
 if TYPE_CHECKING:
     from faust.auth import Credentials

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from activity.errors import DataError, InfrastructureError
-from activity.files import atomic_write
-from activity.settings import KafkaSettings
-from streaming.broker import admin_client
+from spoor.activity.errors import DataError, InfrastructureError
+from spoor.activity.files import atomic_write
+from spoor.activity.settings import KafkaSettings
+from spoor.streaming.broker import admin_client
 
 _SETTLED = ("Stable", "Empty", "Dead")  # states of a group in which it is known who its members are
 _SETTLE_SECONDS = 60.0

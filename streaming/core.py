@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from activity.errors import InfrastructureError
-from activity.events import Event, decode_event, events_table, unknown_names
-from activity.history import Histories, group_events, history_values
-from activity.settings import EventSettings
-from streaming.dead_letters import ORIGIN_CHARACTERS, REPLAY_HEADER, DeadLetter, refusal
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.events import Event, decode_event, events_table, unknown_names
+from spoor.activity.history import Histories, group_events, history_values
+from spoor.activity.settings import EventSettings
+from spoor.streaming.dead_letters import ORIGIN_CHARACTERS, REPLAY_HEADER, DeadLetter, refusal
 
 Int64s = npt.NDArray[np.int64]
 

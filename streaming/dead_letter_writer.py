@@ -14,9 +14,9 @@ from typing import Any
 
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from activity.errors import InfrastructureError
-from streaming.dead_letters import DeadLetter, encode_dead_letter, fitting_records
-from streaming.publisher import Send
+from spoor.activity.errors import InfrastructureError
+from spoor.streaming.dead_letters import DeadLetter, encode_dead_letter, fitting_records
+from spoor.streaming.publisher import Send
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from activity.errors import DataError, EventError
+from spoor.activity.errors import DataError, EventError
 
 REPLAY_HEADER = "spoor-replay-of"  # on a replayed record: the origin key of the first dead letter
 ORIGIN_CHARACTERS = 300  # of `topic/partition/offset`: a topic's name has at most 249

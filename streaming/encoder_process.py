@@ -29,10 +29,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from activity.history import EVENT_DTYPE, Histories
-from kernels import backend
-from kernels.settings import Choice
+from spoor.activity.errors import DataError, InfrastructureError, SpoorError, UsageError
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.kernels import backend
+from spoor.kernels.settings import Choice
 
 log = logging.getLogger(__name__)
 Int64s = npt.NDArray[np.int64]
@@ -194,7 +194,7 @@ def _receive(connection: Connection) -> Frames:
 
 def serve(connection: Connection, releases_folder: Path, names: Sequence[str]) -> None:
     """Answers until the other end closes."""
-    from encoder.inference import load_encoders
+    from spoor.encoder.inference import load_encoders
 
     try:
         encoders = {encoder.release: encoder for encoder in load_encoders(releases_folder, names)}

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from activity.errors import UsageError
-from activity.lake import Lake
-from activity.numbers import number_text
-from streaming.broker import kafka_errors
-from streaming.settings import WorkerSettings
+from spoor.activity.errors import UsageError
+from spoor.activity.lake import Lake
+from spoor.activity.numbers import number_text
+from spoor.streaming.broker import kafka_errors
+from spoor.streaming.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer, TopicPartition

@@ -12,15 +12,15 @@ import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 
-from activity.errors import SpoorError
-from streaming.core import lost_range
-from streaming.health import Health
-from streaming.metrics import StreamMetrics
+from spoor.activity.errors import SpoorError
+from spoor.streaming.core import lost_range
+from spoor.streaming.health import Health
+from spoor.streaming.metrics import StreamMetrics
 
 if TYPE_CHECKING:
     from faust.types import TP
 
-    from streaming.transport import FreshConsumer, Leap
+    from spoor.streaming.transport import FreshConsumer, Leap
 
 log = logging.getLogger(__name__)
 

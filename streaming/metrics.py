@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFam
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from streaming.dead_letters import REASONS
+from spoor.streaming.dead_letters import REASONS
 
 STEPS = ("decoded", "dead-letters", "store", "published", "committed")  # that are tried again when their server fails
 FIELDS = ("action", "surface")

@@ -15,28 +15,28 @@ import faust
 import numpy as np
 import numpy.typing as npt
 
-from activity.errors import UsageError
-from activity.history import Histories
-from feature_repo.releases import is_retired
-from streaming.broker import DEFAULT_RECORD_BYTES, check_topics
-from streaming.core import DecodedBatch, Record, UserBatch, decode_batch, group_batch
-from streaming.daemon_threads import DaemonThreads
-from streaming.dead_letter_writer import DeadLetterWriter
-from streaming.dead_letters import DeadLetter
-from streaming.health import Health
-from streaming.lookout import Lookout
-from streaming.metrics import StreamMetrics
-from streaming.pacer import EncodePacer
-from streaming.publisher import Publisher
-from streaming.retries import Retries
-from streaming.settings import WorkerSettings
-from streaming.stores import Stores, open_stores, releases_to_keep_fresh
+from spoor.activity.errors import UsageError
+from spoor.activity.history import Histories
+from spoor.feature_repo.releases import is_retired
+from spoor.streaming.broker import DEFAULT_RECORD_BYTES, check_topics
+from spoor.streaming.core import DecodedBatch, Record, UserBatch, decode_batch, group_batch
+from spoor.streaming.daemon_threads import DaemonThreads
+from spoor.streaming.dead_letter_writer import DeadLetterWriter
+from spoor.streaming.dead_letters import DeadLetter
+from spoor.streaming.health import Health
+from spoor.streaming.lookout import Lookout
+from spoor.streaming.metrics import StreamMetrics
+from spoor.streaming.pacer import EncodePacer
+from spoor.streaming.publisher import Publisher
+from spoor.streaming.retries import Retries
+from spoor.streaming.settings import WorkerSettings
+from spoor.streaming.stores import Stores, open_stores, releases_to_keep_fresh
 
 if TYPE_CHECKING:
     from faust.types import TP, Message
 
-    from store.writer import GuardedWriter, UpdateResult
-    from streaming.transport import Leap
+    from spoor.store.writer import GuardedWriter, UpdateResult
+    from spoor.streaming.transport import Leap
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,9 +15,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
-from activity.errors import InfrastructureError
-from activity.settings import EmbeddingFormat
-from store.rows import EmbeddingRow, NoEmbedding, StoredUser, record_value
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.settings import EmbeddingFormat
+from spoor.store.rows import EmbeddingRow, NoEmbedding, StoredUser, record_value
 
 _MAX_ROUNDS = 100
 

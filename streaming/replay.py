@@ -20,14 +20,14 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from activity.errors import InfrastructureError
-from activity.events import decode_event
-from activity.forgotten import ForgottenUsers
-from activity.settings import EventSettings, KafkaSettings
-from activity.topics import no_such_topic
-from streaming.broker import MAX_REQUEST_BYTES, admin_client, kafka_errors
-from streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter, digest
-from streaming.settings import WorkerSettings
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.events import decode_event
+from spoor.activity.forgotten import ForgottenUsers
+from spoor.activity.settings import EventSettings, KafkaSettings
+from spoor.activity.topics import no_such_topic
+from spoor.streaming.broker import MAX_REQUEST_BYTES, admin_client, kafka_errors
+from spoor.streaming.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter, digest
+from spoor.streaming.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 from aiokafka.errors import KafkaError
 from faust.exceptions import ProducerSendError
 
-from activity.errors import InfrastructureError, SpoorError
-from streaming.metrics import StreamMetrics
+from spoor.activity.errors import InfrastructureError, SpoorError
+from spoor.streaming.metrics import StreamMetrics
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

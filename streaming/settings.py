@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from activity.errors import UsageError
-from activity.settings import (
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import (
     EventSettings,
     HistorySettings,
     KafkaSettings,
@@ -15,7 +15,7 @@ from activity.settings import (
     require_at_most,
     require_port,
 )
-from feature_repo.settings import FeatureSettings
+from spoor.feature_repo.settings import FeatureSettings
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from streaming.health import Health
+from spoor.streaming.health import Health
 
 _SILENCE_SECONDS = 10.0
 _REQUEST_SECONDS = 30.0

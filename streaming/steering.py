@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 from aiokafka.errors import KafkaError
 
-from activity.errors import DataError, SpoorError
-from streaming.control import Orders, Report, read_orders
+from spoor.activity.errors import DataError, SpoorError
+from spoor.streaming.control import Orders, Report, read_orders
 
 if TYPE_CHECKING:
     from faust.types import TP
 
-    from streaming.transport import FreshConsumer
-    from streaming.worker import StreamApp
+    from spoor.streaming.transport import FreshConsumer
+    from spoor.streaming.worker import StreamApp
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from activity.errors import UsageError
-from encoder.release import read_info, short_histories
-from feature_repo.releases import live_releases
-from streaming.daemon_threads import DaemonThreads
-from streaming.encoder_process import EncoderProcess
-from streaming.settings import WorkerSettings
+from spoor.activity.errors import UsageError
+from spoor.encoder.release import read_info, short_histories
+from spoor.feature_repo.releases import live_releases
+from spoor.streaming.daemon_threads import DaemonThreads
+from spoor.streaming.encoder_process import EncoderProcess
+from spoor.streaming.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from store.online import OnlineStore
-    from store.writer import GuardedWriter, HistoryCache
+    from spoor.store.online import OnlineStore
+    from spoor.store.writer import GuardedWriter, HistoryCache
 
 log = logging.getLogger(__name__)
 _ENCODE_THREADS = 2  # one waits for the encoder, one has the next users ready for it
@@ -37,7 +37,7 @@ class Stores:
 def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
     """The configured releases, else every live one in the folder that Feast knows (store/applied.py). Raises UsageError
     for an unknown name or none. Slow: it opens the registry."""
-    from store.applied import live_names
+    from spoor.store.applied import live_names
 
     folder = settings.features.releases_folder
     live = [release.name for release in live_releases(folder)]
@@ -56,8 +56,8 @@ def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
 def open_stores(settings: WorkerSettings, releases: Sequence[str], *, observe: Callable[[str], None]) -> Stores:
     """Asks store and definitions whether they are as the settings say: keys of another type would be rows that nobody
     reads. Raises UsageError, DataError or InfrastructureError of the rooms below."""
-    from store.online import open_online
-    from store.writer import GuardedWriter, HistoryCache
+    from spoor.store.online import open_online
+    from spoor.store.writer import GuardedWriter, HistoryCache
 
     infos = [read_info(settings.features.releases_folder / name) for name in releases]
     if warning := short_histories(infos, kept=settings.history.max_events):

@@ -63,18 +63,18 @@ import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 
-from activity.compression import missing_codec
-from activity.errors import InfrastructureError, UsageError
-from activity.files import atomic_write
-from activity.settings import IsolationLevel
-from streaming.batches import batches
-from streaming.broker import MAX_REQUEST_BYTES, broker_urls, credentials
-from streaming.metrics import StreamSummary
-from streaming.processor import BatchProcessor
-from streaming.settings import StreamSettings, WorkerSettings
-from streaming.status_server import serve
-from streaming.steering import Steering
-from streaming.transport import FreshConsumer, FreshTransport
+from spoor.activity.compression import missing_codec
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.files import atomic_write
+from spoor.activity.settings import IsolationLevel
+from spoor.streaming.batches import batches
+from spoor.streaming.broker import MAX_REQUEST_BYTES, broker_urls, credentials
+from spoor.streaming.metrics import StreamSummary
+from spoor.streaming.processor import BatchProcessor
+from spoor.streaming.settings import StreamSettings, WorkerSettings
+from spoor.streaming.status_server import serve
+from spoor.streaming.steering import Steering
+from spoor.streaming.transport import FreshConsumer, FreshTransport
 
 if TYPE_CHECKING:
     from faust.types import TP
@@ -390,7 +390,7 @@ class _NotAgain(logging.Filter):
 def _quiet_libraries() -> Iterator[None]:
     """Worker lines from INFO, library lines from ERROR, all to stderr, one line each. Where the caller has set up
     logging, levels and handlers stay as they are; in both cases the libraries' repetitions are left out."""
-    root, ours = logging.getLogger(), logging.getLogger("streaming")
+    root, ours = logging.getLogger(), logging.getLogger("spoor.streaming")
     levels = root.level, ours.level
     own = None if root.handlers else logging.StreamHandler(sys.stderr)
     if own is not None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from activity.settings import KafkaSettings
 from spoor import services
+from spoor.activity.settings import KafkaSettings
 from spoor.kafka_server import FORMAT_CLASS, MAIN_CLASS, ServerFiles, java_command
 from tests.conftest import wait_until
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from activity.settings import KafkaSettings
 from spoor import services
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 
 _EXIT_STATUS = pytest.StashKey[int]()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from activity.history import Values
+from spoor.activity.history import Values
 
 
 def old_packed(values: Values) -> bytes:

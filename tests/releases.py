@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from activity.hashing import hash_items, hash_names
-from encoder.config import MODEL_CONFIGS
-from encoder.inference import new_model
-from encoder.release import ReleaseInfo, Weights, load_release, save_release
-from encoder.vocabulary import Vocabulary
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.inference import new_model
+from spoor.encoder.release import ReleaseInfo, Weights, load_release, save_release
+from spoor.encoder.vocabulary import Vocabulary
 
 
 def vocabulary_of(items: Sequence[str], actions: Sequence[str], surfaces: Sequence[str]) -> Vocabulary:

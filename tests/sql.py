@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
-from activity.events import Event
-from activity.hashing import hash_item, hash_name
+from spoor.activity.events import Event
+from spoor.activity.hashing import hash_item, hash_name
 
 
 def newest_by_sql(events: Sequence[Event], max_events: int, *, before: int | None = None) -> dict[str, list[tuple]]:

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 from spoor.config import load_settings
-from streaming.processor import BatchProcessor
+from spoor.streaming.processor import BatchProcessor
 from tests.fail_points import FailPoint
 
 SCRIPT = """
 import sys
-from streaming.processor import BatchProcessor
+from spoor.streaming.processor import BatchProcessor
 from tests.fail_points import FailPoint
 if sys.argv[1]:
     FailPoint(sys.argv[1]).install()

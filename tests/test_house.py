@@ -23,6 +23,24 @@ def test_arrows_point_downwards_only():
     assert linted.returncode == 0, linted.stdout
 
 
+ROOMS = ("activity", "batch", "encoder", "feature_repo", "kernels", "ranking", "store", "streaming")
+
+
+def test_each_room_is_a_link_under_spoor():
+    links = {path.name: str(path.readlink()) for path in (ROOT / "spoor").iterdir() if path.is_symlink()}
+    assert links == {room: f"../{room}" for room in ROOMS}
+
+
+def test_no_file_imports_a_room_without_spoor():
+    """`import encoder` from the repository's root would be a second copy of spoor.encoder's modules. ruff bans it in
+    code; scripts in texts, `python -m` and the names that tests patch would do the same."""
+    rooms = "|".join(ROOMS)
+    short = re.compile(rf"""(?m:^\s*(?:from|import) |-m |setattr\(\s*["'])(?:{rooms})(?:\.[a-z_]+| import)\b""")
+    for path in tracked("*.py", "*.md", "*.toml", "Makefile", "Dockerfile", "deploy/*"):
+        if path.name != "CHANGELOG.md":
+            assert not short.findall(path.read_text()), path
+
+
 def test_no_file_is_data_weights_or_a_lock_with_addresses():
     for path in tracked():
         assert path.stat().st_size < 1 << 20, path

@@ -8,7 +8,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from activity.settings import KafkaSettings
+from spoor.activity.settings import KafkaSettings
 from tests.conftest import DEADLINE_SECONDS
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from feature_repo.names import USER_HISTORY
-from store import protobytes
-from store.guard import ViewRow
-from store.online import OnlineStore
+from spoor.feature_repo.names import USER_HISTORY
+from spoor.store import protobytes
+from spoor.store.guard import ViewRow
+from spoor.store.online import OnlineStore
 
 UNREADABLE: dict[str, dict[str, bytes]] = {
     "no history": {"history": protobytes.bytes_value(b"not a packed history")},

@@ -3,7 +3,7 @@ a secret, because it holds the online store's password."""
 
 from pathlib import Path
 
-from feature_repo.definitions import build
-from feature_repo.settings import load_feature_settings
+from spoor.feature_repo.definitions import build
+from spoor.feature_repo.settings import load_feature_settings
 
 globals().update({f"spoor_{o.name}": o for o in build(load_feature_settings(Path(__file__).parent))})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from activity.errors import UsageError
-from encoder.baselines.item_knn import ItemKnn
-from encoder.baselines.markov import Markov
-from encoder.baselines.popularity import Popularity
-from encoder.baselines.recent import Recent
-from encoder.baselines.sasrec import Sasrec
-from encoder.evaluation.scoring import Scorer
+from spoor.activity.errors import UsageError
+from spoor.encoder.baselines.item_knn import ItemKnn
+from spoor.encoder.baselines.markov import Markov
+from spoor.encoder.baselines.popularity import Popularity
+from spoor.encoder.baselines.recent import Recent
+from spoor.encoder.baselines.sasrec import Sasrec
+from spoor.encoder.evaluation.scoring import Scorer
 
 _FLOORS: dict[str, Callable[[], Scorer]] = {
     "popularity": Popularity,

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from activity.numbers import number_text
-from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Scores, Training
-from encoder.item_links import count_pairs
-from encoder.vocabulary import Indexes
+from spoor.activity.numbers import number_text
+from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.item_links import count_pairs
+from spoor.encoder.vocabulary import Indexes
 
 Pairs = Literal["users", "near", "after"]
 Matrix = Any  # scipy.sparse.csr_array of float32, whose types say nothing

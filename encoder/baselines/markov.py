@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from encoder.baselines.popularity import below_one
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.baselines.popularity import below_one
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Scores, Training
 
 
 class Markov:

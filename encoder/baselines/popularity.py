@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Scores, Training
 
 
 class Popularity:

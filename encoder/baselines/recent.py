@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from encoder.baselines.popularity import below_one
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.baselines.popularity import below_one
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Scores, Training
 
 
 class Recent:

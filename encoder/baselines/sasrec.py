@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from activity.errors import DataError, UsageError
-from activity.history import slice_rows
-from activity.numbers import number_text
-from encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Scores, Training
-from encoder.pace import MEASURED_STEPS, Clock, Pace, rounded_down
-from encoder.vocabulary import Indexes
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.history import slice_rows
+from spoor.activity.numbers import number_text
+from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.pace import MEASURED_STEPS, Clock, Pace, rounded_down
+from spoor.encoder.vocabulary import Indexes
 
 _CHOICE_QUESTIONS = 5_000
 _QUESTIONS_AT_ONCE = 256

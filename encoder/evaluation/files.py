@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from activity.errors import DataError, UsageError
-from activity.settings import EventSettings
-from encoder.baselines.by_name import make_baselines
-from encoder.batches import build_vocabulary
-from encoder.corpus import Corpus
-from encoder.evaluation.questions import Seen
-from encoder.evaluation.release_scorer import TRANSFORMER, release_scorers
-from encoder.evaluation.report import EvaluationReport
-from encoder.evaluation.run import evaluate_scorers
-from encoder.evaluation.scoring import Scorer
-from encoder.protocols import Protocol, Split, check_split, make_split
-from encoder.release import Release, load_release
-from kernels.backend import require_usable
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.settings import EventSettings
+from spoor.encoder.baselines.by_name import make_baselines
+from spoor.encoder.batches import build_vocabulary
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.evaluation.questions import Seen
+from spoor.encoder.evaluation.release_scorer import TRANSFORMER, release_scorers
+from spoor.encoder.evaluation.report import EvaluationReport
+from spoor.encoder.evaluation.run import evaluate_scorers
+from spoor.encoder.evaluation.scoring import Scorer
+from spoor.encoder.protocols import Protocol, Split, check_split, make_split
+from spoor.encoder.release import Release, load_release
+from spoor.kernels.backend import require_usable
 
 
 @dataclass(frozen=True)

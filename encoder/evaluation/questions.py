@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from activity.history import Histories, slice_rows
-from encoder.protocols import Roles
-from encoder.vocabulary import Indexes, Vocabulary
+from spoor.activity.history import Histories, slice_rows
+from spoor.encoder.protocols import Roles
+from spoor.encoder.vocabulary import Indexes, Vocabulary
 
 Seen = Literal["filtered", "kept"]  # whether the user's earlier items are candidates
 

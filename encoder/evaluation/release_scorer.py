@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from activity.errors import DataError
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Scorer, Scores, Training
-from encoder.inference import FrozenEncoder
-from encoder.mixture import FILE as MIXTURE_FILE
-from encoder.mixture import Mixture
-from encoder.release import BEFORE_REFIT_FILE, Release, kept_file
+from spoor.activity.errors import DataError
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Scorer, Scores, Training
+from spoor.encoder.inference import FrozenEncoder
+from spoor.encoder.mixture import FILE as MIXTURE_FILE
+from spoor.encoder.mixture import Mixture
+from spoor.encoder.release import BEFORE_REFIT_FILE, Release, kept_file
 
 RELEASE, TRANSFORMER, BEFORE_REFIT = "release", "transformer", "before-refit"
 

@@ -6,8 +6,8 @@ import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from encoder.evaluation.metrics import TOP
-from encoder.evaluation.slices import Slice
+from spoor.encoder.evaluation.metrics import TOP
+from spoor.encoder.evaluation.slices import Slice
 
 Interval = tuple[float, float]
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D31", "#666666")

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from activity.history import slice_rows
-from encoder.evaluation.questions import Inputs, Seen, asked_rows
-from encoder.protocols import VALIDATION, Roles
-from encoder.vocabulary import Indexes
+from spoor.activity.history import slice_rows
+from spoor.encoder.evaluation.questions import Inputs, Seen, asked_rows
+from spoor.encoder.protocols import VALIDATION, Roles
+from spoor.encoder.vocabulary import Indexes
 
 Scores = npt.NDArray[np.float32]
 

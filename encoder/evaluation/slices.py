@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from encoder.evaluation.metrics import METRICS
-from encoder.vocabulary import Indexes
+from spoor.encoder.evaluation.metrics import METRICS
+from spoor.encoder.vocabulary import Indexes
 
 Bands = tuple[tuple[str, int | None], ...]
 _DAY_MS = 86_400_000

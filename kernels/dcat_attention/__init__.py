@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.backend import backend_of
-from kernels.dcat_attention.cpu import attend_in_tiles
-from kernels.dcat_attention.dense import attend_densely
-from kernels.offsets import Indexes, checked_offsets
+from spoor.kernels.backend import backend_of
+from spoor.kernels.dcat_attention.cpu import attend_in_tiles
+from spoor.kernels.dcat_attention.dense import attend_densely
+from spoor.kernels.offsets import Indexes, checked_offsets
 
 __all__ = ["checked_users", "dcat_attention"]
 
@@ -56,7 +56,7 @@ def dcat_attention(
             + (f" from {int(hidden.min())}" if hidden.numel() else "")
         )
     if backend_of(q) == "triton":
-        from kernels.dcat_attention.triton import attend_on_gpu
+        from spoor.kernels.dcat_attention.triton import attend_on_gpu
 
         return attend_on_gpu(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
     skipped = 0 if hidden is None else hidden.cpu().numpy()

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels.buckets import buckets
-from kernels.offsets import Indexes
+from spoor.kernels.buckets import buckets
+from spoor.kernels.offsets import Indexes
 
 _TILE_CANDIDATES = 512
 _BUCKET_SCORES = 1 << 20  # of one head in one product: bounds memory, does not change the result

@@ -9,9 +9,9 @@ floats of a row. `reference.py` says what is computed, `cpu.py` computes it fast
 import torch
 from torch import Tensor
 
-from kernels.backend import backend_of
-from kernels.hashed_gather.cpu import gather_on_cpu
-from kernels.hashed_gather.layouts import GROUP, Layout, row_bytes
+from spoor.kernels.backend import backend_of
+from spoor.kernels.hashed_gather.cpu import gather_on_cpu
+from spoor.kernels.hashed_gather.layouts import GROUP, Layout, row_bytes
 
 __all__ = ["GROUP", "Layout", "hashed_gather", "row_bytes"]
 
@@ -36,7 +36,7 @@ def hashed_gather(packed: Tensor, rows: Tensor, *, width: int, layout: Layout) -
     if packed.stride(1) != 1 or packed.stride(0) != expected:
         raise ValueError("packed must be contiguous: a copy of a table would not be a table that is mapped")
     if backend_of(packed) == "triton":
-        from kernels.hashed_gather.triton import gather_on_gpu
+        from spoor.kernels.hashed_gather.triton import gather_on_gpu
 
         return gather_on_gpu(packed, rows, width=width, layout=layout)
     return gather_on_cpu(packed, rows, width=width, layout=layout)

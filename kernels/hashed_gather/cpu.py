@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.hashed_gather.layouts import Layout, group_bytes, group_width
+from spoor.kernels.hashed_gather.layouts import Layout, group_bytes, group_width
 
 
 def gather_on_cpu(packed: Tensor, rows: Tensor, *, width: int, layout: Layout) -> Tensor:

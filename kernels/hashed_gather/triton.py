@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.hashed_gather.layouts import Layout, group_bytes, group_width
+from spoor.kernels.hashed_gather.layouts import Layout, group_bytes, group_width
 
 BLOCK_GROUPS = 64
 WARPS = 4

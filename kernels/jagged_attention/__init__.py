@@ -10,10 +10,10 @@ on one, `dense.py` in a form that torch.export can trace.
 import torch
 from torch import Tensor
 
-from kernels.backend import backend_of
-from kernels.jagged_attention.cpu import attend_in_buckets
-from kernels.jagged_attention.dense import attend_densely
-from kernels.offsets import checked_offsets
+from spoor.kernels.backend import backend_of
+from spoor.kernels.jagged_attention.cpu import attend_in_buckets
+from spoor.kernels.jagged_attention.dense import attend_densely
+from spoor.kernels.offsets import checked_offsets
 
 __all__ = ["jagged_attention"]
 
@@ -32,7 +32,7 @@ def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal
     _check_tensors(q, k, v)
     bounds = checked_offsets(offsets, events=q.shape[0])
     if backend_of(q) == "triton":
-        from kernels.jagged_attention.triton import attend_on_gpu
+        from spoor.kernels.jagged_attention.triton import attend_on_gpu
 
         return attend_on_gpu(q, k, v, offsets, causal=causal)
     return attend_in_buckets(q, k, v, bounds, causal=causal)

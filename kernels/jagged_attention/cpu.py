@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.buckets import buckets
-from kernels.offsets import Indexes
+from spoor.kernels.buckets import buckets
+from spoor.kernels.offsets import Indexes
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.blocks import dot, load_rows, store_rows
-from kernels.launch import Launch, dot_in_storage_type, launch_for
-from kernels.tiles import cut_into_tiles
+from spoor.kernels.blocks import dot, load_rows, store_rows
+from spoor.kernels.launch import Launch, dot_in_storage_type, launch_for
+from spoor.kernels.tiles import cut_into_tiles
 
 
 @triton.jit(do_not_specialize=["heads"])

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from activity.errors import Declined, UsageError
-from activity.handed_in import refuse_url
-from activity.settings import parse_duration_ms, parse_time_ms
+from spoor.activity.errors import Declined, UsageError
+from spoor.activity.handed_in import refuse_url
+from spoor.activity.settings import parse_duration_ms, parse_time_ms
 
 if TYPE_CHECKING:
     from spoor.config import Settings
@@ -31,8 +31,8 @@ class Invocation:
     def settings(self) -> Settings:
         """The settings in force, read at the first call; from then on the kernels follow them. Raises UsageError."""
         if self.loaded is None:
-            from kernels.backend import force
             from spoor.config import load_settings
+            from spoor.kernels.backend import force
 
             self.loaded = load_settings(file=self.config, flags=self.flags)
             force(self.loaded.kernels.backend)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 from spoor.commands.invocation import (
     POSITIVE,
     TIME,
@@ -54,7 +54,7 @@ def simulate(
     **sizes: int | None,
 ) -> None:
     """Send events to Kafka, from a file or made up."""
-    from activity.simulator import SimulatorSettings
+    from spoor.activity.simulator import SimulatorSettings
     from spoor.simulate import run_simulate
 
     settings = invocation.settings()

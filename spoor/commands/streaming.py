@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from activity.errors import UsageError
+from spoor.activity.errors import UsageError
 from spoor.commands.invocation import (
     COUNT,
     DURATION,
@@ -26,7 +26,7 @@ from spoor.commands.invocation import (
 
 if TYPE_CHECKING:
     from spoor.config import Settings
-    from streaming.dead_letters import DeadLetter
+    from spoor.streaming.dead_letters import DeadLetter
 
 _SHOWN_BYTES = 60  # of a dead letter's original value
 
@@ -60,15 +60,15 @@ def stream(
         return
     if from_lake and rewind_ms is not None:
         raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
-    from activity.files import refuse_foreign_file
-    from activity.lake import Lake
+    from spoor.activity.files import refuse_foreign_file
+    from spoor.activity.lake import Lake
     from spoor.console import say
     from spoor.kafka_admin import ensure_topics
-    from store.applied import live_names
-    from streaming.control import group_members
-    from streaming.handover import start_after_backfill
-    from streaming.stores import releases_to_keep_fresh
-    from streaming.worker import run_worker
+    from spoor.store.applied import live_names
+    from spoor.streaming.control import group_members
+    from spoor.streaming.handover import start_after_backfill
+    from spoor.streaming.stores import releases_to_keep_fresh
+    from spoor.streaming.worker import run_worker
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
@@ -110,7 +110,7 @@ def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> d
 
     from spoor.console import say
     from spoor.services import require_broker
-    from streaming.handover import rewind
+    from spoor.streaming.handover import rewind
 
     require_broker(settings.kafka)
     moved = rewind(settings, to_ms=time.time_ns() // 1_000_000 - duration_ms, dry_run=dry_run)
@@ -191,7 +191,7 @@ def dlq() -> None:
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
     """List refused records with their reasons."""
     from spoor.services import require_broker
-    from streaming.replay import list_dead_letters
+    from spoor.streaming.replay import list_dead_letters
 
     settings = invocation.settings()
     require_broker(settings.kafka)
@@ -212,9 +212,9 @@ def replay(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
     a deleted user from before the deletion, and a letter that refers to a record which retention has deleted. Exit
     code 1 if letters stay open because the topic refuses their size.
     """
-    from activity.lake import Lake
+    from spoor.activity.lake import Lake
     from spoor.services import require_broker
-    from streaming.replay import replay_dead_letters
+    from spoor.streaming.replay import replay_dead_letters
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
@@ -251,7 +251,7 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
     import json
     from dataclasses import replace
 
-    from streaming.dead_letters import encode_dead_letter
+    from spoor.streaming.dead_letters import encode_dead_letter
 
     shown = json.loads(encode_dead_letter(replace(letter, size=None, sha256=None))[1])
     if letter.is_reference:
@@ -260,6 +260,6 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _users(count: int) -> str:
-    from streaming.metrics import MOST_USERS
+    from spoor.streaming.metrics import MOST_USERS
 
     return f"{'at least ' if count >= MOST_USERS else ''}{count:,} users"

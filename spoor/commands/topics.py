@@ -26,7 +26,7 @@ def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None
     letters and the embedding topic of each live release. Existing topics are compared with the settings and never
     changed. Exit code 1 if one has a cleanup policy or record time that workers and jobs refuse.
     """
-    from feature_repo.releases import live_releases
+    from spoor.feature_repo.releases import live_releases
     from spoor.kafka_admin import create_topics
 
     invocation = ctx.ensure_object(Invocation)

@@ -14,11 +14,11 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.avro import avro_encoder, event_schema
-from activity.errors import EventError, InfrastructureError, UsageError
-from activity.events import EVENT_SCHEMA, Event, decode_event, event_encoder
-from activity.schema_registry import MAX_ANSWER_BYTES, SchemaRegistry
-from activity.settings import EventDefaults, EventFields, EventSettings
+from spoor.activity.avro import avro_encoder, event_schema
+from spoor.activity.errors import EventError, InfrastructureError, UsageError
+from spoor.activity.events import EVENT_SCHEMA, Event, decode_event, event_encoder
+from spoor.activity.schema_registry import MAX_ANSWER_BYTES, SchemaRegistry
+from spoor.activity.settings import EventDefaults, EventFields, EventSettings
 from tests.conftest import free_port
 from tests.schema_registry import DRIPPING, SILENT, RegistryServer, running_registry
 

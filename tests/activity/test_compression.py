@@ -4,7 +4,7 @@ import aiokafka.errors
 import kafka.errors
 import pytest
 
-from activity.compression import missing_codec
+from spoor.activity.compression import missing_codec
 
 
 @pytest.mark.parametrize("codec", ["lz4", "snappy", "zstd"])

@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 
-from activity.configuration import find_file, load
-from activity.errors import UsageError
+from spoor.activity.configuration import find_file, load
+from spoor.activity.errors import UsageError
 
 
 @dataclass(frozen=True)

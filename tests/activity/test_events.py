@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.errors import EventError
-from activity.events import (
+from spoor.activity.errors import EventError
+from spoor.activity.events import (
     EVENT_SCHEMA,
     LATEST_MS,
     Event,
@@ -15,9 +15,9 @@ from activity.events import (
     events_table,
     unknown_names,
 )
-from activity.history import group_events, history_values
-from activity.packing import pack
-from activity.settings import EventFields, EventSettings
+from spoor.activity.history import group_events, history_values
+from spoor.activity.packing import pack
+from spoor.activity.settings import EventFields, EventSettings
 
 NOW = 1_800_000_000_000
 EVENT = Event("u1", "i1", "view", "home", NOW - 5)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.files import (
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.files import (
     Manifest,
     atomic_path,
     atomic_write,
@@ -81,7 +81,7 @@ def folder_of(path, text):
 def replacing(request, monkeypatch):
     """Both ways; the second is for file systems that cannot exchange two folders."""
     if request.param == "three steps":
-        monkeypatch.setattr("activity.files._exchanged", lambda one, other: False)
+        monkeypatch.setattr("spoor.activity.files._exchanged", lambda one, other: False)
 
 
 @pytest.mark.usefixtures("replacing")
@@ -129,7 +129,7 @@ def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
 
 
 def test_a_folder_whose_replacement_a_crash_has_interrupted_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("activity.files._exchanged", lambda one, other: False)
+    monkeypatch.setattr("spoor.activity.files._exchanged", lambda one, other: False)
     old, new = folder_of(tmp_path / "a [1]*", "old"), folder_of(tmp_path / ".a [1]*.0123", "new")
     killed = os.rename
     steps = iter([killed])

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activity.errors import DataError
-from activity.forgotten import ForgottenUsers
-from activity.history import NEVER
+from spoor.activity.errors import DataError
+from spoor.activity.forgotten import ForgottenUsers
+from spoor.activity.history import NEVER
 
 
 def events(*rows: tuple[str, int]) -> pa.Table:

@@ -1,7 +1,7 @@
 import pytest
 
-from activity.errors import UsageError
-from activity.handed_in import decode_text, read_text, refuse_url
+from spoor.activity.errors import UsageError
+from spoor.activity.handed_in import decode_text, read_text, refuse_url
 
 
 @pytest.mark.parametrize("text", ["", "alice\r\nüser\n", "x\ufeff"])

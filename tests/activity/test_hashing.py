@@ -2,7 +2,7 @@ import numpy as np
 from aiokafka.partitioner import murmur2 as aiokafka_murmur2
 from kafka.partitioner.default import murmur2
 
-from activity.hashing import (
+from spoor.activity.hashing import (
     HASH_VERSION,
     OLD_NAMES,
     buckets_of,

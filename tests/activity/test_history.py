@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.events import Event, events_table
-from activity.hashing import hash_item, hash_name
-from activity.history import (
+from spoor.activity.events import Event, events_table
+from spoor.activity.hashing import hash_item, hash_name
+from spoor.activity.history import (
     EVENT_DTYPE,
     Histories,
     concat,
@@ -17,7 +17,7 @@ from activity.history import (
     not_among,
     same_events,
 )
-from activity.packing import unpack
+from spoor.activity.packing import unpack
 
 L = 5
 NAMES = [prefix << 48 | rest for prefix in (0, 1, 65535) for rest in (2**16, 2**47)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.locks import exclusive
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.locks import exclusive
 
 
 def refused_while_held(path: Path, *, message: str) -> None:

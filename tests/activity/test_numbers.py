@@ -2,7 +2,7 @@
 
 import pytest
 
-from activity.numbers import number_text
+from spoor.activity.numbers import number_text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
-from activity.errors import UsageError
-from activity.release_names import check_release_name
+from spoor.activity.errors import UsageError
+from spoor.activity.release_names import check_release_name
 
 
 @pytest.mark.parametrize("name", ["a", "base-3", "z" * 41, "m2-2026"])

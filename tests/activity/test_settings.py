@@ -2,8 +2,8 @@
 
 import pytest
 
-from activity.errors import UsageError
-from activity.settings import (
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import (
     EventDefaults,
     EventFields,
     EventSettings,

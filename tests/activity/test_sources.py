@@ -6,10 +6,10 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import UsageError
-from activity.events import EVENT_SCHEMA, Event, events_table
-from activity.settings import EventDefaults, EventFields, EventSettings
-from activity.sources import read_events, read_table, scan_events, spread_ties
+from spoor.activity.errors import UsageError
+from spoor.activity.events import EVENT_SCHEMA, Event, events_table
+from spoor.activity.settings import EventDefaults, EventFields, EventSettings
+from spoor.activity.sources import read_events, read_table, scan_events, spread_ties
 
 NOW = 1_800_000_000_000
 SETTINGS = EventSettings()

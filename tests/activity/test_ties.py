@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.hashing import user_hashes
-from activity.history import EVENT_DTYPE
-from activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys, spread_times
+from spoor.activity.hashing import user_hashes
+from spoor.activity.history import EVENT_DTYPE
+from spoor.activity.ties import raise_times, resolution_ms, separate_times, shuffle_keys, spread_times
 
 DAY = 86_400_000
 

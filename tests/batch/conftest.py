@@ -10,14 +10,14 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
-from activity.events import Event, encode_event
-from activity.packing import unpack
-from batch.archive import run_archive
-from batch.backfill import run_backfill
+from spoor.activity.events import Event, encode_event
+from spoor.activity.packing import unpack
+from spoor.batch.archive import run_archive
+from spoor.batch.backfill import run_backfill
 from spoor.config import Settings
-from store import repo
-from store.online import open_online
-from store.rows import EmbeddingRow, embedding_row_from_record
+from spoor.store import repo
+from spoor.store.online import open_online
+from spoor.store.rows import EmbeddingRow, embedding_row_from_record
 from tests.releases import save_untrained_release
 from tests.sql import newest_by_sql
 from tests.topics import topic_records

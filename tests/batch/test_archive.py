@@ -15,11 +15,11 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.events import Event, encode_event
-from activity.lake import LAKE_SCHEMA
-from activity.locks import exclusive
-from batch.archive import open_lake, run_archive
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.events import Event, encode_event
+from spoor.activity.lake import LAKE_SCHEMA
+from spoor.activity.locks import exclusive
+from spoor.batch.archive import open_lake, run_archive
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from tests.conftest import wait_until
@@ -104,18 +104,18 @@ def test_a_dry_run_plans_and_writes_nothing(kafka_settings: Settings, produce: C
 
 CRASH = """
 import os, pickle, signal, sys
-import activity.files, activity.lake
-from batch.archive import run_archive
+from spoor.activity import files
+from spoor.batch.archive import run_archive
 
 settings, count = pickle.load(open(sys.argv[1], "rb")), int(sys.argv[2])
-original = activity.files.os.replace
+original = files.os.replace
 def replace(source, target):
     global count
     count -= 1
     if count < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     original(source, target)
-activity.files.os.replace = replace
+files.os.replace = replace
 run_archive(settings)
 """
 

@@ -12,13 +12,13 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
-from activity.errors import DataError
-from batch.archive import run_archive
-from batch.backfill import run_backfill
-from feature_repo.names import user_embedding_view
-from store.offline import open_offline
-from store.online import open_online
-from store.rows import embedding_row_to_json
+from spoor.activity.errors import DataError
+from spoor.batch.archive import run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.feature_repo.names import user_embedding_view
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.rows import embedding_row_to_json
 from tests.conftest import wait_until
 from tests.topics import topic_records
 

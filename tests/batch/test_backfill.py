@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import batch.histories
-from activity.errors import DataError, UsageError
-from activity.files import Manifest
-from activity.hashing import user_hashes
-from activity.history import Histories
-from activity.packing import unpack
-from batch.archive import open_lake, run_archive
-from batch.backfill import BackfillResult, plan_backfill, run_backfill
-from batch.backfill_steps import (
+import spoor.batch.histories
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.files import Manifest
+from spoor.activity.hashing import user_hashes
+from spoor.activity.history import Histories
+from spoor.activity.packing import unpack
+from spoor.batch.archive import open_lake, run_archive
+from spoor.batch.backfill import BackfillResult, plan_backfill, run_backfill
+from spoor.batch.backfill_steps import (
     BackfillOptions,
     EncodeAndWrite,
     ReadBuckets,
@@ -32,16 +32,16 @@ from batch.backfill_steps import (
     slice_key,
     spans_left,
 )
-from batch.histories import PLACES, Span
-from batch.jobs import LOCAL, Failures, Runner
-from encoder.inference import FrozenEncoder, load_encoders
-from encoder.release import read_info
-from feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.batch.histories import PLACES, Span
+from spoor.batch.jobs import LOCAL, Failures, Runner
 from spoor.config import Settings
-from store.offline import open_offline
-from store.online import open_online
-from store.reads import historical_features
-from store.rows import EmbeddingRow
+from spoor.encoder.inference import FrozenEncoder, load_encoders
+from spoor.encoder.release import read_info
+from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.reads import historical_features
+from spoor.store.rows import EmbeddingRow
 
 ROOT = Path(__file__).parents[2]
 DAY_MS = 86_400_000
@@ -250,10 +250,11 @@ def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(
 
 CRASH = """
 import os, pickle, signal, sys
-import activity.files, batch.histories, batch.publish
-from batch.backfill import run_backfill
+from spoor.activity import files
+from spoor.batch import histories, publish
+from spoor.batch.backfill import run_backfill
 
-batch.histories.GROUP_EVENTS = 30
+histories.GROUP_EVENTS = 30
 settings, where, count = pickle.load(open(sys.argv[1], "rb")), sys.argv[2], int(sys.argv[3])
 def dying(original):
     def call(*arguments):
@@ -264,9 +265,9 @@ def dying(original):
         return original(*arguments)
     return call
 if where == "before-a-file":
-    activity.files.os.replace = dying(activity.files.os.replace)
+    files.os.replace = dying(files.os.replace)
 else:
-    batch.publish.Publisher._send = dying(batch.publish.Publisher._send)
+    publish.Publisher._send = dying(publish.Publisher._send)
 run_backfill(settings)
 """
 
@@ -282,7 +283,7 @@ def _killed_backfill(settings: Settings, folder: Path, *, where: str, after: int
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one work item, as in the process that is killed."""
-    monkeypatch.setattr(batch.histories, "GROUP_EVENTS", 30)
+    monkeypatch.setattr(spoor.batch.histories, "GROUP_EVENTS", 30)
 
 
 @pytest.mark.usefixtures("small_groups")
@@ -327,7 +328,7 @@ def test_rows_of_an_earlier_job_with_the_same_times_are_replaced_however_it_was_
     as_of = START_MS + 4 * DAY_MS
     run_backfill(world.settings, as_of_ms=as_of, online=False)
     before = _offline(world.settings, user_embedding_view("base-1"))
-    monkeypatch.setattr(batch.histories, "GROUP_EVENTS", 1_000)
+    monkeypatch.setattr(spoor.batch.histories, "GROUP_EVENTS", 1_000)
     run_backfill(world.settings, as_of_ms=as_of, online=False)
     assert _same_rows(before, _offline(world.settings, user_embedding_view("base-1")))
     assert len({row["user_id"] for row in before}) == len(before) == 20

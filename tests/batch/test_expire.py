@@ -16,22 +16,22 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from prometheus_client.parser import text_string_to_metric_families
 
-import batch.expire
-import batch.forget
-from activity.errors import InfrastructureError, UsageError
-from activity.events import Event, events_table
-from activity.history import group_events, history_values
-from activity.locks import exclusive
-from activity.packing import read_forgotten_through
-from batch.archive import open_lake, run_archive
-from batch.backfill import run_backfill
-from batch.expire import LEAST_GRACE_MS, ExpireResult, run_expire
-from batch.forget import AUDIT, run_forget
-from batch.listing import list_users
-from batch.retention import iso_time, oldest_record_ms
-from batch.verify import run_verify
-from store.online import OnlineStore, open_online
-from store.writer import GuardedWriter
+import spoor.batch.expire
+import spoor.batch.forget
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.events import Event, events_table
+from spoor.activity.history import group_events, history_values
+from spoor.activity.locks import exclusive
+from spoor.activity.packing import read_forgotten_through
+from spoor.batch.archive import open_lake, run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.batch.expire import LEAST_GRACE_MS, ExpireResult, run_expire
+from spoor.batch.forget import AUDIT, run_forget
+from spoor.batch.listing import list_users
+from spoor.batch.retention import iso_time, oldest_record_ms
+from spoor.batch.verify import run_verify
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.writer import GuardedWriter
 from tests.store.conftest import open_unguarded
 from tests.topics import topic_ends
 from tests.unreadable import UNREADABLE, plant
@@ -50,7 +50,7 @@ def forget_long_ago(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def forget(world: Any, users: list[str], **options: Any) -> Any:
         with monkeypatch.context() as patch:
             clock = SimpleNamespace(time_ns=lambda: LONG_AGO_MS * 1_000_000, monotonic=time.monotonic)
-            patch.setattr(batch.forget, "time", clock)
+            patch.setattr(spoor.batch.forget, "time", clock)
             return run_forget(world.settings, users, **options)
 
     return forget
@@ -204,7 +204,9 @@ def test_a_run_that_was_killed_is_finished_by_running_it_again(
 ) -> None:
     forget_long_ago(emptied, GONE)
     with monkeypatch.context() as patch:
-        patch.setattr(batch.expire.ForgottenUsers, "drop_before", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(
+            spoor.batch.expire.ForgottenUsers, "drop_before", lambda *_, **__: (_ for _ in ()).throw(SystemExit)
+        )
         with pytest.raises(SystemExit):
             expire(emptied)
     assert not users_online(emptied).intersection(GONE) and listed(emptied) == 2
@@ -217,7 +219,7 @@ def test_users_whose_forgetting_was_killed_stay_listed_until_it_is_run_again(
     emptied: Any, forget_long_ago: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(batch.forget, where, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(spoor.batch.forget, where, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             forget_long_ago(emptied, GONE)
     result = expire(emptied)
@@ -253,7 +255,7 @@ def test_what_was_removed_and_left_is_told_to_prometheus(
     forget_long_ago(emptied, GONE[:1])
     run_forget(emptied.settings, GONE[1:])
     with monkeypatch.context() as patch:
-        patch.setattr(batch.forget, "_rewrite", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(spoor.batch.forget, "_rewrite", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             forget_long_ago(emptied, ["user-5"])
     expire(emptied, dry_run=True)
@@ -290,7 +292,7 @@ def test_bad_settings_and_missing_servers_are_told_and_nothing_is_removed(
         pytest.raises(InfrastructureError, match="already runs"),
     ):
         expire(emptied)
-    monkeypatch.setattr(batch.expire, "open_online", open_unguarded)
+    monkeypatch.setattr(spoor.batch.expire, "open_online", open_unguarded)
     with pytest.raises(UsageError, match="cannot list its users") as raised:
         expire(emptied)
     assert raised.value.hint

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import batch.export
-from activity.errors import InfrastructureError, UsageError
-from batch.export import item_table, run_export, write_parts
-from batch.releases import encoders
-from store.fallback import UnguardedStore
-from store.feast_store import open_feature_store
-from store.online import OnlineStore, open_online
+import spoor.batch.export
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.batch.export import item_table, run_export, write_parts
+from spoor.batch.releases import encoders
+from spoor.store.fallback import UnguardedStore
+from spoor.store.feast_store import open_feature_store
+from spoor.store.online import OnlineStore, open_online
 
 
 def read(folder: Path) -> pa.Table:
@@ -97,7 +97,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(
     def full(*_: Any, **__: Any) -> None:
         raise InfrastructureError("no space left", hint="make room")
 
-    monkeypatch.setattr(batch.export, "write_parts", full)
+    monkeypatch.setattr(spoor.batch.export, "write_parts", full)
     with pytest.raises(InfrastructureError, match="no space left"):
         run_export(filled.settings, tmp_path / "vectors", overwrite=True)
     assert sorted((tmp_path / "vectors").rglob("*")) == before
@@ -113,7 +113,7 @@ def test_where_the_store_cannot_list_its_users_the_lake_s_are_exported(
         provider._online_store = None  # Feast makes its own again
         return OnlineStore(features, store, UnguardedStore(provider.online_store))
 
-    monkeypatch.setattr(batch.export, "open_online", unguarded)
+    monkeypatch.setattr(spoor.batch.export, "open_online", unguarded)
     result = run_export(filled.settings, tmp_path / "vectors", what="users")
     assert (result.releases[0].users, result.without_embedding) == (20, 0)
 

@@ -15,24 +15,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import batch.forget
-from activity.errors import InfrastructureError, UsageError
-from activity.events import Event
-from activity.locks import exclusive
-from activity.packing import read_forgotten_through
-from batch.archive import open_lake, run_archive
-from batch.backfill import run_backfill
-from batch.export import run_export
-from batch.forget import AUDIT, check_ids, read_ids, run_forget
-from batch.histories import newest_histories
-from batch.listing import Job
-from batch.retention import _kept, kept_until
-from batch.verify import run_verify
-from batch.verify_steps import UNEXPECTED_USER
-from store.feast_store import registered_view
-from store.offline import open_offline
-from store.online import open_online
-from store.rows import UserWrite
+import spoor.batch.forget
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.events import Event
+from spoor.activity.locks import exclusive
+from spoor.activity.packing import read_forgotten_through
+from spoor.batch.archive import open_lake, run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.batch.export import run_export
+from spoor.batch.forget import AUDIT, check_ids, read_ids, run_forget
+from spoor.batch.histories import newest_histories
+from spoor.batch.listing import Job
+from spoor.batch.retention import _kept, kept_until
+from spoor.batch.verify import run_verify
+from spoor.batch.verify_steps import UNEXPECTED_USER
+from spoor.store.feast_store import registered_view
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.rows import UserWrite
 from tests.topics import topic_records
 
 GONE = ["user-3", "user-7"]
@@ -118,7 +118,9 @@ def test_lists_of_users_that_killed_jobs_left_go_too(archived: Any, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("batch.export.run_pipeline" if job == "export" else "batch.verify.run_pipeline", killed)
+        patch.setattr(
+            "spoor.batch.export.run_pipeline" if job == "export" else "spoor.batch.verify.run_pipeline", killed
+        )
         if job == "export":
             run_export(archived.settings, state / "vectors")
         else:
@@ -162,7 +164,7 @@ def test_a_run_that_was_killed_is_finished_by_running_it_again(
     archived: Any, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(batch.forget, where, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(spoor.batch.forget, where, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_forget(archived.settings, GONE)
     assert newest_histories(open_lake(archived.settings.lake), range(8), max_events=8).user_ids == sorted(
@@ -176,7 +178,9 @@ def test_a_kill_between_write_and_record_is_made_good_by_the_next_job(
     archived: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(batch.forget.Publisher, "publish_users", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            spoor.batch.forget.Publisher, "publish_users", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             run_forget(archived.settings, GONE)
     assert None not in last_values(archived).values()
@@ -328,7 +332,7 @@ def test_ids_of_a_list_are_checked_by_length_and_type():
 
 
 def test_a_file_of_ids_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batch.forget.IDS_BYTES", 3)
+    monkeypatch.setattr("spoor.batch.forget.IDS_BYTES", 3)
     (tmp_path / "ids.txt").write_text("a\nbc")
     with pytest.raises(UsageError, match="more than 3 bytes"):
         read_ids(tmp_path / "ids.txt")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activity.events import Event
-from activity.history import EVENT_DTYPE, Histories, equal_rows
-from activity.lake import LAKE_SCHEMA, Lake
-from batch.histories import (
+from spoor.activity.events import Event
+from spoor.activity.history import EVENT_DTYPE, Histories, equal_rows
+from spoor.activity.lake import LAKE_SCHEMA, Lake
+from spoor.batch.histories import (
     PLACES,
     UserBatch,
     bucket_groups,

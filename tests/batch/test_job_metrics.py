@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch.job_metrics import JobMetrics, gauge, gauges
-from batch.progress import progress
+from spoor.batch.job_metrics import JobMetrics, gauge, gauges
+from spoor.batch.progress import progress
 from tests.permissions import bound_by_permissions
 
 

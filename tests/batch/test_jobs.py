@@ -10,9 +10,9 @@ import apache_beam as beam
 import pytest
 from apache_beam.metrics.metric import Metrics
 
-import batch.jobs
-from activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from batch.jobs import LOCAL, Failures, Runner, run_pipeline
+import spoor.batch.jobs
+from spoor.activity.errors import DataError, InfrastructureError, SpoorError, UsageError
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse_file(path: Path, data: bytes) -> None:
         raise InfrastructureError(f"cannot write `{path}`: {os.strerror(errno.ENOSPC)}", hint="free some space")
 
-    monkeypatch.setattr(batch.jobs, "atomic_write", refuse_file)
+    monkeypatch.setattr(spoor.batch.jobs, "atomic_write", refuse_file)
 
 
 def _fail(failures: Failures, error: SpoorError) -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from batch.kafka_source import KafkaRange, RangeReader, check_retained, gaps, plan_ranges
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.batch.kafka_source import KafkaRange, RangeReader, check_retained, gaps, plan_ranges
 from spoor.config import Settings
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.hashing import buckets_of
-from batch.listing import list_users, listed_users, listing_folder, remove_listings
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.hashing import buckets_of
+from spoor.batch.listing import list_users, listed_users, listing_folder, remove_listings
 from tests.permissions import bound_by_permissions
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.files import Manifest
-from batch.export import ExportItem, WriteVectors
-from batch.jobs import Failures
-from batch.listing import list_users, listing_folder
-from batch.verify_steps import VerifyBuckets
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.files import Manifest
+from spoor.batch.export import ExportItem, WriteVectors
+from spoor.batch.jobs import Failures
+from spoor.batch.listing import list_users, listing_folder
+from spoor.batch.verify_steps import VerifyBuckets
 
 
 def lists(work: Path) -> None:

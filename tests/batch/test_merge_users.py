@@ -8,16 +8,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import batch.merge_users
-from activity.errors import UsageError
-from activity.events import Event
-from activity.packing import unpack
-from batch.archive import open_lake, run_archive
-from batch.backfill import run_backfill
-from batch.forget import AUDIT
-from batch.merge_users import run_merge_users
-from batch.verify import run_verify
-from store.online import open_online
+import spoor.batch.merge_users
+from spoor.activity.errors import UsageError
+from spoor.activity.events import Event
+from spoor.activity.packing import unpack
+from spoor.batch.archive import open_lake, run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.batch.forget import AUDIT
+from spoor.batch.merge_users import run_merge_users
+from spoor.batch.verify import run_verify
+from spoor.store.online import open_online
 from tests.topics import topic_records
 
 OLD, NEW = "user-3", "user-7"
@@ -96,12 +96,12 @@ def test_an_id_that_never_was_gets_the_events_as_its_own(archived: Any, sql_hist
     assert run_verify(archived.settings).differences == 0
 
 
-@pytest.mark.parametrize("where", ["_move", "forget_everywhere", "append_audit", "batch.forget._forget_online"])
+@pytest.mark.parametrize("where", ["_move", "forget_everywhere", "append_audit", "spoor.batch.forget._forget_online"])
 def test_a_run_that_was_killed_is_finished_by_running_it_again(
     archived: Any, monkeypatch: pytest.MonkeyPatch, sql_histories: Any, where: str
 ) -> None:
     with monkeypatch.context() as patch:
-        target = where if "." in where else f"{batch.merge_users.__name__}.{where}"
+        target = where if "." in where else f"{spoor.batch.merge_users.__name__}.{where}"
         patch.setattr(target, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_merge_users(archived.settings, OLD, NEW)

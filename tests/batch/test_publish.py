@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from activity.errors import InfrastructureError
-from batch.publish import Journal
+from spoor.activity.errors import InfrastructureError
+from spoor.batch.publish import Journal
 
 TASK = """
 import sys
 from pathlib import Path
-from batch.publish import Journal
+from spoor.batch.publish import Journal
 with Journal(Path(sys.argv[1])).noted(["ann", "bo\\u00eb"]) as note:
     print("noted", flush=True)
     if sys.stdin.readline().strip() == "done":

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.history import Histories, group_events, history_values
-from batch.archive import run_archive
-from batch.backfill import run_backfill
-from batch.releases import encoders
-from batch.sweep import Swept, sweep
-from batch.verify import run_verify
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.history import Histories, group_events, history_values
+from spoor.batch.archive import run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.batch.releases import encoders
+from spoor.batch.sweep import Swept, sweep
+from spoor.batch.verify import run_verify
 from spoor.config import Settings
-from store.online import OnlineStore, open_online
-from store.rows import EmbeddingRow
-from store.writer import GuardedWriter
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.rows import EmbeddingRow
+from spoor.store.writer import GuardedWriter
 
 Last = Callable[[Settings, str], dict[str, EmbeddingRow]]
 BOTH = ["base-1", "base-2"]
@@ -74,7 +74,7 @@ def test_a_backfill_ends_with_it(filled: Any, monkeypatch: pytest.MonkeyPatch) -
         changed.update(old_worker_writes(filled, 53, 30))
         return sweep(*arguments, **options)
 
-    monkeypatch.setattr("batch.backfill.sweep", written_meanwhile)
+    monkeypatch.setattr("spoor.batch.backfill.sweep", written_meanwhile)
     result = run_backfill(filled.settings)
     assert result.swept == len(changed) > 0
     kinds = run_verify(filled.settings).kinds
@@ -85,7 +85,7 @@ def test_a_release_that_no_worker_writes_is_not_swept(filled: Any, monkeypatch: 
     """Under traffic it would be behind for ever."""
     swept: list[str] = []
     monkeypatch.setattr(
-        "batch.backfill.sweep", lambda settings, online, releases, **_: swept.extend(releases) or Swept()
+        "spoor.batch.backfill.sweep", lambda settings, online, releases, **_: swept.extend(releases) or Swept()
     )
     settings = filled.settings
     run_backfill(replace(settings, stream=replace(settings.stream, releases=("base-1",))))
@@ -151,7 +151,7 @@ def test_with_a_floor_between_two_encodes_who_waits_on_purpose_holds_nothing_up(
 def _grouped(events: Sequence[Any]) -> tuple[list[str], Histories]:
     import pyarrow as pa
 
-    from activity.events import EVENT_SCHEMA
+    from spoor.activity.events import EVENT_SCHEMA
 
     columns = list(zip(*events, strict=True))
     arrays = [pa.array(column, field.type) for column, field in zip(columns, EVENT_SCHEMA, strict=True)]

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activity.errors import DataError
-from activity.events import Event
-from activity.history import Histories
-from activity.packing import pack, read_forgotten_through, unpack
-from batch.archive import open_lake, run_archive
-from batch.backfill import run_backfill
-from batch.forget import run_forget
-from batch.merge_users import run_merge_users
-from batch.verify import VerifyResult, run_verify
-from batch.verify_steps import (
+from spoor.activity.errors import DataError
+from spoor.activity.events import Event
+from spoor.activity.history import Histories
+from spoor.activity.packing import pack, read_forgotten_through, unpack
+from spoor.batch.archive import open_lake, run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.batch.forget import run_forget
+from spoor.batch.merge_users import run_merge_users
+from spoor.batch.verify import VerifyResult, run_verify
+from spoor.batch.verify_steps import (
     EMBEDDING_DIFFERS,
     HISTORY_DIFFERS,
     KINDS,
@@ -26,12 +26,12 @@ from batch.verify_steps import (
     UNEXPECTED_USER,
     UNREADABLE_HISTORY,
 )
-from feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.config import Settings
-from store import repo
-from store.guard import ViewRow
-from store.online import OnlineStore, open_online
-from store.rows import EmbeddingRow, UserWrite
+from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.store import repo
+from spoor.store.guard import ViewRow
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.rows import EmbeddingRow, UserWrite
 from tests.batch.conftest import TRAINED_THROUGH_MS
 from tests.conftest import free_port
 from tests.earlier_version import old_packed

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from activity.settings import KafkaSettings
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 from spoor.flink import OPENED, flink_jars
 from spoor.java import java_executable

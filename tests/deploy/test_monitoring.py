@@ -13,15 +13,15 @@ import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from batch import archive, backfill, expire, verify
-from batch.archive import ArchiveResult
-from batch.backfill import BackfillResult
-from batch.expire import ExpireResult
-from batch.job_metrics import JobMetrics
-from batch.verify import VerifyResult
-from batch.verify_steps import KINDS
-from streaming.metrics import StreamMetrics
-from streaming.settings import StreamSettings
+from spoor.batch import archive, backfill, expire, verify
+from spoor.batch.archive import ArchiveResult
+from spoor.batch.backfill import BackfillResult
+from spoor.batch.expire import ExpireResult
+from spoor.batch.job_metrics import JobMetrics
+from spoor.batch.verify import VerifyResult
+from spoor.batch.verify_steps import KINDS
+from spoor.streaming.metrics import StreamMetrics
+from spoor.streaming.settings import StreamSettings
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

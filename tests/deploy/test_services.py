@@ -21,7 +21,7 @@ import redis
 from kafka import KafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
-from activity.events import Event, encode_event
+from spoor.activity.events import Event, encode_event
 from tests.conftest import free_port, wait_until
 from tests.deploy.conftest import ITEMS, ROOT, Stack, compose
 from tests.redis_servers import RedisServer

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from activity.hashing import hash_items, hash_names
-from activity.history import EVENT_DTYPE, Histories
-from encoder.config import MODEL_CONFIGS, ModelConfig
-from encoder.inference import new_model
-from encoder.release import ReleaseInfo, save_release
-from encoder.vocabulary import Vocabulary
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.encoder.config import MODEL_CONFIGS, ModelConfig
+from spoor.encoder.inference import new_model
+from spoor.encoder.release import ReleaseInfo, save_release
+from spoor.encoder.vocabulary import Vocabulary
 from tests.releases import vocabulary_of
 
 ITEM_IDS = [f"item-{n}" for n in range(50)]

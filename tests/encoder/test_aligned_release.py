@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from activity.errors import ProblemsFound, UsageError
-from activity.history import Histories
-from encoder.aligned_release import save_aligned
-from encoder.alignment import Compatibility, compare
-from encoder.inference import load_encoders, new_model
-from encoder.pack_release import pack_release, plan_packing
-from encoder.release import ReleaseInfo, load_release, read_info
-from encoder.warm_start import start_from_release
+from spoor.activity.errors import ProblemsFound, UsageError
+from spoor.activity.history import Histories
+from spoor.encoder.aligned_release import save_aligned
+from spoor.encoder.alignment import Compatibility, compare
+from spoor.encoder.inference import load_encoders, new_model
+from spoor.encoder.pack_release import pack_release, plan_packing
+from spoor.encoder.release import ReleaseInfo, load_release, read_info
+from spoor.encoder.warm_start import start_from_release
 from tests.releases import save_turned_release
 
 PROBE, THROUGH = [5, 1, 9, 3, 4, 8, 2, 7] * 6, 1_800_000_000_000

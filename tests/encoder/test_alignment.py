@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from activity.errors import DataError
-from encoder.alignment import (
+from spoor.activity.errors import DataError
+from spoor.encoder.alignment import (
     MAP_FILE,
     RECORD_FILE,
     Compatibility,
@@ -20,8 +20,8 @@ from encoder.alignment import (
     orthogonal_map,
     save_alignment,
 )
-from encoder.inference import load_encoders
-from encoder.release import load_release
+from spoor.encoder.inference import load_encoders
+from spoor.encoder.release import load_release
 
 DIMENSION = 6
 
@@ -83,7 +83,7 @@ def test_overlap_counts_what_two_orders_share():
 def test_rows_are_compared_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch):
     one, other = unit(37, seed=1), unit(37, seed=2)
     whole = neighbour_overlap(one, other, neighbours=3)
-    monkeypatch.setattr("encoder.alignment._ROWS", 5)
+    monkeypatch.setattr("spoor.encoder.alignment._ROWS", 5)
     assert neighbour_overlap(one, other, neighbours=3) == whole
 
 

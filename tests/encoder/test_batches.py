@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.events import Event, events_table
-from activity.hashing import hash_item
-from activity.settings import EventSettings
-from activity.simulator import SimulatorSettings, simulate
-from encoder.batches import Batch, BatchReader, build_vocabulary, cut, log_gaps, target_counts
-from encoder.corpus import Corpus
-from encoder.protocols import TEST, TRAIN, VALIDATION, make_split
+from spoor.activity.events import Event, events_table
+from spoor.activity.hashing import hash_item
+from spoor.activity.settings import EventSettings
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.encoder.batches import Batch, BatchReader, build_vocabulary, cut, log_gaps, target_counts
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.protocols import TEST, TRAIN, VALIDATION, make_split
 
 START_MS = 1_700_000_000_000
 STORY = [("a", "save"), ("b", "hide"), ("a", "save"), ("c", "save"), ("d", "hide"), ("e", "save")]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-import encoder.config
-from activity.errors import DataError, UsageError
-from encoder.config import MODEL_CONFIGS, ModelConfig, named_config
-from encoder.inference import new_model
+import spoor.encoder.config
+from spoor.activity.errors import DataError, UsageError
+from spoor.encoder.config import MODEL_CONFIGS, ModelConfig, named_config
+from spoor.encoder.inference import new_model
 
 
 @pytest.mark.parametrize("name", MODEL_CONFIGS)
@@ -22,7 +22,7 @@ def test_named_configurations_survive_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODEL_CONFIGS)
 def test_the_file_of_a_named_configuration_holds_all_of_it(name: str) -> None:
-    path = Path(encoder.config.__file__).parent / "configs" / f"{name}.json"
+    path = Path(spoor.encoder.config.__file__).parent / "configs" / f"{name}.json"
     assert path.read_text() == json.dumps(MODEL_CONFIGS[name].to_json(), indent=2) + "\n"
 
 

@@ -12,15 +12,15 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import DataError, UsageError
-from activity.events import Event, events_table
-from activity.hashing import hash_items, hash_name
-from activity.history import group_events, history_values
-from activity.lake import Lake
-from activity.settings import EventSettings
-from activity.simulator import SimulatorSettings, simulate
-from encoder import corpus_build
-from encoder.corpus import Corpus
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.events import Event, events_table
+from spoor.activity.hashing import hash_items, hash_name
+from spoor.activity.history import group_events, history_values
+from spoor.activity.lake import Lake
+from spoor.activity.settings import EventSettings
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.encoder import corpus_build
+from spoor.encoder.corpus import Corpus
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

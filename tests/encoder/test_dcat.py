@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from encoder.config import MODEL_CONFIGS, ModelConfig
-from encoder.dcat import Context, context, context_and_cross, cross, hidden_rows
-from encoder.dcat_reference import reference_cross
-from encoder.inference import new_model
-from encoder.model import UserEncoder
+from spoor.encoder.config import MODEL_CONFIGS, ModelConfig
+from spoor.encoder.dcat import Context, context, context_and_cross, cross, hidden_rows
+from spoor.encoder.dcat_reference import reference_cross
+from spoor.encoder.inference import new_model
+from spoor.encoder.model import UserEncoder
 from tests.releases import vocabulary_of
 
 TINY = MODEL_CONFIGS["tiny"]

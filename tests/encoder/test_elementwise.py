@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder.elementwise import Dropout, affine, feed_forward, turned, unit_rows
+from spoor.encoder.elementwise import Dropout, affine, feed_forward, turned, unit_rows
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (1, 1), (3, 5), (63, 111)])

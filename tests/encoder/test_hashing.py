@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from activity.hashing import hash_items
-from encoder.hashing import ROW_HASH_VERSION, table_rows, vocabulary_index, vocabulary_rows
+from spoor.activity.hashing import hash_items
+from spoor.encoder.hashing import ROW_HASH_VERSION, table_rows, vocabulary_index, vocabulary_rows
 
 GOLDEN_HASHES = np.array([0, 1, 2**63, 2**64 - 1, 0x0123456789ABCDEF], np.uint64)
 GOLDEN_ROWS = {

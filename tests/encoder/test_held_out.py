@@ -12,18 +12,18 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from activity.settings import EventSettings
-from activity.simulator import SimulatorSettings, simulate
-from encoder import corpus_build
-from encoder.batches import Batch, BatchReader, build_vocabulary, target_counts
-from encoder.config import MODEL_CONFIGS
-from encoder.corpus import Corpus
-from encoder.inference import new_model
-from encoder.item_links import count_links
-from encoder.mixture import Mixture
-from encoder.protocols import TEST, TRAIN, VALIDATION, Protocol, make_split, training_statistics
-from encoder.recipe import choose
-from encoder.validation import Validator
+from spoor.activity.settings import EventSettings
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.encoder import corpus_build
+from spoor.encoder.batches import Batch, BatchReader, build_vocabulary, target_counts
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.inference import new_model
+from spoor.encoder.item_links import count_links
+from spoor.encoder.mixture import Mixture
+from spoor.encoder.protocols import TEST, TRAIN, VALIDATION, Protocol, make_split, training_statistics
+from spoor.encoder.recipe import choose
+from spoor.encoder.validation import Validator
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from activity.errors import DataError, UsageError
-from activity.hashing import hash_items
-from activity.history import Histories
-from encoder.inference import FrozenEncoder, LengthBatch, batches_by_length, load_encoders
-from encoder.release import load_release
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.hashing import hash_items
+from spoor.activity.history import Histories
+from spoor.encoder.inference import FrozenEncoder, LengthBatch, batches_by_length, load_encoders
+from spoor.encoder.release import load_release
 
 LENGTHS = [7, 0, 1, 32, 33, 80, 2, 31, 0, 16, 5, 5]
 

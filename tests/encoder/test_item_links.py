@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from activity.errors import DataError
-from encoder import item_links
-from encoder.item_links import AGE_DECAY, BACKWARD, GAP_DECAY, LONGEST_GAP, POPULARITY, ItemLinks
+from spoor.activity.errors import DataError
+from spoor.encoder import item_links
+from spoor.encoder.item_links import AGE_DECAY, BACKWARD, GAP_DECAY, LONGEST_GAP, POPULARITY, ItemLinks
 
 
 def _jagged(*histories: list[int]) -> tuple[np.ndarray, np.ndarray]:

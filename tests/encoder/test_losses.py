@@ -7,7 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from encoder.losses import Candidates, draw_candidates, full_softmax_loss, own_positives, sampled_softmax_loss
+from spoor.encoder.losses import (
+    Candidates,
+    draw_candidates,
+    full_softmax_loss,
+    own_positives,
+    sampled_softmax_loss,
+)
 
 
 def unit(rows: int, *, seed: int) -> torch.Tensor:

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from activity.errors import DataError
-from encoder.item_links import ItemLinks
-from encoder.mixture import SMALL_LINK, Asked, Mixture, MixtureWeights
+from spoor.activity.errors import DataError
+from spoor.encoder.item_links import ItemLinks
+from spoor.encoder.mixture import SMALL_LINK, Asked, Mixture, MixtureWeights
 
 ITEMS = 30
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encoder.block import Block
-from encoder.config import MODEL_CONFIGS
-from encoder.hashing import vocabulary_rows
-from encoder.inference import new_model
-from encoder.model import UserEncoder
+from spoor.encoder.block import Block
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.hashing import vocabulary_rows
+from spoor.encoder.inference import new_model
+from spoor.encoder.model import UserEncoder
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from encoder.config import MODEL_CONFIGS
-from encoder.inference import new_model
-from encoder.model import UserEncoder
-from encoder.optimiser import BETAS, Optimiser
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.inference import new_model
+from spoor.encoder.model import UserEncoder
+from spoor.encoder.optimiser import BETAS, Optimiser
 
 
 def make(parts, *, sparse: bool) -> tuple[UserEncoder, Optimiser]:

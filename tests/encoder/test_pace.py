@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from activity.errors import UsageError
-from encoder.checkpoint import TrainState, load_checkpoint
-from encoder.pace import MEASURED_STEPS, StepPlan, divide, rounded_down
-from encoder.pretrain import Plan, fresh_state, make_plan, run_pretrain
-from encoder.release import load_release, read_info
-from encoder.settings import PretrainSettings
-from encoder.train import train
-from encoder.training_end import TrainingEnd
+from spoor.activity.errors import UsageError
+from spoor.encoder.checkpoint import TrainState, load_checkpoint
+from spoor.encoder.pace import MEASURED_STEPS, StepPlan, divide, rounded_down
+from spoor.encoder.pretrain import Plan, fresh_state, make_plan, run_pretrain
+from spoor.encoder.release import load_release, read_info
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.train import train
+from spoor.encoder.training_end import TrainingEnd
 from tests.encoder.test_pretrain import SETTINGS, circle
 
 LONG = replace(SETTINGS, epochs=200, patience=0)
@@ -149,7 +149,7 @@ def test_rising_is_a_gain_at_the_end_of_a_run_that_a_limit_ended(by: str, values
 
 
 def test_a_checkpoint_header_does_not_grow_with_the_losses(tmp_path: Path) -> None:
-    from encoder.checkpoint import save_checkpoint
+    from spoor.encoder.checkpoint import save_checkpoint
 
     plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
     state, sizes = fresh_state(plan), []

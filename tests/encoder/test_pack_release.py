@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors import numpy as safetensors_numpy
 
-from activity.errors import DataError, UsageError
-from encoder.inference import FrozenEncoder, item_rows, load_encoders
-from encoder.pack_release import pack_release, plan_packing, report_tables
-from encoder.packed_tables import open_packed
-from encoder.release import load_release, read_info, save_release
-from encoder.tuning import trainable
-from kernels.backend import force
-from kernels.hashed_gather import Layout, hashed_gather
-from kernels.hashed_gather.layouts import pack_rows
+from spoor.activity.errors import DataError, UsageError
+from spoor.encoder.inference import FrozenEncoder, item_rows, load_encoders
+from spoor.encoder.pack_release import pack_release, plan_packing, report_tables
+from spoor.encoder.packed_tables import open_packed
+from spoor.encoder.release import load_release, read_info, save_release
+from spoor.encoder.tuning import trainable
+from spoor.kernels.backend import force
+from spoor.kernels.hashed_gather import Layout, hashed_gather
+from spoor.kernels.hashed_gather.layouts import pack_rows
 
 LAYOUTS = ["int4", "int8", "fp16"]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from activity.errors import DataError
-from encoder.packed_tables import PackedTables, TableRecord, write_packed
-from kernels.hashed_gather import Layout, hashed_gather
-from kernels.hashed_gather.layouts import pack_rows
+from spoor.activity.errors import DataError
+from spoor.encoder.packed_tables import PackedTables, TableRecord, write_packed
+from spoor.kernels.hashed_gather import Layout, hashed_gather
+from spoor.kernels.hashed_gather.layouts import pack_rows
 
 ROWS, WIDTH = 5_000, 32  # five chunks of 1,024 rows as int4, the last one short
 

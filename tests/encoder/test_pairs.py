@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from encoder.pairs import Pairs, future_token_pairs, multi_token_pairs, next_token_pairs
+from spoor.encoder.pairs import Pairs, future_token_pairs, multi_token_pairs, next_token_pairs
 
 LENGTHS = [5, 0, 1, 9, 2, 0]
 OFFSETS = np.concatenate([[0], np.cumsum(LENGTHS)])

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import UsageError
-from encoder.config import MODEL_CONFIGS
-from encoder.parallel import gpu_of
-from encoder.pretrain import run_pretrain
-from encoder.release import load_release
-from encoder.settings import PretrainSettings
+from spoor.activity.errors import UsageError
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.parallel import gpu_of
+from spoor.encoder.pretrain import run_pretrain
+from spoor.encoder.release import load_release
+from spoor.encoder.settings import PretrainSettings
 from tests.encoder.test_pretrain import circle
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ import sys
 import pyarrow.parquet as pq
 import torch
 from pathlib import Path
-from encoder.pretrain import run_pretrain
+from spoor.encoder.pretrain import run_pretrain
 from tests.encoder.test_parallel import settings, without_dropout
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.events import Event, events_table
-from encoder.checkpoint import load_checkpoint, save_checkpoint
-from encoder.inference import FrozenEncoder
-from encoder.pretrain import fresh_state, make_plan, run_pretrain
-from encoder.protocols import check_split
-from encoder.release import load_release
-from encoder.settings import PretrainSettings
-from encoder.train import train
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.events import Event, events_table
+from spoor.encoder.checkpoint import load_checkpoint, save_checkpoint
+from spoor.encoder.inference import FrozenEncoder
+from spoor.encoder.pretrain import fresh_state, make_plan, run_pretrain
+from spoor.encoder.protocols import check_split
+from spoor.encoder.release import load_release
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.train import train
 from tests.conftest import wait_until
 
 SETTINGS = PretrainSettings(model="tiny", epochs=4, token_budget=128, uniform_negatives=16, checkpoint_steps=5)

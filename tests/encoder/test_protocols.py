@@ -7,13 +7,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activity.errors import DataError, UsageError
-from activity.events import Event, events_table
-from activity.settings import EventSettings
-from activity.simulator import SimulatorSettings, simulate
-from encoder import protocols
-from encoder.corpus import Corpus
-from encoder.protocols import TEST, TRAIN, VALIDATION, Protocol, Split, check_split, make_split, training_statistics
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.events import Event, events_table
+from spoor.activity.settings import EventSettings
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.encoder import protocols
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.protocols import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Protocol,
+    Split,
+    check_split,
+    make_split,
+    training_statistics,
+)
 
 START_MS = 1_700_006_400_000  # a whole minute
 PROTOCOLS: list[Protocol] = ["leave-one-out", "global-time", "newest"]

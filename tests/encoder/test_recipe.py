@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from encoder.corpus import CorpusStatistics
-from encoder.recipe import choose
-from encoder.settings import PretrainSettings
+from spoor.encoder.corpus import CorpusStatistics
+from spoor.encoder.recipe import choose
+from spoor.encoder.settings import PretrainSettings
 
 SHOP = CorpusStatistics(users=20_000, items=12_000, events=150_000, mean_length=7.0, tie_share=0.0, repeat_share=0.0)
 

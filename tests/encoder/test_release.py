@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from encoder.release import known_items, list_releases, load_release, mark_retired, read_info
-from encoder.release_folders import check_free
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.encoder.release import known_items, list_releases, load_release, mark_retired, read_info
+from spoor.encoder.release_folders import check_free
 
 FILES = {
     "release.json",
@@ -158,7 +158,7 @@ def test_a_foreign_release_is_a_data_error_with_a_hint(
 
 def test_json_is_not_read_beyond_what_a_release_holds(parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = parts.save(tmp_path / "base-1")
-    monkeypatch.setattr("encoder.release._JSON_BYTES", 50)
+    monkeypatch.setattr("spoor.encoder.release._JSON_BYTES", 50)
     for read in (lambda: read_info(info.folder), lambda: known_items(info)):
         with pytest.raises(DataError, match="more than 50 bytes"):
             read()

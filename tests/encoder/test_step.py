@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.pretrain import fresh_state, make_plan
-from encoder.settings import PretrainSettings
-from encoder.step import ask, part_loss
+from spoor.encoder.pretrain import fresh_state, make_plan
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.step import ask, part_loss
 from tests.encoder.test_pretrain import SETTINGS, circle
 
 THREE = {"multi_token_weight": 0.7, "future_token_weight": 0.3, "target_window": 5}

@@ -11,14 +11,14 @@ import psutil
 import pytest
 import torch
 
-from activity.errors import DataError, UsageError
-from encoder.config import MODEL_CONFIGS
-from encoder.parallel import Processes
-from encoder.pretrain import fresh_state, make_plan, run_pretrain
-from encoder.progress import MlflowRun
-from encoder.release import load_release
-from encoder.settings import PretrainSettings
-from encoder.train import available_threads, train
+from spoor.activity.errors import DataError, UsageError
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.parallel import Processes
+from spoor.encoder.pretrain import fresh_state, make_plan, run_pretrain
+from spoor.encoder.progress import MlflowRun
+from spoor.encoder.release import load_release
+from spoor.encoder.settings import PretrainSettings
+from spoor.encoder.train import available_threads, train
 from tests.encoder.test_pretrain import SETTINGS, THREE_LOSSES, circle
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from activity.errors import DataError
-from activity.hashing import hash_items
-from encoder.config import MODEL_CONFIGS
-from encoder.inference import new_model
-from encoder.release import Release, ReleaseInfo
-from encoder.tuning import extended, trainable
+from spoor.activity.errors import DataError
+from spoor.activity.hashing import hash_items
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.inference import new_model
+from spoor.encoder.release import Release, ReleaseInfo
+from spoor.encoder.tuning import extended, trainable
 from tests.releases import vocabulary_of
 
 TINY = MODEL_CONFIGS["tiny"]

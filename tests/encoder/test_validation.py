@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from activity.errors import DataError
-from activity.events import Event, events_table
-from activity.settings import EventSettings
-from encoder.batches import build_vocabulary
-from encoder.config import MODEL_CONFIGS
-from encoder.corpus import Corpus
-from encoder.evaluation import questions
-from encoder.inference import new_model
-from encoder.item_links import count_links
-from encoder.mixture import Mixture, MixtureWeights
-from encoder.protocols import TRAIN, VALIDATION, Protocol, make_split
-from encoder.validation import Validator
+from spoor.activity.errors import DataError
+from spoor.activity.events import Event, events_table
+from spoor.activity.settings import EventSettings
+from spoor.encoder.batches import build_vocabulary
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.evaluation import questions
+from spoor.encoder.inference import new_model
+from spoor.encoder.item_links import count_links
+from spoor.encoder.mixture import Mixture, MixtureWeights
+from spoor.encoder.protocols import TRAIN, VALIDATION, Protocol, make_split
+from spoor.encoder.validation import Validator
 
 RNG = np.random.default_rng(0)
 EVENTS = [

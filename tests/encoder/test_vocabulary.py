@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from activity.events import Event, events_table
-from activity.hashing import hash_names, old_names
-from activity.history import Histories
-from activity.packing import unpack
-from activity.settings import EventSettings
-from encoder.batches import BatchReader, build_vocabulary
-from encoder.config import MODEL_CONFIGS
-from encoder.corpus import Corpus
-from encoder.inference import FrozenEncoder, new_model
-from encoder.protocols import VALIDATION, make_split
-from encoder.release import load_release
-from encoder.vocabulary import name_indexes
+from spoor.activity.events import Event, events_table
+from spoor.activity.hashing import hash_names, old_names
+from spoor.activity.history import Histories
+from spoor.activity.packing import unpack
+from spoor.activity.settings import EventSettings
+from spoor.encoder.batches import BatchReader, build_vocabulary
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.inference import FrozenEncoder, new_model
+from spoor.encoder.protocols import VALIDATION, make_split
+from spoor.encoder.release import load_release
+from spoor.encoder.vocabulary import name_indexes
 from tests.earlier_version import age_release, old_packed
 from tests.encoder.conftest import ACTIONS, ReleaseParts
 

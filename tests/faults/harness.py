@@ -25,12 +25,12 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
-from activity.settings import KafkaSettings
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics, group_lag
-from store.repo import apply, create_repo
-from streaming.control import group_members
-from streaming.handover import rewind
+from spoor.store.repo import apply, create_repo
+from spoor.streaming.control import group_members
+from spoor.streaming.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.faults.judge import Case
 from tests.faults.names import ACTIONS, ITEMS, SURFACES
@@ -163,7 +163,7 @@ class World:
 
     def rebalances(self) -> int:
         """How often a worker was given partitions."""
-        return sum(self.log(worker).count(" streaming.processor partitions ") for worker in self.workers)
+        return sum(self.log(worker).count(" spoor.streaming.processor partitions ") for worker in self.workers)
 
     def total(self, figure: str) -> int:
         """The sum of a figure over all the workers' lines per batch."""

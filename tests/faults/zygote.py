@@ -44,19 +44,19 @@ _MODULES = (
     "spoor.services",
     "spoor.stream_orders",
     "spoor.versions",
-    "streaming.control",
-    "streaming.encoder_process",
-    "streaming.handover",
-    "streaming.stores",
-    "streaming.worker",
-    "store.online",
-    "store.repo",
-    "batch.archive",
-    "batch.archive_embeddings",
-    "batch.backfill",
-    "batch.forget",
-    "batch.verify",
-    "encoder.inference",
+    "spoor.streaming.control",
+    "spoor.streaming.encoder_process",
+    "spoor.streaming.handover",
+    "spoor.streaming.stores",
+    "spoor.streaming.worker",
+    "spoor.store.online",
+    "spoor.store.repo",
+    "spoor.batch.archive",
+    "spoor.batch.archive_embeddings",
+    "spoor.batch.backfill",
+    "spoor.batch.forget",
+    "spoor.batch.verify",
+    "spoor.encoder.inference",
     # What these libraries import when they are first used.
     "duckdb",
     "faust.app.router",
@@ -324,7 +324,7 @@ def _stem() -> tuple[int, socket.socket]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         message, descriptors, _, _ = socket.recv_fds(theirs, 1 << 16, 1)
         if message:
-            from streaming import encoder_process
+            from spoor.streaming import encoder_process
 
             sys.argv = ["encoder_process", str(descriptors[0]), *json.loads(message)]
             encoder_process.main()
@@ -365,7 +365,7 @@ class _Stem:
 def _stand_in_for_the_encoders_start(stem: tuple[int, socket.socket]) -> None:
     """The first start takes the stem, with the arguments that Python would have got; later ones (a reload, an encoder
     that was killed) start Python anew."""
-    from streaming import encoder_process
+    from spoor.streaming import encoder_process
 
     stems = [stem]
 
@@ -384,7 +384,7 @@ def _stand_in_for_the_encoders_start(stem: tuple[int, socket.socket]) -> None:
 
 def _note_places(file: str) -> None:
     """Where the worker is, in a file that outlives it."""
-    from streaming.processor import BatchProcessor
+    from spoor.streaming.processor import BatchProcessor
 
     with open(file, "r+b") as opened:
         marks = mmap.mmap(opened.fileno(), MARK_BYTES)

@@ -18,11 +18,11 @@ import pytest
 import yaml
 from feast import FeatureStore
 
-from feature_repo.settings import FeatureSettings, load_feature_settings
-from store.offline import open_offline
-from store.online import open_online
-from store.reads import historical_features
-from store.rows import EmbeddingRow, UserWrite
+from spoor.feature_repo.settings import FeatureSettings, load_feature_settings
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.reads import historical_features
+from spoor.store.rows import EmbeddingRow, UserWrite
 from tests.releases import save_untrained_release
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +35,8 @@ STEPS = {
     "string": """
 from pathlib import Path
 
-from feature_repo.definitions import build
-from feature_repo.settings import load_feature_settings
+from spoor.feature_repo.definitions import build
+from spoor.feature_repo.settings import load_feature_settings
 
 globals().update({f"spoor_{o.name}": o for o in build(load_feature_settings(Path(__file__).parent))})
 """,
@@ -56,7 +56,6 @@ class Company(NamedTuple):
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("company")
     feast(folder, "init", "shop")
-    os.rename(folder / "shop" / "feature_repo", folder / "shop" / "features")
     return folder / "shop"
 
 
@@ -65,14 +64,14 @@ def company(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pyt
     kind: str = request.param
     folder = Path(shutil.copytree(project, tmp_path_factory.mktemp(kind) / "shop"))
     key = "driver_id" if kind == "int64" else "driver_no"
-    for path in (folder / "features" / "data").glob("*.parquet"):
+    for path in (folder / "feature_repo" / "data").glob("*.parquet"):
         frame = pd.read_parquet(path)
         frame[key] = frame.pop("driver_id").astype("int64" if kind == "int64" else "str")
         frame.to_parquet(path, coerce_timestamps="us")  # DuckDB reads no nanoseconds
-    definitions = folder / "features" / "feature_definitions.py"
+    definitions = folder / "feature_repo" / "feature_definitions.py"
     definitions.write_text(definitions.read_text().replace('join_keys=["driver_id"]', f'join_keys=["{key}"]'))
-    (folder / "features" / "spoor_definitions.py").write_text(STEPS[kind])
-    settings = f'[features]\nfeature_repo = "features"\nuser_entity = "driver"\nuser_join_key = "{key}"\n'
+    (folder / "feature_repo" / "spoor_definitions.py").write_text(STEPS[kind])
+    settings = f'[features]\nfeature_repo = "feature_repo"\nuser_entity = "driver"\nuser_join_key = "{key}"\n'
     settings += 'prefix = "spoor_"\n' if kind == "string" else ""
     (folder / "spoor.toml").write_text(f'state_folder = "state"\n{settings}[events]\nuser_id_type = "{kind}"\n')
     release = save_untrained_release(
@@ -80,10 +79,10 @@ def company(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pyt
     )
     applied, dumps = [], []
     for _ in range(2):
-        applied.append(feast(folder, "-c", "features", "apply"))
-        store = FeatureStore(repo_path=str(folder / "features"))
+        applied.append(feast(folder, "-c", "feature_repo", "apply"))
+        store = FeatureStore(repo_path=str(folder / "feature_repo"))
         dumps.append(json.loads(json.dumps(store.registry.to_dict(store.project), sort_keys=True)))
-    features = load_feature_settings(folder / "features")
+    features = load_feature_settings(folder / "feature_repo")
     write(features, release.dimension)
     return Company(folder, features, key, [id_of(kind, driver) for driver in DRIVERS], applied, dumps)
 
@@ -92,13 +91,13 @@ def company(request: pytest.FixtureRequest, project: Path, tmp_path_factory: pyt
 def store(company: Company, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
     """Plain Feast on SQLite and this offline store; `feast init` names none, which is dask. In the repo's folder, from
     which Feast's DuckDB store takes the company's relative paths."""
-    monkeypatch.chdir(company.folder / "features")
-    file = company.folder / "features" / "feature_store.yaml"
+    monkeypatch.chdir(company.folder / "feature_repo")
+    file = company.folder / "feature_repo" / "feature_store.yaml"
     content = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "offline_store"}
     file.write_text(
         yaml.safe_dump(content | ({"offline_store": {"type": "duckdb"}} if request.param == "duckdb" else {}))
     )
-    return FeatureStore(repo_path=str(company.folder / "features"))
+    return FeatureStore(repo_path=str(company.folder / "feature_repo"))
 
 
 def feast(folder: Path, *arguments: str) -> str:

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView
 
-from activity.errors import UsageError
-from feature_repo import definitions
-from feature_repo.definitions import build
-from feature_repo.releases import PROMOTED_FILE
-from feature_repo.settings import FeatureSettings, load_feature_settings
-from store.online import open_online
-from store.reads import historical_features
-from store.repo import create_repo
+from spoor.activity.errors import UsageError
+from spoor.feature_repo import definitions
+from spoor.feature_repo.definitions import build
+from spoor.feature_repo.releases import PROMOTED_FILE
+from spoor.feature_repo.settings import FeatureSettings, load_feature_settings
+from spoor.store.online import open_online
+from spoor.store.reads import historical_features
+from spoor.store.repo import create_repo
 
 ROOT = Path(__file__).parents[2]
 PLAN = Path(__file__).with_name("plan.txt")
@@ -102,12 +102,12 @@ def test_definitions_are_import_light():
     script = """
 import sys, feast, feast.types
 before = set(sys.modules)
-import feature_repo.definitions
-added = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(*sorted(added - sys.stdlib_module_names))
+import spoor.feature_repo.definitions
+added = {".".join(name.split(".")[:2]) for name in set(sys.modules) - before}
+print(*sorted(name for name in added if name.partition(".")[0] not in sys.stdlib_module_names))
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert ran.stdout.split() == ["activity", "feature_repo"]
+    assert ran.stdout.split() == ["spoor", "spoor.activity", "spoor.feature_repo"]
 
 
 def test_importing_the_definitions_as_a_package_reads_no_settings_and_registers_nothing():

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from activity.errors import DataError, UsageError
-from feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
-from feature_repo.releases import (
+from spoor.activity.errors import DataError, UsageError
+from spoor.feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
+from spoor.feature_repo.releases import (
     PROMOTED_FILE,
     LiveRelease,
     Promotion,
@@ -47,7 +47,7 @@ def test_json_that_is_too_large_or_too_deep_is_damaged(tmp_path, monkeypatch):
     write(tmp_path, "a", "[" * 200_000)
     with pytest.raises(DataError, match="RecursionError"):
         live_releases(tmp_path)
-    monkeypatch.setattr("feature_repo.releases._JSON_BYTES", 10)
+    monkeypatch.setattr("spoor.feature_repo.releases._JSON_BYTES", 10)
     with pytest.raises(DataError, match="more than 10 bytes"):
         live_releases(tmp_path)
     assert not is_retired(tmp_path / "a")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import UsageError
-from activity.settings import EventSettings
-from feature_repo.settings import FeatureSettings, agree_on_ids, load_feature_settings
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import EventSettings
+from spoor.feature_repo.settings import FeatureSettings, agree_on_ids, load_feature_settings
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import triton
 
-from kernels.compiled import GATHER, HEAD_DIMS, LAYOUTS, RESULT, TARGETS, TYPES, launch_of
-from kernels.hashed_gather.layouts import GROUP
+from spoor.kernels.compiled import GATHER, HEAD_DIMS, LAYOUTS, RESULT, TARGETS, TYPES, launch_of
+from spoor.kernels.hashed_gather.layouts import GROUP
 
 ROOT = Path(__file__).parents[2]
 TABLE = json.loads(RESULT.read_text())
@@ -43,7 +43,7 @@ def test_the_table_was_made_with_the_tiles_that_are_launched() -> None:
 def test_kernels_compile_to_what_the_table_says(kernel: str, target: str) -> None:
     """In a process of its own: the interpreter, which other tests need, is chosen where a kernel is defined."""
     environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.compiled", "--json", "--targets", target, "--kernels", kernel]
+    command = [sys.executable, "-m", "spoor.kernels.compiled", "--json", "--targets", target, "--kernels", kernel]
     command += ["--types", "fp16", "--heads", "64"]
     done = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True)
     compiled = json.loads(done.stdout)["rows"]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.dcat_attention import cpu, dcat_attention
-from kernels.dcat_attention.dense import attend_densely
-from kernels.dcat_attention.reference import reference_dcat_attention
-from kernels.jagged_attention import jagged_attention
+from spoor.kernels.dcat_attention import cpu, dcat_attention
+from spoor.kernels.dcat_attention.dense import attend_densely
+from spoor.kernels.dcat_attention.reference import reference_dcat_attention
+from spoor.kernels.jagged_attention import jagged_attention
 
 Inputs = tuple[list[Tensor], Tensor, Tensor]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.hashed_gather import Layout, hashed_gather, row_bytes
-from kernels.hashed_gather.layouts import pack_rows
-from kernels.hashed_gather.reference import reference_hashed_gather
+from spoor.kernels.hashed_gather import Layout, hashed_gather, row_bytes
+from spoor.kernels.hashed_gather.layouts import pack_rows
+from spoor.kernels.hashed_gather.reference import reference_hashed_gather
 
 LAYOUTS: tuple[Layout, ...] = ("int4", "int8", "fp16")
 WIDTHS = (2, 10, 32, 64, 96, 128)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.jagged_attention import jagged_attention
-from kernels.jagged_attention.dense import attend_densely
-from kernels.jagged_attention.reference import reference_jagged_attention
+from spoor.kernels.jagged_attention import jagged_attention
+from spoor.kernels.jagged_attention.dense import attend_densely
+from spoor.kernels.jagged_attention.reference import reference_jagged_attention
 
 LENGTHS = {
     "no sequences": [],

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels.joint_attention
-from kernels.dcat_attention import dcat_attention
-from kernels.jagged_attention import jagged_attention
-from kernels.joint_attention import joint_attention
+import spoor.kernels.joint_attention
+from spoor.kernels.dcat_attention import dcat_attention
+from spoor.kernels.jagged_attention import jagged_attention
+from spoor.kernels.joint_attention import joint_attention
 
 HEADS, DIMENSIONS = 3, 5
-FEW = kernels.joint_attention._FEW_CANDIDATES
+FEW = spoor.kernels.joint_attention._FEW_CANDIDATES
 
 
 def rows_of(count: int, *, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -52,7 +52,7 @@ def test_a_small_request_keeps_its_type(dtype: torch.dtype) -> None:
 
 def test_a_small_request_spares_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the tests above would hold one path against itself."""
-    monkeypatch.delattr(kernels.joint_attention, "dcat_attention")
+    monkeypatch.delattr(spoor.kernels.joint_attention, "dcat_attention")
     q, k, v = rows_of(8)
     of = {"rows": 6, "hidden": None, "like": q}
     with torch.inference_mode():

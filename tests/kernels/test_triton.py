@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backend import backend_of, force
-from kernels.dcat_attention import dcat_attention
-from kernels.dcat_attention.reference import reference_dcat_attention
-from kernels.dcat_attention.triton import attend_on_gpu as cross_on_gpu
-from kernels.hashed_gather import Layout, hashed_gather
-from kernels.hashed_gather.layouts import pack_rows
-from kernels.hashed_gather.reference import reference_hashed_gather
-from kernels.jagged_attention import jagged_attention
-from kernels.jagged_attention.reference import reference_jagged_attention
-from kernels.jagged_attention.triton import attend_on_gpu
-from kernels.launch import choose_launch
-from kernels.tiles import cut_into_tiles
+from spoor.kernels.backend import backend_of, force
+from spoor.kernels.dcat_attention import dcat_attention
+from spoor.kernels.dcat_attention.reference import reference_dcat_attention
+from spoor.kernels.dcat_attention.triton import attend_on_gpu as cross_on_gpu
+from spoor.kernels.hashed_gather import Layout, hashed_gather
+from spoor.kernels.hashed_gather.layouts import pack_rows
+from spoor.kernels.hashed_gather.reference import reference_hashed_gather
+from spoor.kernels.jagged_attention import jagged_attention
+from spoor.kernels.jagged_attention.reference import reference_jagged_attention
+from spoor.kernels.jagged_attention.triton import attend_on_gpu
+from spoor.kernels.launch import choose_launch
+from spoor.kernels.tiles import cut_into_tiles
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from activity.events import Event, events_table
-from activity.history import group_events, history_values
-from activity.packing import pack
-from encoder.release import Release, load_release
-from ranking.attributes import AttributeLayout
-from ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
-from ranking.impressions import Impressions, find_impressions
-from ranking.rows import HistoryReader, RankingData, read_rows
-from ranking.settings import ImpressionSettings
+from spoor.activity.events import Event, events_table
+from spoor.activity.history import group_events, history_values
+from spoor.activity.packing import pack
+from spoor.encoder.release import Release, load_release
+from spoor.ranking.attributes import AttributeLayout
+from spoor.ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
+from spoor.ranking.impressions import Impressions, find_impressions
+from spoor.ranking.rows import HistoryReader, RankingData, read_rows
+from spoor.ranking.settings import ImpressionSettings
 from tests.releases import save_untrained_release
 
 DAY = 86_400_000

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import UsageError
-from activity.sources import read_table
-from ranking.attributes import AttributeLayout
+from spoor.activity.errors import UsageError
+from spoor.activity.sources import read_table
+from spoor.ranking.attributes import AttributeLayout
 from tests.arrow_types import ARRAYS
 
 DAY = 86_400_000

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import DataError
-from activity.events import Event, events_table
-from feature_repo.definitions import source_folder
-from ranking.dataset import (
+from spoor.activity.errors import DataError
+from spoor.activity.events import Event, events_table
+from spoor.feature_repo.definitions import source_folder
+from spoor.ranking.dataset import (
     ITEM_COLUMNS,
     USER_COLUMNS,
     Request,
@@ -22,7 +22,7 @@ from ranking.dataset import (
     sample_requests,
     training_rows,
 )
-from ranking.recommend import feast_reader
+from spoor.ranking.recommend import feast_reader
 from tests.ranking.world import DAY, DIMENSION, RELEASE, START, TRAINED, World, candidate_rows
 
 MINUTE = 60_000

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activity.errors import DataError, UsageError
-from activity.hashing import hash_items
-from feature_repo.names import user_embedding_view
-from feature_repo.settings import FeatureSettings
-from ranking.drift import Day, Drift, coordinate_shifts, domain_auc, last_rows, measure, read_drift
-from ranking.settings import DriftSettings
-from store.offline import OfflineLog
-from store.rows import EmbeddingRow
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.hashing import hash_items
+from spoor.feature_repo.names import user_embedding_view
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.drift import Day, Drift, coordinate_shifts, domain_auc, last_rows, measure, read_drift
+from spoor.ranking.settings import DriftSettings
+from spoor.store.offline import OfflineLog
+from spoor.store.rows import EmbeddingRow
 
 FRIDAY, SATURDAY = date(2026, 1, 2), date(2026, 1, 3)
 DIMENSION = 32

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from activity.errors import DataError
-from ranking.evaluate import METRICS, Lift, bootstrap, measure_lift, request_metrics
-from ranking.ranker import RankerConfig
-from ranking.recommend import feast_reader
+from spoor.activity.errors import DataError
+from spoor.ranking.evaluate import METRICS, Lift, bootstrap, measure_lift, request_metrics
+from spoor.ranking.ranker import RankerConfig
+from spoor.ranking.recommend import feast_reader
 from tests.ranking.world import DAY, RELEASE, START, World
 
 CONFIG = RankerConfig(epochs=40, batch_rows=256, learning_rate=5e-3)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import DataError
-from activity.events import Event, events_table
-from activity.lake import Lake
-from feature_repo.settings import FeatureSettings
-from ranking.existing_features import main, write_existing_features
+from spoor.activity.errors import DataError
+from spoor.activity.events import Event, events_table
+from spoor.activity.lake import Lake
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.existing_features import main, write_existing_features
 
 DAY = 86_400_000
 START = 19_000 * DAY  # a midnight

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from activity.errors import UsageError
-from encoder.dcat import context, cross
-from encoder.inference import new_model
-from encoder.tuning import trainable
-from ranking.fusion import Fusion, RankingBatch
-from ranking.rows import BatchMaker, Scale
-from ranking.settings import FusionConfig
+from spoor.activity.errors import UsageError
+from spoor.encoder.dcat import context, cross
+from spoor.encoder.inference import new_model
+from spoor.encoder.tuning import trainable
+from spoor.ranking.fusion import Fusion, RankingBatch
+from spoor.ranking.rows import BatchMaker, Scale
+from spoor.ranking.settings import FusionConfig
 from tests.ranking.shop import DIMENSION, Shop, make_shop
 
 

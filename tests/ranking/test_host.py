@@ -1,6 +1,6 @@
 import torch
 
-from ranking.host import CrossLayer, Host, HostConfig
+from spoor.ranking.host import CrossLayer, Host, HostConfig
 
 
 def test_a_cross_is_its_formula():

@@ -2,10 +2,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activity.errors import DataError, UsageError
-from activity.events import Event, events_table
-from ranking.impressions import DAY_MS, find_impressions, window_times
-from ranking.settings import ImpressionSettings
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.events import Event, events_table
+from spoor.ranking.impressions import DAY_MS, find_impressions, window_times
+from spoor.ranking.settings import ImpressionSettings
 
 MINUTE, HOUR = 60_000, 3_600_000
 SETTINGS = ImpressionSettings(positive=("like", "save"), shown=("view",), max_candidates=2)

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ranking.impressions import DAY_MS, Impressions
-from ranking.measure import CLAIM_POSITIVES, auc, group_hits, measure
+from spoor.ranking.impressions import DAY_MS, Impressions
+from spoor.ranking.measure import CLAIM_POSITIVES, auc, group_hits, measure
 
 
 def auc_by_hand(scores, labels, weights):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from activity.errors import DataError
-from ranking.dataset import Inputs
-from ranking.ranker import RankerConfig, train_ranker
+from spoor.activity.errors import DataError
+from spoor.ranking.dataset import Inputs
+from spoor.ranking.ranker import RankerConfig, train_ranker
 
 CONFIG = RankerConfig(epochs=30, batch_rows=64, learning_rate=1e-2)
 

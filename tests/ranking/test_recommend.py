@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from feast import FeatureStore
 
-from ranking.dataset import embedding_inputs as inputs_of
-from ranking.dataset import find_requests, read_features, training_rows
-from ranking.ranker import RankerConfig, train_ranker
-from ranking.recommend import OnlineFeatures, Recommender, feast_reader
+from spoor.ranking.dataset import embedding_inputs as inputs_of
+from spoor.ranking.dataset import find_requests, read_features, training_rows
+from spoor.ranking.ranker import RankerConfig, train_ranker
+from spoor.ranking.recommend import OnlineFeatures, Recommender, feast_reader
 from tests.ranking.world import DAY, RELEASE, START, World, make_world
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "read_features.py"

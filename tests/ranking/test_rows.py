@@ -5,16 +5,16 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from activity.errors import DataError
-from activity.hashing import hash_items, hash_names
-from activity.history import Histories
-from activity.packing import pack
-from encoder.tuning import trainable
-from ranking.dataset import ROW
-from ranking.recommend import history_reader
-from ranking.rows import BatchMaker, Scale
-from store.offline import open_offline
-from store.rows import UserWrite
+from spoor.activity.errors import DataError
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import Histories
+from spoor.activity.packing import pack
+from spoor.encoder.tuning import trainable
+from spoor.ranking.dataset import ROW
+from spoor.ranking.recommend import history_reader
+from spoor.ranking.rows import BatchMaker, Scale
+from spoor.store.offline import open_offline
+from spoor.store.rows import UserWrite
 from tests.ranking.shop import T1, Shop, before, make_shop, read_histories, without
 from tests.ranking.world import DAY, START, World, make_world
 
@@ -69,7 +69,7 @@ def test_requests_of_one_revision_share_one_context(shop):
     impressions = shop.impressions()
     same = impressions.take(np.array([0, 0, 1]))
 
-    from ranking.rows import _contexts
+    from spoor.ranking.rows import _contexts
 
     contexts, users, place, stored = _contexts(same, lambda rows: read_histories(shop.events, rows))
     assert contexts.count == 2 and place.tolist() == [0, 0, 1] and stored.all()

@@ -7,13 +7,13 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from activity.errors import DataError, UsageError
-from ranking.attributes import AttributeLayout
-from ranking.host import HostConfig
-from ranking.measure import auc
-from ranking.settings import FinetuneSettings
-from ranking.train import fine_tune
-from ranking.tuned import _digest, load_ranker, save_ranker
+from spoor.activity.errors import DataError, UsageError
+from spoor.ranking.attributes import AttributeLayout
+from spoor.ranking.host import HostConfig
+from spoor.ranking.measure import auc
+from spoor.ranking.settings import FinetuneSettings
+from spoor.ranking.train import fine_tune
+from spoor.ranking.tuned import _digest, load_ranker, save_ranker
 from tests.ranking.shop import DAY, DIMENSION, END, START, T1, Shop, before, make_shop
 
 QUICK = FinetuneSettings(
@@ -97,8 +97,8 @@ def test_the_same_seed_gives_the_same_ranker_and_leaves_the_random_state_alone(s
 
 
 def test_the_module_learns_at_a_tenth_of_the_rate(shop, train):
-    from ranking.train import _optimiser
-    from ranking.tuned import build_model
+    from spoor.ranking.train import _optimiser
+    from spoor.ranking.tuned import build_model
 
     encoder = tune(shop, train, replace(QUICK, epochs=1)).ranker.model.fusion.encoder
     model = build_model(encoder, QUICK.fusion_config, HostConfig(), features=11, attributes=7, tasks=3)
@@ -117,7 +117,7 @@ def test_a_frozen_module_keeps_the_releases_weights(shop, train):
 
 
 def test_own_positives_are_no_negatives_and_only_training_events_count(shop, train, monkeypatch):
-    from ranking import train as train_module
+    from spoor.ranking import train as train_module
 
     seen = []
     real = train_module.own_positives
@@ -145,10 +145,10 @@ def test_own_positives_are_no_negatives_and_only_training_events_count(shop, tra
 
 def test_the_loss_is_its_formula_and_the_module_does_not_teach_the_ranker(shop, train):
     """BCE(ranker) + a BCE(module) + b |module - ranker|^2 + c L_ntl + d alignment."""
-    from encoder.tuning import trainable
-    from ranking.rows import BatchMaker, Scale
-    from ranking.train import _loss, _positives, _sequence_loss
-    from ranking.tuned import Predictions, build_model
+    from spoor.encoder.tuning import trainable
+    from spoor.ranking.rows import BatchMaker, Scale
+    from spoor.ranking.train import _loss, _positives, _sequence_loss
+    from spoor.ranking.tuned import Predictions, build_model
 
     events = before(shop.events, T1)
     encoder, vocabulary = trainable(shop.release, new_items=events["item_id"].to_pylist())
@@ -180,11 +180,11 @@ def test_the_loss_is_its_formula_and_the_module_does_not_teach_the_ranker(shop, 
 
 def test_the_sequence_loss_is_its_slow_version(shop, train):
     """Pair by pair: the next event of the same context, against what was drawn and its user never acted on."""
-    from encoder.losses import draw_candidates
-    from encoder.tuning import trainable
-    from ranking.rows import BatchMaker, Scale
-    from ranking.train import _positives, _sequence_loss
-    from ranking.tuned import build_model
+    from spoor.encoder.losses import draw_candidates
+    from spoor.encoder.tuning import trainable
+    from spoor.ranking.rows import BatchMaker, Scale
+    from spoor.ranking.train import _positives, _sequence_loss
+    from spoor.ranking.tuned import build_model
 
     events = before(shop.events, T1)
     # One item is unknown: events of it are no answers.
@@ -237,7 +237,7 @@ def test_the_sequence_loss_is_its_slow_version(shop, train):
 
 
 def test_each_context_is_trained_with_its_own_users_positives(shop, train, monkeypatch):
-    from ranking import train as train_module
+    from spoor.ranking import train as train_module
 
     real, seen = train_module._sequence_loss, []
 
@@ -283,8 +283,8 @@ def test_what_is_held_back_does_not_make_up_for_what_is_trained_on(shop, train):
 
 
 def test_at_least_one_request_is_trained_on(shop, train):
-    from ranking.rows import RankingData
-    from ranking.train import _divided
+    from spoor.ranking.rows import RankingData
+    from spoor.ranking.train import _divided
 
     one: RankingData = replace(train, impressions=train.impressions.take(np.array([0])))
     assert [part.tolist() for part in _divided(one, 0.9)] == [[0], []]

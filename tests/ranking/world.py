@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from activity.events import Event, events_table
-from activity.files import atomic_write
-from activity.lake import Lake
-from feature_repo.settings import FeatureSettings, IdType
-from ranking.dataset import Request, candidate_parts
-from ranking.existing_features import write_existing_features
-from store.offline import open_offline
-from store.online import open_online
-from store.repo import apply, create_repo
-from store.rows import EmbeddingRow, UserWrite
+from spoor.activity.events import Event, events_table
+from spoor.activity.files import atomic_write
+from spoor.activity.lake import Lake
+from spoor.feature_repo.settings import FeatureSettings, IdType
+from spoor.ranking.dataset import Request, candidate_parts
+from spoor.ranking.existing_features import write_existing_features
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.repo import apply, create_repo
+from spoor.store.rows import EmbeddingRow, UserWrite
 
 DAY = 86_400_000
 START = 19_000 * DAY

@@ -9,14 +9,14 @@ import click
 import numpy as np
 import pytest
 
-from activity.hashing import hash_items
-from batch.backfill import BackfillResult
-from encoder.config import MODEL_CONFIGS
-from encoder.release import save_release
-from encoder.training_end import TrainingEnd
-from encoder.vocabulary import Vocabulary
 from spoor import cli, services
+from spoor.activity.hashing import hash_items
+from spoor.batch.backfill import BackfillResult
 from spoor.config import Settings
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.release import save_release
+from spoor.encoder.training_end import TrainingEnd
+from spoor.encoder.vocabulary import Vocabulary
 from spoor.versions import RetirePlan
 
 HEAVY = ("apache_beam", "duckdb", "faust", "feast", "kafka", "matplotlib", "numpy", "pandas", "pyarrow", "torch")
@@ -250,7 +250,7 @@ def test_embeddings_that_could_not_be_computed_exit_with_1(spoor: Spoor, monkeyp
     failed = BackfillResult(
         "backfill-1", ("base-1",), None, snapshots=0, items=2, skipped=0, dry_run=False, encode_failures=3
     )
-    monkeypatch.setattr("batch.backfill.run_backfill", lambda *_, **__: failed)
+    monkeypatch.setattr("spoor.batch.backfill.run_backfill", lambda *_, **__: failed)
     done = spoor("backfill", "--no-publish", "--json")
     assert (done.code, done.json["encode_failures"]) == (1, 3)
     assert "3 embeddings could not be computed" in spoor("backfill", "--no-publish").out
@@ -259,7 +259,7 @@ def test_embeddings_that_could_not_be_computed_exit_with_1(spoor: Spoor, monkeyp
 def test_a_release_that_workers_do_not_write_yet_exits_with_1(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
     release(Path("releases/base-1").absolute())
     done = BackfillResult("backfill-1", ("base-1",), None, 0, 2, 0, False, unwritten=("base-1",))
-    monkeypatch.setattr("batch.backfill.run_backfill", lambda *_, **__: done)
+    monkeypatch.setattr("spoor.batch.backfill.run_backfill", lambda *_, **__: done)
     told = spoor("backfill", "--no-publish")
     assert told.code == 1
     assert "workers do not write base-1: `spoor stream reload` lets workers take up live releases; then run" in told.out

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from activity.configuration import settings_of
-from activity.errors import UsageError
 from spoor import config_reference
+from spoor.activity.configuration import settings_of
+from spoor.activity.errors import UsageError
 from spoor.config import SECTIONS, load_settings
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.events import EVENT_SCHEMA, Event, events_table
 from spoor import demo_data
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.events import EVENT_SCHEMA, Event, events_table
 from spoor.demo_data import cut_timeline, load_demo_data, read_grouplens_zip, read_recbole_wheel
 
 USERS, ITEMS = 943, 1_682

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from activity.errors import InfrastructureError
+from spoor.activity.errors import InfrastructureError
 from spoor.demo import Worker
 
 

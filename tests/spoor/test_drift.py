@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from spoor.config import Settings
-from store.offline import open_offline
-from store.rows import EmbeddingRow
+from spoor.store.offline import open_offline
+from spoor.store.rows import EmbeddingRow
 from tests.releases import save_untrained_release
 
 Spoor = Callable[..., Any]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import UsageError
-from activity.events import Event, events_table
+from spoor.activity.errors import UsageError
+from spoor.activity.events import Event, events_table
 from spoor.config import load_settings
 from spoor.demo import _config, _prepare
 from tests.conftest import settings_in

@@ -6,16 +6,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from activity.settings import EventSettings
-from activity.simulator import SimulatorSettings, simulate
-from encoder.batches import build_vocabulary
-from encoder.config import MODEL_CONFIGS
-from encoder.corpus import Corpus
-from encoder.inference import new_model
-from encoder.item_links import ItemLinks
-from encoder.mixture import FILE, Mixture, MixtureWeights
-from encoder.protocols import Protocol, make_split
-from encoder.release import save_release
+from spoor.activity.settings import EventSettings
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.encoder.batches import build_vocabulary
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.corpus import Corpus
+from spoor.encoder.inference import new_model
+from spoor.encoder.item_links import ItemLinks
+from spoor.encoder.mixture import FILE, Mixture, MixtureWeights
+from spoor.encoder.protocols import Protocol, make_split
+from spoor.encoder.release import save_release
 from tests.spoor.conftest import Done
 
 START_MS = 1_700_006_400_000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoor.config import Settings
-from store.repo import apply, create_repo
+from spoor.store.repo import apply, create_repo
 from tests.releases import save_untrained_release
 
 

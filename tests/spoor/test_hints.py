@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, get_args
 import click
 import pytest
 
-from activity.errors import DataError, UsageError
-from activity.settings import parse_duration_ms, parse_time_ms
-from encoder.protocols import Protocol, check_split
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.settings import parse_duration_ms, parse_time_ms
 from spoor.cli import app
 from spoor.config import SECTIONS, load_settings
+from spoor.encoder.protocols import Protocol, check_split
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("activity", "batch", "encoder", "feature_repo", "kernels", "ranking", "spoor", "store", "streaming")
@@ -312,10 +312,10 @@ def test_where_another_broker_is_configured_no_hint_names_the_embedded_one(spoor
 
 
 def test_a_kafka_client_s_own_errors_name_the_same_way_out():
-    from batch.kafka_source import RangeReader
-    from batch.publish import _down
-    from batch.topics import topic_ids
-    from streaming.broker import no_broker
+    from spoor.batch.kafka_source import RangeReader
+    from spoor.batch.publish import _down
+    from spoor.batch.topics import topic_ids
+    from spoor.streaming.broker import no_broker
 
     kafka = load_settings(environ={}).kafka
     away = replace(kafka, bootstrap_servers="127.0.0.1:1", request_timeout_seconds=0.2)

@@ -4,7 +4,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
-from activity.errors import InfrastructureError, UsageError
+from spoor.activity.errors import InfrastructureError, UsageError
 from spoor.config import Settings
 from spoor.kafka_admin import delete_topic, ensure_topics
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
-from activity.lake import Lake
-from activity.settings import KafkaSettings
+from spoor.activity.lake import Lake
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings
-from store.repo import apply, create_repo
+from spoor.store.repo import apply, create_repo
 from tests.releases import save_untrained_release
 
 

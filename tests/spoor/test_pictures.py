@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from matplotlib.image import imread
 
-from activity.events import Event, events_table
+from spoor.activity.events import Event, events_table
 from spoor.demo_data import ITEM_SCHEMA
 from spoor.pictures import favourite_genres, freshness_histogram, principal_plane, user_map
 

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from activity.errors import InfrastructureError
-from ranking.evaluate import METRICS, Estimate, LiftRow, LiftTable
-from ranking.recommend import Recommendation
+from spoor.activity.errors import InfrastructureError
 from spoor.pictures import freshness_histogram
+from spoor.ranking.evaluate import METRICS, Estimate, LiftRow, LiftTable
+from spoor.ranking.recommend import Recommendation
 from spoor.report import CURVE, FRESHNESS, MAP, DemoResult, HistoryLine, Rate, Step, write_report
 
 VOID = {"meta", "img", "br"}

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from activity.errors import InfrastructureError, UsageError
-from activity.settings import KafkaSettings
 from spoor import services
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
 from tests.conftest import settings_in

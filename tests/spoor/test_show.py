@@ -8,19 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activity.events import Event, events_table
-from activity.hashing import hash_items
-from activity.history import Histories, group_events, history_values
-from activity.lake import Lake
-from activity.packing import pack
-from encoder.config import MODEL_CONFIGS
-from encoder.release import save_release
-from encoder.vocabulary import Vocabulary
+from spoor.activity.events import Event, events_table
+from spoor.activity.hashing import hash_items
+from spoor.activity.history import Histories, group_events, history_values
+from spoor.activity.lake import Lake
+from spoor.activity.packing import pack
 from spoor.config import Settings
+from spoor.encoder.config import MODEL_CONFIGS
+from spoor.encoder.release import save_release
+from spoor.encoder.vocabulary import Vocabulary
 from spoor.show import NearItem, ShownEvent, show_user
-from store.online import open_online
-from store.repo import apply, create_repo
-from store.rows import EmbeddingRow, UserWrite
+from spoor.store.online import open_online
+from spoor.store.repo import apply, create_repo
+from spoor.store.rows import EmbeddingRow, UserWrite
 from tests.earlier_version import old_packed
 
 T0 = 1_700_000_000_000

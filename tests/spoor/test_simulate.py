@@ -7,9 +7,9 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 
-from activity.errors import InfrastructureError, UsageError
-from activity.events import Event, decode_event, events_table
-from activity.simulator import SimulatorSettings
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.events import Event, decode_event, events_table
+from spoor.activity.simulator import SimulatorSettings
 from spoor.config import Settings
 from spoor.simulate import run_simulate
 

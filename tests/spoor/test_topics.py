@@ -10,12 +10,12 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
-from activity.errors import UsageError
-from activity.settings import KafkaSettings
-from batch.kafka_source import RangeReader
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import KafkaSettings
+from spoor.batch.kafka_source import RangeReader
 from spoor.config import Settings
 from spoor.kafka_admin import create_topics, ensure_topics
-from streaming.replay import list_dead_letters, replay_dead_letters
+from spoor.streaming.replay import list_dead_letters, replay_dead_letters
 from tests.brokers import one_node, running_broker
 from tests.conftest import free_port, settings_in
 

@@ -18,22 +18,22 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Int64
 from kafka import KafkaAdminClient
 
-from activity.errors import InfrastructureError, ProblemsFound, UsageError
-from activity.events import Event, events_table
-from activity.history import group_events, history_values
-from activity.locks import exclusive
-from activity.settings import KafkaSettings
-from batch.publish import Publisher
-from encoder.inference import load_encoders
-from encoder.release import load_release, mark_retired, read_info
-from feature_repo.releases import PROMOTED_FILE, live_releases, promotion
+from spoor.activity.errors import InfrastructureError, ProblemsFound, UsageError
+from spoor.activity.events import Event, events_table
+from spoor.activity.history import group_events, history_values
+from spoor.activity.locks import exclusive
+from spoor.activity.settings import KafkaSettings
+from spoor.batch.publish import Publisher
 from spoor.config import Settings
+from spoor.encoder.inference import load_encoders
+from spoor.encoder.release import load_release, mark_retired, read_info
+from spoor.feature_repo.releases import PROMOTED_FILE, live_releases, promotion
 from spoor.kafka_admin import ensure_topics
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.repo import apply, create_repo
+from spoor.store.writer import GuardedWriter
 from spoor.versions import plan_retirement, promote, retire
-from store.offline import open_offline
-from store.online import open_online
-from store.repo import apply, create_repo
-from store.writer import GuardedWriter
 from tests.conftest import free_port
 from tests.releases import save_turned_release, save_untrained_release
 
@@ -224,10 +224,10 @@ def test_a_retirement_that_was_killed_is_finished_by_running_it_again(
 ):
     promote(published, "base-2")
     place = {
-        "land_release": "batch.archive_embeddings.land_release",
-        "apply": "store.repo.apply",
+        "land_release": "spoor.batch.archive_embeddings.land_release",
+        "apply": "spoor.store.repo.apply",
         "delete_topic": "spoor.kafka_admin.delete_topic",
-        "remove_release": "store.online.OnlineStore.remove_release",
+        "remove_release": "spoor.store.online.OnlineStore.remove_release",
     }[step]
 
     def killed(*_: object) -> None:

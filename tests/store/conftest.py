@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from feature_repo.settings import FeatureSettings
-from store.fallback import UnguardedStore
-from store.feast_store import open_feature_store
-from store.online import OnlineStore, open_online
-from store.repo import apply, create_repo
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.fallback import UnguardedStore
+from spoor.store.feast_store import open_feature_store
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.repo import apply, create_repo
 from tests.redis_servers import RedisServer
 from tests.store.toys import DIMENSION
 

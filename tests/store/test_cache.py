@@ -1,5 +1,5 @@
-from store.cache import MAX_AGE_SECONDS, HistoryCache
-from store.rows import StoredUser
+from spoor.store.cache import MAX_AGE_SECONDS, HistoryCache
+from spoor.store.rows import StoredUser
 
 ANN, BOB, CY = (StoredUser(name, 1, {}) for name in (b"ann", b"bob", b"cy"))
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from activity.errors import UsageError
-from feature_repo.settings import FeatureSettings
-from store.feast_store import open_feature_store
+from spoor.activity.errors import UsageError
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.feast_store import open_feature_store
 
 GOOD = """\
 project: spoor

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activity.errors import UsageError
-from activity.history import EVENT_DTYPE, NEVER, Histories, equal_rows
-from activity.packing import pack, read_forgotten_through, unpack
-from activity.settings import HistorySettings
-from store.feast_store import registered_view
-from store.guard import ViewRow
-from store.online import OnlineStore, open_online
-from store.protobytes import int_value
-from store.rows import UserWrite
-from store.writer import GuardedWriter, HistoryCache, UpdateResult
+from spoor.activity.errors import UsageError
+from spoor.activity.history import EVENT_DTYPE, NEVER, Histories, equal_rows
+from spoor.activity.packing import pack, read_forgotten_through, unpack
+from spoor.activity.settings import HistorySettings
+from spoor.store.feast_store import registered_view
+from spoor.store.guard import ViewRow
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.protobytes import int_value
+from spoor.store.rows import UserWrite
+from spoor.store.writer import GuardedWriter, HistoryCache, UpdateResult
 from tests.store.conftest import make_repo, open_unguarded
 from tests.store.toys import START_MS, ToyEncoder, as_of, events_of
 

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore
 
-from activity.errors import DataError, InfrastructureError
-from feature_repo.definitions import source_folder
-from feature_repo.settings import FeatureSettings
-from store.offline import SCHEMA_FILE, OfflineLog, activity_log_schema
-from store.reads import historical_features
-from store.repo import apply
-from store.rows import EmbeddingRow, UserWrite, times
+from spoor.activity.errors import DataError, InfrastructureError
+from spoor.feature_repo.definitions import source_folder
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.offline import SCHEMA_FILE, OfflineLog, activity_log_schema
+from spoor.store.reads import historical_features
+from spoor.store.repo import apply
+from spoor.store.rows import EmbeddingRow, UserWrite, times
 from tests.store.conftest import add_release, make_repo
 from tests.store.toys import DIMENSION
 
@@ -82,7 +82,7 @@ def test_repeating_an_interrupted_work_item_leaves_nothing_of_the_first_attempt_
     features, log, monkeypatch
 ):
     with monkeypatch.context() as patched:
-        patched.setattr("store.offline.Manifest.add", Mock(side_effect=KeyboardInterrupt))
+        patched.setattr("spoor.store.offline.Manifest.add", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             log.write_embeddings("base-1", "slice-1", [row("ann", START_MS, START_MS, 1)])
     log.write_embeddings("base-1", "slice-10", [row("bob", START_MS, START_MS, 2)])

@@ -15,13 +15,13 @@ from feast import FeatureStore, FeatureView, Field, FileSource
 from feast.data_format import ParquetFormat
 from feast.types import Int64
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.settings import HistorySettings
-from store.offline import OfflineLog
-from store.online import OnlineStore, open_online
-from store.repo import apply
-from store.rows import EmbeddingRow, UserWrite, embedding_log_table
-from store.writer import GuardedWriter
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.settings import HistorySettings
+from spoor.store.offline import OfflineLog
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.repo import apply
+from spoor.store.rows import EmbeddingRow, UserWrite, embedding_log_table
+from spoor.store.writer import GuardedWriter
 from tests.conftest import wait_until
 from tests.permissions import bound_by_permissions
 from tests.store.conftest import add_release, make_repo, open_unguarded

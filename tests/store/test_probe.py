@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from activity.history import Histories
-from activity.packing import unpack
-from activity.settings import HistorySettings
-from store.probe import sample_users, stored_histories
-from store.writer import GuardedWriter
+from spoor.activity.history import Histories
+from spoor.activity.packing import unpack
+from spoor.activity.settings import HistorySettings
+from spoor.store.probe import sample_users, stored_histories
+from spoor.store.writer import GuardedWriter
 from tests.store.toys import ToyEncoder, as_of, events_of
 
 
@@ -17,7 +17,7 @@ def test_a_sample_is_a_part_of_the_users_and_the_same_each_time(online, monkeypa
     GuardedWriter(online, [ToyEncoder()], history=HistorySettings()).update(users, events, as_of_ms=as_of(users))
     some = sample_users(online, 20)
     assert len(set(some)) == 20 and set(some) < set(users)
-    monkeypatch.setattr("store.probe._CHUNK_USERS", 7)
+    monkeypatch.setattr("spoor.store.probe._CHUNK_USERS", 7)
     assert sample_users(online, 20) == some
     assert set(sample_users(online, 10)) == set(some[:10])
     assert set(sample_users(online, 99)) == set(users)

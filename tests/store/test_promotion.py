@@ -11,16 +11,16 @@ import pytest
 from feast import FeatureService, FeatureStore
 from feast.errors import FeatureViewNotFoundException
 
-from activity.errors import DataError, UsageError
-from activity.history import Histories
-from activity.settings import HistorySettings
-from feature_repo.releases import PROMOTED_FILE, Promotion, promotion
-from feature_repo.settings import FeatureSettings
-from store.feast_store import open_feature_store
-from store.online import OnlineStore, open_online
-from store.promotion import Coverage, cache_seconds, coverage, promote
-from store.repo import apply
-from store.writer import GuardedWriter
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.history import Histories
+from spoor.activity.settings import HistorySettings
+from spoor.feature_repo.releases import PROMOTED_FILE, Promotion, promotion
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.feast_store import open_feature_store
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.promotion import Coverage, cache_seconds, coverage, promote
+from spoor.store.repo import apply
+from spoor.store.writer import GuardedWriter
 from tests.conftest import wait_until
 from tests.store.conftest import add_release, make_repo
 from tests.store.toys import DIMENSION, ToyEncoder, as_of, events_of
@@ -129,7 +129,7 @@ def test_items_that_the_entity_cannot_hold_keep_no_release_from_being_promoted(t
 
 
 def test_users_are_read_in_pieces(online, monkeypatch):
-    monkeypatch.setattr("store.promotion._CHUNK_USERS", 2)
+    monkeypatch.setattr("spoor.store.promotion._CHUNK_USERS", 2)
     write(online, *((f"u{n}", "i1", n) for n in range(5)))
     heard: list[int] = []
     assert coverage(online, "base-1", [], progress=heard.append).users == 5

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from activity.errors import DataError
-from store.protobytes import (
+from spoor.activity.errors import DataError
+from spoor.store.protobytes import (
     EntityKeys,
     bytes_value,
     floats_value,

@@ -17,14 +17,14 @@ import pytest
 import yaml
 from feast import FeatureStore
 
-from activity.errors import DataError, UsageError
-from activity.lake import Lake
-from feature_repo.definitions import source_folder, source_path
-from feature_repo.settings import FeatureSettings
-from ranking.existing_features import write_existing_features
-from store.offline import SCHEMA_FILE, OfflineLog
-from store.reads import historical_features
-from store.rows import EmbeddingRow, UserWrite
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.lake import Lake
+from spoor.feature_repo.definitions import source_folder, source_path
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.existing_features import write_existing_features
+from spoor.store.offline import SCHEMA_FILE, OfflineLog
+from spoor.store.reads import historical_features
+from spoor.store.rows import EmbeddingRow, UserWrite
 from tests.store.conftest import make_repo
 from tests.store.toys import DIMENSION
 

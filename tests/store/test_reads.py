@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from activity.settings import HistorySettings
-from store.reads import user_vectors
-from store.writer import GuardedWriter
+from spoor.activity.settings import HistorySettings
+from spoor.store.reads import user_vectors
+from spoor.store.writer import GuardedWriter
 from tests.store.toys import DIMENSION, ToyEncoder, as_of, events_of
 
 

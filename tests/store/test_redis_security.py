@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.settings import HistorySettings
-from store.online import OnlineStore, open_online
-from store.reads import user_vectors
-from store.writer import GuardedWriter
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.settings import HistorySettings
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.reads import user_vectors
+from spoor.store.writer import GuardedWriter
 from tests.certificates import Authority, new_authority
 from tests.conftest import free_port
 from tests.redis_servers import RedisServer

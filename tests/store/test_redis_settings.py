@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from activity.errors import UsageError
-from store.online import open_online
+from spoor.activity.errors import UsageError
+from spoor.store.online import open_online
 from tests.redis_servers import RedisServer
 from tests.store.conftest import make_repo
 
@@ -21,9 +21,9 @@ def told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., list
 
     def ask(server: RedisServer, login: str = "", **options: Any) -> list[str]:
         store = {"type": "redis", "connection_string": server.connection_string + login} | options
-        with caplog.at_level(logging.WARNING, logger="store.redis_settings"):
+        with caplog.at_level(logging.WARNING, logger="spoor.store.redis_settings"):
             open_online(make_repo(tmp_path / str(server.port), store)).require_durable()
-        return [record.getMessage() for record in caplog.records if record.name == "store.redis_settings"]
+        return [record.getMessage() for record in caplog.records if record.name == "spoor.store.redis_settings"]
 
     return ask
 

@@ -10,13 +10,13 @@ import yaml
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Int64, String
 
-from activity.errors import UsageError
-from feature_repo.definitions import build
-from feature_repo.settings import FeatureSettings
-from store import offline_stores
-from store.feast_store import registered_user_views
-from store.online import open_online
-from store.repo import apply
+from spoor.activity.errors import UsageError
+from spoor.feature_repo.definitions import build
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store import offline_stores
+from spoor.store.feast_store import registered_user_views
+from spoor.store.online import open_online
+from spoor.store.repo import apply
 from tests.store.conftest import add_release, make_repo
 
 VIEWS = {

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activity.errors import DataError
-from activity.settings import EmbeddingFormat
-from store.rows import (
+from spoor.activity.errors import DataError
+from spoor.activity.settings import EmbeddingFormat
+from spoor.store.rows import (
     EMBEDDING_LOG_SCHEMA,
     EMBEDDING_SCHEMA,
     EmbeddingRow,

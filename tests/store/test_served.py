@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore
 
-from activity.errors import UsageError
-from activity.settings import HistorySettings
-from feature_repo.settings import FeatureSettings, load_feature_settings
-from store.offline import open_offline
-from store.online import open_online
-from store.promotion import promote
-from store.served import ServedFeaturesProvider, ServedLog
-from store.writer import GuardedWriter
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import HistorySettings
+from spoor.feature_repo.settings import FeatureSettings, load_feature_settings
+from spoor.store.offline import open_offline
+from spoor.store.online import open_online
+from spoor.store.promotion import promote
+from spoor.store.served import ServedFeaturesProvider, ServedLog
+from spoor.store.writer import GuardedWriter
 from tests.store.conftest import make_repo
 from tests.store.toys import ToyEncoder, as_of, events_of
 
@@ -38,7 +38,7 @@ def features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureSettings
     writer.update(users, histories, as_of_ms=as_of(users))
     promote(features, "base-1", now_ms=1)
     file = features.feature_repo / "feature_store.yaml"
-    content = json.loads(file.read_text()) | {"provider": "store.served.ServedFeaturesProvider"}
+    content = json.loads(file.read_text()) | {"provider": "spoor.store.served.ServedFeaturesProvider"}
     file.write_text(json.dumps(content))
     return features
 

@@ -26,10 +26,10 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from feast import FeatureStore
-from feature_repo.settings import FeatureSettings
-from store.online import open_online
-from store.reads import user_vectors
-from store.rows import EmbeddingRow, UserWrite
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.online import open_online
+from spoor.store.reads import user_vectors
+from spoor.store.rows import EmbeddingRow, UserWrite
 folder, what, times = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 features = FeatureSettings(
     feature_repo=folder / "feature_repo", releases_folder=folder / "releases", offline_folder=folder / "offline"

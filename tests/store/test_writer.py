@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from activity.errors import DataError, InfrastructureError
-from activity.history import Histories, equal_rows, merge
-from activity.packing import read_forgotten_through
-from activity.settings import HistorySettings
-from feature_repo.names import USER_HISTORY
-from feature_repo.settings import FeatureSettings
-from store.online import OnlineStore, open_online
-from store.redis_guard import _field
-from store.rows import EmbeddingRow
-from store.writer import GuardedWriter, HistoryCache
+from spoor.activity.errors import DataError, InfrastructureError
+from spoor.activity.history import Histories, equal_rows, merge
+from spoor.activity.packing import read_forgotten_through
+from spoor.activity.settings import HistorySettings
+from spoor.feature_repo.names import USER_HISTORY
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.redis_guard import _field
+from spoor.store.rows import EmbeddingRow
+from spoor.store.writer import GuardedWriter, HistoryCache
 from tests.store.toys import DIMENSION, START_MS, ToyEncoder, as_of, events_of
 from tests.unreadable import UNREADABLE, plant
 
@@ -123,7 +123,7 @@ def test_eight_concurrent_processes_end_at_the_merge_of_all_events(online, featu
 
 
 def test_a_write_that_is_let_through_in_the_last_round_counts_and_one_that_never_is_raises(online, monkeypatch):
-    monkeypatch.setattr("store.writer._MAX_ROUNDS", 3)
+    monkeypatch.setattr("spoor.store.writer._MAX_ROUNDS", 3)
     write, refusals = online.write, iter([True, True])
     monkeypatch.setattr(
         online, "write", lambda writes: np.zeros(len(writes), bool) if next(refusals, False) else write(writes)
@@ -139,7 +139,7 @@ def test_a_write_that_is_let_through_in_the_last_round_counts_and_one_that_never
 
 
 def test_users_who_are_encoded_while_others_are_merged_and_written_end_as_if_they_took_turns(online, monkeypatch):
-    monkeypatch.setattr("store.writer._USERS_AT_ONCE", 3)
+    monkeypatch.setattr("spoor.store.writer._USERS_AT_ONCE", 3)
     users, events = events_of(*((f"user-{n % 10}", f"i{n}", n) for n in range(40)))
     with ThreadPoolExecutor(2) as pool:
         writer = writer_of(online, ToyEncoder("base-1"), ToyEncoder("base-2"), executor=pool)
@@ -154,7 +154,7 @@ def test_users_who_are_encoded_while_others_are_merged_and_written_end_as_if_the
 
 
 def test_the_encoder_has_the_next_users_before_the_last_are_written(online, monkeypatch):
-    monkeypatch.setattr("store.writer._USERS_AT_ONCE", 1)
+    monkeypatch.setattr("spoor.store.writer._USERS_AT_ONCE", 1)
     encoder, second_encoded = ToyEncoder(), threading.Event()
     encode, write = encoder.encode, online.write
 
@@ -177,7 +177,7 @@ def test_the_encoder_has_the_next_users_before_the_last_are_written(online, monk
 
 def test_a_write_that_fails_amid_a_batch_is_done_again_whole(online, monkeypatch):
     """What was written of it is found, and merging changes nothing."""
-    monkeypatch.setattr("store.writer._USERS_AT_ONCE", 1)
+    monkeypatch.setattr("spoor.store.writer._USERS_AT_ONCE", 1)
     write, calls = online.write, iter([1, 2])
 
     def fails_the_second_time(writes):

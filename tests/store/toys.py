@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from activity.hashing import hash_items, hash_names
-from activity.history import EVENT_DTYPE, Histories, group_events
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import EVENT_DTYPE, Histories, group_events
 
 DIMENSION = 8
 START_MS = 1_700_000_000_123

@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
-from activity.events import Event, encode_event
-from activity.hashing import hash_item, hash_name
-from activity.packing import unpack
-from activity.settings import KafkaSettings
+from spoor.activity.events import Event, encode_event
+from spoor.activity.hashing import hash_item, hash_name
+from spoor.activity.packing import unpack
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 from spoor.kafka_admin import ensure_topics
-from store.online import OnlineStore, open_online
-from store.repo import apply, create_repo
-from store.rows import EmbeddingRow, embedding_row_from_record
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.repo import apply, create_repo
+from spoor.store.rows import EmbeddingRow, embedding_row_from_record
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.releases import save_untrained_release
 from tests.topics import topic_ends, topic_records

@@ -6,13 +6,13 @@ import dataclasses
 
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.events import Event
-from activity.simulator import SimulatorSettings, simulate
-from batch.archive import run_archive
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.events import Event
+from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.batch.archive import run_archive
 from spoor.simulate import run_simulate
-from streaming.replay import list_dead_letters
-from streaming.worker import run_worker
+from spoor.streaming.replay import list_dead_letters
+from spoor.streaming.worker import run_worker
 from tests.schema_registry import running_registry
 from tests.streaming.conftest import START_MS, World
 

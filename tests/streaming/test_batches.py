@@ -8,7 +8,7 @@ from typing import Any
 
 from mode.utils.queues import ThrowableQueue
 
-from streaming.batches import batches
+from spoor.streaming.batches import batches
 
 LONG_SECONDS, SHORT_SECONDS = 3600.0, 0.01
 

@@ -7,10 +7,10 @@ from aiokafka.helpers import create_ssl_context
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
-from activity.errors import InfrastructureError, UsageError
-from activity.settings import KafkaSettings
-from streaming.broker import broker_urls, check_policies, check_topics, credentials, dead_letter_bytes
-from streaming.dead_letters import DeadLetter, encode_dead_letter
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.settings import KafkaSettings
+from spoor.streaming.broker import broker_urls, check_policies, check_topics, credentials, dead_letter_bytes
+from spoor.streaming.dead_letters import DeadLetter, encode_dead_letter
 
 
 def test_every_configured_server_becomes_an_address():

@@ -11,11 +11,11 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
-from activity.errors import InfrastructureError
-from activity.events import Event, encode_event
-from batch.archive import open_lake, run_archive
-from streaming.replay import list_dead_letters
-from streaming.worker import run_worker
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.events import Event, encode_event
+from spoor.batch.archive import open_lake, run_archive
+from spoor.streaming.replay import list_dead_letters
+from spoor.streaming.worker import run_worker
 from tests.streaming.conftest import ROOT, World, some_events
 
 CODECS = ["gzip", "lz4", "snappy", "zstd"]

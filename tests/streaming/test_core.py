@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.events import Event, encode_event
-from activity.hashing import hash_item
-from activity.settings import EventSettings
-from streaming.core import DecodedBatch, Record, decode_batch, group_batch, lost_range
-from streaming.dead_letters import ENVELOPE_BYTES, REPLAY_HEADER, encode_dead_letter
+from spoor.activity.events import Event, encode_event
+from spoor.activity.hashing import hash_item
+from spoor.activity.settings import EventSettings
+from spoor.streaming.core import DecodedBatch, Record, decode_batch, group_batch, lost_range
+from spoor.streaming.dead_letters import ENVELOPE_BYTES, REPLAY_HEADER, encode_dead_letter
 
 NOW = 1_750_000_000_000
 SETTINGS = EventSettings(actions=("view", "like"), surfaces=("home",))

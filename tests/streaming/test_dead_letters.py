@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.errors import DataError, EventError
-from streaming.dead_letters import (
+from spoor.activity.errors import DataError, EventError
+from spoor.streaming.dead_letters import (
     ENVELOPE_BYTES,
     LEAST_TOPIC_BYTES,
     DeadLetter,

@@ -13,12 +13,12 @@ import numpy as np
 import psutil
 import pytest
 
-from activity.errors import DataError, InfrastructureError, UsageError
-from activity.hashing import hash_items, hash_names
-from activity.history import EVENT_DTYPE, Histories
-from encoder.inference import load_encoders
-from kernels import backend
-from streaming.encoder_process import EncoderProcess
+from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.encoder.inference import load_encoders
+from spoor.kernels import backend
+from spoor.streaming.encoder_process import EncoderProcess
 from tests.conftest import wait_until
 from tests.streaming.conftest import ITEMS, RELEASE
 
@@ -59,7 +59,7 @@ def test_one_that_was_killed_is_started_again(process: EncoderProcess):
 def test_one_that_does_not_come_up_again_is_a_server_that_is_away(process: EncoderProcess, monkeypatch):
     (encoder,) = process.encoders
     _child().kill()
-    monkeypatch.setattr("streaming.encoder_process.sys.executable", "/bin/false")
+    monkeypatch.setattr("spoor.streaming.encoder_process.sys.executable", "/bin/false")
     with pytest.raises(InfrastructureError, match="the encoders' process ended with status 1"):
         encoder.encode(histories_of(1))
     monkeypatch.undo()
@@ -98,7 +98,7 @@ def test_a_process_that_fails_by_itself_tells_its_own_status(untrained_release: 
 def test_one_that_hangs_while_it_starts_is_given_up(untrained_release: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "torch.py").write_text("import signal; signal.pause()")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("streaming.encoder_process._START_SECONDS", 0.5)
+    monkeypatch.setattr("spoor.streaming.encoder_process._START_SECONDS", 0.5)
     with pytest.raises(InfrastructureError, match="did not load base-1 within"):
         EncoderProcess(untrained_release, [RELEASE])
     assert not _children()
@@ -107,7 +107,9 @@ def test_one_that_hangs_while_it_starts_is_given_up(untrained_release: Path, tmp
 def test_a_reply_that_was_not_read_is_not_the_answer_to_the_next_request(process: EncoderProcess, monkeypatch):
     (encoder,) = process.encoders
     with monkeypatch.context() as patch:
-        patch.setattr("streaming.encoder_process._receive", lambda connection: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(
+            "spoor.streaming.encoder_process._receive", lambda connection: (_ for _ in ()).throw(MemoryError())
+        )
         with pytest.raises(MemoryError):
             encoder.encode(histories_of(3, 5))
     assert encoder.encode(histories_of(1, 1))[1].tolist() == [1, 1]
@@ -144,7 +146,7 @@ def test_it_ends_with_the_process_that_began_it(untrained_release: Path, end: si
     script = f"""
 import signal
 from pathlib import Path
-from streaming.encoder_process import EncoderProcess
+from spoor.streaming.encoder_process import EncoderProcess
 process = EncoderProcess(Path({str(untrained_release)!r}), [{RELEASE!r}])
 print(process._process.pid, flush=True)
 signal.pause()

@@ -10,12 +10,12 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from activity.errors import InfrastructureError, UsageError
-from activity.lake import LAKE_SCHEMA, Lake
-from activity.settings import KafkaSettings
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.lake import LAKE_SCHEMA, Lake
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
-from streaming.handover import rewind, start_after_backfill
+from spoor.streaming.handover import rewind, start_after_backfill
 from tests.conftest import free_port, wait_until
 
 GROUP = "taking-over"

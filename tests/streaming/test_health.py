@@ -2,7 +2,7 @@
 
 import pytest
 
-from streaming.health import Health
+from spoor.streaming.health import Health
 
 
 class Clock:

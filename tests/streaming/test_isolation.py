@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from kafka import KafkaProducer
 
-from activity.events import Event, encode_event
-from activity.settings import IsolationLevel
-from batch.archive import open_lake, run_archive
+from spoor.activity.events import Event, encode_event
+from spoor.activity.settings import IsolationLevel
+from spoor.batch.archive import open_lake, run_archive
 from tests.conftest import free_port, wait_until
 from tests.streaming.conftest import World, metric, page, some_events
 

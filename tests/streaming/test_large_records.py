@@ -13,11 +13,11 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import MessageSizeTooLargeError
 
-from activity.settings import KafkaSettings
-from batch.archive import run_archive
-from streaming.dead_letters import decode_dead_letter
-from streaming.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
-from streaming.worker import run_worker
+from spoor.activity.settings import KafkaSettings
+from spoor.batch.archive import run_archive
+from spoor.streaming.dead_letters import decode_dead_letter
+from spoor.streaming.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
+from spoor.streaming.worker import run_worker
 from tests.conftest import wait_until
 from tests.streaming.conftest import World, some_events
 from tests.topics import topic_records

@@ -5,15 +5,15 @@ import threading
 
 import pytest
 
-import streaming.lookout
-from streaming.worker import build_app
+import spoor.streaming.lookout
+from spoor.streaming.worker import build_app
 from tests.streaming.conftest import World
 
 
 def test_a_store_that_is_asked_while_a_batch_is_written_answers_and_one_that_hangs_is_called_silent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(streaming.lookout, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(spoor.streaming.lookout, "_ANSWER_SECONDS", 0.2)
     processor = build_app(world.settings).processor
     busy = threading.Event()
 

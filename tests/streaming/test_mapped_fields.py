@@ -6,14 +6,14 @@ import dataclasses
 import json
 from datetime import UTC, datetime
 
-from activity.events import Event
-from activity.settings import EventDefaults, EventFields
-from batch.archive import run_archive
-from batch.backfill import run_backfill
-from batch.verify import run_verify
+from spoor.activity.events import Event
+from spoor.activity.settings import EventDefaults, EventFields
+from spoor.batch.archive import run_archive
+from spoor.batch.backfill import run_backfill
+from spoor.batch.verify import run_verify
 from spoor.simulate import run_simulate
-from streaming.replay import list_dead_letters
-from streaming.worker import run_worker
+from spoor.streaming.replay import list_dead_letters
+from spoor.streaming.worker import run_worker
 from tests.streaming.conftest import World, some_events
 
 FIELDS = EventFields("payload.user.id", "payload.sku", "verb", "client", "occurredAt")

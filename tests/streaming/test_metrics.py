@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from activity import avro, avro_schemas, events, fields, json_objects, schema_registry
-from streaming import worker
-from streaming.dead_letters import REASONS
-from streaming.metrics import FRESHNESS_EDGES_MS, Freshness, FreshnessSeconds, StreamMetrics
+from spoor.activity import avro, avro_schemas, events, fields, json_objects, schema_registry
+from spoor.streaming import worker
+from spoor.streaming.dead_letters import REASONS
+from spoor.streaming.metrics import FRESHNESS_EDGES_MS, Freshness, FreshnessSeconds, StreamMetrics
 
 
 @pytest.mark.parametrize("q", [0.5, 0.99])
@@ -70,7 +70,7 @@ def test_a_user_of_several_batches_is_one_user(monkeypatch: pytest.MonkeyPatch):
     for users in (["ann", "bob"], ["bob", "cem"], ["ann"]):
         metrics.handled(users)
     assert (metrics.summary().users, metrics.summary().user_rows) == (3, 5)
-    monkeypatch.setattr("streaming.metrics.MOST_USERS", 4)
+    monkeypatch.setattr("spoor.streaming.metrics.MOST_USERS", 4)
     metrics.handled(["dan", "eve", "fay"])
     metrics.handled(["gus"])
     assert (metrics.summary().users, metrics.summary().user_rows) == (4, 9)  # the text says `at least`

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from faust.types import TP
 
-from activity.errors import UsageError
-from activity.settings import KafkaSettings
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings
-from streaming.worker import StreamApp, build_app
+from spoor.streaming.worker import StreamApp, build_app
 
 
 async def joined(settings: Settings) -> StreamApp:

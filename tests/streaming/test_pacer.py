@@ -1,4 +1,4 @@
-from streaming.pacer import EncodePacer
+from spoor.streaming.pacer import EncodePacer
 
 
 class Clock:

@@ -12,14 +12,14 @@ from typing import Any, cast
 import pytest
 from faust.types import TP
 
-from activity.errors import InfrastructureError
-from activity.events import encode_event
-from activity.settings import EventSettings
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.events import encode_event
+from spoor.activity.settings import EventSettings
 from spoor.config import Settings
-from streaming.core import DecodedBatch, Record, UserBatch, decode_batch
-from streaming.processor import BatchProcessor, Written
-from streaming.transport import FreshConsumer
-from streaming.worker import build_app, run_worker
+from spoor.streaming.core import DecodedBatch, Record, UserBatch, decode_batch
+from spoor.streaming.processor import BatchProcessor, Written
+from spoor.streaming.transport import FreshConsumer
+from spoor.streaming.worker import build_app, run_worker
 from tests.streaming.conftest import World, some_events
 
 
@@ -151,7 +151,7 @@ def test_decoding_takes_no_thread_of_the_loop_and_keeps_no_process(settings: Set
         threads.append(threading.current_thread())
         return decode_batch(records, events)
 
-    monkeypatch.setattr("streaming.processor.decode_batch", decode)
+    monkeypatch.setattr("spoor.streaming.processor.decode_batch", decode)
 
     async def run() -> DecodedBatch:
         taken = threading.Event()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from activity.errors import InfrastructureError
-from store.rows import EmbeddingRow, StoredUser, embedding_row_from_record
-from streaming.publisher import Publisher
+from spoor.activity.errors import InfrastructureError
+from spoor.store.rows import EmbeddingRow, StoredUser, embedding_row_from_record
+from spoor.streaming.publisher import Publisher
 
 RELEASES = ("base-1", "base-2")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from kafka import KafkaProducer
 
-from activity.errors import DataError, UsageError
-from activity.events import Event, encode_event
-from activity.forgotten import ForgottenUsers
+from spoor.activity.errors import DataError, UsageError
+from spoor.activity.events import Event, encode_event
+from spoor.activity.forgotten import ForgottenUsers
 from spoor.config import Settings
 from spoor.kafka_admin import ensure_topics
-from streaming.dead_letters import REPLAY_HEADER, DeadLetter, encode_dead_letter
-from streaming.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
+from spoor.streaming.dead_letters import REPLAY_HEADER, DeadLetter, encode_dead_letter
+from spoor.streaming.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
 from tests.topics import topic_records
 
 

@@ -6,10 +6,10 @@ import sqlite3
 import time
 from contextlib import closing
 
-from batch.archive import run_archive
-from batch.verify import run_verify
-from streaming.handover import rewind
-from streaming.worker import run_worker
+from spoor.batch.archive import run_archive
+from spoor.batch.verify import run_verify
+from spoor.streaming.handover import rewind
+from spoor.streaming.worker import run_worker
 from tests.conftest import wait_until
 from tests.streaming.conftest import World, some_events
 

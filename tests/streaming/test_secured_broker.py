@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from activity.errors import InfrastructureError
-from activity.settings import KafkaSettings
 from spoor import services
+from spoor.activity.errors import InfrastructureError
+from spoor.activity.settings import KafkaSettings
 from spoor.kafka_admin import ensure_topics, group_lag
-from streaming.replay import list_dead_letters
-from streaming.worker import run_worker
+from spoor.streaming.replay import list_dead_letters
+from spoor.streaming.worker import run_worker
 from tests.brokers import one_node, running_broker
 from tests.certificates import Authority, new_authority
 from tests.conftest import free_port

@@ -2,8 +2,8 @@
 
 import pytest
 
-from activity.errors import UsageError
-from streaming.settings import StreamSettings
+from spoor.activity.errors import UsageError
+from spoor.streaming.settings import StreamSettings
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from streaming import status_server
-from streaming.health import Health
-from streaming.metrics import StreamMetrics
-from streaming.settings import StreamSettings
+from spoor.streaming import status_server
+from spoor.streaming.health import Health
+from spoor.streaming.metrics import StreamMetrics
+from spoor.streaming.settings import StreamSettings
 from tests.conftest import free_port, wait_until
 
 

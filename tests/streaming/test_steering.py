@@ -13,14 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import DataError, ProblemsFound
-from feature_repo.releases import live_releases
+from spoor.activity.errors import DataError, ProblemsFound
 from spoor.config import load_settings
+from spoor.feature_repo.releases import live_releases
 from spoor.kafka_admin import ensure_topics
+from spoor.store.repo import apply
 from spoor.stream_orders import pause, reload, resume, status, unwritten, way_to_write
+from spoor.streaming.control import (
+    Orders,
+    Report,
+    give_orders,
+    group_state,
+    orders_file,
+    parse_report,
+    read_orders,
+)
 from spoor.versions import promote
-from store.repo import apply
-from streaming.control import Orders, Report, give_orders, group_state, orders_file, parse_report, read_orders
 from tests.conftest import free_port, wait_until
 from tests.releases import save_untrained_release
 from tests.streaming.conftest import ITEMS, RELEASE, ROOT, Worker, World, some_events

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from activity.errors import UsageError
-from activity.settings import HistorySettings
-from encoder.release import read_info
+from spoor.activity.errors import UsageError
+from spoor.activity.settings import HistorySettings
 from spoor.config import Settings
-from store.repo import apply, create_repo
-from streaming.stores import open_stores, releases_to_keep_fresh
+from spoor.encoder.release import read_info
+from spoor.store.repo import apply, create_repo
+from spoor.streaming.stores import open_stores, releases_to_keep_fresh
 
 
 def with_releases(settings, folder, *releases):

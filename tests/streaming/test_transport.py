@@ -16,10 +16,10 @@ from aiokafka import AIOKafkaConsumer
 from faust.types import TP, Message
 from kafka import KafkaAdminClient
 
-from activity.settings import KafkaSettings
+from spoor.activity.settings import KafkaSettings
 from spoor.config import Settings
-from streaming.transport import ConsumerThread, FreshConsumer
-from streaming.worker import StreamApp, build_app
+from spoor.streaming.transport import ConsumerThread, FreshConsumer
+from spoor.streaming.worker import StreamApp, build_app
 from tests.conftest import DEADLINE_SECONDS
 from tests.streaming.conftest import World, some_events
 from tests.topics import topic_ends

@@ -12,15 +12,15 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from activity.errors import InfrastructureError, UsageError
-from activity.events import Event
-from activity.packing import unpack_readable
-from activity.settings import KafkaSettings
 from spoor import services
+from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.activity.events import Event
+from spoor.activity.packing import unpack_readable
+from spoor.activity.settings import KafkaSettings
 from spoor.kafka_admin import ensure_topics
-from store.repo import apply
-from streaming.replay import list_dead_letters, replay_dead_letters
-from streaming.worker import build_app, run_worker
+from spoor.store.repo import apply
+from spoor.streaming.replay import list_dead_letters, replay_dead_letters
+from spoor.streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
 from tests.streaming.conftest import (
     ITEMS,

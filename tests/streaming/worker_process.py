@@ -5,9 +5,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from activity.errors import SpoorError
+from spoor.activity.errors import SpoorError
 from spoor.config import load_settings
-from streaming.worker import run_worker
+from spoor.streaming.worker import run_worker
 from tests.fail_points import FailPoint
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from activity.errors import UsageError
-from activity.history import EVENT_DTYPE, Histories
-from encoder.baselines.sasrec import Sasrec, SasrecModel, SasrecSettings, next_item_loss, pad
-from encoder.evaluation.questions import Inputs
-from encoder.evaluation.scoring import Training
-from encoder.protocols import TRAIN, VALIDATION
+from spoor.activity.errors import UsageError
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.encoder.baselines.sasrec import Sasrec, SasrecModel, SasrecSettings, next_item_loss, pad
+from spoor.encoder.evaluation.questions import Inputs
+from spoor.encoder.evaluation.scoring import Training
+from spoor.encoder.protocols import TRAIN, VALIDATION
 
 ITEMS = 12
 SETTINGS = SasrecSettings(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from encoder.evaluation.intervals import bootstrap_means, interval, user_sums
+from spoor.encoder.evaluation.intervals import bootstrap_means, interval, user_sums
 
 
 def test_sums_are_per_user_in_any_order_of_questions() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.evaluation.metrics import (
+from spoor.encoder.evaluation.metrics import (
     METRICS,
     TOP,
     coverage,

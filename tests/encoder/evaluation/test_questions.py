@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activity.history import EVENT_DTYPE, Histories
-from encoder.evaluation import questions
-from encoder.evaluation.questions import Inputs, asked_rows, question_chunks
-from encoder.vocabulary import Vocabulary
+from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.encoder.evaluation import questions
+from spoor.encoder.evaluation.questions import Inputs, asked_rows, question_chunks
+from spoor.encoder.vocabulary import Vocabulary
 
 ITEMS = 9
 
