@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/spoor demo
 
 FAST := tests/activity tests/kernels tests/encoder tests/test_docs.py tests/test_house.py
-SLOWER := tests/kernels/test_triton.py tests/kernels/test_compiled.py tests/encoder/test_corpus.py tests/encoder/test_parallel.py tests/encoder/baselines/test_floors.py
+SLOWER := tests/kernels/test_triton.py tests/kernels/test_compiled.py tests/encoder/data/test_corpus.py tests/encoder/training/test_parallel.py tests/encoder/baselines/test_floors.py
 
 test: install
 	$(BIN)/pytest $(FAST) $(SLOWER:%=--ignore=%)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from spoor.activity.errors import EventError
 from spoor.activity.fields import FIELDS, check_time, entity_id, event_name, time_ms
 from spoor.activity.json_objects import Repeated, parse_object
 from spoor.activity.settings import EventFields, EventSettings
-from spoor.activity.times import LATEST_MS
+from spoor.base.errors import EventError
+from spoor.base.times import LATEST_MS
 
 EVENT_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in FIELDS[:4]]
@@ -43,7 +43,7 @@ def event_encoder(settings: EventSettings, topic: str) -> Callable[[Event], byte
         if settings.fields == EventFields():
             return encode_event
         return lambda event: _json_bytes(nested_values(event._asdict(), settings.sources))
-    from spoor.activity.avro import avro_encoder
+    from spoor.activity.avro.codec import avro_encoder
 
     encode = avro_encoder(settings, topic)
     return lambda event: encode(event._asdict())
@@ -132,7 +132,7 @@ def with_default(value: Any, name: str, settings: EventSettings) -> Any:
 def _values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
     if settings.format == "json":
         return json_values(value, settings)
-    from spoor.activity.avro import avro_values  # what fastavro costs, those who send JSON do without
+    from spoor.activity.avro.codec import avro_values  # what fastavro costs, those who send JSON do without
 
     return avro_values(value, settings)
 

@@ -21,9 +21,9 @@ from functools import partial
 from numbers import Integral
 from typing import Literal
 
-from spoor.activity.errors import EventError
 from spoor.activity.settings import EventSettings
-from spoor.activity.times import LATEST_MS, TimeTextError, datetime_ms, iso_ms
+from spoor.base.errors import EventError
+from spoor.base.times import LATEST_MS, TimeTextError, datetime_ms, iso_ms
 
 FIELDS = ("user_id", "item_id", "action", "surface", "timestamp")
 INT64 = range(-(2**63), 2**63)

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spoor.activity.errors import DataError
-from spoor.activity.files import atomic_write
 from spoor.activity.history import NEVER, Int64s
+from spoor.base.errors import DataError
+from spoor.base.files import atomic_write
 
 _HASH_BYTES = 16
 

@@ -12,8 +12,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from spoor.activity.errors import EventError
 from spoor.activity.fields import brief
+from spoor.base.errors import EventError
 
 MAX_DEPTH = 100  # objects and arrays within each other, the outermost included
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)

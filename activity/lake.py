@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spoor.activity.errors import DataError, UsageError
 from spoor.activity.events import EVENT_SCHEMA
-from spoor.activity.files import Manifest, atomic_path, atomic_write
 from spoor.activity.forgotten import ForgottenUsers
 from spoor.activity.hashing import buckets_of
 from spoor.activity.settings import LakeSettings
+from spoor.base.errors import DataError, UsageError
+from spoor.base.files import Manifest, atomic_path, atomic_write
 
 LAKE_SCHEMA = pa.schema(
     [

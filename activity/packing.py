@@ -30,9 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spoor.activity.errors import DataError
 from spoor.activity.hashing import HASH_VERSION
 from spoor.activity.history import EVENT_DTYPE, NEVER, Histories, Int64s, offsets_of
+from spoor.base.errors import DataError
 
 CODEC_VERSION = 2
 _HASH_VERSIONS = {1: 1, CODEC_VERSION: HASH_VERSION}  # by codec version

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spoor.activity.errors import UsageError
 from spoor.activity.events import EVENT_SCHEMA
+from spoor.base.errors import UsageError
 
 # Users, items and slices of events are held in memory.
 _RANGES = (

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from spoor.activity.errors import InfrastructureError
-from spoor.activity.files import atomic_write
+from spoor.base.errors import InfrastructureError
+from spoor.base.files import atomic_write
 
 _LOG = logging.getLogger(__name__)
 

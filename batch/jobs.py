@@ -20,8 +20,8 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult
 
-from spoor.activity.errors import DataError, InfrastructureError, SpoorError, UsageError
-from spoor.activity.files import atomic_write, writing
+from spoor.base.errors import DataError, InfrastructureError, SpoorError, UsageError
+from spoor.base.files import atomic_write, writing
 
 _FAILURE_FILE = "failure.json"
 _ERRORS: dict[str, type[SpoorError]] = {

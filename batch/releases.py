@@ -7,13 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.batch.settings import BatchSettings
 from spoor.feature_repo.releases import live_releases
 from spoor.kernels.backend import force
 
 if TYPE_CHECKING:
-    from spoor.encoder.inference import FrozenEncoder
+    from spoor.encoder.release.inference import FrozenEncoder
 
 
 def live_names(settings: BatchSettings) -> list[str]:
@@ -61,7 +61,7 @@ def _changed_ns(folder: Path) -> int | None:
 
 @lru_cache(maxsize=8)
 def _encoder(folder: Path, changed_ns: int | None) -> FrozenEncoder:
-    from spoor.encoder.inference import load_encoders
+    from spoor.encoder.release.inference import load_encoders
 
     del changed_ns  # part of the cache's key only
     return load_encoders(folder.parent, [folder.name])[0]

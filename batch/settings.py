@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from spoor.activity.errors import UsageError
-from spoor.activity.settings import (
-    EventSettings,
-    HistorySettings,
-    KafkaSettings,
-    LakeSettings,
-    require_at_least,
-)
+from spoor.activity.settings import EventSettings, HistorySettings, LakeSettings
+from spoor.base.errors import UsageError
+from spoor.base.limits import require_at_least
+from spoor.broker.settings import KafkaSettings
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.kernels.settings import KernelSettings
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation --set amazon_beauty [--epochs 6] [--seeds 0] [--variants recipe dot-score …] --json
 
-Every variant changes one thing of the recipe that encoder/recipe.py chooses for the set, and is trained without a refit
+Every variant changes one thing of the recipe that recipe.py chooses for the set, and is trained without a refit
 by the code of `spoor pretrain`; figures are those of its best epoch on the validation events (leave one out, full
 ranking). The recipe is the peer: `ratio` is its NDCG@10 over that of the best variant, so above 1 the rule picks what
 wins. Rows are appended to benchmarks/results/ablation.jsonl. Data are read from ../shared/data and never committed.
@@ -48,12 +48,12 @@ def variants(model: dict[str, Any], items: int) -> dict[str, tuple[dict[str, Any
 def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one variant and returns its row."""
     from spoor.activity.settings import EventSettings
-    from spoor.encoder.corpus import Corpus
-    from spoor.encoder.pretrain import fresh_state, make_plan
-    from spoor.encoder.protocols import make_split, training_statistics
-    from spoor.encoder.recipe import choose
-    from spoor.encoder.settings import PretrainSettings
-    from spoor.encoder.train import train
+    from spoor.encoder.data.corpus import Corpus
+    from spoor.encoder.data.split import make_split, training_statistics
+    from spoor.encoder.training.loop import train
+    from spoor.encoder.training.recipe import choose
+    from spoor.encoder.training.run import fresh_state, make_plan
+    from spoor.encoder.training.settings import PretrainSettings
 
     data = DATA / name / "events.parquet"
     with tempfile.TemporaryDirectory() as scratch:

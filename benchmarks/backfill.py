@@ -38,10 +38,10 @@ from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.lake import LAKE_SCHEMA, Lake
 from spoor.activity.packing import pack
 from spoor.activity.simulator import SimulatorSettings, simulate
-from spoor.batch.backfill import run_backfill
-from spoor.batch.histories import SLICE_USERS
+from spoor.batch.users.backfill import run_backfill
+from spoor.batch.users.histories import SLICE_USERS
 from spoor.config import Settings, load_settings
-from spoor.encoder.inference import FrozenEncoder, load_encoders
+from spoor.encoder.release.inference import FrozenEncoder, load_encoders
 from spoor.feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
 
 RESULTS = Path(__file__).parent / "results" / "backfill.jsonl"

@@ -22,8 +22,8 @@ from typing import Any
 from benchmarks.backfill import fill_lake, settings_in
 from benchmarks.rows import circumstances, finish, own_mb
 from spoor.activity.lake import Lake
-from spoor.batch.backfill import run_backfill
-from spoor.batch.verify import run_verify
+from spoor.batch.users.backfill import run_backfill
+from spoor.batch.users.verify import run_verify
 from spoor.config import load_settings
 
 RESULTS = Path(__file__).parent / "results" / "batch_memory.jsonl"

@@ -44,16 +44,16 @@ def simulate_to(path: Path, *, events: int) -> None:
 
 def build(path: Path, folder: Path) -> dict[str, float]:
     from spoor.activity.settings import EventSettings
-    from spoor.encoder.corpus import Corpus
+    from spoor.encoder.data.corpus import Corpus
 
     corpus = Corpus.build(path, folder, events=EventSettings())
     return {"users": corpus.users, "events": corpus.events}
 
 
 def read(folder: Path) -> dict[str, float]:
-    from spoor.encoder.batches import BatchReader, build_vocabulary
-    from spoor.encoder.corpus import Corpus
-    from spoor.encoder.protocols import TRAIN, make_split
+    from spoor.encoder.data.batches import BatchReader, build_vocabulary
+    from spoor.encoder.data.corpus import Corpus
+    from spoor.encoder.data.split import TRAIN, make_split
 
     corpus = Corpus.open(folder)
     split = make_split(corpus, "global-time")

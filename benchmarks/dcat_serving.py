@@ -32,8 +32,8 @@ from torch import Tensor
 from benchmarks.naive import gathering_cross, model_of, naive_cross
 from benchmarks.rows import finish
 from benchmarks.timing import Run, add_device_options, best_seconds_apart, device_circumstances, fastest, use_device
-from spoor.encoder.dcat import context_and_cross
-from spoor.encoder.model import UserEncoder
+from spoor.encoder.model.dcat import context_and_cross
+from spoor.encoder.model.user_encoder import UserEncoder
 
 RESULTS = Path(__file__).parent / "results" / "dcat_serving.jsonl"
 GOALS = {"ratio": 120.0, "ratio_r10": 7.6, "ratio_gather": 1.5}

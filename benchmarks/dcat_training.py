@@ -29,9 +29,9 @@ from benchmarks.dcat_serving import ITEMS, LENGTH, WIDTH, Request, flops
 from benchmarks.naive import model_of, naive_outputs, padded_blocks
 from benchmarks.rows import finish
 from benchmarks.timing import add_device_options, best_seconds, device_circumstances, fastest, use_device
-from spoor.encoder.dcat import context_and_cross
-from spoor.encoder.losses import Candidates, sampled_softmax_loss
-from spoor.encoder.model import UserEncoder
+from spoor.encoder.model.dcat import context_and_cross
+from spoor.encoder.model.losses import Candidates, sampled_softmax_loss
+from spoor.encoder.model.user_encoder import UserEncoder
 
 RESULTS = Path(__file__).parent / "results" / "dcat_training.jsonl"
 GOALS = {"ratio": 8.0, "ratio_with_ntl": 5.0}

@@ -7,7 +7,7 @@
 Three windows of one log follow one another: pretraining (60 % of the events), fine-tuning (20 %), test (20 %). A Feast
 repo gets what a company would have: features of the days before, each history as it was at each request, the release's
 vectors. Every row of the table is the same host on the same impressions; only the module beside it differs. The figures
-are means over seeds with 95 % intervals by bootstrap over users (ranking/measure.py); `ratio` is the AUC of the best
+are means over seeds with 95 % intervals by bootstrap over users (measure.py); `ratio` is the AUC of the best
 row with a module over that of the row without. Data are read from ../shared/data and never committed.
 """
 
@@ -34,20 +34,20 @@ from spoor.activity.history import Histories, group_events, history_values
 from spoor.activity.lake import Lake
 from spoor.activity.packing import pack
 from spoor.activity.settings import EventSettings
-from spoor.activity.sources import read_events, read_table, spread_ties
-from spoor.encoder.inference import FrozenEncoder
-from spoor.encoder.pretrain import run_pretrain
-from spoor.encoder.release import Release, load_release
-from spoor.encoder.settings import PretrainSettings
+from spoor.activity.sources.event_files import read_events, read_table, spread_ties
+from spoor.encoder.release.folder import Release, load_release
+from spoor.encoder.release.inference import FrozenEncoder
+from spoor.encoder.training.run import run_pretrain
+from spoor.encoder.training.settings import PretrainSettings
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.ranking.existing_features import write_existing_features
-from spoor.ranking.finetune import Source, Windows, check_windows
-from spoor.ranking.impressions import find_impressions, window_times
-from spoor.ranking.measure import CLAIM_POSITIVES, GroupBy, Measurements, measure
-from spoor.ranking.recommend import feast_reader, history_reader
-from spoor.ranking.rows import RankingData
+from spoor.ranking.features.existing_features import write_existing_features
+from spoor.ranking.features.impressions import find_impressions, window_times
+from spoor.ranking.ranker.finetune import Source, Windows, check_windows
+from spoor.ranking.ranker.measure import CLAIM_POSITIVES, GroupBy, Measurements, measure
+from spoor.ranking.ranker.recommend import feast_reader, history_reader
+from spoor.ranking.ranker.rows import RankingData
+from spoor.ranking.ranker.train import fine_tune
 from spoor.ranking.settings import FinetuneSettings, ImpressionSettings
-from spoor.ranking.train import fine_tune
 from spoor.store.offline import open_offline
 from spoor.store.repo import apply, create_repo
 from spoor.store.rows import EmbeddingRow, UserWrite

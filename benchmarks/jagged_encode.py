@@ -31,9 +31,9 @@ from torch import Tensor
 from benchmarks.naive import padded_block, padded_blocks, padded_last_block, with_direct_items
 from benchmarks.rows import circumstances, finish
 from benchmarks.timing import best_seconds, fastest
-from spoor.encoder.config import MODEL_CONFIGS
-from spoor.encoder.inference import batches_by_length
-from spoor.encoder.model import UserEncoder
+from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.user_encoder import UserEncoder
+from spoor.encoder.release.inference import batches_by_length
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "jagged_encode.jsonl"

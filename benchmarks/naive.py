@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spoor.encoder.block import Block
-from spoor.encoder.config import MODEL_CONFIGS, ModelConfig
-from spoor.encoder.model import UserEncoder
+from spoor.encoder.model.block import Block
+from spoor.encoder.model.config import MODEL_CONFIGS, ModelConfig
+from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.kernels.jagged_attention import jagged_attention
 
 

@@ -31,14 +31,14 @@ import torch
 
 from benchmarks.rows import circumstances, finish
 from spoor.encoder.baselines.sasrec import SasrecModel, SasrecSettings, newest, next_item_loss, user_batches
-from spoor.encoder.corpus import Corpus
+from spoor.encoder.data.corpus import Corpus
+from spoor.encoder.data.split import TRAIN, Split
 from spoor.encoder.evaluation.scoring import Training
-from spoor.encoder.parallel import ALONE
-from spoor.encoder.pretrain import Plan, fresh_state, make_plan
-from spoor.encoder.protocols import TRAIN, Split
-from spoor.encoder.settings import PretrainSettings
-from spoor.encoder.step import take_step
-from spoor.encoder.vocabulary import Vocabulary
+from spoor.encoder.model.vocabulary import Vocabulary
+from spoor.encoder.training.parallel import ALONE
+from spoor.encoder.training.run import Plan, fresh_state, make_plan
+from spoor.encoder.training.settings import PretrainSettings
+from spoor.encoder.training.step import take_step
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "pretrain.jsonl"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from spoor.activity.hashing import hash_items, hash_names
-from spoor.encoder.config import MODEL_CONFIGS
-from spoor.encoder.inference import new_model
-from spoor.encoder.release import save_release
-from spoor.encoder.vocabulary import Vocabulary
+from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.vocabulary import Vocabulary
+from spoor.encoder.release.folder import save_release
+from spoor.encoder.release.inference import new_model
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.repo import apply, create_repo
 

@@ -36,11 +36,11 @@ from spoor.activity.hashing import hash_items
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import unpack
 from spoor.activity.settings import HistorySettings
-from spoor.encoder.batches import log_gaps
-from spoor.encoder.dcat import context, cross
-from spoor.encoder.inference import FrozenEncoder
-from spoor.encoder.release import load_release
-from spoor.ranking.recommend import OnlineFeatures
+from spoor.encoder.data.batches import log_gaps
+from spoor.encoder.model.dcat import context, cross
+from spoor.encoder.release.folder import load_release
+from spoor.encoder.release.inference import FrozenEncoder
+from spoor.ranking.ranker.recommend import OnlineFeatures
 from spoor.store.online import open_online
 from spoor.store.writer import GuardedWriter
 

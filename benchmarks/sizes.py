@@ -23,14 +23,14 @@ import redis as redis_client
 from benchmarks.feast_write import DIMENSION, RELEASE, writes_of
 from benchmarks.repo import applied_repo
 from benchmarks.rows import circumstances, finish
-from spoor import services
 from spoor.activity.simulator import SimulatorSettings
-from spoor.batch.archive import run_archive
-from spoor.batch.backfill import run_backfill
+from spoor.batch.kafka.archive import run_archive
+from spoor.batch.users.backfill import run_backfill
 from spoor.config import load_settings
 from spoor.feature_repo.names import user_embedding_view
-from spoor.kafka_admin import ensure_topics
-from spoor.simulate import run_simulate
+from spoor.operations.kafka_admin import ensure_topics
+from spoor.operations.simulate import run_simulate
+from spoor.services import local as services
 from spoor.store.online import open_online
 
 RESULTS = Path(__file__).parent / "results" / "sizes.jsonl"

@@ -47,15 +47,15 @@ from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import pack
 from spoor.config import Settings, load_settings
-from spoor.encoder.inference import load_encoders
+from spoor.encoder.release.inference import load_encoders
 from spoor.feature_repo.names import user_embedding_view
-from spoor.kafka_admin import ensure_topics
-from spoor.services import down, up
+from spoor.operations.kafka_admin import ensure_topics
+from spoor.services.local import down, up
 from spoor.store.online import open_online
 from spoor.store.rows import UserWrite
-from spoor.streaming.broker import broker_urls
-from spoor.streaming.core import Record, decode_batch
-from spoor.streaming.encoder_process import RemoteEncoder
+from spoor.streaming.kafka.broker import broker_urls
+from spoor.streaming.pipeline.encoder_process import RemoteEncoder
+from spoor.streaming.records.core import Record, decode_batch
 from spoor.streaming.worker import run_worker
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import circumstances, finish, own_mb
-from spoor.encoder.packed_tables import RECORD_FILE, ROWS_FILE, PackedTables, write_packed
+from spoor.encoder.release.packed_tables import RECORD_FILE, ROWS_FILE, PackedTables, write_packed
 from spoor.kernels.hashed_gather.reference import reference_hashed_gather
 
 RESULTS = Path(__file__).parent / "results" / "table_gather.jsonl"

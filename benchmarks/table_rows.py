@@ -3,7 +3,7 @@
     python -m benchmarks.table_rows [--rows 1000000 10000000 50000000] [--steps 60] [--rounds 3] --json [--keep]
 
 The same simulated events train the same small transformer over hashed tables of each size; updates touch only the rows
-that a step has read (encoder/optimiser.py). Each size trains in a process of its own, sizes take turns; `ratio` is the
+that a step has read (optimiser.py). Each size trains in a process of its own, sizes take turns; `ratio` is the
 median step of the smallest table over that of the slowest, where 1 is perfectly flat and 1 / 1.2 the goal. A row has 16
 floats, and with its moments and its average takes 256 bytes: 50 million rows need 13 GB.
 """
@@ -36,11 +36,11 @@ def step_seconds(rows: int, *, steps: int) -> dict[str, float]:
     import pyarrow as pa
 
     from spoor.activity.simulator import SimulatorSettings, simulate
-    from spoor.encoder.config import MODEL_CONFIGS
-    from spoor.encoder.parallel import ALONE
-    from spoor.encoder.pretrain import fresh_state, make_plan
-    from spoor.encoder.settings import PretrainSettings
-    from spoor.encoder.step import take_step
+    from spoor.encoder.model.config import MODEL_CONFIGS
+    from spoor.encoder.training.parallel import ALONE
+    from spoor.encoder.training.run import fresh_state, make_plan
+    from spoor.encoder.training.settings import PretrainSettings
+    from spoor.encoder.training.step import take_step
 
     year = 365 * 86_400_000
     events = SimulatorSettings(events=_EVENTS, users=_USERS, items=_ITEMS, from_ms=year, to_ms=2 * year)

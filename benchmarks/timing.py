@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.rows import circumstances
-from spoor.encoder.allocator import keep_freed_memory
+from spoor.encoder.release.allocator import keep_freed_memory
 
 Run = Callable[[], object]
 

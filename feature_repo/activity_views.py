@@ -1,5 +1,5 @@
 """The example of features that a company has before Spoor: counts and rates per user and item, as
-`ranking/existing_features.py` writes them.
+`ranking/features/existing_features.py` writes them.
 
 They belong to the demo, the tests and the benchmarks. A company's repo has such views of its own, so
 `definitions.build` does not make these: they are materialised by plain Feast and would be empty there.

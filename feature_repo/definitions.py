@@ -15,7 +15,7 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, OnDema
 from feast.data_format import ParquetFormat
 from feast.types import Array, Bytes, Float32, Int64, String, from_value_type
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.feature_repo.entities import item_entity, to_register, user_entity
 from spoor.feature_repo.names import (
     PROMOTED_RANKER,

@@ -14,7 +14,7 @@ from pathlib import Path
 from feast import Entity, FeatureStore, ValueType
 from feast.repo_config import RepoConfig, load_repo_config
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.feature_repo.settings import FeatureSettings, IdType
 
 

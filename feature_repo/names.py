@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from spoor.activity.release_names import check_release_name
+from spoor.base.release_names import check_release_name
 
 USER_HISTORY = "user_history"
 USER_ACTIVITY = "user_activity"

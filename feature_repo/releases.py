@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spoor.activity.errors import DataError, UsageError
-from spoor.activity.files import read_at_most
-from spoor.activity.release_names import check_release_name
+from spoor.base.errors import DataError, UsageError
+from spoor.base.files import read_at_most
+from spoor.base.release_names import check_release_name
 
 _JSON_BYTES = 16 << 20
 PROMOTED_FILE = "promoted.json"  # beside the release folders; written by `spoor release promote`

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from spoor.activity.configuration import find_file, load
-from spoor.activity.errors import UsageError
 from spoor.activity.settings import EventSettings
+from spoor.base.configuration import find_file, load
+from spoor.base.errors import UsageError
 from spoor.feature_repo.names import is_spoor_name
 
 IdType = Literal["string", "int64"]

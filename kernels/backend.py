@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.kernels.settings import Choice
 
 if TYPE_CHECKING:

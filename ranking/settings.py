@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 
 Kind = Literal["none", "late-mean", "late-last", "early"]
 Module = Literal["tuned", "frozen"]

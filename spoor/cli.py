@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from spoor.activity.errors import SpoorError, UsageError
+from spoor.base.errors import SpoorError, UsageError
 from spoor.commands import (
     batch,
     demo,

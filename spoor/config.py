@@ -1,7 +1,7 @@
 """All of Spoor's settings in one typed object, and where each value came from.
 
 Each room declares its section; here they are put together and read from the settings file, the environment and the
-flags (activity/configuration.py says how). This is the one place that reads the environment.
+flags (spoor/base/configuration.py says how). This is the one place that reads the environment.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from spoor.activity.configuration import TopSettings, find_file, load, settings_of
-from spoor.activity.settings import EventSettings, HistorySettings, KafkaSettings, LakeSettings
+from spoor.activity.settings import EventSettings, HistorySettings, LakeSettings
+from spoor.base.configuration import TopSettings, find_file, load, settings_of
 from spoor.batch.settings import FlinkSettings
-from spoor.encoder.settings import PretrainSettings
+from spoor.broker.settings import KafkaSettings
+from spoor.encoder.training.settings import PretrainSettings
 from spoor.feature_repo.settings import FeatureSettings, agree_on_ids
 from spoor.kernels.settings import KernelSettings
 from spoor.ranking.settings import DriftSettings, FinetuneSettings

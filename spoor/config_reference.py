@@ -18,7 +18,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
-from spoor.activity.configuration import TopSettings
+from spoor.base.configuration import TopSettings
 from spoor.config import SECTIONS
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -68,7 +68,7 @@ def page() -> str:
 
 def main(arguments: list[str]) -> int:
     if arguments == ["--write"]:
-        from spoor.activity.files import atomic_write
+        from spoor.base.files import atomic_write
 
         atomic_write(PAGE, page().encode())
         return 0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from feast.errors import FeastError
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.feature_repo.releases import live_releases
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.feast_store import open_feature_store, registered_releases

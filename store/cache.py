@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from spoor.store.rows import StoredUser
 
-MAX_AGE_SECONDS = 3600.0  # far below the shortest time that a forgotten user's marker stays (batch/expire.py)
+MAX_AGE_SECONDS = 3600.0  # far below the shortest time that a forgotten user's marker stays (batch/forget/expire.py)
 
 
 class _Entry(NamedTuple):

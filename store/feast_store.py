@@ -18,16 +18,16 @@ from feast.infra.passthrough_provider import PassthroughProvider
 from feast.repo_config import FeastConfigError, RepoConfig, load_repo_config
 from pydantic import ValidationError
 
-from spoor.activity.errors import InfrastructureError, UsageError
+from spoor.base.errors import InfrastructureError, UsageError
 from spoor.feature_repo.definitions import OWNER_TAG
 from spoor.feature_repo.entities import registry_file
 from spoor.feature_repo.names import user_embedding_view
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.store.fallback import UnguardedStore
-from spoor.store.guard import GuardedStore
-from spoor.store.protobytes import KEY_VERSION
-from spoor.store.redis_guard import GuardedRedisOnlineStore
-from spoor.store.sqlite_guard import GuardedSqliteOnlineStore
+from spoor.store.guarded.fallback import UnguardedStore
+from spoor.store.guarded.guard import GuardedStore
+from spoor.store.guarded.protobytes import KEY_VERSION
+from spoor.store.guarded.redis_guard import GuardedRedisOnlineStore
+from spoor.store.guarded.sqlite_guard import GuardedSqliteOnlineStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spoor.activity.errors import DataError
 from spoor.activity.fields import is_int64
-from spoor.activity.files import Manifest, atomic_path, writing
+from spoor.base.errors import DataError
+from spoor.base.files import Manifest, atomic_path, writing
 from spoor.feature_repo.activity_views import ITEM_ACTIVITY_FIELDS, USER_ACTIVITY_FIELDS
 from spoor.feature_repo.definitions import source_folder
 from spoor.feature_repo.names import USER_ACTIVITY, USER_HISTORY, item_embedding_view, user_embedding_view

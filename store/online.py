@@ -16,13 +16,11 @@ import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 from redis.exceptions import RedisError
 
-from spoor.activity.errors import DataError, InfrastructureError, UsageError
+from spoor.base.errors import DataError, InfrastructureError, UsageError
 from spoor.feature_repo.definitions import release_views
 from spoor.feature_repo.names import USER_HISTORY, item_embedding_view, user_embedding_view
 from spoor.feature_repo.releases import LiveRelease, live_releases
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.store import protobytes
-from spoor.store.fallback import UnguardedStore
 from spoor.store.feast_store import (
     not_applied,
     open_feature_store,
@@ -30,7 +28,9 @@ from spoor.store.feast_store import (
     registered_user_views,
     registered_view,
 )
-from spoor.store.guard import GuardedStore, GuardedWrite, ViewRow
+from spoor.store.guarded import protobytes
+from spoor.store.guarded.fallback import UnguardedStore
+from spoor.store.guarded.guard import GuardedStore, GuardedWrite, ViewRow
 from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
 from spoor.store.validation import check_vectors
 

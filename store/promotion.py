@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from feast import FeatureStore, OnDemandFeatureView
 from feast.base_feature_view import BaseFeatureView
 
-from spoor.activity.errors import UsageError
-from spoor.activity.files import atomic_write
+from spoor.base.errors import UsageError
+from spoor.base.files import atomic_write
 from spoor.feature_repo.names import PROMOTED_RANKER, aligned_ranker
 from spoor.feature_repo.releases import PROMOTED_FILE, live_releases, promotion
 from spoor.feature_repo.settings import FeatureSettings

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from feast import FeatureService, FeatureStore
 
-from spoor.activity.errors import DataError
+from spoor.base.errors import DataError
 from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, ranker_service
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.feast_store import open_feature_store

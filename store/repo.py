@@ -15,8 +15,8 @@ from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
 from feast.base_feature_view import BaseFeatureView
 from feast.errors import FeastError
 
-from spoor.activity.errors import InfrastructureError, UsageError
-from spoor.activity.files import atomic_write
+from spoor.base.errors import InfrastructureError, UsageError
+from spoor.base.files import atomic_write
 from spoor.feature_repo.activity_views import build_activity
 from spoor.feature_repo.definitions import build
 from spoor.feature_repo.entities import check_shape, item_entity, user_entity

@@ -27,9 +27,9 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from spoor.activity.errors import DataError
 from spoor.activity.packing import holds_events
-from spoor.activity.settings import EmbeddingFormat
+from spoor.base.errors import DataError
+from spoor.broker.settings import EmbeddingFormat
 
 _MOST_BYTES = 1 << 20  # of a row as JSON: room for a vector of 40,000 floats
 _INT64 = 2**63 - 1

@@ -40,7 +40,7 @@ from feast.online_response import OnlineResponse
 from feast.repo_config import RepoConfig
 from feast.types import from_feast_to_pyarrow_type
 
-from spoor.activity.files import atomic_path
+from spoor.base.files import atomic_path
 from spoor.feature_repo.settings import load_feature_settings
 from spoor.store.offline import SCHEMA_FILE
 

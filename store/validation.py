@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from spoor.activity.errors import DataError
-from spoor.activity.numbers import number_text
+from spoor.base.errors import DataError
+from spoor.base.numbers import number_text
 
 _NORM_TOLERANCE = 1e-3
 

@@ -28,10 +28,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from spoor.activity.errors import DataError, InfrastructureError, SpoorError
 from spoor.activity.history import NEVER, Histories, equal_rows, merge
 from spoor.activity.packing import pack, unpack_readable
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import DataError, InfrastructureError, SpoorError
 from spoor.store.cache import HistoryCache
 from spoor.store.online import OnlineStore
 from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite

@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from spoor.activity.errors import UsageError
-from spoor.activity.settings import (
-    EventSettings,
-    HistorySettings,
-    KafkaSettings,
-    require_at_least,
-    require_at_most,
-    require_port,
-)
+from spoor.activity.settings import EventSettings, HistorySettings
+from spoor.base.errors import UsageError
+from spoor.base.limits import require_at_least, require_at_most, require_port
+from spoor.broker.settings import KafkaSettings
 from spoor.feature_repo.settings import FeatureSettings
 
 

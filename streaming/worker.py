@@ -1,6 +1,6 @@
 """The stream worker: activity events in, fresh histories and embeddings in Feast and in the embedding topics.
 
-`build_app` wires one Faust agent to `BatchProcessor.take` (streaming/processor.py), the one place where a batch is
+`build_app` wires one Faust agent to `BatchProcessor.take` (processor.py), the one place where a batch is
 decoded, written, published and only then acknowledged; `run_worker` runs it from start to end. The steps, and what a
 crash right after each of them does:
 
@@ -41,7 +41,7 @@ Metrics (Prometheus, prefix spoor_stream_):
   freshness_seconds         append → in the store        step_seconds              by step: decoded, read, merged,
   lag_records               by partition, not committed                            encoded, written, dead-letters,
                                                          published, committed
-They are served beside /healthz and /readyz (streaming/status_server.py) on stream.metrics_port.
+They are served beside /healthz and /readyz (streaming/status/status_server.py) on stream.metrics_port.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 
-from spoor.activity.compression import missing_codec
-from spoor.activity.errors import InfrastructureError, UsageError
-from spoor.activity.files import atomic_write
-from spoor.activity.settings import IsolationLevel
-from spoor.streaming.batches import batches
-from spoor.streaming.broker import MAX_REQUEST_BYTES, broker_urls, credentials
-from spoor.streaming.metrics import StreamSummary
-from spoor.streaming.processor import BatchProcessor
+from spoor.base.errors import InfrastructureError, UsageError
+from spoor.base.files import atomic_write
+from spoor.broker.compression import missing_codec
+from spoor.broker.settings import IsolationLevel
+from spoor.streaming.kafka.batches import batches
+from spoor.streaming.kafka.broker import MAX_REQUEST_BYTES, broker_urls, credentials
+from spoor.streaming.kafka.transport import FreshConsumer, FreshTransport
+from spoor.streaming.orders.steering import Steering
+from spoor.streaming.pipeline.processor import BatchProcessor
 from spoor.streaming.settings import StreamSettings, WorkerSettings
-from spoor.streaming.status_server import serve
-from spoor.streaming.steering import Steering
-from spoor.streaming.transport import FreshConsumer, FreshTransport
+from spoor.streaming.status.metrics import StreamSummary
+from spoor.streaming.status.status_server import serve
 
 if TYPE_CHECKING:
     from faust.types import TP
@@ -120,7 +120,7 @@ def build_app(settings: WorkerSettings) -> StreamApp:
         # Faust refuses a request timeout below the session's.
         broker_request_timeout=max(kafka.request_timeout_seconds, kafka.session_timeout_seconds + 1),
         broker_max_poll_records=_POLL_RECORDS,
-        consumer_auto_offset_reset="none",  # a leap to the earliest record is counted (streaming/transport.py)
+        consumer_auto_offset_reset="none",  # a leap to the earliest record is counted (streaming/kafka/transport.py)
         producer_request_timeout=kafka.request_timeout_seconds,
         producer_linger=_LINGER_SECONDS,
         producer_max_request_size=MAX_REQUEST_BYTES,

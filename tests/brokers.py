@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from spoor import services
-from spoor.activity.settings import KafkaSettings
-from spoor.kafka_server import FORMAT_CLASS, MAIN_CLASS, ServerFiles, java_command
+from spoor.broker.settings import KafkaSettings
+from spoor.services import local as services
+from spoor.services.kafka_server import FORMAT_CLASS, MAIN_CLASS, ServerFiles, java_command
 from tests.conftest import wait_until
 
 CLUSTER_ID = "c3Bvb3ItdGVzdHMtMDAwMQ"

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from spoor import services
-from spoor.activity.settings import KafkaSettings
+from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings, load_settings
+from spoor.services import local as services
 
 _EXIT_STATUS = pytest.StashKey[int]()
 

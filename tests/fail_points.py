@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from spoor.streaming.processor import BatchProcessor
+from spoor.streaming.pipeline.processor import BatchProcessor
 
 FAIL_POINTS = ("before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
 

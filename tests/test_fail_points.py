@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.config import load_settings
-from spoor.streaming.processor import BatchProcessor
+from spoor.streaming.pipeline.processor import BatchProcessor
 from tests.fail_points import FailPoint
 
 SCRIPT = """

@@ -8,7 +8,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 
-from spoor.activity.settings import KafkaSettings
+from spoor.broker.settings import KafkaSettings
 from tests.conftest import DEADLINE_SECONDS
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from spoor.feature_repo.names import USER_HISTORY
-from spoor.store import protobytes
-from spoor.store.guard import ViewRow
+from spoor.store.guarded import protobytes
+from spoor.store.guarded.guard import ViewRow
 from spoor.store.online import OnlineStore
 
 UNREADABLE: dict[str, dict[str, bytes]] = {

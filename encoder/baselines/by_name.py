@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.encoder.baselines.item_knn import ItemKnn
 from spoor.encoder.baselines.markov import Markov
 from spoor.encoder.baselines.popularity import Popularity

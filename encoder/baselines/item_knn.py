@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from spoor.activity.numbers import number_text
+from spoor.base.numbers import number_text
+from spoor.encoder.data.item_links import count_pairs
 from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from spoor.encoder.evaluation.questions import Inputs
 from spoor.encoder.evaluation.scoring import Scores, Training
-from spoor.encoder.item_links import count_pairs
-from spoor.encoder.vocabulary import Indexes
+from spoor.encoder.model.vocabulary import Indexes
 
 Pairs = Literal["users", "near", "after"]
 Matrix = Any  # scipy.sparse.csr_array of float32, whose types say nothing

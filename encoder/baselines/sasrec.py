@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spoor.activity.errors import DataError, UsageError
 from spoor.activity.history import slice_rows
-from spoor.activity.numbers import number_text
+from spoor.base.errors import DataError, UsageError
+from spoor.base.numbers import number_text
 from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from spoor.encoder.evaluation.questions import Inputs
 from spoor.encoder.evaluation.scoring import Scores, Training
-from spoor.encoder.pace import MEASURED_STEPS, Clock, Pace, rounded_down
-from spoor.encoder.vocabulary import Indexes
+from spoor.encoder.model.vocabulary import Indexes
+from spoor.encoder.training.pace import MEASURED_STEPS, Clock, Pace, rounded_down
 
 _CHOICE_QUESTIONS = 5_000
 _QUESTIONS_AT_ONCE = 256

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spoor.encoder.vocabulary import Indexes
+from spoor.encoder.model.vocabulary import Indexes
 
 CUTOFFS = (5, 10, 50)
 TOP = 10  # places that coverage and popularity share look at

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from spoor.activity.history import Histories, slice_rows
-from spoor.encoder.protocols import Roles
-from spoor.encoder.vocabulary import Indexes, Vocabulary
+from spoor.encoder.data.split import Roles
+from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
 Seen = Literal["filtered", "kept"]  # whether the user's earlier items are candidates
 

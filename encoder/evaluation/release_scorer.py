@@ -1,7 +1,7 @@
 """A release as a scorer: the transformer alone, and with what the release adds to it.
 
 The transformer's score is the user vector times the item vector: what a consumer of the vectors in Feast can compute.
-What a release may add (encoder/mixture.py) ranks with sparse item links and the user's own history besides.
+What a release may add (encoder/evaluation/mixture.py) ranks with sparse item links and the user's own history besides.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from spoor.activity.errors import DataError
+from spoor.base.errors import DataError
+from spoor.encoder.evaluation.mixture import FILE as MIXTURE_FILE
+from spoor.encoder.evaluation.mixture import Mixture
 from spoor.encoder.evaluation.questions import Inputs
 from spoor.encoder.evaluation.scoring import Scorer, Scores, Training
-from spoor.encoder.inference import FrozenEncoder
-from spoor.encoder.mixture import FILE as MIXTURE_FILE
-from spoor.encoder.mixture import Mixture
-from spoor.encoder.release import BEFORE_REFIT_FILE, Release, kept_file
+from spoor.encoder.release.folder import BEFORE_REFIT_FILE, Release, kept_file
+from spoor.encoder.release.inference import FrozenEncoder
 
 RELEASE, TRANSFORMER, BEFORE_REFIT = "release", "transformer", "before-refit"
 

@@ -19,15 +19,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from spoor.activity.errors import DataError
-from spoor.encoder.corpus import Corpus
+from spoor.base.errors import DataError
+from spoor.encoder.data.corpus import Corpus
+from spoor.encoder.data.split import TEST, TRAIN, VALIDATION, Split
 from spoor.encoder.evaluation import metrics, slices
 from spoor.encoder.evaluation.intervals import Values, bootstrap_means, interval, user_sums
 from spoor.encoder.evaluation.questions import Questions, Seen, question_chunks
 from spoor.encoder.evaluation.report import Difference, EvaluationReport, Row
 from spoor.encoder.evaluation.scoring import Scorer, Training
-from spoor.encoder.protocols import TEST, TRAIN, VALIDATION, Split
-from spoor.encoder.vocabulary import Indexes, Vocabulary
+from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
 _BLOCK_EVENTS = 1_000_000
 _ROLE_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}

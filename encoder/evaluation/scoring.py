@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spoor.activity.history import slice_rows
+from spoor.encoder.data.split import VALIDATION, Roles
 from spoor.encoder.evaluation.questions import Inputs, Seen, asked_rows
-from spoor.encoder.protocols import VALIDATION, Roles
-from spoor.encoder.vocabulary import Indexes
+from spoor.encoder.model.vocabulary import Indexes
 
 Scores = npt.NDArray[np.float32]
 

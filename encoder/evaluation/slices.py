@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spoor.encoder.evaluation.metrics import METRICS
-from spoor.encoder.vocabulary import Indexes
+from spoor.encoder.model.vocabulary import Indexes
 
 Bands = tuple[tuple[str, int | None], ...]
 _DAY_MS = 86_400_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.commands.invocation import (
     DURATION,
     TIME,
@@ -26,8 +26,8 @@ from spoor.commands.invocation import (
 )
 
 if TYPE_CHECKING:
-    from spoor.batch.forget import ForgetResult
-    from spoor.batch.retention import Kept
+    from spoor.batch.forget.forget import ForgetResult
+    from spoor.batch.kafka.retention import Kept
 
 
 @click.command()
@@ -48,9 +48,9 @@ def archive(
     dry_run: bool,
 ) -> None:
     """Bring Kafka's events into the lake."""
-    from spoor.batch.archive import run_archive
-    from spoor.flink import batch_runner
-    from spoor.services import require_broker
+    from spoor.batch.kafka.archive import run_archive
+    from spoor.services.flink import batch_runner
+    from spoor.services.local import require_broker
 
     settings = invocation.settings()
     require_broker(settings.kafka)
@@ -101,12 +101,12 @@ def backfill(
     """
     if (from_ms is None) != (to_ms is None):
         raise UsageError("--from and --to belong together: one is missing", hint="give both, or neither")
-    from spoor.batch.backfill import run_backfill
     from spoor.batch.releases import chosen_releases, live_names
+    from spoor.batch.users.backfill import run_backfill
     from spoor.console import say
-    from spoor.flink import batch_runner
-    from spoor.kafka_admin import ensure_topics
-    from spoor.stream_orders import unwritten, way_to_write
+    from spoor.operations.kafka_admin import ensure_topics
+    from spoor.operations.orders import unwritten, way_to_write
+    from spoor.services.flink import batch_runner
 
     snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, every_ms)
     online = into != "offline" and snapshots is None
@@ -151,8 +151,8 @@ def verify(ctx: click.Context, repair: bool, runner: str, runner_options: tuple[
     Histories and embeddings of every user and live release come from the lake. Exit code 1 if anything differs; with
     --repair, if anything still does.
     """
-    from spoor.batch.verify import run_verify
-    from spoor.flink import batch_runner
+    from spoor.batch.users.verify import run_verify
+    from spoor.services.flink import batch_runner
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
@@ -184,7 +184,7 @@ def export(
     Everybody's embedding as the store holds it, with revision and model version, and every item's vector: Parquet with
     fixed-size lists of float32, ready for an index of nearest neighbours.
     """
-    from spoor.batch.export import run_export
+    from spoor.batch.users.export import run_export
 
     result = run_export(
         invocation.settings(), to, releases=releases, what=what or "both", overwrite=overwrite, dry_run=dry_run
@@ -243,7 +243,7 @@ def forget(
         return
     if grace_ms is not None:
         raise UsageError("--grace belongs to --expire, which is missing", hint="give both, or users alone")
-    from spoor.batch.forget import read_ids, run_forget
+    from spoor.batch.forget.forget import read_ids, run_forget
 
     users = [*user_ids, *([] if users_from is None else read_ids(users_from))]
     settings = invocation.settings()
@@ -267,7 +267,7 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
     For users who did something before they logged in: the histories merge, online and in the lake, and the old id is
     forgotten through the newest moved event. Run `spoor archive` first: what moves is what the lake holds.
     """
-    from spoor.batch.merge_users import run_merge_users
+    from spoor.batch.forget.merge_users import run_merge_users
 
     settings = invocation.settings()
     if not (dry_run or yes):
@@ -280,10 +280,10 @@ def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: 
 
 
 def _expire(invocation: Invocation, *, grace_ms: int | None, yes: bool, dry_run: bool) -> None:
-    from spoor.batch.expire import GRACE_MS, run_expire
+    from spoor.batch.forget.expire import GRACE_MS, run_expire
     from spoor.console import say
-    from spoor.services import require_broker
-    from spoor.streaming.replay import oldest_letter_ms
+    from spoor.services.local import require_broker
+    from spoor.streaming.orders.replay import oldest_letter_ms
 
     settings = invocation.settings()
     if not (dry_run or yes):

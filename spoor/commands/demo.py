@@ -20,7 +20,7 @@ def demo(invocation: Invocation, data: Path | None, items: Path | None, folder: 
 
     From Kafka to a ranker's feature row, with embedded servers; each step prints the command that does it.
     """
-    from spoor.demo import run_demo
+    from spoor.demo.run import run_demo
 
     result = run_demo(invocation.settings(), folder=folder, data=data, items=items)
     invocation.emit(result, f"report: {folder / 'report.html'}")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.activity.numbers import number_text
+from spoor.base.numbers import number_text
 from spoor.commands.invocation import Invocation, json_option
 from spoor.console import say
 
 if TYPE_CHECKING:
-    from spoor.ranking.drift import Drift
+    from spoor.batch.users.drift import Drift
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 
@@ -29,8 +29,8 @@ def drift(ctx: click.Context, name: str, before: datetime, after: datetime) -> N
     Of users' last rows on each day in the offline log: norms, means of coordinates, and how well a classifier tells the
     days apart. Exit code 1 if a figure is above its limit (settings: [drift]).
     """
-    from spoor.encoder.release import read_info
-    from spoor.ranking.drift import read_drift
+    from spoor.batch.users.drift import read_drift
+    from spoor.encoder.release.folder import read_info
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()

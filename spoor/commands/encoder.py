@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.activity.errors import UsageError
-from spoor.activity.numbers import number_text
+from spoor.base.errors import UsageError
+from spoor.base.numbers import number_text
 from spoor.commands.invocation import (
     NOT_NEGATIVE,
     SEED,
@@ -28,7 +28,7 @@ from spoor.commands.invocation import (
 from spoor.console import say
 
 if TYPE_CHECKING:
-    from spoor.encoder.release import ReleaseInfo
+    from spoor.encoder.release.folder import ReleaseInfo
 
 _EXISTING = LocalPath(exists=True)  # a file, or a folder of them
 _FOLDER = LocalPath(file_okay=False)
@@ -80,9 +80,9 @@ def pretrain(
     if shuffle_ties is not None and data is None:
         raise UsageError("--shuffle-ties needs --data", hint="the order of the lake's events stands")
     from spoor.activity.lake import Lake
-    from spoor.activity.release_names import check_release_name
-    from spoor.encoder.pretrain import run_pretrain
-    from spoor.encoder.release import short_histories
+    from spoor.base.release_names import check_release_name
+    from spoor.encoder.release.folder import short_histories
+    from spoor.encoder.training.run import run_pretrain
 
     if release is not None:
         check_release_name(release)
@@ -124,7 +124,7 @@ def release() -> None:
 @pass_invocation
 def list_all(invocation: Invocation) -> None:
     """Show the releases in the folder."""
-    from spoor.encoder.release import list_releases
+    from spoor.encoder.release.folder import list_releases
     from spoor.feature_repo.releases import promotion
 
     folder = invocation.settings().features.releases_folder
@@ -152,14 +152,14 @@ def show(invocation: Invocation, name: str) -> None:
 
     Every file is compared with its checksum first.
     """
-    from spoor.encoder.alignment import load_alignment
-    from spoor.encoder.release import load_release
+    from spoor.encoder.release.alignment import load_alignment
+    from spoor.encoder.release.folder import load_release
 
     loaded = load_release(invocation.settings().features.releases_folder / name)
     info = loaded.info
     aligned = load_alignment(info.folder)
     if info.packed is not None:
-        from spoor.encoder.packed_tables import open_packed
+        from spoor.encoder.release.packed_tables import open_packed
 
         open_packed(info, known_items=len(loaded.vocabulary.items)).verify()
     numbers = {key: value for key, value in loaded.metrics.items() if isinstance(value, int | float)}
@@ -208,7 +208,7 @@ def build(invocation: Invocation, name: str, out: str, layout: Any, overwrite: b
     OUT is a new release: NAME with packed tables. They are served from a mapped file, so memory grows with the
     items that are asked for. NAME stays as it is; OUT cannot be trained further.
     """
-    from spoor.encoder.pack_release import pack_release, plan_packing
+    from spoor.encoder.release.pack import pack_release, plan_packing
 
     releases = invocation.settings().features.releases_folder
     plan = plan_packing(
@@ -239,8 +239,8 @@ def report(invocation: Invocation, name: str, data: Path | None) -> None:
     Of each table: fill, collisions and packing error. Shares are of the items that the release knows. Items that
     collide in every table have one embedding.
     """
-    from spoor.activity.sources import read_events
-    from spoor.encoder.pack_release import report_tables
+    from spoor.activity.sources.event_files import read_events
+    from spoor.encoder.release.pack import report_tables
 
     settings = invocation.settings()
     items = None

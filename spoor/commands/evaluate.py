@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.activity.handed_in import refuse_url
+from spoor.base.handed_in import refuse_url
 from spoor.commands.invocation import (
     POSITIVE,
     SEED,
@@ -19,7 +19,7 @@ from spoor.commands.invocation import (
 )
 
 if TYPE_CHECKING:
-    from spoor.encoder.protocols import Protocol
+    from spoor.encoder.data.split import Protocol
 
 _FLOORS = "popularity,recent,markov,item-knn"
 
@@ -68,8 +68,8 @@ def evaluate(
     One table of Recall, NDCG and their 95 % intervals: the release, and rules that need no training. A release that was
     trained on other events or under another protocol is refused.
     """
-    from spoor.activity.files import atomic_write, refuse_foreign_file
-    from spoor.encoder.evaluation.files import evaluate_file
+    from spoor.base.files import atomic_write, refuse_foreign_file
+    from spoor.encoder.baselines.evaluate_file import evaluate_file
 
     if picture is not None:
         refuse_foreign_file(picture, ours=lambda head: head.startswith(b"\x89PNG"), what="picture (PNG)")

@@ -51,10 +51,10 @@ def finetune(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from spoor.activity.sources import read_table
-    from spoor.encoder.release import load_release
-    from spoor.ranking.finetune import Source, Windows, run_finetune
-    from spoor.ranking.recommend import feast_reader, history_reader
+    from spoor.activity.sources.event_files import read_table
+    from spoor.encoder.release.folder import load_release
+    from spoor.ranking.ranker.finetune import Source, Windows, run_finetune
+    from spoor.ranking.ranker.recommend import feast_reader, history_reader
 
     settings = invocation.settings()
     loaded = load_release(settings.features.releases_folder / release)
@@ -92,7 +92,7 @@ def _events(settings: Settings, data: Path | None) -> pa.Table:
 
     from spoor.activity.events import FIELDS
     from spoor.activity.lake import Lake
-    from spoor.activity.sources import read_events
+    from spoor.activity.sources.event_files import read_events
 
     if data is not None:
         return read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)

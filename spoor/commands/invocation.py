@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.activity.errors import Declined, UsageError
-from spoor.activity.handed_in import refuse_url
-from spoor.activity.settings import parse_duration_ms, parse_time_ms
+from spoor.base.errors import Declined, UsageError
+from spoor.base.handed_in import refuse_url
+from spoor.base.times import parse_duration_ms, parse_time_ms
 
 if TYPE_CHECKING:
     from spoor.config import Settings

@@ -9,7 +9,7 @@ import click
 from spoor.commands.invocation import Invocation, json_option, pass_invocation
 
 if TYPE_CHECKING:
-    from spoor.services import KafkaStatus
+    from spoor.services.local import KafkaStatus
 
 
 @click.group()
@@ -25,8 +25,8 @@ def up(invocation: Invocation) -> None:
 
     It goes on after the command, until `spoor services down`.
     """
-    from spoor import services
     from spoor.console import say
+    from spoor.services import local as services
 
     settings = invocation.settings()
     say(f"starting Kafka {services.KAFKA_VERSION} on {settings.kafka.address}, data under {settings.state_folder}")
@@ -39,7 +39,7 @@ def up(invocation: Invocation) -> None:
 @pass_invocation
 def down(invocation: Invocation) -> None:
     """Stop the embedded Kafka; its data stay."""
-    from spoor import services
+    from spoor.services import local as services
 
     stopped = services.down(invocation.settings())
     invocation.emit({"stopped": stopped}, "kafka: stopped" if stopped else "kafka: was not running")
@@ -53,7 +53,7 @@ def status(ctx: click.Context) -> None:
 
     Exit code 1 if it does not.
     """
-    from spoor import services
+    from spoor.services import local as services
 
     invocation = ctx.ensure_object(Invocation)
     found = services.status(invocation.settings())

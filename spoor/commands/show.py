@@ -9,7 +9,7 @@ import click
 from spoor.commands.invocation import COUNT, Invocation, json_option, time_text
 
 if TYPE_CHECKING:
-    from spoor.show import ShownUser
+    from spoor.operations.show import ShownUser
 
 
 @click.group()
@@ -29,7 +29,7 @@ def user(ctx: click.Context, user_id: str, count: int, nearest: int) -> None:
     The newest events, and each release's vector norm, version, age and nearest items (by the cosine with the item
     vectors in the store); --json prints every event. Exit code 1 for a user without history.
     """
-    from spoor.show import show_user
+    from spoor.operations.show import show_user
 
     invocation = ctx.ensure_object(Invocation)
     shown = show_user(invocation.settings(), user_id, nearest=nearest)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.commands.invocation import (
     POSITIVE,
     TIME,
@@ -55,7 +55,7 @@ def simulate(
 ) -> None:
     """Send events to Kafka, from a file or made up."""
     from spoor.activity.simulator import SimulatorSettings
-    from spoor.simulate import run_simulate
+    from spoor.operations.simulate import run_simulate
 
     settings = invocation.settings()
     given = {name: size for name, size in sizes.items() if size is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.commands.invocation import (
     COUNT,
     DURATION,
@@ -26,7 +26,7 @@ from spoor.commands.invocation import (
 
 if TYPE_CHECKING:
     from spoor.config import Settings
-    from spoor.streaming.dead_letters import DeadLetter
+    from spoor.streaming.records.dead_letters import DeadLetter
 
 _SHOWN_BYTES = 60  # of a dead letter's original value
 
@@ -60,14 +60,14 @@ def stream(
         return
     if from_lake and rewind_ms is not None:
         raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
-    from spoor.activity.files import refuse_foreign_file
     from spoor.activity.lake import Lake
+    from spoor.base.files import refuse_foreign_file
     from spoor.console import say
-    from spoor.kafka_admin import ensure_topics
+    from spoor.operations.kafka_admin import ensure_topics
     from spoor.store.applied import live_names
-    from spoor.streaming.control import group_members
-    from spoor.streaming.handover import start_after_backfill
-    from spoor.streaming.stores import releases_to_keep_fresh
+    from spoor.streaming.orders.control import group_members
+    from spoor.streaming.orders.handover import start_after_backfill
+    from spoor.streaming.pipeline.stores import releases_to_keep_fresh
     from spoor.streaming.worker import run_worker
 
     invocation = ctx.ensure_object(Invocation)
@@ -109,8 +109,8 @@ def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> d
     import time
 
     from spoor.console import say
-    from spoor.services import require_broker
-    from spoor.streaming.handover import rewind
+    from spoor.services.local import require_broker
+    from spoor.streaming.orders.handover import rewind
 
     require_broker(settings.kafka)
     moved = rewind(settings, to_ms=time.time_ns() // 1_000_000 - duration_ms, dry_run=dry_run)
@@ -121,7 +121,7 @@ def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> d
 
 
 def _order(described: Callable[[], None]) -> click.Command:
-    """The command that gives the workers the order of this name (spoor/stream_orders.py) and waits for their reports;
+    """The command that gives the workers the order of this name (orders.py) and waits for their reports;
     the function's docstring is its help."""
     order = described.__name__
 
@@ -136,7 +136,7 @@ def _order(described: Callable[[], None]) -> click.Command:
     @json_option
     @pass_invocation
     def give(invocation: Invocation, timeout_seconds: float) -> None:
-        from spoor import stream_orders
+        from spoor.operations import orders as stream_orders
 
         result = getattr(stream_orders, order)(invocation.settings(), timeout_seconds=timeout_seconds)
         invocation.emit(result, result.text())
@@ -172,7 +172,7 @@ def reload() -> None:
 @pass_invocation
 def status(invocation: Invocation) -> None:
     """Show what each worker does and writes."""
-    from spoor.stream_orders import status
+    from spoor.operations.orders import status
 
     result = status(invocation.settings())
     invocation.emit(result, result.text())
@@ -190,8 +190,8 @@ def dlq() -> None:
 @pass_invocation
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
     """List refused records with their reasons."""
-    from spoor.services import require_broker
-    from spoor.streaming.replay import list_dead_letters
+    from spoor.services.local import require_broker
+    from spoor.streaming.orders.replay import list_dead_letters
 
     settings = invocation.settings()
     require_broker(settings.kafka)
@@ -213,8 +213,8 @@ def replay(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
     code 1 if letters stay open because the topic refuses their size.
     """
     from spoor.activity.lake import Lake
-    from spoor.services import require_broker
-    from spoor.streaming.replay import replay_dead_letters
+    from spoor.services.local import require_broker
+    from spoor.streaming.orders.replay import replay_dead_letters
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
@@ -251,7 +251,7 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
     import json
     from dataclasses import replace
 
-    from spoor.streaming.dead_letters import encode_dead_letter
+    from spoor.streaming.records.dead_letters import encode_dead_letter
 
     shown = json.loads(encode_dead_letter(replace(letter, size=None, sha256=None))[1])
     if letter.is_reference:
@@ -260,6 +260,6 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _users(count: int) -> str:
-    from spoor.streaming.metrics import MOST_USERS
+    from spoor.streaming.status.metrics import MOST_USERS
 
     return f"{'at least ' if count >= MOST_USERS else ''}{count:,} users"

@@ -27,7 +27,7 @@ def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None
     changed. Exit code 1 if one has a cleanup policy or record time that workers and jobs refuse.
     """
     from spoor.feature_repo.releases import live_releases
-    from spoor.kafka_admin import create_topics
+    from spoor.operations.kafka_admin import create_topics
 
     invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()

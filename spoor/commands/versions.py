@@ -10,8 +10,8 @@ from spoor.commands.invocation import Invocation, confirm, dry_run_option, json_
 from spoor.console import say
 
 if TYPE_CHECKING:
-    from spoor.compare import Comparison
-    from spoor.versions import Promoted, Retired
+    from spoor.operations.compare import Comparison
+    from spoor.operations.releases import Promoted, Retired
 
 
 @click.command()
@@ -28,7 +28,7 @@ def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: b
     The release that was served stays live and written: promoting it again is the way back.
     """
     from spoor.console import counter
-    from spoor.versions import promote as run_promote
+    from spoor.operations.releases import promote as run_promote
 
     settings = invocation.settings()
     say(f"comparing all embeddings of {name} with their users' histories in the online store")
@@ -53,8 +53,8 @@ def retire(invocation: Invocation, name: str, keep_topic: bool, force: bool, yes
     the last live one, and while other services or views of Feast's registry use its views: with --force they stay
     registered and fail at every read. Run again, it finishes what was interrupted.
     """
-    from spoor.versions import Retired, plan_retirement
-    from spoor.versions import retire as run_retire
+    from spoor.operations.releases import Retired, plan_retirement
+    from spoor.operations.releases import retire as run_retire
 
     settings = invocation.settings()
     dependents = "break" if force else "refuse"
@@ -90,7 +90,7 @@ def compare(
     On a sample of the online histories and of the items that both know: how many nearest neighbours are the same, and
     how near a rotation brings NEW's vectors to OLD's. That rotation is stored in NEW's folder.
     """
-    from spoor.compare import compare_releases
+    from spoor.operations.compare import compare_releases
 
     settings = invocation.settings()
     say(f"{old} and {new} on at most {sample:,} users of the online store and {sample:,} items")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spoor.activity.errors import UsageError
 from spoor.activity.settings import EventSettings
-from spoor.activity.sources import read_events
+from spoor.activity.sources.event_files import read_events
+from spoor.base.errors import UsageError
 from tests.arrow_types import ARRAYS, invalid_text
 
 NOW = 1_800_000_000_000

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from fastavro import parse_schema, schemaless_writer
 
-from spoor.activity import avro
-from spoor.activity.avro_schemas import read_plan
-from spoor.activity.errors import EventError, UsageError
+from spoor.activity.avro import codec as avro
+from spoor.activity.avro.schemas import read_plan
 from spoor.activity.events import Event, decode_event
 from spoor.activity.settings import EventDefaults, EventFields, EventSettings
-from spoor.activity.sources import read_events
+from spoor.activity.sources.event_files import read_events
+from spoor.base.errors import EventError, UsageError
 
 NOW = 1_800_000_000_000
 GOOD: dict[str, Any] = {"user_id": "u", "item_id": "i", "action": "v", "surface": "s", "timestamp": 1_700_000_000_000}

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoor.activity.errors import EventError
 from spoor.activity.events import (
     EVENT_SCHEMA,
     LATEST_MS,
@@ -18,6 +17,7 @@ from spoor.activity.events import (
 from spoor.activity.history import group_events, history_values
 from spoor.activity.packing import pack
 from spoor.activity.settings import EventFields, EventSettings
+from spoor.base.errors import EventError
 
 NOW = 1_800_000_000_000
 EVENT = Event("u1", "i1", "view", "home", NOW - 5)

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spoor.activity.errors import DataError
 from spoor.activity.forgotten import ForgottenUsers
 from spoor.activity.history import NEVER
+from spoor.base.errors import DataError
 
 
 def events(*rows: tuple[str, int]) -> pa.Table:

@@ -1,9 +1,9 @@
 import pyarrow as pa
 import pytest
 
-from spoor.activity.errors import DataError, UsageError
 from spoor.activity.hashing import buckets_of
 from spoor.activity.lake import LAKE_SCHEMA, Lake
+from spoor.base.errors import DataError, UsageError
 
 DAY = 86_400_000
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoor.activity.errors import DataError
 from spoor.activity.hashing import hash_names
 from spoor.activity.history import EVENT_DTYPE, NEVER, Histories
 from spoor.activity.packing import holds_events, pack, read_forgotten_through, unpack
+from spoor.base.errors import DataError
 
 name = st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 65535, 65536])
 event = st.tuples(st.integers(-(2**47), 2**47 - 1), st.integers(0, 2**64 - 1), name, name)

@@ -2,16 +2,10 @@
 
 import pytest
 
-from spoor.activity.errors import UsageError
-from spoor.activity.settings import (
-    EventDefaults,
-    EventFields,
-    EventSettings,
-    HistorySettings,
-    KafkaSettings,
-    LakeSettings,
-    parse_time_ms,
-)
+from spoor.activity.settings import EventDefaults, EventFields, EventSettings, HistorySettings, LakeSettings
+from spoor.base.errors import UsageError
+from spoor.base.times import parse_time_ms
+from spoor.broker.settings import KafkaSettings
 
 
 @pytest.mark.parametrize(

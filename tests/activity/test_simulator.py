@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spoor.activity.errors import UsageError
 from spoor.activity.events import EVENT_SCHEMA, Event, decode_event, encode_event
 from spoor.activity.settings import EventSettings
 from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.base.errors import UsageError
 
 FROM_MS, TO_MS = 1_700_000_000_000, 1_700_086_400_000
 SETTINGS = SimulatorSettings(events=2_003, from_ms=FROM_MS, to_ms=TO_MS, seed=3, users=101, items=307)

@@ -12,8 +12,8 @@ from kafka.admin import NewTopic
 
 from spoor.activity.events import Event, encode_event
 from spoor.activity.packing import unpack
-from spoor.batch.archive import run_archive
-from spoor.batch.backfill import run_backfill
+from spoor.batch.kafka.archive import run_archive
+from spoor.batch.users.backfill import run_backfill
 from spoor.config import Settings
 from spoor.store import repo
 from spoor.store.online import open_online

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-import spoor.batch.histories
-from spoor.activity.errors import InfrastructureError, UsageError
-from spoor.batch.archive import run_archive
-from spoor.batch.backfill import BackfillResult, run_backfill
+import spoor.batch.users.histories
+from spoor.base.errors import InfrastructureError, UsageError
 from spoor.batch.jobs import LOCAL, Runner
+from spoor.batch.kafka.archive import run_archive
 from spoor.batch.settings import FlinkSettings
-from spoor.batch.verify import run_verify
+from spoor.batch.users.backfill import BackfillResult, run_backfill
+from spoor.batch.users.verify import run_verify
 from spoor.config import Settings
 from spoor.feature_repo.names import user_embedding_view
-from spoor.flink import batch_runner
+from spoor.services.flink import batch_runner
 from tests.conftest import wait_until
 from tests.flink_cluster import FlinkCluster, flink_cluster
 
@@ -34,7 +34,7 @@ def test_archive_backfill_and_verify_run_on_an_embedded_flink(
 ) -> None:
     """In a state folder of an odd name: Flink's parser of arguments knows no path with spaces."""
     settings = dataclasses.replace(world.settings, state_folder=tmp_path / "Zuständé, [1] *{a}")
-    monkeypatch.setattr(spoor.batch.histories, "GROUP_EVENTS", 30)  # several work items
+    monkeypatch.setattr(spoor.batch.users.histories, "GROUP_EVENTS", 30)  # several work items
     events = world.events(31, 300)
     world.produce(events[:200], 0)
     world.produce([*events[200:], b"no event"], 1)
@@ -63,7 +63,7 @@ def test_a_cluster_that_loses_a_task_manager_in_mid_job_ends_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Python runs in worker pools beside the task managers. A lock on the store holds the job up until one is dead."""
-    monkeypatch.setattr(spoor.batch.histories, "GROUP_EVENTS", 30)
+    monkeypatch.setattr(spoor.batch.users.histories, "GROUP_EVENTS", 30)
     events = world.events(32, 300)
     world.produce(events, 0)
     run_archive(world.settings)

@@ -11,7 +11,7 @@ import pytest
 from apache_beam.metrics.metric import Metrics
 
 import spoor.batch.jobs
-from spoor.activity.errors import DataError, InfrastructureError, SpoorError, UsageError
+from spoor.base.errors import DataError, InfrastructureError, SpoorError, UsageError
 from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from spoor.activity.errors import InfrastructureError
-from spoor.activity.files import Manifest
-from spoor.batch.export import ExportItem, WriteVectors
+from spoor.base.errors import InfrastructureError
+from spoor.base.files import Manifest
 from spoor.batch.jobs import Failures
-from spoor.batch.listing import list_users, listing_folder
-from spoor.batch.verify_steps import VerifyBuckets
+from spoor.batch.users.export import ExportItem, WriteVectors
+from spoor.batch.users.listing import list_users, listing_folder
+from spoor.batch.users.verify_steps import VerifyBuckets
 
 
 def lists(work: Path) -> None:

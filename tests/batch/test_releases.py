@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spoor.activity.errors import UsageError
 from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.base.errors import UsageError
 from spoor.batch.releases import encoders
 from spoor.config import Settings, load_settings
 from spoor.kernels import backend

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from spoor.activity.settings import KafkaSettings
+from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings, load_settings
-from spoor.flink import OPENED, flink_jars
-from spoor.java import java_executable
+from spoor.services.flink import OPENED, flink_jars
+from spoor.services.java import java_executable
 from tests.brokers import running_broker
 from tests.conftest import DEADLINE_SECONDS, free_port
 from tests.redis_servers import RedisServer

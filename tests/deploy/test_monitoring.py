@@ -13,15 +13,17 @@ import yaml
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from spoor.batch import archive, backfill, expire, verify
-from spoor.batch.archive import ArchiveResult
-from spoor.batch.backfill import BackfillResult
-from spoor.batch.expire import ExpireResult
+from spoor.batch.forget import expire
+from spoor.batch.forget.expire import ExpireResult
 from spoor.batch.job_metrics import JobMetrics
-from spoor.batch.verify import VerifyResult
-from spoor.batch.verify_steps import KINDS
-from spoor.streaming.metrics import StreamMetrics
+from spoor.batch.kafka import archive
+from spoor.batch.kafka.archive import ArchiveResult
+from spoor.batch.users import backfill, verify
+from spoor.batch.users.backfill import BackfillResult
+from spoor.batch.users.verify import VerifyResult
+from spoor.batch.users.verify_steps import KINDS
 from spoor.streaming.settings import StreamSettings
+from spoor.streaming.status.metrics import StreamMetrics
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

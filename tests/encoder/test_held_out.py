@@ -14,16 +14,16 @@ import pytest
 
 from spoor.activity.settings import EventSettings
 from spoor.activity.simulator import SimulatorSettings, simulate
-from spoor.encoder import corpus_build
-from spoor.encoder.batches import Batch, BatchReader, build_vocabulary, target_counts
-from spoor.encoder.config import MODEL_CONFIGS
-from spoor.encoder.corpus import Corpus
-from spoor.encoder.inference import new_model
-from spoor.encoder.item_links import count_links
-from spoor.encoder.mixture import Mixture
-from spoor.encoder.protocols import TEST, TRAIN, VALIDATION, Protocol, make_split, training_statistics
-from spoor.encoder.recipe import choose
-from spoor.encoder.validation import Validator
+from spoor.encoder.data import corpus_build
+from spoor.encoder.data.batches import Batch, BatchReader, build_vocabulary, target_counts
+from spoor.encoder.data.corpus import Corpus
+from spoor.encoder.data.item_links import count_links
+from spoor.encoder.data.split import TEST, TRAIN, VALIDATION, Protocol, make_split, training_statistics
+from spoor.encoder.evaluation.mixture import Mixture
+from spoor.encoder.evaluation.validation import Validator
+from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.release.inference import new_model
+from spoor.encoder.training.recipe import choose
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS

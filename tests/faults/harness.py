@@ -25,12 +25,12 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
-from spoor.activity.settings import KafkaSettings
+from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings, load_settings
-from spoor.kafka_admin import ensure_topics, group_lag
+from spoor.operations.kafka_admin import ensure_topics, group_lag
 from spoor.store.repo import apply, create_repo
-from spoor.streaming.control import group_members
-from spoor.streaming.handover import rewind
+from spoor.streaming.orders.control import group_members
+from spoor.streaming.orders.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.faults.judge import Case
 from tests.faults.names import ACTIONS, ITEMS, SURFACES

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from spoor import services
+from spoor.services import local as services
 from tests.conftest import free_port, settings_in, wait_until
 from tests.faults.conftest import Judged, NewWorld
 from tests.faults.harness import Fleet, World

@@ -9,8 +9,8 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from spoor import services
-from spoor.activity.settings import KafkaSettings
+from spoor.broker.settings import KafkaSettings
+from spoor.services import local as services
 from tests.brokers import one_node, running_broker
 from tests.conftest import free_port, settings_in, wait_until
 from tests.faults.conftest import Judged, NewWorld

@@ -4,7 +4,7 @@ A worker's start costs six to ten seconds of a core for its imports, which would
 imports the command line's rooms once, with one thread and without a connection, and forks a child for every start; the
 child runs `spoor.cli.main` with its own arguments, environment, output and process group. What it runs is the product's
 own main; one thing differs: the process in which a worker encodes is forked (by a stem that the child sets aside before
-anything else) where `streaming/encoder_process.py` would start Python anew. `make test` runs the genuine start.
+anything else) where `encoder_process.py` would start Python anew. `make test` runs the genuine start.
 
     harness → zygote    one JSON object a line: {"arguments", "folder", "environment", "stdout", "stderr", "marks",
                         "fail_point"}
@@ -40,23 +40,23 @@ MARK_BYTES = 16  # [0] batches under way, [1] the place that was reached last, f
 PLACES = ("", "before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
 _MODULES = (
     "spoor.cli",
-    "spoor.kafka_admin",
-    "spoor.services",
-    "spoor.stream_orders",
-    "spoor.versions",
-    "spoor.streaming.control",
-    "spoor.streaming.encoder_process",
-    "spoor.streaming.handover",
-    "spoor.streaming.stores",
+    "spoor.operations.kafka_admin",
+    "spoor.services.local",
+    "spoor.operations.orders",
+    "spoor.operations.releases",
+    "spoor.streaming.orders.control",
+    "spoor.streaming.pipeline.encoder_process",
+    "spoor.streaming.orders.handover",
+    "spoor.streaming.pipeline.stores",
     "spoor.streaming.worker",
     "spoor.store.online",
     "spoor.store.repo",
-    "spoor.batch.archive",
-    "spoor.batch.archive_embeddings",
-    "spoor.batch.backfill",
-    "spoor.batch.forget",
-    "spoor.batch.verify",
-    "spoor.encoder.inference",
+    "spoor.batch.kafka.archive",
+    "spoor.batch.kafka.archive_embeddings",
+    "spoor.batch.users.backfill",
+    "spoor.batch.forget.forget",
+    "spoor.batch.users.verify",
+    "spoor.encoder.release.inference",
     # What these libraries import when they are first used.
     "duckdb",
     "faust.app.router",
@@ -324,7 +324,7 @@ def _stem() -> tuple[int, socket.socket]:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         message, descriptors, _, _ = socket.recv_fds(theirs, 1 << 16, 1)
         if message:
-            from spoor.streaming import encoder_process
+            from spoor.streaming.pipeline import encoder_process
 
             sys.argv = ["encoder_process", str(descriptors[0]), *json.loads(message)]
             encoder_process.main()
@@ -365,7 +365,7 @@ class _Stem:
 def _stand_in_for_the_encoders_start(stem: tuple[int, socket.socket]) -> None:
     """The first start takes the stem, with the arguments that Python would have got; later ones (a reload, an encoder
     that was killed) start Python anew."""
-    from spoor.streaming import encoder_process
+    from spoor.streaming.pipeline import encoder_process
 
     stems = [stem]
 
@@ -384,7 +384,7 @@ def _stand_in_for_the_encoders_start(stem: tuple[int, socket.socket]) -> None:
 
 def _note_places(file: str) -> None:
     """Where the worker is, in a file that outlives it."""
-    from spoor.streaming.processor import BatchProcessor
+    from spoor.streaming.pipeline.processor import BatchProcessor
 
     with open(file, "r+b") as opened:
         marks = mmap.mmap(opened.fileno(), MARK_BYTES)

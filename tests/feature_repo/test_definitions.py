@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.feature_repo import definitions
 from spoor.feature_repo.definitions import build
 from spoor.feature_repo.releases import PROMOTED_FILE

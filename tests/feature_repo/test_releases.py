@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spoor.activity.errors import DataError, UsageError
+from spoor.base.errors import DataError, UsageError
 from spoor.feature_repo.names import item_embedding_view, ranker_service, user_embedding_view
 from spoor.feature_repo.releases import (
     PROMOTED_FILE,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spoor.activity.errors import UsageError
 from spoor.activity.settings import EventSettings
+from spoor.base.errors import UsageError
 from spoor.feature_repo.settings import FeatureSettings, agree_on_ids, load_feature_settings
 
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 from spoor.activity.events import Event, events_table
 from spoor.activity.history import group_events, history_values
 from spoor.activity.packing import pack
-from spoor.encoder.release import Release, load_release
-from spoor.ranking.attributes import AttributeLayout
-from spoor.ranking.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
-from spoor.ranking.impressions import Impressions, find_impressions
-from spoor.ranking.rows import HistoryReader, RankingData, read_rows
+from spoor.encoder.release.folder import Release, load_release
+from spoor.ranking.features.attributes import AttributeLayout
+from spoor.ranking.features.dataset import ITEM_COLUMNS, ITEM_VECTOR, ROW, USER_COLUMNS, USER_VECTOR
+from spoor.ranking.features.impressions import Impressions, find_impressions
+from spoor.ranking.ranker.rows import HistoryReader, RankingData, read_rows
 from spoor.ranking.settings import ImpressionSettings
 from tests.releases import save_untrained_release
 

@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 
 from spoor.activity.events import Event, events_table
-from spoor.activity.files import atomic_write
 from spoor.activity.lake import Lake
+from spoor.base.files import atomic_write
 from spoor.feature_repo.settings import FeatureSettings, IdType
-from spoor.ranking.dataset import Request, candidate_parts
-from spoor.ranking.existing_features import write_existing_features
+from spoor.ranking.features.dataset import Request, candidate_parts
+from spoor.ranking.features.existing_features import write_existing_features
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online
 from spoor.store.repo import apply, create_repo

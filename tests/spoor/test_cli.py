@@ -9,15 +9,16 @@ import click
 import numpy as np
 import pytest
 
-from spoor import cli, services
+from spoor import cli
 from spoor.activity.hashing import hash_items
-from spoor.batch.backfill import BackfillResult
+from spoor.batch.users.backfill import BackfillResult
 from spoor.config import Settings
-from spoor.encoder.config import MODEL_CONFIGS
-from spoor.encoder.release import save_release
-from spoor.encoder.training_end import TrainingEnd
-from spoor.encoder.vocabulary import Vocabulary
-from spoor.versions import RetirePlan
+from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.vocabulary import Vocabulary
+from spoor.encoder.release.folder import save_release
+from spoor.encoder.release.training_end import TrainingEnd
+from spoor.operations.releases import RetirePlan
+from spoor.services import local as services
 
 HEAVY = ("apache_beam", "duckdb", "faust", "feast", "kafka", "matplotlib", "numpy", "pandas", "pyarrow", "torch")
 COMMANDS = [
@@ -250,7 +251,7 @@ def test_embeddings_that_could_not_be_computed_exit_with_1(spoor: Spoor, monkeyp
     failed = BackfillResult(
         "backfill-1", ("base-1",), None, snapshots=0, items=2, skipped=0, dry_run=False, encode_failures=3
     )
-    monkeypatch.setattr("spoor.batch.backfill.run_backfill", lambda *_, **__: failed)
+    monkeypatch.setattr("spoor.batch.users.backfill.run_backfill", lambda *_, **__: failed)
     done = spoor("backfill", "--no-publish", "--json")
     assert (done.code, done.json["encode_failures"]) == (1, 3)
     assert "3 embeddings could not be computed" in spoor("backfill", "--no-publish").out
@@ -259,7 +260,7 @@ def test_embeddings_that_could_not_be_computed_exit_with_1(spoor: Spoor, monkeyp
 def test_a_release_that_workers_do_not_write_yet_exits_with_1(spoor: Spoor, monkeypatch: pytest.MonkeyPatch):
     release(Path("releases/base-1").absolute())
     done = BackfillResult("backfill-1", ("base-1",), None, 0, 2, 0, False, unwritten=("base-1",))
-    monkeypatch.setattr("spoor.batch.backfill.run_backfill", lambda *_, **__: done)
+    monkeypatch.setattr("spoor.batch.users.backfill.run_backfill", lambda *_, **__: done)
     told = spoor("backfill", "--no-publish")
     assert told.code == 1
     assert "workers do not write base-1: `spoor stream reload` lets workers take up live releases; then run" in told.out
@@ -391,7 +392,8 @@ def test_the_answer_no_is_no_interrupt_and_nothing_has_been_changed(
 ):
     """The settings' broker, store and releases are not there: whatever were done before the answer would fail."""
     monkeypatch.setattr(
-        "spoor.versions.plan_retirement", lambda *_, **__: RetirePlan("a", ("b", "c"), (), None, False, (), ())
+        "spoor.operations.releases.plan_retirement",
+        lambda *_, **__: RetirePlan("a", ("b", "c"), (), None, False, (), ()),
     )
     keyboard, terminal = os.openpty()
     with open(terminal) as stdin, open(keyboard, "wb", buffering=0) as keys:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from spoor import config_reference
-from spoor.activity.configuration import settings_of
-from spoor.activity.errors import UsageError
+from spoor.base.configuration import settings_of
+from spoor.base.errors import UsageError
 from spoor.config import SECTIONS, load_settings
 
 ROOT = Path(__file__).parents[2]

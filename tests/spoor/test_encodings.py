@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from spoor.activity.errors import UsageError
 from spoor.activity.events import Event, events_table
+from spoor.base.errors import UsageError
 from spoor.config import load_settings
-from spoor.demo import _config, _prepare
+from spoor.demo.run import _config, _prepare
 from tests.conftest import settings_in
 
 T0 = 1_700_000_000_000

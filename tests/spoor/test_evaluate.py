@@ -8,14 +8,14 @@ import pytest
 
 from spoor.activity.settings import EventSettings
 from spoor.activity.simulator import SimulatorSettings, simulate
-from spoor.encoder.batches import build_vocabulary
-from spoor.encoder.config import MODEL_CONFIGS
-from spoor.encoder.corpus import Corpus
-from spoor.encoder.inference import new_model
-from spoor.encoder.item_links import ItemLinks
-from spoor.encoder.mixture import FILE, Mixture, MixtureWeights
-from spoor.encoder.protocols import Protocol, make_split
-from spoor.encoder.release import save_release
+from spoor.encoder.data.batches import build_vocabulary
+from spoor.encoder.data.corpus import Corpus
+from spoor.encoder.data.item_links import ItemLinks
+from spoor.encoder.data.split import Protocol, make_split
+from spoor.encoder.evaluation.mixture import FILE, Mixture, MixtureWeights
+from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.release.folder import save_release
+from spoor.encoder.release.inference import new_model
 from tests.spoor.conftest import Done
 
 START_MS = 1_700_006_400_000

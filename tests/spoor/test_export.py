@@ -1,4 +1,4 @@
-"""`spoor export` as a command; tests/batch/test_export.py holds what it writes against store and release."""
+"""`spoor export` as a command; tests/batch/users/test_export.py holds what it writes against store and release."""
 
 from collections.abc import Callable
 from pathlib import Path

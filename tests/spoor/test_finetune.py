@@ -11,18 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.finetune import RELEASE, LogSet, prepare, report, table
-from spoor.activity.errors import DataError, UsageError
 from spoor.activity.events import Event, events_table
 from spoor.activity.packing import pack
-from spoor.encoder.inference import FrozenEncoder
+from spoor.base.errors import DataError, UsageError
+from spoor.encoder.release.inference import FrozenEncoder
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.ranking.finetune import Source, Windows, run_finetune
-from spoor.ranking.recommend import OnlineFeatures
-from spoor.ranking.rows import read_rows
-from spoor.ranking.serving import RankerServer
+from spoor.ranking.ranker.finetune import Source, Windows, run_finetune
+from spoor.ranking.ranker.recommend import OnlineFeatures
+from spoor.ranking.ranker.rows import read_rows
+from spoor.ranking.ranker.serving import RankerServer
+from spoor.ranking.ranker.train import fine_tune
+from spoor.ranking.ranker.tuned import load_ranker
 from spoor.ranking.settings import FinetuneSettings
-from spoor.ranking.train import fine_tune
-from spoor.ranking.tuned import load_ranker
 from spoor.store.online import open_online
 from spoor.store.rows import UserWrite
 from tests.ranking.shop import DAY, DIMENSION, SETTINGS, Shop, make_shop
@@ -240,7 +240,7 @@ def test_early_fusion_is_served_from_the_online_store(world, caplog):
     assert server.score(user, [], time_ms=time_ms).shape == (0, 3)
     server.score("nobody else", asked.item_ids, time_ms=time_ms)
     assert (server.requests, server.without_history) == (3, 2)
-    assert [record.getMessage() for record in caplog.records if record.name == "spoor.ranking.serving"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "spoor.ranking.ranker.serving"] == [
         "user 'nobody' has no history online: scored as a new user; later ones are counted only"
     ]
     with pytest.raises(UsageError, match="no column kind"):

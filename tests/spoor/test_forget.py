@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from spoor.batch.expire import ExpireResult, Holds
-from spoor.batch.forget import ForgetResult
-from spoor.batch.merge_users import MergeResult
-from spoor.batch.retention import Kept
+from spoor.batch.forget.expire import ExpireResult, Holds
+from spoor.batch.forget.forget import ForgetResult
+from spoor.batch.forget.merge_users import MergeResult
+from spoor.batch.kafka.retention import Kept
 
 KEPT = [
     Kept("activity", "2026-02-01T00:00:00+00:00", "retention.ms + segment.ms"),
@@ -43,7 +43,7 @@ def test_forgetting_tells_counts_without_ids_and_what_kafka_keeps(
         asked.append((users, options))
         return dataclasses.replace(FORGOT, dry_run=options["dry_run"])
 
-    monkeypatch.setattr("spoor.batch.forget.run_forget", run_forget)
+    monkeypatch.setattr("spoor.batch.forget.forget.run_forget", run_forget)
     Path("ids").write_text("bob\ncy\n")
     done = spoor("forget", "--user", "ann", "--users-from", "ids", "--through", "2026-02-01T00:00:00Z", "--yes")
     assert done.code == 0
@@ -69,9 +69,9 @@ def test_expiring_tells_counts_and_what_holds_markers_back_and_takes_no_users(
         asked.append(options)
         return dataclasses.replace(EXPIRED, dry_run=options["dry_run"])
 
-    monkeypatch.setattr("spoor.batch.expire.run_expire", run_expire)
-    monkeypatch.setattr("spoor.services.require_broker", lambda _: None)
-    monkeypatch.setattr("spoor.streaming.replay.oldest_letter_ms", lambda _: 5)
+    monkeypatch.setattr("spoor.batch.forget.expire.run_expire", run_expire)
+    monkeypatch.setattr("spoor.services.local.require_broker", lambda _: None)
+    monkeypatch.setattr("spoor.streaming.orders.replay.oldest_letter_ms", lambda _: 5)
     done = spoor("forget", "--expire", "--yes")
     assert done.code == 0
     assert done.out == (
@@ -96,7 +96,7 @@ def test_expiring_tells_counts_and_what_holds_markers_back_and_takes_no_users(
 
 def test_merging_tells_counts_without_ids(spoor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        "spoor.batch.merge_users.run_merge_users",
+        "spoor.batch.forget.merge_users.run_merge_users",
         lambda _, old, new, dry_run: dataclasses.replace(MERGED, dry_run=dry_run) if (old, new) == ("a", "b") else None,
     )
     done = spoor("merge-users", "--from", "a", "--to", "b", "--yes")

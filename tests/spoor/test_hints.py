@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, get_args
 import click
 import pytest
 
-from spoor.activity.errors import DataError, UsageError
-from spoor.activity.settings import parse_duration_ms, parse_time_ms
+from spoor.base.errors import DataError, UsageError
+from spoor.base.times import parse_duration_ms, parse_time_ms
 from spoor.cli import app
 from spoor.config import SECTIONS, load_settings
-from spoor.encoder.protocols import Protocol, check_split
+from spoor.encoder.data.split import Protocol, check_split
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("activity", "batch", "encoder", "feature_repo", "kernels", "ranking", "spoor", "store", "streaming")
@@ -312,10 +312,10 @@ def test_where_another_broker_is_configured_no_hint_names_the_embedded_one(spoor
 
 
 def test_a_kafka_client_s_own_errors_name_the_same_way_out():
-    from spoor.batch.kafka_source import RangeReader
-    from spoor.batch.publish import _down
-    from spoor.batch.topics import topic_ids
-    from spoor.streaming.broker import no_broker
+    from spoor.batch.kafka.kafka_source import RangeReader
+    from spoor.batch.kafka.publish import _down
+    from spoor.batch.kafka.topics import topic_ids
+    from spoor.streaming.kafka.broker import no_broker
 
     kafka = load_settings(environ={}).kafka
     away = replace(kafka, bootstrap_servers="127.0.0.1:1", request_timeout_seconds=0.2)
@@ -349,5 +349,5 @@ def test_an_interrupted_command_is_not_said_to_go_on_by_itself(spoor: Spoor, mon
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spoor.services.status", interrupted)
+    monkeypatch.setattr("spoor.services.local.status", interrupted)
     assert "--resume" in given_up(spoor("services", "status"))[1]

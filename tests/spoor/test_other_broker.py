@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from spoor.activity.lake import Lake
-from spoor.activity.settings import KafkaSettings
+from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.store.repo import apply, create_repo
 from tests.releases import save_untrained_release

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spoor.encoder.inference import FrozenEncoder
-from spoor.encoder.release import load_release
+from spoor.encoder.release.folder import load_release
+from spoor.encoder.release.inference import FrozenEncoder
 
 Spoor = Callable[..., Any]
 USERS = 30

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.store.fallback import UnguardedStore
 from spoor.store.feast_store import open_feature_store
+from spoor.store.guarded.fallback import UnguardedStore
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.repo import apply, create_repo
 from tests.redis_servers import RedisServer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.feast_store import open_feature_store
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoor.activity.errors import UsageError
 from spoor.activity.history import EVENT_DTYPE, NEVER, Histories, equal_rows
 from spoor.activity.packing import pack, read_forgotten_through, unpack
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import UsageError
 from spoor.store.feast_store import registered_view
-from spoor.store.guard import ViewRow
+from spoor.store.guarded.guard import ViewRow
+from spoor.store.guarded.protobytes import int_value
 from spoor.store.online import OnlineStore, open_online
-from spoor.store.protobytes import int_value
 from spoor.store.rows import UserWrite
 from spoor.store.writer import GuardedWriter, HistoryCache, UpdateResult
 from tests.store.conftest import make_repo, open_unguarded

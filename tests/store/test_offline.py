@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore
 
-from spoor.activity.errors import DataError, InfrastructureError
+from spoor.base.errors import DataError, InfrastructureError
 from spoor.feature_repo.definitions import source_folder
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.offline import SCHEMA_FILE, OfflineLog, activity_log_schema

@@ -15,8 +15,8 @@ from feast import FeatureStore, FeatureView, Field, FileSource
 from feast.data_format import ParquetFormat
 from feast.types import Int64
 
-from spoor.activity.errors import DataError, InfrastructureError, UsageError
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import DataError, InfrastructureError, UsageError
 from spoor.store.offline import OfflineLog
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.repo import apply

@@ -11,9 +11,9 @@ import pytest
 from feast import FeatureService, FeatureStore
 from feast.errors import FeatureViewNotFoundException
 
-from spoor.activity.errors import DataError, UsageError
 from spoor.activity.history import Histories
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import DataError, UsageError
 from spoor.feature_repo.releases import PROMOTED_FILE, Promotion, promotion
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.feast_store import open_feature_store

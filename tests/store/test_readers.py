@@ -17,11 +17,11 @@ import pytest
 import yaml
 from feast import FeatureStore
 
-from spoor.activity.errors import DataError, UsageError
 from spoor.activity.lake import Lake
+from spoor.base.errors import DataError, UsageError
 from spoor.feature_repo.definitions import source_folder, source_path
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.ranking.existing_features import write_existing_features
+from spoor.ranking.features.existing_features import write_existing_features
 from spoor.store.offline import SCHEMA_FILE, OfflineLog
 from spoor.store.reads import historical_features
 from spoor.store.rows import EmbeddingRow, UserWrite

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spoor.activity.errors import InfrastructureError
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import InfrastructureError
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.reads import user_vectors
 from spoor.store.writer import GuardedWriter

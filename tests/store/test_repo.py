@@ -10,7 +10,7 @@ import yaml
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Int64, String
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.feature_repo.definitions import build
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store import offline_stores

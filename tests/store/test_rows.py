@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spoor.activity.errors import DataError
-from spoor.activity.settings import EmbeddingFormat
+from spoor.base.errors import DataError
+from spoor.broker.settings import EmbeddingFormat
 from spoor.store.rows import (
     EMBEDDING_LOG_SCHEMA,
     EMBEDDING_SCHEMA,

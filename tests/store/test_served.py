@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore
 
-from spoor.activity.errors import UsageError
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import UsageError
 from spoor.feature_repo.settings import FeatureSettings, load_feature_settings
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online

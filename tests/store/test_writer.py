@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from spoor.activity.errors import DataError, InfrastructureError
 from spoor.activity.history import Histories, equal_rows, merge
 from spoor.activity.packing import read_forgotten_through
 from spoor.activity.settings import HistorySettings
+from spoor.base.errors import DataError, InfrastructureError
 from spoor.feature_repo.names import USER_HISTORY
 from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.guarded.redis_guard import _field
 from spoor.store.online import OnlineStore, open_online
-from spoor.store.redis_guard import _field
 from spoor.store.rows import EmbeddingRow
 from spoor.store.writer import GuardedWriter, HistoryCache
 from tests.store.toys import DIMENSION, START_MS, ToyEncoder, as_of, events_of

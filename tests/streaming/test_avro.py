@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from spoor.activity.errors import InfrastructureError
 from spoor.activity.events import Event
 from spoor.activity.simulator import SimulatorSettings, simulate
-from spoor.batch.archive import run_archive
-from spoor.simulate import run_simulate
-from spoor.streaming.replay import list_dead_letters
+from spoor.base.errors import InfrastructureError
+from spoor.batch.kafka.archive import run_archive
+from spoor.operations.simulate import run_simulate
+from spoor.streaming.orders.replay import list_dead_letters
 from spoor.streaming.worker import run_worker
 from tests.schema_registry import running_registry
 from tests.streaming.conftest import START_MS, World

@@ -11,10 +11,10 @@ import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 
-from spoor.activity.errors import InfrastructureError
 from spoor.activity.events import Event, encode_event
-from spoor.batch.archive import open_lake, run_archive
-from spoor.streaming.replay import list_dead_letters
+from spoor.base.errors import InfrastructureError
+from spoor.batch.kafka.archive import open_lake, run_archive
+from spoor.streaming.orders.replay import list_dead_letters
 from spoor.streaming.worker import run_worker
 from tests.streaming.conftest import ROOT, World, some_events
 

@@ -11,8 +11,8 @@ import pytest
 from kafka import KafkaProducer
 
 from spoor.activity.events import Event, encode_event
-from spoor.activity.settings import IsolationLevel
-from spoor.batch.archive import open_lake, run_archive
+from spoor.batch.kafka.archive import open_lake, run_archive
+from spoor.broker.settings import IsolationLevel
 from tests.conftest import free_port, wait_until
 from tests.streaming.conftest import World, metric, page, some_events
 

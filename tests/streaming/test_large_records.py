@@ -13,10 +13,10 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import MessageSizeTooLargeError
 
-from spoor.activity.settings import KafkaSettings
-from spoor.batch.archive import run_archive
-from spoor.streaming.dead_letters import decode_dead_letter
-from spoor.streaming.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
+from spoor.batch.kafka.archive import run_archive
+from spoor.broker.settings import KafkaSettings
+from spoor.streaming.orders.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
+from spoor.streaming.records.dead_letters import decode_dead_letter
 from spoor.streaming.worker import run_worker
 from tests.conftest import wait_until
 from tests.streaming.conftest import World, some_events

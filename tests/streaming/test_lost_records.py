@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from spoor.stream_orders import pause, resume
+from spoor.operations.orders import pause, resume
 from tests.conftest import free_port, wait_until
 from tests.streaming.conftest import Worker, World, metric, page, some_events
 from tests.topics import topic_ends

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 from spoor.activity.events import Event
 from spoor.activity.settings import EventDefaults, EventFields
-from spoor.batch.archive import run_archive
-from spoor.batch.backfill import run_backfill
-from spoor.batch.verify import run_verify
-from spoor.simulate import run_simulate
-from spoor.streaming.replay import list_dead_letters
+from spoor.batch.kafka.archive import run_archive
+from spoor.batch.users.backfill import run_backfill
+from spoor.batch.users.verify import run_verify
+from spoor.operations.simulate import run_simulate
+from spoor.streaming.orders.replay import list_dead_letters
 from spoor.streaming.worker import run_worker
 from tests.streaming.conftest import World, some_events
 

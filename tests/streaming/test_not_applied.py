@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from spoor import cli
-from spoor.activity.errors import UsageError
-from spoor.batch.archive import run_archive
-from spoor.batch.backfill import run_backfill
-from spoor.batch.forget import run_forget
-from spoor.batch.verify import run_verify
-from spoor.show import show_user
+from spoor.base.errors import UsageError
+from spoor.batch.forget.forget import run_forget
+from spoor.batch.kafka.archive import run_archive
+from spoor.batch.users.backfill import run_backfill
+from spoor.batch.users.verify import run_verify
+from spoor.operations.releases import promote
+from spoor.operations.show import show_user
 from spoor.store.applied import live_names
 from spoor.store.repo import apply
 from spoor.streaming.worker import run_worker
-from spoor.versions import promote
 from tests.releases import save_untrained_release
 from tests.streaming.conftest import ITEMS, RELEASE, START_MS, World, some_events
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from faust.types import TP
 
-from spoor.activity.errors import UsageError
-from spoor.activity.settings import KafkaSettings
+from spoor.base.errors import UsageError
+from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.streaming.worker import StreamApp, build_app
 

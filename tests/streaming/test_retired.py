@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.config import load_settings
-from spoor.encoder.release import mark_retired
-from spoor.kafka_admin import ensure_topics
+from spoor.encoder.release.folder import mark_retired
+from spoor.operations.kafka_admin import ensure_topics
+from spoor.operations.releases import retire
 from spoor.store.repo import apply
-from spoor.streaming.processor import BatchProcessor, Written
+from spoor.streaming.pipeline.processor import BatchProcessor, Written
 from spoor.streaming.worker import run_worker
-from spoor.versions import retire
 from tests.conftest import wait_until
 from tests.releases import save_untrained_release
 from tests.streaming.conftest import ITEMS, RELEASE, START_MS, World, some_events

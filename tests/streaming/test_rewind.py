@@ -6,9 +6,9 @@ import sqlite3
 import time
 from contextlib import closing
 
-from spoor.batch.archive import run_archive
-from spoor.batch.verify import run_verify
-from spoor.streaming.handover import rewind
+from spoor.batch.kafka.archive import run_archive
+from spoor.batch.users.verify import run_verify
+from spoor.streaming.orders.handover import rewind
 from spoor.streaming.worker import run_worker
 from tests.conftest import wait_until
 from tests.streaming.conftest import World, some_events

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from spoor import services
-from spoor.activity.errors import InfrastructureError
-from spoor.activity.settings import KafkaSettings
-from spoor.kafka_admin import ensure_topics, group_lag
-from spoor.streaming.replay import list_dead_letters
+from spoor.base.errors import InfrastructureError
+from spoor.broker.settings import KafkaSettings
+from spoor.operations.kafka_admin import ensure_topics, group_lag
+from spoor.services import local as services
+from spoor.streaming.orders.replay import list_dead_letters
 from spoor.streaming.worker import run_worker
 from tests.brokers import one_node, running_broker
 from tests.certificates import Authority, new_authority

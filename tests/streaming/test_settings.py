@@ -2,7 +2,7 @@
 
 import pytest
 
-from spoor.activity.errors import UsageError
+from spoor.base.errors import UsageError
 from spoor.streaming.settings import StreamSettings
 
 

@@ -12,14 +12,14 @@ import pytest
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from spoor import services
-from spoor.activity.errors import InfrastructureError, UsageError
 from spoor.activity.events import Event
 from spoor.activity.packing import unpack_readable
-from spoor.activity.settings import KafkaSettings
-from spoor.kafka_admin import ensure_topics
+from spoor.base.errors import InfrastructureError, UsageError
+from spoor.broker.settings import KafkaSettings
+from spoor.operations.kafka_admin import ensure_topics
+from spoor.services import local as services
 from spoor.store.repo import apply
-from spoor.streaming.replay import list_dead_letters, replay_dead_letters
+from spoor.streaming.orders.replay import list_dead_letters, replay_dead_letters
 from spoor.streaming.worker import build_app, run_worker
 from tests.conftest import free_port, settings_in, wait_until
 from tests.streaming.conftest import (

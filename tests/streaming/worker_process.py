@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from spoor.activity.errors import SpoorError
+from spoor.base.errors import SpoorError
 from spoor.config import load_settings
 from spoor.streaming.worker import run_worker
 from tests.fail_points import FailPoint

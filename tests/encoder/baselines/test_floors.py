@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from spoor.activity.errors import UsageError
 from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.base.errors import UsageError
 from spoor.encoder.baselines import item_knn
 from spoor.encoder.baselines.by_name import BASELINES, FLOORS, make_baselines
 from spoor.encoder.baselines.item_knn import REACH, ItemKnn, KnnSetting
 from spoor.encoder.baselines.markov import Markov
 from spoor.encoder.baselines.popularity import Popularity
 from spoor.encoder.baselines.recent import Recent
+from spoor.encoder.data.split import TEST, TRAIN, VALIDATION
 from spoor.encoder.evaluation.metrics import leave_out_seen, per_question, target_places
 from spoor.encoder.evaluation.questions import Inputs, Seen
 from spoor.encoder.evaluation.scoring import Scorer, Training
-from spoor.encoder.protocols import TEST, TRAIN, VALIDATION
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 

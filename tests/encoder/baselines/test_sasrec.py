@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from spoor.activity.errors import UsageError
 from spoor.activity.history import EVENT_DTYPE, Histories
+from spoor.base.errors import UsageError
 from spoor.encoder.baselines.sasrec import Sasrec, SasrecModel, SasrecSettings, next_item_loss, pad
+from spoor.encoder.data.split import TRAIN, VALIDATION
 from spoor.encoder.evaluation.questions import Inputs
 from spoor.encoder.evaluation.scoring import Training
-from spoor.encoder.protocols import TRAIN, VALIDATION
 
 ITEMS = 12
 SETTINGS = SasrecSettings(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.encoder.evaluation import questions
 from spoor.encoder.evaluation.questions import Inputs, asked_rows, question_chunks
-from spoor.encoder.vocabulary import Vocabulary
+from spoor.encoder.model.vocabulary import Vocabulary
 
 ITEMS = 9
 

@@ -9,22 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spoor.activity.errors import DataError
 from spoor.activity.events import Event, events_table
 from spoor.activity.settings import EventSettings
 from spoor.activity.simulator import SimulatorSettings, simulate
+from spoor.base.errors import DataError
 from spoor.encoder.baselines.by_name import FLOORS, make_baselines
 from spoor.encoder.baselines.popularity import Popularity
-from spoor.encoder.batches import build_vocabulary
-from spoor.encoder.corpus import Corpus
+from spoor.encoder.data.batches import build_vocabulary
+from spoor.encoder.data.corpus import Corpus
+from spoor.encoder.data.split import TEST, VALIDATION, Protocol, make_split
 from spoor.encoder.evaluation import questions, run
 from spoor.encoder.evaluation.metrics import METRICS
 from spoor.encoder.evaluation.questions import Inputs, Seen
 from spoor.encoder.evaluation.report import EvaluationReport
 from spoor.encoder.evaluation.run import evaluate_scorers
 from spoor.encoder.evaluation.scoring import Scorer, Scores, Training
-from spoor.encoder.protocols import TEST, VALIDATION, Protocol, make_split
-from spoor.encoder.vocabulary import Vocabulary
+from spoor.encoder.model.vocabulary import Vocabulary
 
 DAY_MS = 86_400_000
 START_MS = 19_675 * DAY_MS

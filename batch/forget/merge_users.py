@@ -1,0 +1,166 @@
+"""`spoor merge-users`: what an anonymous id did becomes the past of the login, and the anonymous id is forgotten.
+
+The lake decides what moves: every event that it holds of the old id, under the new id in a work item of its own. They
+are merged into the new id's history through the guarded writer, and then the old id is forgotten through the newest of
+them; its later events stay its own, until the next merge.
+
+ 1. write the moved events to the lake                  the item is named after their offsets: repeating replaces it
+ 2. merge them into the new id's history, publish it    merging twice is merging once
+ 3. forget the old id (forget.py), audit record   each step may be repeated; a run that finds the old id listed
+                                                        as forgotten goes on from here
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spoor.activity.hashing import buckets_of
+from spoor.activity.history import NEVER, group_events, history_values, not_among
+from spoor.activity.lake import LAKE_SCHEMA, Lake, open_lake
+from spoor.activity.packing import unpack
+from spoor.base.errors import UsageError
+from spoor.batch.forget.forget import (
+    AUDIT,
+    alone,
+    append_audit,
+    check_ids,
+    embedding_topics,
+    forget_everywhere,
+)
+from spoor.batch.jobs import fingerprint
+from spoor.batch.kafka.publish import Journal, Publisher
+from spoor.batch.kafka.retention import Kept, kept_until
+from spoor.batch.releases import encoders, live_names
+from spoor.batch.settings import BatchSettings
+from spoor.store.online import OnlineStore, open_online
+from spoor.store.writer import GuardedWriter
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """No ids: this goes into the audit."""
+
+    job: str
+    events: int  # of the old id in the lake: moved, or with a dry run, to be moved
+    forgotten_through_ms: int  # the time of the newest of them; later events stay the old id's
+    dry_run: bool
+    changed: bool = False  # the new id's history
+    lake_rows: int = 0  # of the old id, removed from the lake
+    offline_rows: int = 0  # of the old id, removed from the offline log
+    topics: tuple[str, ...] = ()  # which get a record without value for the old id
+    kept: list[Kept] = field(default_factory=list)  # what only Kafka itself can remove, and until when it stays
+    seconds: float = 0.0
+
+
+def run_merge_users(settings: BatchSettings, old: str, new: str, *, dry_run: bool = False) -> MergeResult:
+    """Moves the events of the user id `old` to `new`. A moved event is known of `new` from now on: snapshots for
+    training do not see it earlier.
+
+    Raises UsageError (equal or bad ids, nothing to move, or events that are not archived yet), DataError (damaged lake,
+    offline log or history), InfrastructureError (store, broker or disk, or a backfill or archive is running).
+    """
+    started = time.monotonic()
+    check_ids([old, new], settings.events.max_id_bytes, id_type=settings.events.user_id_type)
+    if old == new:
+        raise UsageError("--from and --to are the same id", hint="--from is the anonymous id, --to the login")
+    now_ms = time.time_ns() // 1_000_000
+    releases, lake = live_names(settings), open_lake(settings.lake)
+    with alone(settings, lake), ExitStack() as stack:
+        online = open_online(settings.features)
+        online.check(releases)
+        unpack([user.history or b"" for user in online.read([old, new], []) if user.history is not None])  # or raises
+        rows = _rows_of(lake, old)
+        through = _through(lake, old, rows)
+        if len(rows):
+            _check_archived(online, old, rows, after_ms=int(lake.forgotten.through([old])[0]), through_ms=through)
+        result = MergeResult(f"merge-{uuid.uuid4().hex[:16]}", len(rows), through, dry_run)
+        if dry_run:
+            return replace(result, kept=kept_until(settings.kafka, now_ms=now_ms))
+        publisher = stack.enter_context(Publisher(settings.kafka, online, releases))
+        kept = kept_until(settings.kafka, now_ms=now_ms)
+        topics = embedding_topics(settings, kept)
+        moved = lake.forgotten.without_past(_moved(rows, new, now_ms=now_ms))
+        changed = _move(settings, lake, online, publisher, moved, new, now_ms=now_ms) if len(moved) else False
+        lake_rows, offline_rows = forget_everywhere(
+            settings, online, publisher, [old], lake=lake, topics=topics, through_ms=through, now_ms=now_ms
+        )
+        result = replace(result, changed=changed, lake_rows=lake_rows, offline_rows=offline_rows)
+        result = replace(result, topics=topics, kept=kept, seconds=time.monotonic() - started)
+        append_audit(settings.state_folder / AUDIT, asdict(result))
+    return result
+
+
+def _rows_of(lake: Lake, user: str) -> pa.Table:
+    """The user's rows (LAKE_SCHEMA) in the lake, in the order of their offsets."""
+    bucket = int(buckets_of([user], lake.buckets)[0])
+    found = [table.filter(pc.equal(table["user_id"], user)) for table in lake.batches(bucket=bucket)]
+    rows = pa.concat_tables([LAKE_SCHEMA.empty_table(), *found])
+    return rows.sort_by([("partition", "ascending"), ("offset", "ascending")])
+
+
+def _through(lake: Lake, old: str, rows: pa.Table) -> int:
+    """Through when the old id is to be forgotten. Raises UsageError where there is nothing to move, and nothing left
+    of an earlier run."""
+    through = int(lake.forgotten.through([old])[0])
+    if len(rows):
+        return max(through, int(pc.max(rows["timestamp"]).as_py()))
+    if through == NEVER:
+        raise UsageError(
+            f"the lake `{lake.folder}` holds no event of the user given with --from",
+            hint="check the id, and run `spoor archive` if its events are not there yet",
+        )
+    return through
+
+
+def _check_archived(online: OnlineStore, old: str, rows: pa.Table, *, after_ms: int, through_ms: int) -> None:
+    """Raises UsageError where the store holds an event of these times that the lake lacks: it would be forgotten with
+    the old id, and not be moved."""
+    stored = online.read([old], [])[0].history
+    if stored is None:
+        return
+    events = unpack([stored])[0]
+    times = events["timestamp"]
+    missing = not_among(events[(times > after_ms) & (times <= through_ms)], history_values(rows))
+    if len(missing):
+        raise UsageError(
+            f"{len(missing)} events of the user given with --from are in the online store and not in the lake yet",
+            hint="run `spoor archive` first",
+        )
+
+
+def _moved(rows: pa.Table, new: str, *, now_ms: int) -> pa.Table:
+    """The rows under the new id, known of it from now on."""
+    users, times = pa.array([new] * len(rows), pa.string()), pa.array(np.full(len(rows), now_ms))
+    for name, column in (("user_id", users), ("append_time", times)):
+        rows = rows.set_column(rows.schema.get_field_index(name), LAKE_SCHEMA.field(name), column)
+    return rows
+
+
+def _move(
+    settings: BatchSettings,
+    lake: Lake,
+    online: OnlineStore,
+    publisher: Publisher,
+    moved: pa.Table,
+    new: str,
+    *,
+    now_ms: int,
+) -> bool:
+    """Steps 1 and 2. Returns whether the new id's history changed."""
+    item = f"merged-{fingerprint(moved['partition'].to_pylist(), moved['offset'].to_pylist())}"
+    lake.write(item, moved, {"merged": True})
+    journal = Journal(settings.state_folder / "jobs" / "unpublished")
+    journal.publish_left(publisher)
+    writer = GuardedWriter(online, list(encoders(settings, live_names(settings)).values()), history=settings.history)
+    users, histories = group_events([new] * len(moved), history_values(moved), max_events=settings.history.max_events)
+    through = lake.forgotten.through(users)
+    with journal.published(users, publisher):
+        result = writer.update(users, histories, as_of_ms=np.array([now_ms]), forget_through=through)
+    return bool(result.changed[0])

@@ -1,0 +1,252 @@
+"""The second half of `spoor archive`: lands in the offline log what was published on `user-embeddings.<release>`, so
+that point-in-time reads see the rows that rankers saw online.
+
+Bounded offset ranges as for the events; the offline log's own manifest tells which are there, because each range is one
+of its items, and an entry beside them tells of which topic. The topics are compacted, but no record sooner than
+`min.compaction.lag.ms` after it was appended, which must leave an archive its time: offsets that have lost their record
+are counted and told. Records without a value (a forgotten user) are passed over, and so are rows computed before their
+user was forgotten; those that are no embedding row of their key's user and their topic's release are counted, and named
+in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import PCollection
+
+from spoor.activity.forgotten import ForgottenUsers
+from spoor.activity.lake import Lake
+from spoor.activity.settings import LakeSettings
+from spoor.base.errors import DataError, InfrastructureError, UsageError
+from spoor.base.files import Manifest
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.kafka.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
+from spoor.batch.kafka.topics import check_same_topic, topic_configs, topic_ids
+from spoor.batch.settings import ArchiveSettings
+from spoor.broker.settings import KafkaSettings
+from spoor.encoder.release.folder import read_info
+from spoor.feature_repo.names import user_embedding_view
+from spoor.feature_repo.releases import live_releases
+from spoor.feature_repo.settings import FeatureSettings
+
+if TYPE_CHECKING:
+    from spoor.store.rows import EmbeddingRow
+
+NAMESPACE = "spoor.archive_embeddings"
+EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
+BAD_ROWS = "bad_rows"  # records that are no embedding row of their key's user and their topic's release
+COMPACTED = "compacted"  # offsets whose record compaction removed before it was read
+_PREFIX = "published-"
+_TOPIC = _PREFIX + "topic"  # the entry that tells the topic's id
+_ITEM = re.compile(_PREFIX + r"p(\d+)-(\d+)-(\d+)")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TopicRange:
+    """A work item: some offsets of a release's topic."""
+
+    release: str
+    range: KafkaRange
+    topic_id: str | None
+
+
+def plan_embeddings(
+    settings: ArchiveSettings, reader: RangeReader, releases: Sequence[str] | None = None
+) -> list[TopicRange]:
+    """What the topics of `releases` (by default the live ones) hold and the offline log has not been given yet."""
+    items: list[TopicRange] = []
+    if releases is None:
+        releases = [release.name for release in live_releases(settings.features.releases_folder)]
+    ids = topic_ids(settings.kafka, [settings.kafka.embedding_topic(release) for release in releases])
+    for release in releases:
+        topic = settings.kafka.embedding_topic(release)
+        try:
+            watermarks = reader.watermarks(topic)
+        except UsageError:
+            continue  # nothing was ever published
+        hint = f"remove {_manifest(settings.features, release).folder}/{_PREFIX}*.json, then archive it anew"
+        check_same_topic(topic, ids.get(topic), _manifest(settings.features, release), _TOPIC, hint=hint)
+        landed = landed_spans(settings.features, release)
+        for partition, spans in landed.items():
+            _, high = watermarks.get(partition, (0, 0))
+            if spans[-1][1] > high:
+                raise DataError(
+                    f"the offline log holds partition {partition} of topic `{topic}` up to offset {spans[-1][1]}, but "
+                    f"the partition ends at {high}",
+                    hint=f"was the topic deleted and made again? then {hint}",
+                )
+        missing = {
+            partition: gaps(landed.get(partition, []), begin=low, high=high)
+            for partition, (low, high) in watermarks.items()
+        }
+        ranges = plan_ranges(topic, watermarks, missing, range_records=settings.lake.range_records)
+        items += [TopicRange(release, each, ids.get(topic)) for each in ranges]
+    return items
+
+
+def oldest_unlanded_ms(settings: ArchiveSettings) -> int | None:
+    """The time of the oldest record that the topics of live releases hold and the offline log has not been given; None
+    where there is none. Raises InfrastructureError."""
+    times: dict[tuple[str, int], int] = {}
+    with RangeReader(settings.kafka) as reader:
+        for item in plan_embeddings(settings, reader):
+            key = (item.release, item.range.partition)
+            if key not in times and (records := next(reader.read(item.range), None)):
+                times[key] = int(records[0].timestamp)
+    return min(times.values(), default=None)
+
+
+def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span]]:
+    """By partition, ascending: the offsets of the release's topic that the offline log holds."""
+    found: dict[int, list[Span]] = {}
+    for key in _manifest(features, release).records():
+        if match := _ITEM.fullmatch(key):
+            partition, start, end = map(int, match.groups())
+            found.setdefault(partition, []).append((start, end))
+    return {partition: sorted(spans) for partition, spans in found.items()}
+
+
+def _manifest(features: FeatureSettings, release: str) -> Manifest:
+    """OfflineLog.manifest, without importing Feast for it."""
+    return Manifest(features.offline_folder / "_manifest" / features.named(user_embedding_view(release)))
+
+
+def check_compaction_lag(kafka: KafkaSettings) -> None:
+    """Warns of every embedding topic that may be compacted before the configured lag has passed."""
+    try:
+        configs = topic_configs(kafka, lambda topic: topic.startswith(kafka.embedding_topic_prefix))
+    except InfrastructureError as error:  # such as a user without the right to read it
+        _LOG.warning("the compaction lag of the embedding topics is not checked: %s", error.message)
+        return
+    wanted_ms = int(kafka.embedding_topic_config["min.compaction.lag.ms"])
+    for topic, config in sorted(configs.items()):
+        if int(config.get("min.compaction.lag.ms", wanted_ms)) < wanted_ms:
+            _LOG.warning(
+                "topic `%s` may be compacted after %s ms, expected %d (kafka.embedding_compaction_lag_hours): rows "
+                "that go before they are archived are missing in point-in-time reads. Raise it: %s",
+                topic, config["min.compaction.lag.ms"], wanted_ms,
+                kafka.topic_change(topic, f"min.compaction.lag.ms={wanted_ms}"),
+            )  # fmt: skip
+
+
+def build(
+    pipeline: beam.Pipeline, items: list[TopicRange], settings: ArchiveSettings, failures: Failures
+) -> PCollection[str]:
+    """The pipeline: one element per offset range, one DoFn that lands it."""
+    landing = LandEmbeddings(settings.kafka, settings.features, settings.lake, failures)
+    return (
+        pipeline
+        | "List offset ranges of embeddings" >> beam.Create(items, reshuffle=False)
+        | "Spread ranges over workers" >> beam.Reshuffle()
+        | "Land range in the offline log" >> beam.ParDo(landing)
+    )
+
+
+def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runner: Runner) -> dict[str, int]:
+    """Runs the pipeline; returns its counters."""
+    if not items:
+        return {}
+    for release, topic_id in {item.release: item.topic_id for item in items}.items():
+        if topic_id is not None:
+            _manifest(settings.features, release).add(_TOPIC, {"topic_id": topic_id, "files": [], "rows": 0})
+    failures = Failures(settings.state_folder / "jobs" / "archive")
+    return run_pipeline(
+        lambda pipeline: build(pipeline, items, settings, failures),
+        runner=runner,
+        failures=failures,
+        namespace=NAMESPACE,
+    )
+
+
+def land_release(settings: ArchiveSettings, release: str, *, runner: Runner = LOCAL) -> int:
+    """Lands what one release's topic holds, for a caller who holds the archive's lock; returns the number of rows.
+    Raises as `spoor archive`."""
+    with RangeReader(settings.kafka) as reader:
+        items = plan_embeddings(settings, reader, [release])
+    return land_embeddings(settings, items, runner=runner).get(EMBEDDING_ROWS, 0)
+
+
+class LandEmbeddings(beam.DoFn):
+    """Reads one TopicRange, writes its rows as one item of the offline log; yields the range's key."""
+
+    def __init__(self, kafka: KafkaSettings, features: FeatureSettings, lake: LakeSettings, failures: Failures) -> None:
+        self._kafka = kafka
+        self._features = features
+        self._lake = lake
+        self._failures = failures
+
+    def setup(self) -> None:
+        # These import Feast: seconds that an archive without rows need not wait.
+        from spoor.store.guarded.protobytes import EntityKeys
+        from spoor.store.offline import open_offline
+
+        with self._failures.recorded():
+            self._reader = RangeReader(self._kafka)
+            self._offline = open_offline(self._features)
+            self._keys = EntityKeys(self._features.user_join_key, self._features.user_id_type)
+
+    def teardown(self) -> None:
+        if hasattr(self, "_reader"):
+            self._reader.close()
+
+    def process(self, element: TopicRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        item = element.range
+        rows, counts = [], Counter({EMBEDDING_ROWS: 0, BAD_ROWS: 0, COMPACTED: item.end - item.start})
+        with self._failures.recorded():
+            dimension = read_info(self._features.releases_folder / element.release).dimension
+            for records in self._reader.read(item):
+                counts[COMPACTED] -= len(records)
+                for record in records:
+                    if record.value is None:
+                        continue
+                    try:
+                        rows.append(self._row(record, element.release, dimension))
+                    except DataError as error:
+                        counts[BAD_ROWS] += 1
+                        _LOG.warning(
+                            "%s, partition %d, offset %d: %s", item.topic, item.partition, record.offset, error
+                        )
+            rows = _without_past(rows, Lake(self._lake.folder, buckets=self._lake.buckets).forgotten)
+            counts[EMBEDDING_ROWS] = len(rows)
+            if counts[COMPACTED]:
+                _LOG.warning(
+                    "%s, partition %d, offsets %d to %d: %d records were compacted before they were archived",
+                    item.topic, item.partition, item.start, item.end - 1, counts[COMPACTED],
+                )  # fmt: skip
+            self._offline.write_embeddings(element.release, f"{_PREFIX}{item.key}", rows)
+        for name, count in counts.items():
+            Metrics.counter(NAMESPACE, name).inc(count)
+        yield item.key
+
+    def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
+        """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
+        have sent it."""
+        from spoor.store.rows import embedding_row_from_record
+        from spoor.store.validation import bad_vectors
+
+        row = embedding_row_from_record(record.value)
+        self._keys.to_bytes(row.user_id)  # raises where it is no id of this type
+        found = (row.user_id.encode(), row.model_version, row.embedding.shape)
+        expected = (record.key, release, (dimension,))
+        if found != expected:
+            raise DataError(f"user, release and shape of the embedding are {found}, expected {expected}")
+        if bad_vectors(row.embedding[None], np.array([row.events_used]))[0]:
+            raise DataError(f"the embedding of user {row.user_id!r} is not finite or not of norm 1")
+        return row
+
+
+def _without_past(rows: list[EmbeddingRow], forgotten: ForgottenUsers) -> list[EmbeddingRow]:
+    """Without rows that were made of a forgotten user's past: of events up to then, or computed before."""
+    users = [row.user_id for row in rows]
+    times = zip(rows, forgotten.through(users), forgotten.at(users), strict=True)
+    return [row for row, through, at in times if row.event_time_ms > through and row.computed_at_ms > at]

@@ -1,0 +1,286 @@
+"""Puts the rows that a batch job changed online onto `user-embeddings.<release>`: each user's last record equals the
+store.
+
+Two things could break that. A stream may write and publish a newer row between our read and our record: after every
+send the rows are read again, and who moved on is sent again (publisher.py does the same). And a job may die
+between write and record, after which nothing would look changed: so the users of a write are noted in a journal first,
+and what is still in the journal is published before anything else at the next run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from spoor.base.errors import InfrastructureError
+from spoor.base.files import writing
+from spoor.batch.settings import BatchSettings
+from spoor.broker.settings import KafkaSettings
+from spoor.store.online import OnlineStore
+from spoor.store.rows import EmbeddingRow, NoEmbedding, record_value
+
+Rows = Mapping[str, Sequence[EmbeddingRow | NoEmbedding]]  # by release
+_MAX_ROUNDS = 100
+_READ_USERS = 1_000
+_LOG = logging.getLogger(__name__)
+
+
+class Publisher:
+    """A producer for the embedding topics of `releases`, which it creates (compacted) where they are missing.
+
+    Raises InfrastructureError if the broker does not answer.
+    """
+
+    def __init__(self, kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> None:
+        self._kafka = kafka
+        self._online = online
+        self._releases = list(releases)
+        timeout_ms = int(kafka.request_timeout_seconds * 1000)
+        options: dict[str, Any] = kafka.client_options() | {
+            "bootstrap_timeout_ms": timeout_ms,
+            "request_timeout_ms": timeout_ms,
+        }
+        try:
+            _create_topics(kafka, [kafka.embedding_topic(release) for release in releases], options)
+            self._producer = KafkaProducer(**options, linger_ms=20, compression_type=None)
+        except (KafkaError, OSError) as error:
+            raise _down(kafka, error) from error
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._producer.close(timeout=self._kafka.request_timeout_seconds)
+
+    def publish(self, rows: Rows) -> int:
+        """Sends the rows and waits for the broker; repeats with the present rows of users that somebody else has
+        written meanwhile. Returns the number of users. Raises InfrastructureError."""
+        users = {row.user_id for of_release in rows.values() for row in of_release}
+        for _ in range(_MAX_ROUNDS):
+            self._send(rows)
+            rows = {release: self._moved(release, of_release) for release, of_release in rows.items()}
+            if not any(rows.values()):
+                return len(users)
+        user = next(row.user_id for of_release in rows.values() for row in of_release)
+        raise InfrastructureError(
+            f"user {user!r} was changed by others {_MAX_ROUNDS} times while it was published",
+            hint="run fewer writers on the same users",
+        )
+
+    def publish_users(self, user_ids: Sequence[str]) -> int:
+        """Publishes what the store holds of these users; who has no embedding gets a record without value."""
+        for start in range(0, len(user_ids), _READ_USERS):
+            part = user_ids[start : start + _READ_USERS]
+            self.publish({release: self._stored(release, part) for release in self._releases})
+        return len(user_ids)
+
+    def publish_gone(self, topic: str, user_ids: Sequence[str]) -> None:
+        """Records without value to the topic of a release that is not written any more."""
+        self._send_records((topic, user.encode(), None) for user in user_ids)
+
+    def _send(self, rows: Rows) -> None:
+        self._send_records(
+            (
+                self._kafka.embedding_topic(release),
+                row.user_id.encode(),
+                record_value(row, self._kafka.embedding_format),
+            )
+            for release, part in rows.items()
+            for row in part
+        )
+
+    def _send_records(self, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        try:
+            sent = [self._producer.send(topic, key=key, value=value) for topic, key, value in records]
+            for future in sent:
+                future.get(timeout=self._kafka.request_timeout_seconds)
+        except (KafkaError, OSError) as error:
+            raise _down(self._kafka, error) from error
+
+    def _moved(self, release: str, sent: Sequence[EmbeddingRow | NoEmbedding]) -> list[EmbeddingRow | NoEmbedding]:
+        """What the store now holds of users whose published row is not that one, or whose row is gone."""
+        now = self._stored(release, [row.user_id for row in sent])
+        return [row for row, before in zip(now, sent, strict=True) if _version(row) != _version(before)]
+
+    def _stored(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | NoEmbedding]:
+        found = self._online.read_embeddings(release, user_ids) if user_ids else []
+        return [row or NoEmbedding(user) for user, row in zip(user_ids, found, strict=True)]
+
+
+def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> Publisher | None:
+    """None, after a warning, where the embedded broker is meant and is not running: then the journal keeps what is to
+    be published. A configured broker that does not answer raises InfrastructureError."""
+    try:
+        return Publisher(kafka, online, releases)
+    except InfrastructureError as error:
+        if not kafka.embedded:
+            raise
+        _LOG.warning("%s; changed rows will be published by the next backfill that finds it running", error.message)
+        return None
+
+
+def publish_left(settings: BatchSettings, online: OnlineStore, releases: Sequence[str]) -> None:
+    """Publishes what interrupted jobs, or the lost tries of one, have left in the journal, if the broker is there."""
+    journal = Journal(settings.state_folder / "jobs" / "unpublished")
+    if journal.left and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
+        with publisher:
+            journal.publish_left(publisher)
+
+
+class Journal:
+    """Users whose rows are about to change, or have changed, and whose records are not known to be out: one file per
+    write.
+
+    A note is locked while its writer lives, so no other job publishes it too early and removes it: a task of a cluster
+    may work on when its driver is dead and the next job has begun. A file system without locks protects no note; one
+    that is gone at the end was published by somebody.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def noted(self, user_ids: Sequence[str]) -> Iterator[Note]:
+        """The block changes these users, and calls `done` when their records are out. Else the note stays for the next
+        job. Raises InfrastructureError."""
+        path = self._folder / f"{uuid.uuid4().hex}.json"
+        with writing(path):
+            descriptor = self._locked_file(path, json.dumps(list(user_ids)).encode())
+        try:
+            yield Note(path)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def published(self, user_ids: Sequence[str], publisher: Publisher | None) -> Iterator[None]:
+        """The block changes these users; after it, what the store then holds of them is published. Where it fails, or
+        there is no publisher, the note stays for the next job."""
+        with self.noted(user_ids) as note:
+            yield
+            if publisher is not None:
+                publisher.publish_users(user_ids)
+                note.done()
+
+    @property
+    def left(self) -> bool:
+        """Whether any note, or a part of one, is there."""
+        return self._folder.is_dir() and any(self._folder.iterdir())
+
+    def publish_left(self, publisher: Publisher) -> int:
+        """Publishes what interrupted jobs left. Returns the number of users."""
+        users = 0
+        for unfinished in self._folder.glob(".*"):
+            with _taken(unfinished) as data:
+                if data is not None:
+                    unfinished.unlink(missing_ok=True)
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            with _taken(path) as data:
+                if data is not None:
+                    users += publisher.publish_users(json.loads(data))
+                    path.unlink(missing_ok=True)
+        if users:
+            _LOG.info("published %d users that an interrupted job had left unpublished", users)
+        return users
+
+    def _locked_file(self, path: Path, data: bytes) -> int:
+        """The descriptor of a whole, synced file that was locked before it got its name. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        while True:
+            descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                _lock(descriptor)
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(data)
+                os.fsync(descriptor)
+                os.rename(unfinished, path)
+                return descriptor
+            except FileNotFoundError:  # another job has cleaned it up before it was locked
+                os.close(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                unfinished.unlink(missing_ok=True)
+                raise
+
+
+@dataclass(frozen=True)
+class Note:
+    path: Path
+
+    def done(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """False where a living process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # of a network file system, say
+        _LOG.debug("no locks: %s", error)
+    return True
+
+
+@contextmanager
+def _taken(path: Path) -> Iterator[bytes | None]:
+    """What a note holds, locked for the block; None where its writer lives, or somebody else has removed it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file.read() if _lock(descriptor) and os.fstat(descriptor).st_nlink else None
+    finally:
+        os.close(descriptor)
+
+
+def _version(row: EmbeddingRow | NoEmbedding) -> tuple[int, int] | None:
+    return (row.revision, row.computed_at_ms) if isinstance(row, EmbeddingRow) else None
+
+
+def _create_topics(kafka: KafkaSettings, topics: Sequence[str], options: dict[str, Any]) -> None:
+    admin = KafkaAdminClient(**options)
+    try:
+        present = set(admin.list_topics())
+        for topic in topics:
+            if topic not in present:
+                new = NewTopic(
+                    topic,
+                    num_partitions=kafka.partitions,
+                    replication_factor=kafka.replication_factor,
+                    topic_configs=kafka.embedding_topic_config,
+                )
+                try:
+                    admin.create_topics([new])
+                except TopicAlreadyExistsError:
+                    continue  # somebody else was faster
+    finally:
+        admin.close()
+
+
+def _down(kafka: KafkaSettings, error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"cannot publish to Kafka at {kafka.address}: {type(error).__name__} {error}".rstrip(),
+        hint=f"{kafka.way_to_a_broker}; `spoor backfill --no-publish` does without",
+    )

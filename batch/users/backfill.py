@@ -1,0 +1,393 @@
+"""`spoor backfill`: every user's history and embeddings from the lake, into the online store and the offline log.
+
+Work items are user buckets, small ones together. They are read once and travel as slices (Arrow tables of up to
+SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest, by the span of
+users' hashes that it covers. The id derives from what the job computes (the lake's contents, the releases, the times,
+the options) and for which stores, so a run that resumes can only find its own work: what is noted is skipped.
+
+Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
+the lake's alone, because the store's may hold events from after the as-of time.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+from prometheus_client.metrics_core import Metric
+
+from spoor.activity.lake import Lake, open_lake
+from spoor.base.errors import UsageError
+from spoor.base.files import Manifest
+from spoor.base.locks import exclusive
+from spoor.batch.job_metrics import JobMetrics, gauge
+from spoor.batch.jobs import LOCAL, Failures, Runner, fingerprint, run_pipeline
+from spoor.batch.kafka.publish import publish_left
+from spoor.batch.progress import progress
+from spoor.batch.releases import chosen_releases, left_out, live_names
+from spoor.batch.settings import BatchSettings
+from spoor.batch.users.backfill_steps import (
+    CHANGED,
+    EMBEDDINGS,
+    ENCODE_FAILURES,
+    ITEM_VECTORS,
+    NAMESPACE,
+    OFFLINE_ROWS,
+    PUBLISHED,
+    READABLE_ROWS,
+    REFUSED,
+    ROWS,
+    ROWS_IN_TIME,
+    UNFIT_IDS,
+    BackfillOptions,
+    EncodeAndWrite,
+    ReadBuckets,
+    WriteItems,
+    group_key,
+    items_key,
+    last_time,
+    offline_key,
+    spans_left,
+)
+from spoor.batch.users.histories import bucket_groups, snapshot_times
+from spoor.batch.users.sweep import Swept, sweep
+from spoor.encoder.release.folder import read_info, short_histories
+from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
+from spoor.store.offline import open_offline
+from spoor.store.offline_stores import warn_of_offline_store
+from spoor.store.online import OnlineStore, open_online
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BackfillPlan:
+    """`groups` of user buckets are still to be done, `finished` items were done by an earlier run of this job."""
+
+    job: str
+    folder: Path
+    options: BackfillOptions
+    lake_items: frozenset[str]  # what the lake holds now; every try reads that, whatever an archive adds meanwhile
+    groups: tuple[tuple[int, ...], ...]
+    item_releases: tuple[str, ...]
+    finished: int
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(self.folder / "manifest")
+
+
+@dataclass(frozen=True)
+class BackfillResult:
+    """`rows` (users, or users × snapshot times) and what follows are the whole job's, earlier runs included; seconds
+    and rows per second are this run's."""
+
+    job: str
+    releases: tuple[str, ...]
+    as_of_ms: int | None
+    snapshots: int
+    items: int  # work items: groups of user buckets, and one per release's item vectors
+    skipped: int  # of these: finished by an earlier run
+    dry_run: bool
+    online: bool = True  # whether that store was to be written
+    offline: bool = True
+    rows: int = 0
+    changed: int = 0  # users whose history online changed
+    embeddings: int = 0  # written online, of all live releases; those of the sweep are not among them
+    refused: int = 0  # writes done again because somebody else had written
+    published: int = 0  # users
+    offline_rows: int = 0  # embeddings in the offline log
+    readable_rows: int = 0  # of these, those that a point-in-time read at the job's last time sees
+    rows_in_time: int = 0  # of these, those that it sees at their own snapshot's time already
+    last_ms: int | None = None  # that last time; None: the present
+    item_vectors: int = 0
+    not_applied: tuple[str, ...] = ()  # live releases that Feast does not know: left out
+    unfit_ids: int = 0  # users and items of the lake that are no int64, and get nothing
+    swept: int = 0  # times that a user's embeddings were behind the history at the end, and encoded again
+    encode_failures: int = 0  # their slices are not noted as done: run again with resume
+    unwritten: tuple[str, ...] = ()  # releases that some worker did not write at the end
+    seconds: float = 0.0
+    users_per_second: float = 0.0
+
+    def text(self) -> str:
+        """For people."""
+        if self.dry_run:
+            return f"{self.job}: {self.items:,} work items, {self.skipped:,} of them finished before"
+        done = [f"{self.rows:,} rows at {self.snapshots:,} times" if self.snapshots else f"{self.rows:,} users"]
+        if self.online:
+            done.append(f"{self.changed:,} histories and {self.embeddings:,} embeddings written online")
+        if self.offline:
+            done.append(f"{self.offline_rows:,} embeddings to the offline log")
+        done.append(f"{self.item_vectors:,} item vectors in {self.seconds:.1f} s")
+        text = f"{', '.join(self.releases)}: {', '.join(done)}"
+        if self.skipped:
+            text += f" ({self.skipped:,} of {self.items:,} work items by an earlier run)"
+        if not self.rows:
+            earlier = "" if self.as_of_ms is None and not self.snapshots else " from before that time"
+            text += f"; the lake holds no events{earlier}: run `spoor archive` first"
+        if self.swept:
+            text += f"; {self.swept:,} times an embedding was behind its history at the end, and was computed again"
+        if self.unreadable is not None:
+            text += f"; {self.unreadable}"
+        return text
+
+    @property
+    def unreadable(self) -> str | None:
+        """Which offline rows no honest read sees when it should: those of a model that was trained through a later
+        time, or of events that were appended later. None where there are none."""
+        if self.last_ms is None or self.rows_in_time == self.offline_rows:
+            return None
+        way_out = 'train with `spoor pretrain --until`, or set stream.as_of = "event" for imported events'
+        if self.readable_rows < self.offline_rows:
+            return (
+                f"{self.readable_rows:,} of {self.offline_rows:,} rows readable before {_moment(self.last_ms)}: "
+                f"the release was trained through a later time, or the events were appended later; {way_out}"
+            )
+        return f"{self.rows_in_time:,} of {self.offline_rows:,} rows readable at their snapshot's time; {way_out}"
+
+
+def run_backfill(
+    settings: BatchSettings,
+    *,
+    releases: Sequence[str] | None = None,
+    as_of_ms: int | None = None,
+    snapshots: tuple[int, int, int] | None = None,
+    online: bool = True,
+    offline: bool = True,
+    publish: bool = True,
+    resume: bool = False,
+    dry_run: bool = False,
+    runner: Runner = LOCAL,
+    unwritten: Callable[[Sequence[str]], Sequence[str]] = lambda releases: (),
+) -> BackfillResult:
+    """Backfills `releases` (all live ones by default) with the lake's events before `as_of_ms` (all by default), or
+    with `snapshots` (from, to, every; ms) for the offline log: at each time, who changed since the one before.
+
+    A row's created time is the later of its as-of time and the release's trained-through time. `publish` sends rows
+    that changed online to the embedding topics. Online, it ends with a sweep of embeddings that are behind their
+    histories; `unwritten` tells which of some releases not every running worker writes. Raises UsageError, DataError,
+    InfrastructureError.
+    """
+    started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "backfill")
+    options = _options(settings, releases, as_of_ms, snapshots, online, offline, publish)
+    infos = [read_info(settings.features.releases_folder / name) for name in options.releases]
+    if warning := short_histories(infos, kept=settings.history.max_events):
+        _LOG.warning(warning)
+    lake = open_lake(settings.lake)
+    with exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"):
+        ends = lake.ends()
+        plan = plan_backfill(settings, lake, options, resume=resume)
+        _LOG.info("%s: %d work items, %d finished before", plan.job, _todo(plan), plan.finished)
+        counts: dict[str, int] = {}
+        swept = Swept()
+        store = open_online(settings.features) if options.online and not dry_run else None
+        if not dry_run:
+            if not resume:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+            counts = _run(settings, store, plan, metrics, runner=runner)
+            if store is not None and as_of_ms is None:
+                lake.note_backfilled(ends)
+            # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
+            streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
+            if store is not None and streamed and not counts.get(ENCODE_FAILURES):
+                swept = sweep(settings, store, streamed, publish=options.publish, unwritten=unwritten)
+    seconds = time.monotonic() - started
+    records = [] if dry_run else list(plan.manifest.records().values())
+
+    def total(name: str) -> int:
+        return sum(record.get(name, 0) for record in records)
+
+    result = BackfillResult(
+        job=plan.job,
+        releases=options.releases,
+        as_of_ms=as_of_ms,
+        snapshots=len(options.snapshots),
+        items=_todo(plan) + plan.finished,
+        skipped=plan.finished,
+        dry_run=dry_run,
+        online=options.online,
+        offline=options.offline,
+        rows=total(ROWS),
+        changed=total(CHANGED),
+        embeddings=total(EMBEDDINGS),
+        refused=total(REFUSED),
+        published=total(PUBLISHED),
+        offline_rows=total(OFFLINE_ROWS),
+        readable_rows=total(READABLE_ROWS),
+        rows_in_time=total(ROWS_IN_TIME),
+        last_ms=last_time(options),
+        item_vectors=total(ITEM_VECTORS),
+        not_applied=() if releases else left_out(settings, options.releases),
+        unfit_ids=total(UNFIT_IDS),
+        swept=swept.users,
+        encode_failures=counts.get(ENCODE_FAILURES, 0) + swept.encode_failures,
+        unwritten=swept.unwritten,
+        seconds=seconds,
+        users_per_second=counts.get(ROWS, 0) / seconds,
+    )
+    if not dry_run:
+        metrics.ended(*figures(result))
+    return result
+
+
+def figures(result: BackfillResult) -> list[Metric]:
+    """For Prometheus."""
+    failures = result.encode_failures
+    return [
+        gauge("spoor_backfill_rows", "users, or users and snapshot times, of the last backfill", result.rows),
+        gauge("spoor_backfill_changed_users", "users whose history the last backfill changed online", result.changed),
+        gauge("spoor_backfill_embeddings", "embeddings that the last backfill wrote online", result.embeddings),
+        gauge("spoor_backfill_encode_failures", "embeddings that the last backfill could not compute", failures),
+    ]
+
+
+def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions, *, resume: bool) -> BackfillPlan:
+    """Which work items are to be done; with `resume`, without those that the manifest holds."""
+    described = [asdict(read_info(settings.features.releases_folder / name)) for name in _written(settings, options)]
+    groups, archived = bucket_groups(lake), lake.manifest.records()
+    stores = settings.features.feature_repo / "feature_store.yaml"
+    identity = (
+        groups,
+        archived,
+        described,
+        asdict(options),
+        asdict(settings.history),
+        asdict(settings.features),
+        stores.read_text(encoding="utf-8", errors="replace") if stores.is_file() else "",
+        settings.stream.as_of,
+        "slices by hash",  # nothing is resumed that an earlier version began: it cut them otherwise
+    )
+    job = f"backfill-{fingerprint(*identity)}"
+    folder = settings.state_folder / "jobs" / job
+    noted = set(Manifest(folder / "manifest").records()) if resume else set()
+    items = options.releases
+    todo = tuple(group for group in groups if spans_left(group, options, noted))
+    todo_items = tuple(release for release in items if items_key(release) not in noted)
+    finished = len(groups) - len(todo) + len(items) - len(todo_items)
+    return BackfillPlan(job, folder, options, frozenset(archived), todo, todo_items, finished)
+
+
+def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> PCollection[str]:
+    """The pipeline: user buckets → slices of histories → written; and one element per release's item vectors."""
+    failures = Failures(plan.folder)
+    options = plan.options
+    written = _written(settings, options)
+    if plan.item_releases:
+        _ = (
+            pipeline
+            | "List releases" >> beam.Create(plan.item_releases, reshuffle=False)
+            | "Write item vectors" >> beam.ParDo(WriteItems(settings, options, plan.manifest, failures))
+        )
+    return (
+        pipeline
+        | "List user buckets" >> beam.Create(plan.groups, reshuffle=False)
+        | "Spread buckets over workers" >> beam.Reshuffle()
+        | "Read histories of buckets"
+        >> beam.ParDo(ReadBuckets(settings, options, plan.lake_items, plan.manifest, failures))
+        | "Encode and write histories"
+        >> beam.ParDo(EncodeAndWrite(settings, options, written, plan.job, plan.manifest, failures))
+    )
+
+
+def _options(
+    settings: BatchSettings,
+    releases: Sequence[str] | None,
+    as_of_ms: int | None,
+    snapshots: tuple[int, int, int] | None,
+    online: bool,
+    offline: bool,
+    publish: bool,
+) -> BackfillOptions:
+    if not (online or offline):
+        raise UsageError(
+            "snapshots go to the offline log, and only the online store is to be written"
+            if snapshots is not None
+            else "a backfill of neither store",
+            hint="leave out --into, or the snapshots",
+        )
+    times: list[int] = []
+    if snapshots is not None:
+        if online or as_of_ms is not None:
+            raise UsageError(
+                "snapshots go to the offline log alone, each with its own as-of time",
+                hint="use `--into offline` and leave --as-of out",
+            )
+        if snapshots[2] <= 0:
+            raise UsageError(f"snapshots {snapshots[2]} ms apart", hint="set --every to an hour or more")
+        times = snapshot_times(*snapshots)
+        if not times:
+            raise UsageError(
+                f"snapshots from {_moment(snapshots[0])} to {_moment(snapshots[1])}: the end lies before the start",
+                hint="exchange --from and --to",
+            )
+    chosen = tuple(chosen_releases(settings, releases))
+    return BackfillOptions(chosen, as_of_ms, tuple(times), online, offline, publish and online)
+
+
+def _written(settings: BatchSettings, options: BackfillOptions) -> list[str]:
+    """The releases whose encoders the job loads: online, a history changes together with every live embedding."""
+    return sorted({*options.releases, *(live_names(settings) if options.online else ())})
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _todo(plan: BackfillPlan) -> int:
+    return len(plan.groups) + len(plan.item_releases)
+
+
+def _run(
+    settings: BatchSettings, store: OnlineStore | None, plan: BackfillPlan, metrics: JobMetrics, *, runner: Runner
+) -> dict[str, int]:
+    if store is not None:
+        store.check(_written(settings, plan.options))
+        store.require_durable()
+        if plan.options.publish:
+            publish_left(settings, store, live_names(settings))
+    if not _todo(plan):
+        return {}
+    if plan.options.offline and store is not None:
+        warn_of_offline_store(store.feast.config)
+
+    def finished() -> set[str]:
+        noted = plan.manifest.keys()
+        groups = {f"buckets {group_key(group)}" for group in plan.groups if not spans_left(group, plan.options, noted)}
+        return groups | {key for key in map(items_key, plan.item_releases) if key in noted}
+
+    with progress("backfill", total=_todo(plan), finished=finished, metrics=metrics):
+        counts = run_pipeline(
+            lambda pipeline: build(pipeline, settings, plan),
+            runner=runner,
+            failures=Failures(plan.folder),
+            namespace=NAMESPACE,
+        )
+    if store is not None and plan.options.publish:
+        publish_left(settings, store, live_names(settings))  # a runner may have lost a try
+    if plan.options.offline and not counts.get(ENCODE_FAILURES):
+        _remove_replaced(settings, plan)
+    return counts
+
+
+def _remove_replaced(settings: BatchSettings, plan: BackfillPlan) -> None:
+    """An earlier job of the same times may have cut its slices elsewhere: what this one did not replace goes."""
+    offline = open_offline(settings.features)
+    prefix = f"{offline_key(plan.options, plan.job)}-"
+    written = {f"{prefix}{key}" for key in plan.manifest.records()}
+
+    def left(view: str) -> list[str]:
+        return [key for key in offline.manifest(view).records() if key.startswith(prefix) and key not in written]
+
+    for key in left(settings.features.named(USER_HISTORY)):
+        offline.write_histories(key, [])
+    for release in plan.options.releases:
+        for key in left(settings.features.named(user_embedding_view(release))):
+            offline.write_embeddings(release, key, [])

@@ -1,0 +1,216 @@
+"""`spoor verify`: recomputes offline what is online and reports every difference; `--repair` mends them.
+
+Work items are user buckets, small ones together. The lake's newest events are compared with the stored histories, and
+every live release's embeddings with what its encoder makes of the stored history. Users that the store has and the lake
+does not are differences too: the driver lists the store's users by bucket first, in files, so memory stays bounded.
+
+A repair goes through the guarded writer like any other update, so it merges: an event that is online and not in the
+lake is kept, and still reported. Most such events are in Kafka and not archived yet: `lag` says how many there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+from prometheus_client.metrics_core import Metric
+
+from spoor.activity.lake import Lake, open_lake
+from spoor.base.errors import SpoorError
+from spoor.base.files import Manifest
+from spoor.base.locks import exclusive
+from spoor.batch.job_metrics import JobMetrics, gauge, gauges
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.kafka.kafka_source import RangeReader, gaps
+from spoor.batch.kafka.publish import publish_left
+from spoor.batch.progress import progress
+from spoor.batch.releases import chosen_releases, left_out
+from spoor.batch.settings import BatchSettings
+from spoor.batch.users.histories import bucket_groups
+from spoor.batch.users.listing import list_users, listing_folder
+from spoor.batch.users.verify_steps import (
+    KINDS,
+    LAKE_LACKS,
+    MAX_EXAMPLES,
+    NAMESPACE,
+    Difference,
+    VerifyBuckets,
+)
+from spoor.store.online import open_online
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """`kinds` counts differences by kind (every kind is listed); a user may have several."""
+
+    users: int  # that the lake or the store knows
+    differences: int  # found; with a repair, before it
+    kinds: dict[str, int]
+    examples: list[Difference]
+    releases: tuple[str, ...]
+    repaired: int = 0  # differences that the repair removed
+    remaining: int = 0  # differences after the repair; without one, all
+    lag: dict[int, int] | None = None  # records per partition that are not archived yet; None = Kafka is not there
+    seconds: float = 0.0
+    remaining_kinds: dict[str, int] = field(default_factory=dict)
+    not_applied: tuple[str, ...] = ()  # live releases that Feast does not know: not compared
+    unfit_ids: int = 0  # users of the lake whose ids are no int64: not compared
+    rows: dict[str, int] = field(default_factory=dict)  # embeddings found, by release
+    stale_rows: dict[str, int] = field(default_factory=dict)  # behind their history or missing, after the repair
+    outdated: int = 0  # equal histories with names of hash version 1, after the repair: no differences
+    lake_events: int = 0
+    repair: bool = False  # whether it was asked for
+
+    def text(self) -> str:
+        """For people. Names the command that comes first where the lake lacks events: nothing else removes what they
+        have made online from the differences."""
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.items() if count)
+        text = f"{self.users:,} users, {self.differences:,} differences" + (f": {kinds}" if kinds else "")
+        if self.repair:
+            text += f"; {self.repaired:,} repaired, {self.remaining:,} left"
+        if self.outdated:
+            text += f"; {self.outdated:,} equal histories are of an earlier version's format: --repair rewrites them"
+        if self.unfit_ids:
+            text += f"; {self.unfit_ids:,} users of the lake have ids that are no int64, and no rows"
+        waiting = sum((self.lag or {}).values())
+        lake = f"the lake holds {self.lake_events:,} events" if self.lake_events else "the lake is empty"
+        if any(self.remaining_kinds.get(kind) for kind in LAKE_LACKS) and (waiting or not self.lake_events):
+            kafka = f", and Kafka has {waiting:,} records that it lacks" if waiting else ""
+            return f"{text}; {lake}{kafka}: run `spoor archive` first, then verify again"
+        return f"{text}; {waiting:,} records in Kafka are not in the lake yet" if waiting else text
+
+
+def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner = LOCAL) -> VerifyResult:
+    """Compares every user, for all live releases. With `repair`, mends and compares the mended users again.
+
+    Raises UsageError (no release, Feast not applied), DataError (damaged lake or release), InfrastructureError.
+    """
+    started = time.monotonic()
+    metrics = JobMetrics(settings.state_folder, "verify")
+    releases = chosen_releases(settings, None)
+    lake = open_lake(settings.lake)
+    jobs = settings.state_folder / "jobs"
+    with (
+        # A repair publishes through the journal of the backfills.
+        exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"),
+        listing_folder(settings.state_folder, "verify-repair" if repair else "verify") as folder,
+    ):
+        online = open_online(settings.features)
+        online.check(releases)
+        if repair:
+            publish_left(settings, online, releases)
+        listing = list_users(online.user_ids(), folder / "online", buckets=lake.buckets)
+        groups = bucket_groups(lake)
+        groups += [(bucket,) for bucket in listing if not any(bucket in group for group in groups)]
+        reports = Manifest(folder / "manifest")
+        failures = Failures(folder)
+        with progress("verify", total=len(groups), finished=reports.keys, metrics=metrics):
+            run_pipeline(
+                lambda pipeline: build(
+                    pipeline, settings, groups, releases=releases, folder=folder, repair=repair, failures=failures
+                ),
+                runner=runner,
+                failures=failures,
+                namespace=NAMESPACE,
+            )
+        if repair:
+            publish_left(settings, online, releases)  # a runner may have lost a try
+        lag = unarchived(settings, lake)
+        result = replace(
+            _result(reports, tuple(releases), lag, time.monotonic() - started),
+            not_applied=left_out(settings, releases),
+            lake_events=sum(record["rows"] for record in lake.manifest.records().values()),
+            repair=repair,
+        )
+        metrics.ended(*figures(result))
+    return result
+
+
+def figures(result: VerifyResult) -> list[Metric]:
+    """For Prometheus."""
+    lag = {str(partition): records for partition, records in (result.lag or {}).items()}
+    return [
+        gauge("spoor_verify_users", "users that the last verify compared", result.users),
+        gauges("spoor_verify_differences", "differences that the last verify left", "kind", result.remaining_kinds),
+        gauges("spoor_verify_rows", "embeddings that the last verify found", "release", result.rows),
+        gauges(
+            "spoor_verify_stale_rows", "embeddings behind or missing that verify left", "release", result.stale_rows
+        ),
+        gauge("spoor_verify_repaired", "differences that the last verify mended", result.repaired),
+        gauges("spoor_verify_unarchived_records", "records that Kafka has and the lake has not", "partition", lag),
+    ]
+
+
+def build(
+    pipeline: beam.Pipeline,
+    settings: BatchSettings,
+    groups: list[tuple[int, ...]],
+    *,
+    releases: list[str],
+    folder: Path,
+    repair: bool,
+    failures: Failures,
+) -> PCollection[str]:
+    """The pipeline: one element per group of user buckets, one report per element in folder/manifest."""
+    comparing = VerifyBuckets(settings, releases, folder, failures, repair=repair)
+    return (
+        pipeline
+        | "List user buckets" >> beam.Create(groups, reshuffle=False)
+        | "Spread buckets over workers" >> beam.Reshuffle()
+        | "Compare buckets with the store" >> beam.ParDo(comparing)
+    )
+
+
+def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
+    """Records per partition that Kafka has and the lake has not; None, after a warning, if Kafka is not there."""
+    try:
+        with RangeReader(settings.kafka) as reader:
+            watermarks = reader.watermarks(settings.kafka.topic)
+    except SpoorError as error:
+        _LOG.warning("cannot tell how much is not archived yet: %s", error.message)
+        return None
+    return {
+        partition: sum(end - start for start, end in gaps(lake.covered(partition), begin=low, high=high))
+        for partition, (low, high) in watermarks.items()
+    }
+
+
+def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | None, seconds: float) -> VerifyResult:
+    found: Counter[str] = Counter()
+    remaining: Counter[str] = Counter()
+    examples: list[Difference] = []
+    rows: Counter[str] = Counter()
+    stale: Counter[str] = Counter()
+    users = outdated = unfit_ids = 0
+    for report in reports.records().values():
+        users += report["users"]
+        unfit_ids += report["unfit_ids"]
+        outdated += report["outdated"]
+        found.update(report["found"])
+        remaining.update(report["remaining"])
+        rows.update(report["rows"])
+        stale.update(report["stale"])
+        examples += [Difference(**example) for example in report["examples"]]
+    return VerifyResult(
+        users=users,
+        differences=found.total(),
+        kinds={kind: found[kind] for kind in KINDS},
+        examples=examples[:MAX_EXAMPLES],
+        releases=releases,
+        repaired=max(found.total() - remaining.total(), 0),
+        remaining=remaining.total(),
+        lag=lag,
+        seconds=seconds,
+        remaining_kinds={kind: remaining[kind] for kind in KINDS},
+        rows={release: rows[release] for release in releases},
+        stale_rows={release: stale[release] for release in releases},
+        outdated=outdated,
+        unfit_ids=unfit_ids,
+    )

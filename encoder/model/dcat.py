@@ -1,0 +1,182 @@
+"""DCAT's two passes over a user encoder (PinFM, arXiv 2507.12704): each history once, however many candidates it has.
+
+`context` runs the causal transformer over the histories and keeps every layer's keys and values; `cross` appends each
+candidate as a last token without action and reads them; `context_and_cross` does both at once. Attention is causal, so
+no history ever sees a candidate and the result is that of the plain transformer over history + candidate
+(dcat_reference.py).
+
+- A candidate takes index n, the one that the next event had in pretraining. A learnable token, where there is one, is
+  put between history and candidate as a part of the context, at index n too: it shifts nobody.
+- Rotate replace: with `window` slots, a candidate that finds them full takes the place of the oldest, which it then
+  does not see. Its index stays n, and the events' own outputs stay those of the full window.
+
+Legend: N events of all users together (jagged), U users, C candidates, H heads, D floats per head, A = config.width,
+I = config.item_width, E = config.dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spoor.encoder.model.user_encoder import UserEncoder, rows_and_owners
+from spoor.kernels.jagged_attention import jagged_attention
+from spoor.kernels.joint_attention import joint_attention
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """`keys` and `values`: per layer [N', H, D], N' = N, or N + U with a learnable token; `offsets` int64 [U + 1] into
+    them; `lengths` int64 [U]: events of each history; `outputs` [N, E]: user vectors after each event, if asked for."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    offsets: Tensor
+    lengths: Tensor
+    outputs: Tensor | None
+
+
+def context(
+    model: UserEncoder,
+    items: Tensor,
+    actions: Tensor,
+    surfaces: Tensor,
+    offsets: Tensor,
+    log_gaps: Tensor | None = None,
+    *,
+    token: Tensor | None = None,
+    outputs: bool = True,
+) -> Context:
+    """The context pass. Events as `UserEncoder.forward` takes them; users without events are allowed.
+
+    `token` float [A]: the learnable token. Without `outputs` the last layer stops at its keys and values, which is all
+    that candidates need.
+    """
+    entered = _enter(model, items, actions, surfaces, offsets, log_gaps, token=token)
+    x, turn = entered.x, model.rotary(entered.positions)
+    keys, values = [], []
+    for layer, block in enumerate(model.every_block, 1):
+        if outputs or layer < model.config.layers:
+            q, *own = block.queries_keys_values(x, turn)
+            k, v = (y.contiguous() for y in own)  # kept: a view would keep what lies beside it, too
+            x = block.after_attention(x, jagged_attention(q, k, v, entered.offsets))
+        else:
+            k, v = (y.contiguous() for y in block.keys_values(x, turn))
+        keys.append(k)
+        values.append(v)
+    vectors = entered.vectors(model, x) if outputs else None
+    return Context(tuple(keys), tuple(values), entered.offsets, entered.lengths, vectors)
+
+
+def cross(
+    model: UserEncoder,
+    history: Context,
+    items: Tensor,
+    surfaces: Tensor,
+    candidate_user: Tensor,
+    log_gaps: Tensor | None = None,
+    *,
+    content: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """The crossing pass: the output at each candidate, [C, E].
+
+    `items`, `surfaces` int64 [C]: vocabulary indexes of the candidates, and where they are shown; `candidate_user`
+    int64 [C]: whose history each of them reads; `log_gaps` float32 [C]: time since the newest event, where the
+    configuration has time_gaps; `content` float [C, I]: added to the candidates' embeddings; `window`: slots for
+    rotate replace, None = as many as it takes.
+    """
+    positions = history.lengths[candidate_user]
+    x = model.embed(items, None, surfaces, positions, log_gaps, content=content)
+    turn = model.rotary(positions)
+    hidden = None if window is None else hidden_rows(history.offsets, window=window)
+    for block, keys, values in zip(model.every_block, history.keys, history.values, strict=True):
+        x = block.cross(x, turn, keys, values, history.offsets, candidate_user, hidden=hidden)
+    return model.user_vectors(x)
+
+
+def context_and_cross(
+    model: UserEncoder,
+    events: tuple[Tensor, Tensor, Tensor],
+    offsets: Tensor,
+    candidates: tuple[Tensor, Tensor],
+    candidate_user: Tensor,
+    log_gaps: tuple[Tensor, Tensor] | None = None,
+    *,
+    token: Tensor | None = None,
+    content: Tensor | None = None,
+    window: int | None = None,
+    outputs: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Both passes in one, for contexts that are read once: events and candidates go through each layer together, so
+    that its weights are read once. The output at each candidate [C, E], and the user vectors after each event [N, E],
+    if asked for.
+
+    `events`: items, actions, surfaces [N]; `candidates`: items, surfaces [C]; `log_gaps`: of events and of candidates;
+    otherwise as `context` and `cross` take them.
+    """
+    gaps, candidate_gaps = log_gaps or (None, None)
+    entered = _enter(model, *events, offsets, gaps, token=token)
+    items, surfaces = candidates
+    positions = entered.lengths[candidate_user]
+    crossing = model.embed(items, None, surfaces, positions, candidate_gaps, content=content)
+    x, rows = torch.cat([entered.x, crossing]), entered.x.shape[0]  # len() would fix it in an export
+    turn = model.rotary(torch.cat([entered.positions, positions]))
+    hidden = None if window is None else hidden_rows(entered.offsets, window=window)
+    attention = joint_attention(entered.offsets, candidate_user, rows=rows, hidden=hidden, like=x)
+    *blocks, last = model.every_block
+    for block in [*blocks, last] if outputs else blocks:
+        x = block.after_attention(x, attention.both(*block.queries_keys_values(x, turn)))
+    if outputs:
+        return model.user_vectors(x[rows:]), entered.vectors(model, x[:rows])
+    keys, values = last.keys_values(x, turn)
+    q = last.queries(x[rows:], turn[rows:])
+    return model.user_vectors(last.after_attention(x[rows:], attention.crossing(q, keys, values))), None
+
+
+def hidden_rows(offsets: Tensor, *, window: int) -> Tensor:
+    """int64 [U]: how many of a context's oldest rows its candidates do not see, so that with themselves they see at
+    most `window`."""
+    return (offsets.diff() + 1 - window).clamp_min(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entered:
+    """What enters the first block: `x` [N', A], its `positions` int64 [N'], `offsets` int64 [U + 1] into it; `lengths`
+    int64 [U]: events of each history; `events` int64 [N]: the rows of events, None = all."""
+
+    x: Tensor
+    positions: Tensor
+    offsets: Tensor
+    lengths: Tensor
+    events: Tensor | None
+
+    def vectors(self, model: UserEncoder, x: Tensor) -> Tensor:
+        """The last block's output [N', A] to user vectors after each event [N, E]."""
+        return model.user_vectors(x if self.events is None else x.index_select(0, self.events))
+
+
+def _enter(
+    model: UserEncoder,
+    items: Tensor,
+    actions: Tensor,
+    surfaces: Tensor,
+    offsets: Tensor,
+    log_gaps: Tensor | None,
+    *,
+    token: Tensor | None,
+) -> _Entered:
+    rows, users = rows_and_owners(offsets, items.shape[0])
+    positions = rows - offsets[users]
+    x = model.embed(items, actions, surfaces, positions, log_gaps)
+    lengths = offsets.diff()
+    if token is None:
+        return _Entered(x, positions, offsets, lengths, None)
+    each = torch.arange(lengths.shape[0], device=items.device)
+    order = torch.cat([rows + users, offsets[1:] + each]).argsort()
+    x = torch.cat([x, token.expand(lengths.shape[0], -1)]).index_select(0, order)
+    positions = torch.cat([positions, lengths]).index_select(0, order)
+    offsets = offsets + torch.arange(offsets.shape[0], device=offsets.device)
+    return _Entered(x, positions, offsets, lengths, rows + users)

@@ -1,0 +1,179 @@
+"""A release at work: histories to user vectors, item hashes to item vectors.
+
+`FrozenEncoder` is what the writer in store/ calls. It may be shared between threads: nothing in it changes after
+construction, and torch's inference mode belongs to the thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from spoor.activity.history import Histories, slice_rows
+from spoor.base.errors import DataError, UsageError
+from spoor.encoder.data.batches import log_gaps
+from spoor.encoder.model.config import ModelConfig
+from spoor.encoder.model.hashing import vocabulary_rows
+from spoor.encoder.model.user_encoder import UserEncoder
+from spoor.encoder.model.vocabulary import Indexes, Vocabulary
+from spoor.encoder.release.allocator import keep_freed_memory
+from spoor.encoder.release.folder import Release, list_releases, load_release, read_info
+from spoor.encoder.release.packed_tables import PackedTables, open_packed
+from spoor.kernels.backend import require_usable
+
+Vectors = npt.NDArray[np.float32]
+_PADDING = 0.1  # most rows to add to a batch, as a share of its events
+
+
+class FrozenEncoder:
+    """Raises DataError when the weights do not fit the release's own configuration."""
+
+    def __init__(self, release: Release, *, token_budget: int = 8_192) -> None:
+        """`token_budget`: events in one forward pass; bounds memory, does not change any vector."""
+        self.release = release.info.name
+        self.dimension = release.info.dimension
+        self.max_events = release.info.max_events
+        self.trained_through_ms = release.info.trained_through_ms
+        self.vocabulary = release.vocabulary
+        self._token_budget = token_budget
+        self.model = frozen_model(release)
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """The raw ids of all known items; `item_hashes` holds their hashes in the same order."""
+        return self.vocabulary.item_ids
+
+    @property
+    def item_hashes(self) -> npt.NDArray[np.uint64]:
+        return self.vocabulary.items
+
+    def encode(self, histories: Histories) -> tuple[Vectors, Indexes]:
+        """User vectors float32[U, d], of norm 1 where the score is the cosine, and events used int64[U] (at most
+        max_events).
+
+        A user without events gets zeros and 0. A vector depends on the user's own newest events alone, to 1e-5,
+        whatever else is in the batch.
+        """
+        recent = histories.newest(self.max_events)
+        lengths = recent.lengths
+        vectors = np.zeros((recent.count, self.dimension), np.float32)
+        events = [torch.from_numpy(column) for column in self.vocabulary.event_indexes(recent)]
+        with torch.inference_mode():
+            for batch in batches_by_length(recent.offsets, token_budget=self._token_budget):
+                items, actions, surfaces = (column[batch.rows] for column in events)
+                gaps = torch.from_numpy(log_gaps(recent.values["timestamp"][batch.rows.numpy()], batch.offsets.numpy()))
+                found = self.model.last(items, actions, surfaces, batch.offsets, gaps, lengths=batch.lengths)
+                vectors[batch.users] = found.numpy()
+        return vectors, lengths
+
+    def item_vectors(self, item_hashes: npt.NDArray[np.uint64]) -> Vectors:
+        """uint64[n] to float32[n, d], of norm 1 where the score is the cosine. Every unknown item has the vector of
+        row 0."""
+        items = torch.from_numpy(self.vocabulary.item_indexes(np.asarray(item_hashes, np.uint64)))
+        vectors = np.empty((len(items), self.dimension), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(items), self._token_budget):
+                part = slice(start, start + self._token_budget)
+                vectors[part] = self.model.targets(items[part]).numpy()
+        return vectors
+
+
+def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int = 1) -> list[FrozenEncoder]:
+    """The named releases, or every release of the folder if none is named, to write vectors with. Raises as
+    `load_release`, and UsageError for a release whose vectors have no norm of 1, which no view holds, or where this
+    machine lacks what `kernels.backend` asks for.
+
+    `threads`: how many processor threads torch may use in this process. One, because work spreads over processes:
+    where threads outnumber free cores, torch's wait for one another in busy loops and encode ten times slower.
+    """
+    require_usable()
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    chosen = names or [info.name for info in list_releases(releases_folder)]
+    for name in chosen:
+        score = read_info(releases_folder / name).model.score
+        if score != "cosine":
+            raise UsageError(
+                f"release `{name}` scores by the {score} product: its vectors have no norm of 1, which Feast's views "
+                "ask for",
+                hint="name the releases to write (stream.releases, --release), or move this one out of the folder",
+            )
+    return [FrozenEncoder(load_release(releases_folder / name)) for name in chosen]
+
+
+def new_model(config: ModelConfig, vocabulary: Vocabulary, *, packed: PackedTables | None = None) -> UserEncoder:
+    """The network for this vocabulary, its parameters not yet set; items come from `packed` tables, if given."""
+    return UserEncoder(
+        config,
+        item_rows=torch.from_numpy(item_rows(config, vocabulary)),
+        actions=len(vocabulary.actions),
+        surfaces=len(vocabulary.surfaces),
+        gather=None if packed is None else packed.gather,
+    )
+
+
+def item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
+    """The rows of each known item in each table, int64 [V + 1, T]; index 0 is the unknown item."""
+    if config.items == "direct":
+        return np.arange(1 + len(vocabulary.items))[:, None]
+    return vocabulary_rows(vocabulary.items, functions=config.hash_functions, rows=config.table_rows)
+
+
+def frozen_model(release: Release) -> UserEncoder:
+    """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration."""
+    packed = None
+    if release.info.packed is not None:
+        packed = open_packed(release.info, known_items=len(release.vocabulary.items))
+    model = new_model(release.info.model, release.vocabulary, packed=packed)
+    weights = {name: torch.from_numpy(array) for name, array in release.weights.items()}
+    take_weights(model, weights, release=release.info.name)
+    return model.freeze()
+
+
+def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: str) -> None:
+    """Raises DataError, which names the release, when they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(
+            f"release `{release}`: the weights do not fit its configuration: {' '.join(str(error).split())}",
+            hint="train the release again",
+        ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class LengthBatch:
+    """Some users' histories. `users` int64 [U]; `rows` int64 [N]: where each event lies; `offsets` int64 [U + 1] into
+    them; `lengths` int64 [U]: real events of each history, which repeats its last one where it has more rows."""
+
+    users: Indexes
+    rows: Tensor
+    offsets: Tensor
+    lengths: Tensor
+
+
+def batches_by_length(offsets: Indexes, *, token_budget: int) -> Iterator[LengthBatch]:
+    """Users with events, short histories first, in batches of at most `token_budget` events (at least one user).
+
+    Where the lengths of a batch are nearly one, as they mostly are, its histories are made equally long: attention is
+    causal, so no event sees what comes after it, and a rectangle needs no gathering in any layer."""
+    lengths = np.diff(offsets)
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    while order.size:
+        within = max(int(np.searchsorted(np.cumsum(lengths[order]), token_budget, side="right")), 1)
+        users, order = order[:within], order[within:]
+        real = lengths[users]
+        longest = int(real[-1])
+        if longest * len(users) <= (1 + _PADDING) * real.sum():
+            rows = (offsets[users, None] + np.minimum(np.arange(longest), real[:, None] - 1)).ravel()
+            bounds = np.arange(len(users) + 1) * longest
+        else:
+            rows, bounds = slice_rows(offsets[users], real)
+        yield LengthBatch(users, torch.from_numpy(rows), torch.from_numpy(bounds), torch.from_numpy(real))

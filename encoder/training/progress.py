@@ -1,0 +1,159 @@
+"""What a person sees of a training run: a bar on the terminal, scalars in TensorBoard (and MLflow, if one is named),
+and the curve at its end."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from spoor.base.errors import InfrastructureError, UsageError
+
+_SMOOTHING = 0.98  # of the shown loss
+# MLflow's own is four minutes for a server that refuses, and longer for one that is silent.
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+class TrainingProgress:
+    """A bar on stderr with tokens a second, loss and time left; silent when `quiet` or stderr is not a terminal."""
+
+    def __init__(self, tokens: int, *, done: int, quiet: bool = False) -> None:
+        self._progress = Progress(
+            TextColumn("pretraining"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]} events/s"),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task: TaskID = self._progress.add_task("", total=tokens, completed=done, rate="-", loss="-")
+        self._loss: float | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, tokens: int, *, loss: float) -> None:
+        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
+        speed = self._progress.tasks[0].speed
+        rate = f"{speed:,.0f}" if speed else "-"
+        self._progress.update(self._task, advance=tokens, rate=rate, loss=f"{self._loss:.3f}")
+
+
+class TrainingLog:
+    """Scalars by step. `tensorboard --logdir` shows the folder while the run goes on."""
+
+    def __init__(self, writer: Any, tracker: MlflowRun | None) -> None:
+        self._writer = writer
+        self._tracker = tracker
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, mlflow_uri: str, *, run_name: str, quiet: bool = False) -> Iterator[TrainingLog]:
+        """Writes into `folder` and, if `mlflow_uri` is not empty, to a run of that tracking server. `quiet`: nowhere.
+        Raises UsageError when MLflow is asked for and not installed, InfrastructureError when it does not answer."""
+        if quiet:
+            yield cls(None, None)
+            return
+        from torch.utils.tensorboard.writer import SummaryWriter  # a second to import, needed once a run
+
+        with ExitStack() as stack:
+            tracker = stack.enter_context(MlflowRun.open(mlflow_uri, run_name=run_name)) if mlflow_uri else None
+            yield cls(stack.enter_context(SummaryWriter(str(folder))), tracker)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if self._writer is not None:
+                self._writer.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.scalars(step, values)
+
+
+class MlflowRun:
+    """One run of an MLflow tracking server. A server that is lost on the way costs its scalars, not the training."""
+
+    def __init__(self, mlflow: Any) -> None:
+        self._mlflow = mlflow
+        self._lost = False
+
+    @classmethod
+    @contextmanager
+    def open(cls, uri: str, *, run_name: str) -> Iterator[MlflowRun]:
+        """The run is told whether its training failed. Raises UsageError, InfrastructureError."""
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
+        try:
+            import mlflow  # type: ignore[import-not-found]  # not one of Spoor's own dependencies
+        except ImportError:
+            raise UsageError(
+                "pretrain.mlflow_uri is set, but MLflow is not installed",
+                hint="pip install mlflow-skinny, or leave pretrain.mlflow_uri empty",
+            ) from None
+        try:
+            mlflow.set_tracking_uri(uri)
+            mlflow.start_run(run_name=run_name)
+        except mlflow.exceptions.MlflowException as error:
+            raise InfrastructureError(
+                f"no MLflow tracking server takes runs at {uri}: {error}",
+                hint="start it, or correct or empty pretrain.mlflow_uri",
+            ) from None
+        run, status = cls(mlflow), "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        finally:
+            with redirect_stdout(sys.stderr):  # where MLflow says goodbye, stdout belongs to --json
+                run._tell(mlflow.end_run, status)  # of a lost one too: it is active in this process until then
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._lost:
+            self._tell(self._mlflow.log_metrics, {name: float(value) for name, value in values.items()}, step=step)
+
+    def _tell(self, action: Callable[..., object], *arguments: object, **options: object) -> None:
+        try:
+            action(*arguments, **options)
+        except self._mlflow.exceptions.MlflowException as error:
+            if self._lost:
+                return
+            self._lost = True
+            print(f"MLflow is lost, training goes on without it: {error}", file=sys.stderr)
+
+
+def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]], *, title: str) -> bytes:
+    """A PNG: loss by step, and Recall@10 on the held-out events beside popularity's."""
+    from matplotlib.figure import Figure  # half a second to import, needed once a run
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel="step", ylabel="loss")
+    axes.plot(losses, color="0.8", linewidth=0.5)
+    window = max(len(losses) // 100, 1)
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(np.arange(len(smooth)) + window - 1, smooth, color="tab:blue", label="loss")
+    right = axes.twinx()
+    right.set(ylabel="Recall@10, validation events")
+    steps = [found["step"] for found in evaluations]
+    right.plot(steps, [found["recall_at_10"] for found in evaluations], "o-", color="tab:orange", label="Recall@10")
+    popular = [found["popularity_recall_at_10"] for found in evaluations]
+    right.plot(steps, popular, ":", color="tab:gray", label="Recall@10 of popularity")
+    right.set_ylim(0, None)  # after the lines are drawn: before, it would pin the top at 1
+    figure.legend(loc="outside lower center", ncols=3)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

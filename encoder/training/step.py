@@ -1,0 +1,177 @@
+"""One optimiser step: a batch of segments to a loss, gradients, and new weights.
+
+    batch -> pairs and candidates (of the whole batch, drawn from the step's own seed)
+          -> for each part of its segments: vectors, loss, gradients -> sum -> finite check -> AdamW
+
+A batch may be divided into parts, for several processes or to save memory: the sum over parts is the same loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spoor.activity.history import slice_rows
+from spoor.base.errors import DataError
+from spoor.encoder.data.batches import Batch
+from spoor.encoder.data.pairs import Pairs, future_token_pairs, multi_token_pairs, next_token_pairs
+from spoor.encoder.model.config import ModelConfig
+from spoor.encoder.model.losses import (
+    Candidates,
+    draw_candidates,
+    full_softmax_loss,
+    own_positives,
+    sampled_softmax_loss,
+)
+from spoor.encoder.model.user_encoder import UserEncoder
+from spoor.encoder.model.vocabulary import Indexes
+from spoor.encoder.training.checkpoint import TrainState
+from spoor.encoder.training.parallel import Processes
+from spoor.encoder.training.settings import PretrainSettings
+
+_LONGEST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What a batch is asked. `candidates` None: every item. `future`: pairs of the future-token loss among them.
+    `hidden` bool[N]: events whose item is not shown."""
+
+    pairs: Pairs
+    candidates: Candidates | None
+    left_out: Tensor | None  # bool [S, M]: candidates that are no negatives of a segment's user
+    hidden: np.ndarray
+    future: int
+
+
+def take_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    settings: PretrainSettings,
+    answer_shares: np.ndarray,
+    rate: float,
+    processes: Processes,
+) -> float:
+    """Changes the model, its average and the optimiser; returns the loss of the whole batch, 0 where it asks nothing.
+
+    `answer_shares` float64[V + 1]: of each item among all answers of the training data; `rate`: the learning rate.
+    Raises DataError, before any weight has changed, when the loss or a gradient is not finite.
+    """
+    rng = np.random.default_rng([settings.seed, state.step])
+    questions = ask(batch, config=state.model.config, settings=settings, answer_shares=answer_shares, rng=rng)
+    state.future_pairs += questions.future
+    if len(questions.pairs) == 0:
+        return 0.0
+    state.optimiser.zero_grad()
+    loss = 0.0
+    for number, part in _parts(batch.offsets.numpy(), settings.accumulation, processes):
+        torch.manual_seed(int(np.random.default_rng([settings.seed, state.step, number]).integers(2**62)))  # dropout
+        found = part_loss(state.model, batch, questions, part)
+        if found is not None:
+            found.backward()
+            loss += found.item()
+    processes.sum_gradients(state.model)
+    loss = processes.sum(loss)
+    norm = state.optimiser.clip(_LONGEST_GRADIENT)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DataError(
+            f"training diverged at step {state.step}: loss {loss}, gradient norm {norm}",
+            hint="lower pretrain.learning_rate; the last checkpoint is from before this step",
+        )
+    state.optimiser.step(rate)
+    return loss
+
+
+def ask(
+    batch: Batch,
+    *,
+    config: ModelConfig,
+    settings: PretrainSettings,
+    answer_shares: np.ndarray,
+    rng: np.random.Generator,
+) -> Questions:
+    """Draws the pairs, the candidates and the hidden items of a whole batch."""
+    targets, items, positive = batch.targets.numpy(), batch.items.numpy(), batch.positive.numpy()
+    offsets = batch.offsets.numpy()
+    window = settings.target_window
+    kinds: list[Pairs] = []
+    if settings.next_token_weight:
+        kinds.append(next_token_pairs(targets, weight=settings.next_token_weight))
+    if weight := settings.multi_token_weight:
+        most = max(int(settings.pairs_per_event * batch.tokens), 1)
+        kinds.append(multi_token_pairs(items, positive, offsets, window=window, most=most, rng=rng, weight=weight))
+    future = Pairs.join([])
+    if weight := settings.future_token_weight:
+        served = config.served_length
+        future = future_token_pairs(
+            items, positive, offsets, served_length=served, window=window, rng=rng, weight=weight
+        )
+    pairs = Pairs.join([*kinds, future])
+    hidden = rng.random(batch.tokens) < settings.unknown_item_share
+    candidates = left_out = None
+    if settings.negatives != "full" and len(pairs):
+        uniform = settings.uniform_negatives if settings.negatives == "mixed" else 0
+        candidates = draw_candidates(targets[targets > 0], answer_shares=answer_shares, uniform=uniform, rng=rng)
+        if settings.own_positives == "masked":
+            left_out = own_positives(candidates, batch.own_items.numpy(), batch.own_offsets.numpy())
+    return Questions(pairs, candidates, left_out, hidden, len(future))
+
+
+def part_loss(model: UserEncoder, batch: Batch, questions: Questions, part: slice) -> Tensor | None:
+    """The weighted sum over the pairs of the segments first to last - 1 of `part`; None where they have none."""
+    device = model.items.weight.device
+    bounds = batch.offsets.numpy()[part.start : part.stop + 1]
+    pairs = questions.pairs
+    asked = slice(*np.searchsorted(pairs.rows, [bounds[0], bounds[-1]]))
+    if asked.start == asked.stop:
+        return None
+    rows, offsets = _needed_rows(pairs.rows[asked], bounds)
+    inputs = [column[rows] for column in (batch.items, batch.actions, batch.surfaces)]
+    inputs[0] = inputs[0].masked_fill(torch.from_numpy(questions.hidden[rows]), 0)
+    columns = [column.to(device) for column in (*inputs, torch.from_numpy(offsets), batch.log_gaps[rows])]
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        vectors = model(*columns).float()
+        items = model.every_target() if questions.candidates is None else None
+        drawn = questions.candidates and model.targets(questions.candidates.items.to(device))
+    place = torch.from_numpy(np.searchsorted(rows, pairs.rows[asked])).to(device)
+    answers = torch.from_numpy(pairs.items[asked]).to(device)
+    weights = torch.from_numpy(pairs.weights[asked]).to(device)
+    if items is not None:
+        return full_softmax_loss(vectors, items.float(), place, answers - 1, weights, temperature=model.temperature)
+    assert questions.candidates is not None and drawn is not None
+    left_out = None
+    if questions.left_out is not None:
+        segments = np.searchsorted(batch.offsets.numpy(), pairs.rows[asked], side="right") - 1
+        left_out = questions.left_out[torch.from_numpy(segments)].to(device)
+    return sampled_softmax_loss(
+        vectors[place],
+        drawn.float(),
+        questions.candidates.to(device),
+        answers,
+        weights,
+        temperature=model.temperature,
+        left_out=left_out,
+    )
+
+
+def _needed_rows(asked: Indexes, bounds: Indexes) -> tuple[Indexes, Indexes]:
+    """The events of the segments that a question depends on, ascending, and the offsets of the segments among them.
+    Attention is causal: what comes after a segment's last question changes nothing."""
+    last = np.searchsorted(asked, bounds[1:]) - 1
+    ends = np.where(last >= 0, asked[np.maximum(last, 0)] + 1, 0)
+    return slice_rows(bounds[:-1], np.maximum(ends - bounds[:-1], 0))
+
+
+def _parts(offsets: Indexes, accumulation: int, processes: Processes) -> Iterator[tuple[int, slice]]:
+    """This process's parts of the batch: the number among all parts and the segments, about as many events in each."""
+    count = accumulation * processes.count
+    wanted = offsets[-1] * np.arange(count + 1) // count
+    cuts = np.searchsorted(offsets, wanted)
+    for number in range(processes.rank * accumulation, (processes.rank + 1) * accumulation):
+        yield number, slice(int(cuts[number]), int(cuts[number + 1]))

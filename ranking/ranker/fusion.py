@@ -1,0 +1,189 @@
+"""How a ranker uses the user encoder: not at all, by its vector (late fusion), or by crossing the candidate (early).
+
+- late-last, late-mean: the output after the last event, or the mean of all; the candidate is not seen. Frozen late-last
+  is the vector that lies in Feast, and nothing is computed.
+- early: the candidate is appended as last token without action, by DCAT's two passes (dcat.py). Options: a
+  learnable token before it (LT), its content added to its token with a loss that ties content and id (the paper's
+  GraphSAGE variant), both (GSLT). A window of slots is full at training exactly as at serving (rotate replace).
+- Whatever the kind, the ranker receives the module's output h, the candidate's own vector z, h * z and h . z, h and z
+  scaled to floats of about 1.
+- Cold start, in training only: CIR gives a tenth of the candidates a random id; IDD drops 0.7 of the outputs of
+  candidates younger than 7 days, 0.5 up to 28 days.
+
+Legend: N events of all contexts together (jagged), G contexts, C candidates, A attributes, E = the model's dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spoor.encoder.model.dcat import Context, context, context_and_cross
+from spoor.encoder.model.user_encoder import UserEncoder
+from spoor.ranking.settings import FusionConfig
+
+RANDOM_ID_SHARE = 0.1
+_DROPOUT_BY_AGE = ((7.0, 0.7), (28.0, 0.5))  # younger than so many days: this share of the outputs
+
+
+@dataclass(frozen=True, eq=False)
+class RankingBatch:
+    """Whole requests, each context once.
+
+    items, actions, surfaces    int64 [N]: the contexts' events, `log_gaps` float32 [N], `offsets` int64 [G + 1]
+    candidates, shown_on        int64 [C]: item and surface of each candidate; candidate_context int64 [C] in [0, G)
+    candidate_gaps, ages_days   float32 [C]: log(1 + seconds since the context's last event); the item's age
+    features    float32 [C, F] of Feast, standardised; attributes float32 [C, A] of the item
+    user_vectors, item_vectors  float32 [C, E]: Feast's, zeros where unknown
+    labels      float32 [C, K]
+    """
+
+    items: Tensor
+    actions: Tensor
+    surfaces: Tensor
+    log_gaps: Tensor
+    offsets: Tensor
+    candidates: Tensor
+    shown_on: Tensor
+    candidate_context: Tensor
+    candidate_gaps: Tensor
+    ages_days: Tensor
+    features: Tensor
+    attributes: Tensor
+    user_vectors: Tensor
+    item_vectors: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """`outputs` [C, 3 E + 1] for the ranker (no column for kind `none`); `events` [N, E]: user vectors after each
+    event, where they were computed; `alignment`: a scalar, 0 without content."""
+
+    outputs: Tensor
+    events: Tensor | None
+    alignment: Tensor
+
+
+class Fusion(nn.Module):
+    """`encoder`: the release's network, which this module takes over; `attributes` floats an item has."""
+
+    def __init__(self, config: FusionConfig, encoder: UserEncoder, *, attributes: int) -> None:
+        """Raises UsageError as `FusionConfig.check_attributes`."""
+        super().__init__()
+        config.check_attributes(attributes)
+        self.config = config
+        self.encoder = encoder
+        self.window = config.window or encoder.config.served_length
+        self.token = nn.Parameter(torch.empty(encoder.config.width)) if config.learnable_token != "none" else None
+        self.content = nn.Linear(attributes, encoder.config.item_width) if config.content != "none" else None
+        if config.module == "frozen" or config.kind == "none":
+            encoder.requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Floats that it adds to a candidate's row."""
+        return 0 if self.config.kind == "none" else 3 * self.encoder.config.dimension + 1
+
+    def train(self, mode: bool = True) -> Fusion:
+        """A frozen encoder stays in evaluation: it has no dropout either."""
+        super().train(mode)
+        if self.config.module == "frozen":
+            self.encoder.eval()
+        return self
+
+    def forward(self, batch: RankingBatch, generator: torch.Generator | None = None) -> Fused:
+        """`generator` draws the cold-start repairs; they apply in training only, and need it there."""
+        none = batch.features.new_zeros(())
+        if self.config.kind == "none":
+            return Fused(batch.features.new_zeros(len(batch.candidates), 0), None, none)
+        if not self.config.reads_histories:
+            outputs = _row(batch.user_vectors, batch.item_vectors)
+            return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), None, none)
+        candidates = self._randomised(batch.candidates, generator)
+        if self.config.kind == "early":
+            fused, events, alignment = self._crossed(batch, candidates)
+        else:
+            history = context(
+                self.encoder,
+                batch.items,
+                batch.actions,
+                batch.surfaces,
+                batch.offsets,
+                batch.log_gaps,
+                token=self.token,
+            )
+            fused, events, alignment = self._summary(history)[batch.candidate_context], history.outputs, none
+        outputs = _row(fused, self.encoder.targets(candidates))
+        return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), events, alignment)
+
+    def initialise(self, seed: int) -> None:
+        """Draws what the release does not have: the token (normal, the deviation of an event's floats) and the content
+        projection (normal, deviation 0.02 / sqrt(A), so that a token starts as its id)."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.token is not None:
+            nn.init.normal_(self.token, std=1.0, generator=generator)
+        if self.content is not None:
+            nn.init.normal_(self.content.weight, std=0.02 / math.sqrt(self.content.in_features), generator=generator)
+            nn.init.zeros_(self.content.bias)
+
+    def _crossed(self, batch: RankingBatch, candidates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Outputs at the candidates; user vectors after each event, which training asks for; the alignment loss."""
+        content = self.content(batch.attributes) if self.content is not None else None
+        crossed, events = context_and_cross(
+            self.encoder,
+            (batch.items, batch.actions, batch.surfaces),
+            batch.offsets,
+            (candidates, batch.shown_on),
+            batch.candidate_context,
+            (batch.log_gaps, batch.candidate_gaps),
+            token=self.token,
+            content=content,
+            window=self.window,
+            outputs=self.training,
+        )
+        if content is None:
+            return crossed, events, batch.features.new_zeros(())
+        # Ties the content of an item to its own id, not to the random one that it may have in this batch.
+        known = batch.candidates > 0
+        ids = self.encoder.items(batch.candidates[known])
+        return crossed, events, (1 - F.cosine_similarity(content[known], ids)).sum() / known.sum().clamp_min(1)
+
+    def _summary(self, history: Context) -> Tensor:
+        """The user vector of each context, [G, E]: zeros for one without events."""
+        assert history.outputs is not None
+        lengths, bounds = history.lengths, history.lengths.cumsum(0)
+        some = lengths > 0
+        found = history.outputs.new_zeros(len(lengths), history.outputs.shape[1])
+        if self.config.kind == "late-last":
+            return found.index_put((some.nonzero().squeeze(1),), history.outputs[bounds[some] - 1])
+        rows = torch.repeat_interleave(lengths)
+        return found.index_add(0, rows, history.outputs) / lengths.clamp_min(1).unsqueeze(1)
+
+    def _randomised(self, candidates: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not self.training or self.config.cold_start == "none":
+            return candidates
+        known = len(self.encoder.items.flat_rows) - 1
+        chosen = torch.rand(candidates.shape, generator=generator) < RANDOM_ID_SHARE
+        drawn = torch.randint(1, known + 1, candidates.shape, generator=generator)
+        return torch.where(chosen, drawn, candidates)
+
+    def _dropped_by_age(self, outputs: Tensor, ages_days: Tensor, generator: torch.Generator | None) -> Tensor:
+        if not self.training or self.config.cold_start != "cir+idd":
+            return outputs
+        share = torch.zeros_like(ages_days)
+        for days, dropped in reversed(_DROPOUT_BY_AGE):
+            share = share.masked_fill(ages_days < days, dropped)
+        kept = torch.rand(outputs.shape, generator=generator) >= share.unsqueeze(1)
+        return outputs * kept / (1 - share).unsqueeze(1)
+
+
+def _row(h_CE: Tensor, z_CE: Tensor) -> Tensor:
+    scale = math.sqrt(h_CE.shape[1])
+    h_CE, z_CE = (F.normalize(x, dim=-1) * scale for x in (h_CE, z_CE))
+    product = h_CE * z_CE
+    return torch.cat([h_CE, z_CE, product, product.sum(1, keepdim=True) / scale], dim=1)

@@ -1,0 +1,208 @@
+"""A window's impressions with everything that a ranker reads of them, and its batches.
+
+Features, vectors and histories come from Feast by point-in-time join at each request's time. Rows are grouped by
+(user, history revision): requests of one revision share one context, which a batch encodes once.
+
+Legend: n rows, R requests, H distinct contexts, F features, A attributes, E floats of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from spoor.activity.hashing import hash_items, hash_names
+from spoor.activity.history import Histories, slice_rows
+from spoor.activity.packing import unpack
+from spoor.base.errors import DataError
+from spoor.encoder.data.batches import log_gaps
+from spoor.encoder.model.vocabulary import Vocabulary, name_indexes
+from spoor.ranking.features.attributes import AttributeLayout
+from spoor.ranking.features.dataset import (
+    ROW,
+    Floats,
+    Inputs,
+    Reader,
+    existing_inputs,
+    read_features,
+    vectors_of,
+)
+from spoor.ranking.features.impressions import Impressions
+from spoor.ranking.ranker.fusion import RankingBatch
+from spoor.ranking.ranker.ranker import moments, standardised
+
+# Rows of user_id, event_timestamp and ROW → the same rows with `history` (packed, or null) and `revision`, any order.
+HistoryReader = Callable[[pd.DataFrame], pa.Table]
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class RankingData:
+    """`contexts`: H histories, `context_users` the user of each; `request_contexts` int64 [R]; `stored` bool [R]: which
+    requests have a history in the feature store, the others an empty one; `features` [n, F] with NaN for null;
+    `attributes` float32 [n, A] in the columns of `layout`; `user_vectors`, `item_vectors` float32 [n, E], zeros where
+    unknown."""
+
+    impressions: Impressions
+    contexts: Histories
+    context_users: tuple[str, ...]
+    request_contexts: Int64s
+    stored: npt.NDArray[np.bool_]
+    features: Inputs
+    attributes: Floats
+    layout: AttributeLayout
+    user_vectors: Floats
+    item_vectors: Floats
+
+    @property
+    def rows_per_context(self) -> float:
+        """The paper's r: candidates for each history that is encoded, were the window one batch."""
+        return len(self.impressions.item_ids) / max(self.contexts.count, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Of the training window's features; float32 [F] each."""
+
+    mean: Floats
+    deviation: Floats
+
+    @classmethod
+    def of(cls, data: RankingData) -> Scale:
+        return cls(*moments(data.features.values))
+
+
+def read_rows(
+    impressions: Impressions,
+    read: Reader,
+    read_histories: HistoryReader,
+    *,
+    items: pa.Table,
+    layout: AttributeLayout,
+    dimension: int,
+) -> RankingData:
+    """Everything about these impressions as it was known at their requests. `items`: attributes by `item_id`, which
+    `layout` turns into numbers; `dimension`: E. Raises DataError."""
+    parts = [part for _, part in read_features(impressions.frame(), read)]
+    table = pa.concat_tables(parts, promote_options="permissive")
+    contexts, users, request_contexts, stored = _contexts(impressions, read_histories)
+    return RankingData(
+        impressions=impressions,
+        contexts=contexts,
+        context_users=users,
+        request_contexts=request_contexts,
+        stored=stored,
+        features=existing_inputs(table),
+        attributes=layout.matrix(items, impressions.item_ids),
+        layout=layout,
+        user_vectors=vectors_of(table, "user", dimension=dimension),
+        item_vectors=vectors_of(table, "item", dimension=dimension),
+    )
+
+
+class BatchMaker:
+    """Turns requests of one window into batches of tensors."""
+
+    def __init__(self, data: RankingData, vocabulary: Vocabulary, scale: Scale, *, window: int) -> None:
+        """`window`: newest events of a context that are kept."""
+        self.data = data
+        contexts = data.contexts.newest(window)
+        self._offsets = contexts.offsets
+        self._events = [torch.from_numpy(column) for column in vocabulary.event_indexes(contexts)]
+        self._gaps = torch.from_numpy(log_gaps(contexts.values["timestamp"], contexts.offsets))
+        self._last_times = contexts.last_times()
+        impressions = data.impressions
+        self._items = vocabulary.item_indexes(hash_items(list(impressions.item_ids)))
+        self._shown_on = name_indexes(hash_names(list(impressions.surfaces)), vocabulary.surfaces)
+        since = np.maximum(impressions.times_ms - self._last_times[data.request_contexts], 0) / 1000.0
+        since[contexts.lengths[data.request_contexts] == 0] = 0.0
+        self._request_gaps = np.log1p(since).astype(np.float32)
+        self._features = standardised(data.features, scale.mean, scale.deviation)
+
+    def batch(self, requests: Int64s) -> tuple[RankingBatch, Int64s]:
+        """These requests, and the context (of the window) behind each context of the batch."""
+        data, impressions = self.data, self.data.impressions
+        rows, offsets = slice_rows(impressions.offsets[requests], np.diff(impressions.offsets)[requests])
+        of_row = np.repeat(requests, np.diff(offsets))
+        contexts, place = np.unique(data.request_contexts[of_row], return_inverse=True)
+        read = slice_rows(self._offsets[contexts], np.diff(self._offsets)[contexts])
+        events, context_offsets = (torch.from_numpy(part) for part in read)
+        items, actions, surfaces = (column[events] for column in self._events)
+        floats = (
+            impressions.ages_days,
+            self._features,
+            data.attributes,
+            data.user_vectors,
+            data.item_vectors,
+            impressions.labels,
+        )
+        ages, features, attributes, user_vectors, item_vectors, labels = (torch.from_numpy(x[rows]) for x in floats)
+        made = RankingBatch(
+            items=items,
+            actions=actions,
+            surfaces=surfaces,
+            log_gaps=self._gaps[events],
+            offsets=context_offsets,
+            candidates=torch.from_numpy(self._items[rows]),
+            shown_on=torch.from_numpy(self._shown_on[of_row]),
+            candidate_context=torch.from_numpy(place.astype(np.int64)),
+            candidate_gaps=torch.from_numpy(self._request_gaps[of_row]),
+            ages_days=ages,
+            features=features,
+            attributes=attributes,
+            user_vectors=user_vectors,
+            item_vectors=item_vectors,
+            labels=labels,
+        )
+        return made, contexts
+
+    def batches(self, order: Int64s, *, rows: int) -> Iterator[Int64s]:
+        """The requests of `order` in pieces of at most `rows` rows, at least one request each."""
+        lengths = np.diff(self.data.impressions.offsets)[order]
+        start = total = 0
+        for place, length in enumerate(lengths):
+            if place > start and total + length > rows:
+                yield order[start:place]
+                start, total = place, 0
+            total += int(length)
+        if start < len(order):
+            yield order[start:]
+
+
+def _contexts(
+    impressions: Impressions, read: HistoryReader
+) -> tuple[Histories, tuple[str, ...], Int64s, npt.NDArray[np.bool_]]:
+    """The distinct histories behind the requests, their users, the one of each request, and which requests have one
+    in the store. Raises DataError if the read loses or repeats a request."""
+    times = pd.to_datetime(impressions.times_ms, unit="ms", utc=True)
+    asked = pd.DataFrame({"user_id": list(impressions.user_ids), "event_timestamp": times})
+    table = read(asked.assign(**{ROW: np.arange(len(asked))}))
+    order = np.argsort(table[ROW].to_numpy(), kind="stable")
+    if not np.array_equal(table[ROW].to_numpy()[order], np.arange(len(asked))):
+        raise DataError(
+            f"a point-in-time read of {len(asked)} histories returned {len(table)} others",
+            hint="use Feast's DuckDB offline store: its dask store drops rows",
+        )
+    table = table.take(pa.array(order))
+    found: dict[tuple[str, int], int] = {}
+    packed: list[bytes | None] = []
+    place = np.empty(impressions.requests, np.int64)
+    revisions, histories = table["revision"].to_pylist(), table["history"].to_pylist()
+    for request, (user, revision, history) in enumerate(zip(impressions.user_ids, revisions, histories, strict=True)):
+        key = (user, revision or 0)
+        if key not in found:
+            found[key] = len(packed)
+            packed.append(history)
+        place[request] = found[key]
+    stored = np.array([history is not None for history in packed], bool)
+    known = unpack([history for history in packed if history is not None])
+    lengths = np.zeros(len(packed), np.int64)
+    lengths[stored] = known.lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Histories(known.values, offsets), tuple(user for user, _ in found), place, stored[place]

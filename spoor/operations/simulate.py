@@ -1,0 +1,219 @@
+"""`spoor simulate`: events into Kafka, from a file or made up, as a product would send them.
+
+Records are keyed by the user id in UTF-8, so that one user's events stay in order in one partition; the event's time is
+in the value, the record's time is the broker's. Every delivery is confirmed before the command says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spoor.activity.events import Event, encode_event, event_encoder
+from spoor.activity.simulator import SimulatorSettings, moment, simulate
+from spoor.activity.sources.event_files import read_events
+from spoor.base.errors import InfrastructureError, UsageError
+from spoor.base.numbers import number_text
+from spoor.broker.settings import KafkaSettings
+from spoor.config import Settings
+from spoor.console import progress_bar, say
+from spoor.operations.kafka_admin import ensure_topics
+
+_BATCH_EVENTS = 5_000  # confirmed together
+_PACE_SECONDS = 0.05  # with a rate, events go out in bursts of this length
+_DELIVERY_SECONDS = 60.0  # for a batch, the client's own retries included
+
+
+@dataclass(frozen=True)
+class SimulateResult:
+    topic: str
+    events: int  # confirmed by the broker
+    users: int
+    first_ms: int | None  # earliest event time
+    last_ms: int | None  # latest event time
+    seconds: float
+    events_per_second: float
+    dry_run: bool
+    refused: tuple[str, ...] = ()  # rows of the file whose ids are no int64 where the settings want one: not sent
+
+
+def run_simulate(
+    settings: Settings,
+    *,
+    data: Path | None = None,
+    synthetic: SimulatorSettings | None = None,
+    from_ms: int | None = None,
+    to_ms: int | None = None,
+    rate: float | None = None,
+    dry_run: bool = False,
+) -> SimulateResult:
+    """Produces the events of the file `data` with times in [from_ms, to_ms), oldest first, or those of `synthetic`;
+    at most `rate` a second, by default as fast as the broker confirms. `dry_run` counts only.
+
+    Of a file, events whose ids Feast's entities cannot hold are not sent: they would be dead letters, and harm no other
+    event. Raises UsageError for a bad file, range or rate; InfrastructureError if a delivery is not confirmed.
+    """
+    if (data is None) == (synthetic is None):
+        raise ValueError("give either a file or a simulation")
+    refused: list[str] = []
+    tables, total = _source(settings, data, synthetic, from_ms, to_ms, refused)
+    say(f"{total:,} events from {data or 'the simulator'} to topic `{settings.kafka.topic}`" + _at(rate))
+    if dry_run:
+        return replace(_result(settings.kafka.topic, tables, seconds=0.0, dry_run=True), refused=tuple(refused))
+    for topic in ensure_topics(settings.kafka):
+        say(topic.describe())
+    encode = event_encoder(settings.events, settings.kafka.topic)
+    result = produce(settings.kafka, tables, total=total, rate=rate, encode=encode)
+    return replace(result, refused=tuple(refused))
+
+
+def produce(
+    kafka: KafkaSettings,
+    tables: Iterable[pa.Table],
+    *,
+    total: int,
+    rate: float | None = None,
+    encode: Callable[[Event], bytes] = encode_event,
+) -> SimulateResult:
+    """Sends tables of EVENT_SCHEMA to the activity topic, which must exist. `total`: events in them, for the bar.
+    Raises UsageError for a rate that is not above 0, InfrastructureError if a delivery is not confirmed."""
+    if rate is not None and not rate > 0:
+        raise UsageError(f"rate is {rate} events/s, expected above 0", hint="leave --rate out for full speed")
+    started = time.monotonic()
+    sent: list[pa.Table] = []
+    with _Delivery(kafka, encode) as delivery, progress_bar("simulate", total=total, unit="events") as advance:
+        for table in tables:
+            for batch in _batches(table, rate, started, sum(len(t) for t in sent)):
+                delivery.send(batch)
+                advance(len(batch))
+                sent.append(batch.select(["user_id", "timestamp"]))
+    return _result(kafka.topic, sent, seconds=time.monotonic() - started, dry_run=False)
+
+
+class _Delivery:
+    """A producer whose every record is awaited, batch by batch."""
+
+    def __init__(self, kafka: KafkaSettings, encode: Callable[[Event], bytes]) -> None:
+        self.kafka = kafka
+        self.encode = encode
+        self.confirmed = 0
+
+    def __enter__(self) -> _Delivery:
+        from kafka import KafkaProducer
+        from kafka.errors import KafkaError
+
+        timeout_ms = int(self.kafka.request_timeout_seconds * 1000)
+        options: dict[str, Any] = self.kafka.client_options() | {
+            "linger_ms": 5,
+            "batch_size": 128 * 1024,
+            "bootstrap_timeout_ms": timeout_ms,
+            "request_timeout_ms": timeout_ms,
+            "max_block_ms": timeout_ms,
+            "delivery_timeout_ms": int(_DELIVERY_SECONDS * 1000),
+        }
+        try:
+            self.producer: Any = KafkaProducer(**options)
+        except (KafkaError, OSError) as error:
+            raise self._failed(error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.producer.close(timeout=self.kafka.request_timeout_seconds)
+
+    def send(self, events: pa.Table) -> None:
+        """Sends the rows and waits until the broker has confirmed each."""
+        from kafka.errors import KafkaError
+
+        try:
+            futures = [
+                self.producer.send(self.kafka.topic, key=event.user_id.encode(), value=self.encode(event))
+                for event in _rows(events)
+            ]
+            # Not flush(): it takes a batch that the client splits for its size for a failed one.
+            for future in futures:
+                future.get(timeout=_DELIVERY_SECONDS)
+                self.confirmed += 1
+        except (KafkaError, OSError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> InfrastructureError:
+        return InfrastructureError(
+            f"{self.kafka.address} did not confirm a delivery to topic `{self.kafka.topic}` "
+            f"({type(error).__name__}); {self.confirmed:,} events were confirmed",
+            hint="check the broker (`spoor services status`), then run again: sending an event twice changes nothing",
+        )
+
+
+def _source(
+    settings: Settings,
+    data: Path | None,
+    synthetic: SimulatorSettings | None,
+    from_ms: int | None,
+    to_ms: int | None,
+    refused: list[str],
+) -> tuple[Iterable[pa.Table], int]:
+    if synthetic is not None:
+        _check_times(settings, synthetic)
+        return simulate(synthetic), synthetic.events
+    assert data is not None
+    events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000, unfit=refused)
+    if from_ms is not None:
+        events = events.filter(pc.field("timestamp") >= from_ms)
+    if to_ms is not None:
+        events = events.filter(pc.field("timestamp") < to_ms)
+    return [events], len(events)
+
+
+def _check_times(settings: Settings, synthetic: SimulatorSettings) -> None:
+    """Raises UsageError where a worker would refuse the events."""
+    events = settings.events
+    if synthetic.from_ms < events.earliest_ms:
+        raise UsageError(
+            f"the first event would be of {moment(synthetic.from_ms)}, before events.earliest",
+            hint=f"give --from {moment(events.earliest_ms)} or later, or set events.earliest",
+        )
+    latest = time.time_ns() // 1_000_000 + events.max_skew_seconds * 1000
+    if synthetic.to_ms > latest:
+        raise UsageError(
+            f"the last event would be of {moment(synthetic.to_ms)}, which lies in the future",
+            hint="leave --to out, or give a time that has passed",
+        )
+
+
+def _batches(events: pa.Table, rate: float | None, started: float, before: int) -> Iterator[pa.Table]:
+    """Slices of the table; with a rate each waits for its turn, counted from `started` and the events `before` it."""
+    size = _BATCH_EVENTS if rate is None else max(1, min(_BATCH_EVENTS, round(rate * _PACE_SECONDS)))
+    for start in range(0, len(events), size):
+        if rate is not None:
+            due = started + (before + start) / rate
+            time.sleep(max(0.0, due - time.monotonic()))
+        yield events.slice(start, size)
+
+
+def _rows(events: pa.Table) -> Iterator[Event]:
+    columns = [events[name].to_pylist() for name in Event._fields]
+    return (Event(*row) for row in zip(*columns, strict=True))
+
+
+def _result(topic: str, tables: Iterable[pa.Table], *, seconds: float, dry_run: bool) -> SimulateResult:
+    events, users, first_ms, last_ms = 0, set[str](), None, None
+    for table in tables:
+        if not len(table):
+            continue
+        events += len(table)
+        users.update(table["user_id"].unique().to_pylist())
+        times = table["timestamp"].to_numpy()
+        first_ms = min(int(times.min()), first_ms if first_ms is not None else int(times.min()))
+        last_ms = max(int(times.max()), last_ms if last_ms is not None else int(times.max()))
+    speed = events / seconds if seconds else 0.0
+    return SimulateResult(topic, events, len(users), first_ms, last_ms, seconds, speed, dry_run)
+
+
+def _at(rate: float | None) -> str:
+    return "" if rate is None else f" at {number_text(rate)} events/s"

