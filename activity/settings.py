@@ -53,7 +53,7 @@ class EventSettings:
     """What an event may be. Everything else is a dead letter."""
 
     format: EventFormat = "json"  # of records' values in Kafka
-    schema_registry: str = ""  # URL, if records carry the ids of schemas; empty = all are of activity/event.avsc
+    schema_registry: str = ""  # URL, if records carry the ids of schemas; empty = all are of activity/avro/event.avsc
     schema_registry_user: str = ""  # for HTTP basic authentication
     schema_registry_password: str = field(default="", repr=False, metadata={"secret": True})  # or …_password_file
     actions: tuple[str, ...] = ()  # names in use; empty = any name

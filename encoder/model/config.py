@@ -1,6 +1,6 @@
 """The size and shape of a model, part of its identity: the same numbers always build the same network.
 
-Named ones stand in encoder/configs/: `tiny` for tests, `base` for two processor cores, `paper` for PinFM's tables.
+Named ones stand in encoder/model/configs/: `tiny` for tests, `base` for two processor cores, `paper` for PinFM's tables.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def named_config(name: str) -> ModelConfig:
     try:
         record = json.loads(Path(name).read_bytes())
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the model `{name}`: {error}", hint="encoder/configs/ has examples") from None
+        raise UsageError(
+            f"cannot read the model `{name}`: {error}", hint="encoder/model/configs/ has examples"
+        ) from None
     if not isinstance(record, dict):
-        raise UsageError(f"the model `{name}` is no JSON object", hint="encoder/configs/ has examples")
+        raise UsageError(f"the model `{name}` is no JSON object", hint="encoder/model/configs/ has examples")
     return ModelConfig.from_json(record)

@@ -12,7 +12,7 @@ from spoor.base.errors import UsageError
 class PretrainSettings:
     """Raises UsageError when a value is out of range."""
 
-    model: str = "auto"  # by counts of the data; or tiny, base, paper (encoder/configs), or a JSON file like those
+    model: str = "auto"  # by counts of the data; or tiny, base, paper (encoder/model/configs), or such a JSON file
     epochs: int = 8  # passes over the training events
     patience: int = 5  # epochs without a better validation NDCG@10 after which training ends; 0 = never
     refit_epochs: int = 1  # passes after that over the training and validation events

@@ -18,7 +18,9 @@ from tests.redis_servers import RedisServer
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 RunRedis = Callable[..., RedisServer]
 # Work items are as large as memory allows: a few million events would be needed for several of them.
-SMALL_ITEMS = "import batch.histories, spoor.cli; batch.histories.GROUP_EVENTS = 100; spoor.cli.main()"
+SMALL_ITEMS = (
+    "import spoor.cli; from spoor.batch.users import histories; histories.GROUP_EVENTS = 100; spoor.cli.main()"
+)
 
 
 def test_backfills_race_a_live_stream_on_the_same_users(make_world: NewWorld, redis_server: RunRedis, judged: Judged):

@@ -8,7 +8,7 @@ def test_typeguard_is_as_it_was_and_feast_is_whole_after_the_store_is_imported()
     script = """
 import typeguard
 before = typeguard.typechecked
-import store
+import spoor.store
 from feast import FeatureView
 assert typeguard.typechecked is before
 assert FeatureView.__name__ == "FeatureView"

@@ -94,8 +94,8 @@ def test_another_process_computes_the_same(encoder: FrozenEncoder, make_historie
     code = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from activity.history import Histories\n"
-        "from encoder.inference import load_encoders\n"
+        "from spoor.activity.history import Histories\n"
+        "from spoor.encoder.release.inference import load_encoders\n"
         "folder = Path(sys.argv[1])\n"
         "stored = np.load(folder / 'histories.npz')\n"
         "encoder = load_encoders(folder, ['base-1'])[0]\n"

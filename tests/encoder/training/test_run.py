@@ -84,7 +84,7 @@ def test_a_killed_run_resumes_to_the_same_release(tmp_path: Path) -> None:
         "import pyarrow.parquet as pq\n"
         "import torch\n"
         "from pathlib import Path\n"
-        "from encoder.pretrain import run_pretrain\n"
+        "from spoor.encoder.training.run import run_pretrain\n"
         "from tests.encoder.training.test_run import SETTINGS, replace\n"
         "torch.set_num_threads(1)\n"
         "folder = Path(sys.argv[1])\n"
