@@ -1,6 +1,6 @@
 """The size and shape of a model, part of its identity: the same numbers always build the same network.
 
-Named ones stand in encoder/model/configs/: `tiny` for tests, `base` for two processor cores, `paper` for PinFM's tables.
+Named ones stand in configs/: `tiny` for tests, `base` for two processor cores, `paper` for PinFM's tables.
 """
 
 from __future__ import annotations
