@@ -13,7 +13,7 @@ from tests.fail_points import FailPoint
 
 SCRIPT = """
 import sys
-from spoor.streaming.processor import BatchProcessor
+from spoor.streaming.pipeline.processor import BatchProcessor
 from tests.fail_points import FailPoint
 if sys.argv[1]:
     FailPoint(sys.argv[1]).install()

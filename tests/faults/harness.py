@@ -163,7 +163,7 @@ class World:
 
     def rebalances(self) -> int:
         """How often a worker was given partitions."""
-        return sum(self.log(worker).count(" spoor.streaming.processor partitions ") for worker in self.workers)
+        return sum(self.log(worker).count(" spoor.streaming.pipeline.processor partitions ") for worker in self.workers)
 
     def total(self, figure: str) -> int:
         """The sum of a figure over all the workers' lines per batch."""

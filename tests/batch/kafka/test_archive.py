@@ -79,14 +79,14 @@ def test_later_records_are_added(kafka_settings: Settings, produce: Callable[...
     assert [row[6] for row in _rows(kafka_settings)] == list(range(7))
 
 
-def test_bad_records_are_counted_by_reason_and_foreign_keys_handled(
+def test_bad_records_are_counted_by_reason_and_mismatched_keys_handled(
     kafka_settings: Settings, produce: Callable[..., None]
 ) -> None:
     good = json.dumps(Event("u", "i", "view", "web", 900_000_000_000)._asdict()).encode()  # keyed `somebody`
     produce([b"{", None, b"[]", good, *_events(2)], 1)
     result = run_archive(kafka_settings)
     assert result.bad == {"not-json": 2, "no-value": 1}
-    assert (result.records, result.events, result.foreign_keys) == (6, 3, 1)
+    assert (result.records, result.events, result.mismatched_keys) == (6, 3, 1)
     told = result.text(kafka_settings.lake.folder)
     assert "3 events to" in told and "3 bad records" in told and "lost to retention" not in told
     assert told.endswith("; events whose key is not their user id: 1")
@@ -104,8 +104,8 @@ def test_a_dry_run_plans_and_writes_nothing(kafka_settings: Settings, produce: C
 
 CRASH = """
 import os, pickle, signal, sys
-from spoor.activity import files
-from spoor.batch.archive import run_archive
+from spoor.base import files
+from spoor.batch.kafka.archive import run_archive
 
 settings, count = pickle.load(open(sys.argv[1], "rb")), int(sys.argv[2])
 original = files.os.replace

@@ -17,7 +17,7 @@ from spoor.batch.kafka.publish import Journal
 TASK = """
 import sys
 from pathlib import Path
-from spoor.batch.publish import Journal
+from spoor.batch.kafka.publish import Journal
 with Journal(Path(sys.argv[1])).noted(["ann", "bo\\u00eb"]) as note:
     print("noted", flush=True)
     if sys.stdin.readline().strip() == "done":

@@ -250,9 +250,10 @@ def test_offline_rows_are_the_lakes_even_where_the_store_knows_more(
 
 CRASH = """
 import os, pickle, signal, sys
-from spoor.activity import files
-from spoor.batch import histories, publish
-from spoor.batch.backfill import run_backfill
+from spoor.base import files
+from spoor.batch.kafka import publish
+from spoor.batch.users import histories
+from spoor.batch.users.backfill import run_backfill
 
 histories.GROUP_EVENTS = 30
 settings, where, count = pickle.load(open(sys.argv[1], "rb")), sys.argv[2], int(sys.argv[3])

@@ -23,7 +23,7 @@ import sys
 import pyarrow.parquet as pq
 import torch
 from pathlib import Path
-from spoor.encoder.pretrain import run_pretrain
+from spoor.encoder.training.run import run_pretrain
 from tests.encoder.training.test_parallel import settings, without_dropout
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -43,7 +43,7 @@ def test_a_call_after_the_end_is_refused_and_does_not_wait_for_ever():
 def test_a_call_that_hangs_does_not_keep_the_process():
     script = """
 import threading
-from spoor.streaming.daemon_threads import DaemonThreads
+from spoor.streaming.pipeline.daemon_threads import DaemonThreads
 started = threading.Event()
 thread = DaemonThreads()
 thread.submit(lambda: (started.set(), threading.Event().wait()))

@@ -146,7 +146,7 @@ def test_it_ends_with_the_process_that_began_it(untrained_release: Path, end: si
     script = f"""
 import signal
 from pathlib import Path
-from spoor.streaming.encoder_process import EncoderProcess
+from spoor.streaming.pipeline.encoder_process import EncoderProcess
 process = EncoderProcess(Path({str(untrained_release)!r}), [{RELEASE!r}])
 print(process._process.pid, flush=True)
 signal.pause()
