@@ -58,7 +58,7 @@ def writes_of(users: int, *, revision: int, events: int = EVENTS) -> list[UserWr
             history=packed[user],
             events=events,
             event_time_ms=times[user],
-            created_ms=NOW_MS,
+            as_of_ms=NOW_MS,
             embeddings=[
                 EmbeddingRow(
                     f"user-{user}", vectors[user], revision, events, times[user], NOW_MS, NOW_MS, model_version=RELEASE

@@ -240,9 +240,9 @@ class OnlineStore:
                 "revision": protobytes.int_value(write.revision),
                 "events": protobytes.int_value(write.events),
                 "event_time_ms": protobytes.int_value(write.event_time_ms),
-                "as_of_ms": protobytes.int_value(write.created_ms),
+                "as_of_ms": protobytes.int_value(write.as_of_ms),
             }
-            rows.append(ViewRow(self._history_view, values, write.event_time_ms, write.created_ms))
+            rows.append(ViewRow(self._history_view, values, write.event_time_ms, write.as_of_ms))
         for row in write.embeddings:
             if row.revision != write.revision or row.user_id != write.user_id:
                 raise ValueError(f"embedding of {row.user_id!r}, revision {row.revision}, in {write}")

@@ -105,7 +105,7 @@ class EmbeddingRow:
 class UserWrite:
     """One user's rows, to be written together if the history still has `expected_revision`.
 
-    `revision` equal to `expected_revision` writes the embeddings alone. `created_ms`: from when on all events of the
+    `revision` equal to `expected_revision` writes the embeddings alone. `as_of_ms`: from when on all events of the
     history were known. `embeddings` carry `revision`. `forgets`: the user's rows in all other views of Spoor, of every
     release, go in the same step.
     """
@@ -116,7 +116,7 @@ class UserWrite:
     history: bytes
     events: int  # number of events in the history
     event_time_ms: int
-    created_ms: int
+    as_of_ms: int
     embeddings: list[EmbeddingRow]
     forgets: bool = False
     unreadable_revision: bytes | None = None  # of the row to be replaced, in the place of `expected_revision`
@@ -217,9 +217,9 @@ def history_log_table(writes: Sequence[UserWrite]) -> pa.Table:
         "revision": [write.revision for write in writes],
         "events": [write.events for write in writes],
         "event_time_ms": [write.event_time_ms for write in writes],
-        "as_of_ms": [write.created_ms for write in writes],
+        "as_of_ms": [write.as_of_ms for write in writes],
         "event_timestamp": times([write.event_time_ms for write in writes]),
-        "created_timestamp": times([write.created_ms for write in writes]),
+        "created_timestamp": times([write.as_of_ms for write in writes]),
     }
     return pa.table(columns, schema=HISTORY_LOG_SCHEMA)
 

@@ -322,7 +322,7 @@ class GuardedWriter:
                     history=merged.packed[k],
                     events=int(lengths[k]),
                     event_time_ms=int(last_times[k]),
-                    created_ms=int(merged.as_of_ms[k]),
+                    as_of_ms=int(merged.as_of_ms[k]),
                     embeddings=embeddings,
                     forgets=bool(merged.forgets[k]),
                     unreadable_revision=merged.stored[k].unreadable_revision,

@@ -51,7 +51,7 @@ from spoor.broker.topics import check_activity_topic
 NAMESPACE = "spoor.archive"
 RECORDS = "records"  # records read
 EVENTS = "events"  # of these: valid, now in the lake
-FOREIGN_KEYS = "foreign_keys"  # valid events whose record key is not the user id
+MISMATCHED_KEYS = "mismatched_keys"  # valid events whose record key is not the user id
 FORGOTTEN = "forgotten"  # valid events from before their user was forgotten: left out
 UNKNOWN_NAMES = "unknown_names"  # valid events with an action or surface that the settings do not list
 TOPIC = "topic"  # the manifest's entry that tells the topic's id
@@ -73,7 +73,7 @@ class ArchiveResult:
     records: int = 0
     events: int = 0
     bad: dict[str, int] = field(default_factory=dict)
-    foreign_keys: int = 0
+    mismatched_keys: int = 0
     unknown_names: int = 0
     forgotten: int = 0  # events from before their user was forgotten, left out
     lost: int = 0  # offsets that retention had deleted, given up with accept_loss
@@ -87,7 +87,7 @@ class ArchiveResult:
         if self.dry_run:
             return f"{self.topic}: {self.planned_records:,} records in {self.items:,} work items to read"
         unusual = {
-            "events whose key is not their user id": self.foreign_keys,
+            "events whose key is not their user id": self.mismatched_keys,
             "events with an action or surface that the settings do not list": self.unknown_names,
             "events of deleted users left out": self.forgotten,
             "records lost to retention": self.lost,
@@ -172,7 +172,7 @@ def run_archive(
         records=counts.get(RECORDS, 0),
         events=counts.get(EVENTS, 0),
         bad={name.removeprefix(BAD): count for name, count in counts.items() if name.startswith(BAD)},
-        foreign_keys=counts.get(FOREIGN_KEYS, 0),
+        mismatched_keys=counts.get(MISMATCHED_KEYS, 0),
         unknown_names=counts.get(UNKNOWN_NAMES, 0),
         forgotten=counts.get(FORGOTTEN, 0),
         lost=sum(item.end - item.start for item in plan.lost),
@@ -334,7 +334,7 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
                 reason = error.reason if isinstance(error, EventError) else "decoder-error"
                 counts[BAD + reason] += 1
                 continue
-            counts[FOREIGN_KEYS] += record.key != event.user_id.encode()
+            counts[MISMATCHED_KEYS] += record.key != event.user_id.encode()
             counts[UNKNOWN_NAMES] += bool(unknown_names(event, settings))
             rows.append((*event, item.partition, record.offset, record.timestamp))
     counts[EVENTS] = len(rows)

@@ -356,7 +356,7 @@ def _history_writes(batch: UserBatch, result: UpdateResult | None) -> Iterable[U
             history=packed[n],
             events=int(lengths[n]),
             event_time_ms=int(times[n]),
-            created_ms=int(batch.as_of_ms[n]),
+            as_of_ms=int(batch.as_of_ms[n]),
             embeddings=[],
         )
 

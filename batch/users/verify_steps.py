@@ -222,7 +222,7 @@ class Mender:
                     history=user.history,
                     events=lengths,
                     event_time_ms=int(times[n]),
-                    created_ms=user.as_of_ms,
+                    as_of_ms=user.as_of_ms,
                     embeddings=[row],
                 )
             )

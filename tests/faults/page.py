@@ -18,7 +18,7 @@ Written by `make faults` from its own counters ({when}, {cores} cores, Python {p
 **{kills:,} kills (`kill -9`) over {scenarios} scenarios and {records:,} records, {differences:,} differences**. Each
 scenario runs workers (`spoor stream`) and jobs as processes against a genuine Kafka and, where nothing else is said, a
 genuine Redis, and breaks something while events flow. One record in ten repeats an earlier event, one in fifty has a
-foreign key, some are late by up to an hour.
+key that is not its user, some are late by up to an hour.
 
 At the end of each scenario the judge (tests/faults/judge.py) compares what is there with what was produced. It shares
 no code with Spoor: it reads Kafka with kafka-python, the online store through Feast as a ranker does, the lake with

@@ -41,8 +41,8 @@ class Event(NamedTuple):
 
 
 class Traffic:
-    """Random events (some repeated, late, or under a foreign key) and bad records. `clock`: the present, in ms; by
-    default it moves by half a second with every event."""
+    """Random events (some repeated, late, or under a key that is not their user) and bad records. `clock`: the
+    present, in ms; by default it moves by half a second with every event."""
 
     def __init__(self, world: World, *, seed: int = 7, users: int = 80, clock: Callable[[], int] | None = None) -> None:
         self.world = world
