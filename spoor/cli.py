@@ -1,4 +1,5 @@
-"""The command line. Each command calls one function of a room; errors of all of them end here.
+"""The command line. Each command calls one function of a room; its errors become messages here. A command
+returns its exit code, or None for 0.
 
 Exit codes: 0 done, 1 problems found, or confirmation declined, 2 wrong usage or settings, 3 a server, disk or folder
 is not there, 70 a defect in Spoor (the traceback is kept in a file), 130 interrupted.
@@ -19,23 +20,37 @@ from typing import Any
 import click
 
 from spoor.base.errors import SpoorError, UsageError
-from spoor.commands import (
-    batch,
-    demo,
-    drift,
-    encoder,
-    evaluate,
-    finetune,
-    services,
-    settings,
-    show,
-    simulate,
-    streaming,
-    topics,
-    versions,
-)
+from spoor.commands.batch.archive import archive
+from spoor.commands.batch.backfill import backfill
+from spoor.commands.batch.export import export
+from spoor.commands.batch.forget import forget
+from spoor.commands.batch.merge_users import merge_users
+from spoor.commands.batch.verify import verify
+from spoor.commands.config import show_config
+from spoor.commands.demo import demo
+from spoor.commands.encoder.evaluate import evaluate
+from spoor.commands.encoder.pretrain import pretrain
 from spoor.commands.invocation import Invocation, LocalPath
-from spoor.console import ReaderGone, set_up_logging, set_up_streams
+from spoor.commands.ranker.features_build import build_features
+from spoor.commands.ranker.finetune import finetune
+from spoor.commands.ranker.lift import lift
+from spoor.commands.release.compare import compare
+from spoor.commands.release.drift import drift
+from spoor.commands.release.list import list_releases
+from spoor.commands.release.promote import promote
+from spoor.commands.release.retire import retire
+from spoor.commands.release.show import show_release
+from spoor.commands.release.tables_build import build_tables
+from spoor.commands.release.tables_report import show_tables
+from spoor.commands.services import show_services, start_services, stop_services
+from spoor.commands.show import user
+from spoor.commands.simulate import simulate
+from spoor.commands.stream.dlq_list import list_letters
+from spoor.commands.stream.dlq_replay import replay_letters
+from spoor.commands.stream.orders import pause, reload, resume, show_workers
+from spoor.commands.stream.stream import stream
+from spoor.commands.topics import create
+from spoor.console import ReaderGone, emit, set_up_logging, set_up_streams
 
 DEFECT, INTERRUPTED, PIPE_CLOSED = 70, 130, 141
 
@@ -61,29 +76,45 @@ def app(ctx: click.Context, config: Path | None, assignments: Sequence[str], ver
     invocation.flags = dict(_assignment(text) for text in assignments)
 
 
+def _group(name: str, help: str, *commands: click.Command) -> click.Group:
+    return click.Group(name, help=help, commands=commands)
+
+
+for _command in (pause, resume, reload, show_workers):
+    stream.add_command(_command)
 for _command in (
-    demo.demo,
-    encoder.pretrain,
-    evaluate.evaluate,
-    finetune.finetune,
-    batch.backfill,
-    batch.archive,
-    batch.verify,
-    batch.export,
-    batch.forget,
-    batch.merge_users,
-    streaming.stream,
-    streaming.dlq,
-    encoder.release,
-    show.show,
-    services.services,
-    topics.topics,
-    simulate.simulate,
-    settings.config,
+    demo,
+    pretrain,
+    evaluate,
+    finetune,
+    lift,
+    _group("features", "Build features that need no model.", build_features),
+    archive,
+    backfill,
+    verify,
+    export,
+    forget,
+    merge_users,
+    stream,
+    _group("dlq", "List and replay dead letters.", list_letters, replay_letters),
+    _group(
+        "release",
+        "Releases: frozen models by name.",
+        list_releases,
+        show_release,
+        promote,
+        retire,
+        compare,
+        drift,
+        _group("tables", "Item tables: pack them, look at them.", build_tables, show_tables),
+    ),
+    _group("show", "Show what is stored.", user),
+    _group("services", "Start, stop and look at the local Kafka.", start_services, stop_services, show_services),
+    _group("topics", "Create the Kafka topics.", create),
+    simulate,
+    _group("config", "The settings in force.", show_config),
 ):
     app.add_command(_command)
-for _command in (versions.promote, versions.retire, versions.compare, drift.drift):
-    encoder.release.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,8 +168,6 @@ def _report(invocation: Invocation, message: str, hint: str, exit_code: int) -> 
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
     if invocation.as_json:
-        from spoor.console import emit
-
         emit({"error": message, "hint": hint, "exit_code": exit_code}, as_json=True, text="")
     return exit_code
 

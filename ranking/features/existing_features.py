@@ -11,12 +11,8 @@ get there by plain Feast, `feast materialize --views user_activity --views item_
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -25,13 +21,11 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from spoor.activity.lake import Lake
-from spoor.activity.settings import EventSettings, LakeSettings
-from spoor.base.configuration import find_file, load
-from spoor.base.errors import DataError, SpoorError
+from spoor.base.errors import DataError
 from spoor.base.files import atomic_path
 from spoor.feature_repo.definitions import source_folder
 from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
-from spoor.feature_repo.settings import FeatureSettings, IdType, agree_on_ids
+from spoor.feature_repo.settings import FeatureSettings, IdType
 from spoor.store.offline import int64_ids, open_offline
 
 _DAY_MS = 86_400_000
@@ -180,38 +174,3 @@ def _remove_months(folder: Path, *, keep: set[str]) -> None:
     for path in folder.glob("day=*/activity.parquet"):
         if path.parent.name not in keep:
             path.unlink()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m spoor.ranking.features.existing_features", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", type=Path, help="settings file (default: spoor.toml, if it exists)")
-    parser.add_argument("--lake", type=Path, metavar="FOLDER", help="instead of the setting lake.folder")
-    parser.add_argument("--offline", type=Path, metavar="FOLDER", help="instead of features.offline_folder")
-    parser.add_argument("--positive", action="append", default=[], metavar="ACTION", help="may be repeated")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    options = parser.parse_args(arguments)
-    try:
-        sections = load(
-            {"lake": LakeSettings, "features": FeatureSettings, "events": EventSettings},
-            file=find_file({}, flag=options.config),
-            environ={},
-            flags={"lake.folder": options.lake, "features.offline_folder": options.offline},
-            ignore_unknown=True,
-        ).sections
-        lake = Lake(sections["lake"].folder, buckets=sections["lake"].buckets)
-        _, features = agree_on_ids(sections["events"], sections["features"])
-        written = write_existing_features(lake, features, positive_actions=options.positive)
-    except SpoorError as error:
-        print(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
-        return error.exit_code
-    as_of = datetime.fromtimestamp(written.as_of_ms / 1000, UTC).date()
-    text = (
-        f"{written.user_rows} rows of {written.users} users, {written.item_rows} of {written.items} items, to {as_of}"
-    )
-    print(json.dumps(asdict(written)) if options.json else text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

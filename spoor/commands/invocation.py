@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import click
 from spoor.base.errors import Declined, UsageError
 from spoor.base.handed_in import refuse_url
 from spoor.base.times import parse_duration_ms, parse_time_ms
+from spoor.console import emit
 
 if TYPE_CHECKING:
     from spoor.config import Settings
@@ -40,8 +42,6 @@ class Invocation:
 
     def emit(self, result: Any, text: str) -> None:
         """Prints the result: JSON if `--json` was given, else `text`."""
-        from spoor.console import emit
-
         emit(result, as_json=self.as_json, text=text)
 
 
@@ -91,6 +91,7 @@ def release_folder(text: str, releases: Path) -> Path:
     return Path(text) if "/" in text else releases / text
 
 
+EXISTING = LocalPath(exists=True)  # a file, or a folder of them
 TIME = _Parsed("time", parse_time_ms)  # ISO 8601 with a zone → ms since 1970 UTC
 POSITIVE = _Number(min=1e-6, max=1e12)
 NOT_NEGATIVE = _Number(min=0, max=1e12)
@@ -144,6 +145,9 @@ def with_runner(command: Callable[..., Any]) -> Callable[..., Any]:
     return name(options(command))
 
 
+positive_option = click.option(
+    "--positive", multiple=True, metavar="ACTION", help="A positive action; may be repeated. Default: all actions."
+)
 release_option = click.option(
     "--release", "releases", multiple=True, metavar="NAME", help="A release; may be repeated. Default: all live ones."
 )
@@ -151,8 +155,6 @@ release_option = click.option(
 
 def time_text(time_ms: int | None) -> str:
     """UTC to the second, for people."""
-    from datetime import UTC, datetime
-
     if time_ms is None:
         return "-"
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -7,58 +7,52 @@ from typing import TYPE_CHECKING
 import click
 
 from spoor.commands.invocation import Invocation, json_option, pass_invocation
+from spoor.console import say
 
 if TYPE_CHECKING:
     from spoor.services.local import KafkaStatus
 
 
-@click.group()
-def services() -> None:
-    """Start, stop and look at the local Kafka."""
-
-
-@services.command()
+@click.command("up")
 @json_option
 @pass_invocation
-def up(invocation: Invocation) -> None:
+def start_services(invocation: Invocation) -> None:
     """Start an embedded Kafka on 127.0.0.1.
 
     It goes on after the command, until `spoor services down`.
     """
-    from spoor.console import say
-    from spoor.services import local as services
+    from spoor.services import local
 
     settings = invocation.settings()
-    say(f"starting Kafka {services.KAFKA_VERSION} on {settings.kafka.address}, data under {settings.state_folder}")
-    status = services.up(settings)
+    say(f"starting Kafka {local.KAFKA_VERSION} on {settings.kafka.address}, data under {settings.state_folder}")
+    status = local.up(settings)
     invocation.emit({"kafka": status}, _describe(status))
 
 
-@services.command()
+@click.command("down")
 @json_option
 @pass_invocation
-def down(invocation: Invocation) -> None:
+def stop_services(invocation: Invocation) -> None:
     """Stop the embedded Kafka; its data stay."""
-    from spoor.services import local as services
+    from spoor.services import local
 
-    stopped = services.down(invocation.settings())
+    stopped = local.down(invocation.settings())
     invocation.emit({"stopped": stopped}, "kafka: stopped" if stopped else "kafka: was not running")
 
 
-@services.command()
+@click.command("status")
 @json_option
-@click.pass_context
-def status(ctx: click.Context) -> None:
+@pass_invocation
+def show_services(invocation: Invocation) -> int:
     """Tell whether Kafka answers.
 
     Exit code 1 if it does not.
     """
-    from spoor.services import local as services
+    from spoor.services import local
 
-    invocation = ctx.ensure_object(Invocation)
-    found = services.status(invocation.settings())
+    found = local.status(invocation.settings())
     invocation.emit({"kafka": found}, _describe(found))
-    ctx.exit(0 if found.answering else 1)
+    return 0 if found.answering else 1
 
 
 def _describe(status: KafkaStatus) -> str:

@@ -6,24 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import COUNT, Invocation, json_option, time_text
+from spoor.commands.invocation import COUNT, Invocation, json_option, pass_invocation, time_text
 
 if TYPE_CHECKING:
     from spoor.operations.show import ShownUser
 
 
-@click.group()
-def show() -> None:
-    """Show what is stored."""
-
-
-@show.command()
+@click.command("user")
 @click.argument("user_id", metavar="ID")
 @click.option("--events", "count", type=COUNT, default=20, show_default=True, help="Newest events shown.")
 @click.option("--nearest", type=COUNT, default=5, show_default=True, help="Items nearest to each vector.")
 @json_option
-@click.pass_context
-def user(ctx: click.Context, user_id: str, count: int, nearest: int) -> None:
+@pass_invocation
+def user(invocation: Invocation, user_id: str, count: int, nearest: int) -> int:
     """Show a user's history and embeddings.
 
     The newest events, and each release's vector norm, version, age and nearest items (by the cosine with the item
@@ -31,10 +26,9 @@ def user(ctx: click.Context, user_id: str, count: int, nearest: int) -> None:
     """
     from spoor.operations.show import show_user
 
-    invocation = ctx.ensure_object(Invocation)
     shown = show_user(invocation.settings(), user_id, nearest=nearest)
     invocation.emit(shown, _text(shown, count))
-    ctx.exit(0 if shown.found else 1)
+    return 0 if shown.found else 1
 
 
 def _text(shown: ShownUser, count: int) -> str:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import click
 
-from spoor.commands.invocation import Invocation, dry_run_option, json_option, release_option
+from spoor.commands.invocation import Invocation, dry_run_option, json_option, pass_invocation, release_option
 
 _REFUSED = ("cleanup.policy", "message.timestamp.type")
 
 
-@click.group()
-def topics() -> None:
-    """Create the Kafka topics."""
-
-
-@topics.command()
+@click.command("create")
 @release_option
 @dry_run_option
 @json_option
-@click.pass_context
-def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None:
+@pass_invocation
+def create(invocation: Invocation, releases: tuple[str, ...], dry_run: bool) -> int:
     """Create missing topics.
 
     The activity topic (append times, kafka.partitions, kafka.retention_hours, kafka.replication_factor), the dead
@@ -29,7 +24,6 @@ def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None
     from spoor.feature_repo.releases import live_releases
     from spoor.operations.kafka_admin import create_topics
 
-    invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
     names = list(releases) or [release.name for release in live_releases(settings.features.releases_folder)]
     found = create_topics(settings.kafka, releases=names, dry_run=dry_run)
@@ -56,5 +50,5 @@ def create(ctx: click.Context, releases: tuple[str, ...], dry_run: bool) -> None
         for topic in found
     ]
     invocation.emit({"topics": shown, "dry_run": dry_run}, "\n".join(lines))
-    if any(difference.startswith(_REFUSED) for topic in found for difference in topic.differs):
-        ctx.exit(1)
+    refused = any(difference.startswith(_REFUSED) for topic in found for difference in topic.differs)
+    return 1 if refused else 0

@@ -206,16 +206,12 @@ def _positive(demo: Demo) -> str:
 
 
 def _features_command(demo: Demo) -> str:
-    return f"python -m spoor.ranking.features.existing_features --config {quote(str(demo.config))}{_positive(demo)}"
+    return f"spoor features build{_positive(demo)}"
 
 
 def _compare_command(demo: Demo) -> str:
     times = f"--train-from {time_text(demo.t70)} --test-from {time_text(demo.t90)}"
-    return (
-        f"python -m spoor.ranking.ranker.compare --config {quote(str(demo.config))} "
-        f"--data {quote(str(demo.events_file))} "
-        f"--release {RELEASE} {times}{_positive(demo)}"
-    )
+    return f"spoor lift --data {quote(str(demo.events_file))} --release {RELEASE} {times}{_positive(demo)}"
 
 
 def _snapshots_command(from_ms: int, to_ms: int, hours: float) -> str:

@@ -13,8 +13,9 @@ import pytest
 from spoor.activity.events import Event, events_table
 from spoor.activity.lake import Lake
 from spoor.base.errors import DataError
+from spoor.cli import run
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.ranking.features.existing_features import main, write_existing_features
+from spoor.ranking.features.existing_features import write_existing_features
 
 DAY = 86_400_000
 START = 19_000 * DAY  # a midnight
@@ -183,10 +184,10 @@ def test_a_damaged_lake_file_is_a_data_error(features, lake_of):
         write_existing_features(lake, features)
 
 
-def test_it_runs_as_a_program_with_the_settings_file(tmp_path, lake_of, capsys):
+def test_it_runs_as_a_command_with_the_settings_file(tmp_path, lake_of, capsys):
     lake_of(random_events(40, 7))
     (tmp_path / "spoor.toml").write_text('state_folder = "state"\n[lake]\nfolder = "lake"\nbuckets = 2\n')
-    assert main(["--config", str(tmp_path / "spoor.toml"), "--positive", "like", "--json"]) == 0
+    assert run(["--config", str(tmp_path / "spoor.toml"), "features", "build", "--positive", "like", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
     pattern = str(tmp_path / "state/offline/user_activity/**/*.parquet")
     found = duckdb.sql(f"SELECT count(*) FROM read_parquet('{pattern}')").fetchall()[0][0]
@@ -194,5 +195,5 @@ def test_it_runs_as_a_program_with_the_settings_file(tmp_path, lake_of, capsys):
 
 
 def test_a_missing_settings_file_is_told_with_a_hint(tmp_path, capsys):
-    assert main(["--config", str(tmp_path / "none.toml")]) == 2
+    assert run(["--config", str(tmp_path / "none.toml"), "features", "build"]) == 2
     assert "hint:" in capsys.readouterr().err

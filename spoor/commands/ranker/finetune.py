@@ -7,21 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.commands.invocation import SEED, TIME, Invocation, LocalPath, dry_run_option, json_option, pass_invocation
+from spoor.commands.invocation import (
+    EXISTING,
+    SEED,
+    TIME,
+    Invocation,
+    LocalPath,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from spoor.config import Settings
 
-_EXISTING = LocalPath(exists=True)  # a file, or a folder of them
-
 
 @click.command()
 @click.option("--release", required=True, metavar="NAME", help="The release to begin with.")
 @click.option("--out", required=True, type=LocalPath(), metavar="FILE", help="The ranker's file.")
-@click.option("--data", type=_EXISTING, metavar="FILE", help="Events of this file. Default: the lake.")
-@click.option("--items", type=_EXISTING, metavar="FILE", help="Item attributes, with a column item_id.")
+@click.option("--data", type=EXISTING, metavar="FILE", help="Events of this file. Default: the lake.")
+@click.option("--items", type=EXISTING, metavar="FILE", help="Item attributes, with a column item_id.")
 @click.option("--from", "from_ms", type=TIME, help="Learn from requests since then. Default: the release's end.")
 @click.option("--until", "until_ms", type=TIME, help="Learn up to then, measure after it. Default: learn from all.")
 @click.option("--seed", type=SEED, help="In place of finetune.seed.")
@@ -91,13 +98,12 @@ def _events(settings: Settings, data: Path | None) -> pa.Table:
     import time
 
     from spoor.activity.events import FIELDS
-    from spoor.activity.lake import Lake
+    from spoor.activity.lake import open_lake
     from spoor.activity.sources.event_files import read_events
 
     if data is not None:
         return read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)
-    lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)
-    table = lake.read(columns=list(FIELDS)).group_by(list(FIELDS)).aggregate([])
+    table = open_lake(settings.lake).read(columns=list(FIELDS)).group_by(list(FIELDS)).aggregate([])
     return table.sort_by([("timestamp", "ascending"), *((name, "ascending") for name in FIELDS if name != "timestamp")])
 
 

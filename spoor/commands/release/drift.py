@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spoor.base.numbers import number_text
-from spoor.commands.invocation import Invocation, json_option
+from spoor.commands.invocation import Invocation, json_option, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 @click.option("--from", "before", type=_DAY, required=True, metavar="DAY", help="The day to hold against, UTC.")
 @click.option("--to", "after", type=_DAY, required=True, metavar="DAY", help="The day in question, UTC.")
 @json_option
-@click.pass_context
-def drift(ctx: click.Context, name: str, before: datetime, after: datetime) -> None:
+@pass_invocation
+def drift(invocation: Invocation, name: str, before: datetime, after: datetime) -> int:
     """Check vectors for drift between two days.
 
     Of users' last rows on each day in the offline log: norms, means of coordinates, and how well a classifier tells the
@@ -32,14 +32,13 @@ def drift(ctx: click.Context, name: str, before: datetime, after: datetime) -> N
     from spoor.batch.users.drift import read_drift
     from spoor.encoder.release.folder import read_info
 
-    invocation = ctx.ensure_object(Invocation)
     settings = invocation.settings()
     read_info(settings.features.releases_folder / name)
     days = before.date(), after.date()
     say(f"{name}: rows of {days[0]} and {days[1]} in {settings.features.offline_folder}")
     result = read_drift(settings.features, name, days, settings.drift)
     invocation.emit(result, _text(result, settings.drift.max_users))
-    ctx.exit(1 if result.exceeded else 0)
+    return 1 if result.exceeded else 0
 
 
 def _text(result: Drift, max_users: int) -> str:

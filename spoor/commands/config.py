@@ -7,15 +7,10 @@ import click
 from spoor.commands.invocation import Invocation, json_option, pass_invocation
 
 
-@click.group()
-def config() -> None:
-    """The settings in force."""
-
-
-@config.command("show")
+@click.command("show")
 @json_option
 @pass_invocation
-def show(invocation: Invocation) -> None:
+def show_config(invocation: Invocation) -> None:
     """Print every setting and its origin."""
     rows = invocation.settings().shown()
     values = {key: {"value": value, "origin": origin} for key, value, origin in rows}

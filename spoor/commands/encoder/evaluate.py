@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.base.handed_in import refuse_url
 from spoor.commands.invocation import (
     POSITIVE,
     SEED,
@@ -16,6 +15,7 @@ from spoor.commands.invocation import (
     dry_run_option,
     json_option,
     pass_invocation,
+    release_folder,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def evaluate(
         data,
         protocol=protocol,
         events=settings.events,
-        release=None if release is None else _folder(release, settings.features.releases_folder),
+        release=None if release is None else release_folder(release, settings.features.releases_folder),
         baselines=[] if baselines == "none" else [name.strip() for name in baselines.split(",")],
         seen="kept" if keep_seen else "filtered",
         shuffle_ties=shuffle_ties,
@@ -88,10 +88,3 @@ def evaluate(
     if done.report is not None and picture is not None:
         atomic_write(picture, done.report.picture())
     invocation.emit(done.to_json(), "nothing was done" if done.report is None else done.report.text())
-
-
-def _folder(release: str, releases_folder: Path) -> Path:
-    """A path as it stands; a bare name in the releases folder."""
-    refuse_url(release, "--release")
-    path = Path(release)
-    return path if len(path.parts) > 1 or path.is_dir() else releases_folder / release

@@ -1,0 +1,1 @@
+"""Commands that train an encoder and measure it: pretrain, evaluate."""

@@ -1,0 +1,1 @@
+"""Commands for rankers: finetune, features build, lift."""

@@ -1,0 +1,42 @@
+"""`spoor release list`: the releases in the folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from spoor.commands.invocation import (
+    Invocation,
+    json_option,
+    pass_invocation,
+    time_text,
+)
+from spoor.commands.release.show import release_json
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command("list")
+@json_option
+@pass_invocation
+def list_releases(invocation: Invocation) -> None:
+    """Show the releases in the folder."""
+    from spoor.encoder.release import folder as release_folders
+    from spoor.feature_repo.releases import promotion
+
+    folder = invocation.settings().features.releases_folder
+    found, switched = release_folders.list_releases(folder), promotion(folder)
+    promoted = None if switched is None else switched.release
+    lines = [
+        f"{info.name}  {info.dimension} dimensions  newest {info.max_events} events  "
+        f"trained through {time_text(info.trained_through_ms)}"
+        + (f"  in the space of {info.space}" if info.space != info.name else "")
+        + (f"  {info.ended.note}" if info.ended and info.ended.note else "")
+        + ("  promoted" if info.name == promoted else "")
+        + ("  retired" if info.retired else "")
+        for info in found
+    ]
+    shown = [release_json(info) | {"promoted": info.name == promoted} for info in found]
+    invocation.emit({"releases": shown}, "\n".join(lines) or f"no release in {folder}")

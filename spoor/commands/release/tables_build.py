@@ -1,0 +1,57 @@
+"""`spoor release tables build`: a new release with packed item tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spoor.commands.invocation import (
+    Invocation,
+    dry_run_option,
+    json_option,
+    pass_invocation,
+    release_folder,
+)
+from spoor.commands.release.show import release_json
+from spoor.console import say
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command("build")
+@click.argument("name")
+@click.argument("out")
+@click.option(
+    "--layout", type=click.Choice(["int4", "int8", "fp16"]), default="int4", show_default=True, help="Of a row."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a release of the name OUT.")
+@dry_run_option
+@json_option
+@pass_invocation
+def build_tables(invocation: Invocation, name: str, out: str, layout: Any, overwrite: bool, dry_run: bool) -> None:
+    """Pack the tables of a release.
+
+    OUT is a new release: NAME with packed tables. They are served from a mapped file, so memory grows with the
+    items that are asked for. NAME stays as it is; OUT cannot be trained further.
+    """
+    from spoor.encoder.release.pack import pack_release, plan_packing
+
+    releases = invocation.settings().features.releases_folder
+    plan = plan_packing(
+        release_folder(name, releases), out=release_folder(out, releases), layout=layout, overwrite=overwrite
+    )
+    say(plan.text())
+    shown: dict[str, Any] = {"row_bytes": plan.bytes_by_layout, "bytes": plan.bytes, "dry_run": dry_run}
+    if dry_run:
+        invocation.emit(shown, "nothing was done")
+        return
+    with click.progressbar(length=plan.rows, label="packing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        info, record = pack_release(plan, progress=lambda rows: bar.update(rows - bar.pos))
+    errors = ", ".join(f"{error:.3%}" for error in record.errors)
+    invocation.emit(
+        shown | {"release": release_json(info), "errors": record.errors},
+        f"{info.folder}: relative error of each table {errors}",
+    )
