@@ -48,6 +48,8 @@ class StreamedSettings(Protocol):
     def as_of(self) -> Literal["append", "event"]: ...
     @property
     def releases(self) -> tuple[str, ...]: ...  # that workers write; empty = all live ones
+    @property
+    def encode_seconds(self) -> float: ...  # least time between two encodes of a user; 0 = no limit
 
 
 class ArchiveSettings(Protocol):

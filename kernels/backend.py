@@ -56,6 +56,6 @@ def _no_gpu(found: str) -> UsageError:
 
 
 def _interpreting() -> bool:
-    import triton  # 0.3 s, and no part of a process without a GPU
+    from triton import knobs  # takes 0.3 s; a process without a GPU does not need it
 
-    return triton.knobs.runtime.interpret
+    return knobs.runtime.interpret

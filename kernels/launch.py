@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
 WIDEST_HEAD = 128
 NARROWEST_DOT = 16  # tl.dot's least side on NVIDIA for 16-bit types; the interpreter would take less
@@ -73,4 +73,4 @@ def launch_for(x: Tensor) -> Launch:
 
 def dot_in_storage_type(x: Tensor) -> bool:
     """Whether products take tiles in the type they are stored in. The interpreter cannot multiply bfloat16."""
-    return x.dtype != torch.float32 and not triton.knobs.runtime.interpret
+    return x.dtype != torch.float32 and not knobs.runtime.interpret

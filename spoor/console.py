@@ -51,8 +51,8 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):  # NumPy's arrays and scalars
-        return to_json(value.tolist())
+    if tolist := getattr(value, "tolist", None):  # NumPy's arrays and scalars
+        return to_json(tolist())
     return str(value)
 
 

@@ -53,18 +53,18 @@ def convert(column: Column, name: str, settings: EventSettings) -> pa.Array:
         return pa.array([], kind)
     if not isinstance(column, pa.ChunkedArray):
         return pa.array(_convert_values(column, one), kind)
-    column = decoded(column)
-    if name == "timestamp" and (times := _times(column)) is not None:
+    plain = decoded(column)
+    if name == "timestamp" and (times := _times(plain)) is not None:
         return times
-    if any(test(column.type) for test in _TEXT):
-        column = column.cast(pa.large_binary())  # whose values need not be UTF-8 to be looked at
-    if not any(test(column.type) for test in _DISTINCT):
-        return pa.array(_convert_values(python_values(column, name), one), kind)
-    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    if any(test(plain.type) for test in _TEXT):
+        plain = plain.cast(pa.large_binary())  # whose values need not be UTF-8 to be looked at
+    if not any(test(plain.type) for test in _DISTINCT):
+        return pa.array(_convert_values(python_values(plain, name), one), kind)
+    encoded = pc.dictionary_encode(plain, null_encoding="encode").combine_chunks()
     try:
         distinct = pa.array([one(value) for value in encoded.dictionary.to_pylist()], kind)
     except EventError:
-        _convert_each(column.to_pylist(), one)
+        _convert_each(plain.to_pylist(), one)
         raise
     return distinct.take(encoded.indices)
 

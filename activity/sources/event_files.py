@@ -26,7 +26,7 @@ from spoor.activity.fields import FIELDS, INT64, brief, check_time, entity_id, f
 from spoor.activity.hashing import user_hashes
 from spoor.activity.history import history_values
 from spoor.activity.settings import EventSettings
-from spoor.activity.sources.columns import Column, RowError, convert, python_values
+from spoor.activity.sources.columns import Column, RowError, convert, decoded, python_values
 from spoor.activity.sources.tables import (
     CSV_DELIMITERS,
     JSON_KINDS,
@@ -358,12 +358,13 @@ def _json_places(rows: Rows) -> Column | None:
 def _places(column: Column, rows: Rows) -> pa.Array:
     """An integer in every row; the digits of one, where a CSV has nothing but text."""
     if isinstance(column, pa.ChunkedArray):
-        if pa.types.is_integer(column.type) and not column.null_count:
+        plain = decoded(column)
+        if pa.types.is_integer(plain.type) and not plain.null_count:
             try:
-                return column.cast(pa.int64()).combine_chunks()
+                return plain.cast(pa.int64()).combine_chunks()
             except pa.ArrowInvalid:  # beyond int64: below is said where
                 pass
-        values = python_values(column, "pos")
+        values = python_values(plain, "pos")
     else:
         values = list(column)
     for row, value in enumerate(values):

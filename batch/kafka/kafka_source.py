@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer
 from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.structs import TopicPartition
 
 from spoor.base.errors import DataError, InfrastructureError
 from spoor.broker.compression import missing_codec

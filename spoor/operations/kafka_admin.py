@@ -219,8 +219,9 @@ def _untyped(admin: KafkaAdminClient) -> Any:
 def group_lag(kafka: KafkaSettings, group: str) -> dict[int, int]:
     """Per partition of the activity topic: retained records that the group has not committed. Raises
     InfrastructureError."""
-    from kafka import KafkaConsumer, TopicPartition
+    from kafka import KafkaConsumer
     from kafka.errors import KafkaError
+    from kafka.structs import TopicPartition
 
     try:
         with closing(KafkaConsumer(group_id=group, **kafka.consumer_options())) as consumer:

@@ -72,7 +72,7 @@ class ConsumerThread(AIOKafkaConsumerThread):
             report = self.consumer.report  # type: ignore[attr-defined]
             await commit({tp: OffsetAndMetadata(place.offset, report) for tp, place in offsets.items()})
 
-        consumer.commit = commit_with_report
+        consumer.commit = commit_with_report  # pyright: ignore[reportAttributeAccessIssue]  # Faust names the offsets
         return consumer
 
     async def _fetch_records(self, *args: Any, **options: Any) -> Mapping[TP, Any]:

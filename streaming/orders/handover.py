@@ -21,7 +21,8 @@ from spoor.streaming.kafka.broker import kafka_errors
 from spoor.streaming.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from kafka import KafkaConsumer, TopicPartition
+    from kafka import KafkaConsumer
+    from kafka.structs import TopicPartition
 
 
 def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]:
@@ -30,7 +31,7 @@ def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]
 
     Raises UsageError where there was no backfill, the lake has another topic or the group is at work,
     InfrastructureError without a broker."""
-    from kafka import TopicPartition
+    from kafka.structs import TopicPartition
 
     topic = settings.kafka.topic
     begins = _begins(lake, topic)
@@ -48,7 +49,7 @@ def rewind(settings: WorkerSettings, *, to_ms: int, dry_run: bool = False) -> di
 
     A partition without a committed offset begins at its earliest record anyway. Raises UsageError while the group has
     workers, InfrastructureError without a broker."""
-    from kafka import TopicPartition
+    from kafka.structs import TopicPartition
 
     topic = settings.kafka.topic
     with _group(settings) as consumer:

@@ -241,7 +241,7 @@ class _Origins:
 
     def look_up(self, letter: DeadLetter) -> DeadLetter:
         """The letter as it came where the record is not there any more, or another one is in its place."""
-        from kafka import TopicPartition
+        from kafka.structs import TopicPartition
 
         with kafka_errors(self._kafka):
             if letter.partition not in (self._consumer.partitions_for_topic(letter.topic) or ()):
@@ -278,7 +278,8 @@ class _Origins:
 
 def _records(kafka: KafkaSettings) -> Iterator[Any]:
     """Every record of the dead-letter topic up to its present end, in order within each partition."""
-    from kafka import KafkaConsumer, TopicPartition
+    from kafka import KafkaConsumer
+    from kafka.structs import TopicPartition
 
     with admin_client(kafka) as admin:
         present = set(admin.list_topics())
