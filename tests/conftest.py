@@ -23,6 +23,7 @@ import pytest
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings, load_settings
 from spoor.services import local as services
+from tests.zygote import Zygote
 
 _EXIT_STATUS = pytest.StashKey[int]()
 
@@ -123,6 +124,16 @@ def kafka_settings(settings: Settings, kafka: KafkaSettings) -> Settings:
         embedding_topic_prefix=f"user-embeddings-{name}.",
     )
     return dataclasses.replace(settings, kafka=own)
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Forks workers and jobs in a fraction of a second."""
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    try:
+        yield zygote
+    finally:
+        zygote.stop()
 
 
 @pytest.hookimpl(trylast=True)

@@ -15,7 +15,6 @@ from tests.faults import page
 from tests.faults.harness import World, new_world
 from tests.faults.judge import judge
 from tests.faults.traffic import Traffic
-from tests.faults.zygote import Zygote
 from tests.redis_servers import RedisServer
 
 _ROWS: list[page.Row] = []
@@ -104,16 +103,6 @@ def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     yield start
     for server in servers:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Forks workers and jobs in a fraction of a second: for scenarios with many kills."""
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    try:
-        yield zygote
-    finally:
-        zygote.stop()
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ from spoor.streaming.orders.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.faults.judge import Case
 from tests.faults.names import ACTIONS, ITEMS, SURFACES
-from tests.faults.zygote import Forked, Zygote
 from tests.releases import save_untrained_release
+from tests.zygote import Forked, Zygote
 
 ROOT = Path(__file__).parents[2]
 SPOOR = (sys.executable, "-m", "spoor")

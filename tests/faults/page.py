@@ -54,7 +54,7 @@ _AFTER = """
 
 Everything ran on one machine: there was no network between the parts, and one Kafka broker without replicas. A
 `kill -9` of a process does not lose what the kernel holds, so a power cut is imitated for Redis, by cutting its file
-back. Where kills are many, processes are forked from one that has imported everything (tests/faults/zygote.py) and
+back. Where kills are many, processes are forked from one that has imported everything (tests/zygote.py) and
 run the same main from there on. Each scenario ran once; when exactly something is killed differs from run to run.
 """
 

@@ -1,6 +1,6 @@
 """Many kills: of workers, of jobs, of a release's retirement and of a forgetting, at any moment, while events flow.
 
-`--kills N` says how many all scenarios of this file make together; processes are forked (tests/faults/zygote.py).
+`--kills N` says how many all scenarios of this file make together; processes are forked (tests/zygote.py).
 """
 
 import itertools
@@ -17,8 +17,8 @@ from tests.fail_points import FAIL_POINTS
 from tests.faults.conftest import Judged, NewWorld
 from tests.faults.harness import LONG_SECONDS, Fleet, World
 from tests.faults.traffic import Traffic
-from tests.faults.zygote import Forked, Zygote
 from tests.redis_servers import RedisServer
+from tests.zygote import Forked, Zygote
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(5400)]
 RunRedis = Callable[..., RedisServer]

@@ -34,6 +34,7 @@ from spoor.store.rows import EmbeddingRow, embedding_row_from_record
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.releases import save_untrained_release
 from tests.topics import topic_ends, topic_records
+from tests.zygote import Forked, Zygote
 
 RELEASE = "base-1"
 MAX_EVENTS = 8
@@ -43,7 +44,7 @@ LOGIN = [  # how to reach the broker
     "security_protocol", "sasl_mechanism", "sasl_username", "sasl_password",
     "ssl_cafile", "ssl_certfile", "ssl_keyfile",
 ]  # fmt: skip
-WORKER = Path(__file__).with_name("worker_process.py")
+WORKER = "tests.streaming.worker_process"
 ROOT = Path(__file__).parents[2]
 
 
@@ -73,7 +74,7 @@ def expected_histories(events: Iterable[Event]) -> dict[str, list[tuple[int, int
 class Worker:
     """A worker process that was started."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log_file: Path
     summary_file: Path
 
@@ -107,17 +108,28 @@ class World:
     folder: Path
     config: Path
     settings: Settings
+    zygote: Zygote
     workers: list[Worker] = field(default_factory=list)
 
-    def start_worker(self, *, count: int | None = None, fail_point: str = "", **environment: str) -> Worker:
+    def start_worker(
+        self, *, count: int | None = None, fail_point: str = "", forked: bool = True, **environment: str
+    ) -> Worker:
+        """Not `forked`: Python starts anew, as it does for users, for the worker and for its encoders."""
         name = f"worker-{len(self.workers)}"
         log, summary = self.folder / f"{name}.log", self.folder / f"{name}.json"
-        environment = {**os.environ, "SPOOR_CONFIG": str(self.config), "PYTHONPATH": str(ROOT), **environment}
-        command = [sys.executable, str(WORKER), str(summary)]
-        command += [] if count is None else ["--count", str(count)]
-        command += ["--fail-point", fail_point] if fail_point else []
-        with open(log, "wb") as errors:
-            process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment, cwd=self.folder)
+        environment = {"SPOOR_CONFIG": str(self.config), **environment}
+        arguments = [str(summary)]
+        arguments += [] if count is None else ["--count", str(count)]
+        arguments += ["--fail-point", fail_point] if fail_point else []
+        if forked:
+            process: subprocess.Popen[bytes] | Forked = self.zygote.start(
+                arguments, program=WORKER, folder=self.folder, stdout=log, stderr=log, environment=environment
+            )
+        else:
+            command = [sys.executable, "-m", WORKER, *arguments]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+            with open(log, "wb") as errors:
+                process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment, cwd=self.folder)
         self.workers.append(Worker(process, log, summary))
         return self.workers[-1]
 
@@ -200,7 +212,7 @@ def untrained_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path: Path, kafka: KafkaSettings, untrained_release: Path) -> Iterator[World]:
+def world(tmp_path: Path, kafka: KafkaSettings, untrained_release: Path, zygote: Zygote) -> Iterator[World]:
     """Four partitions, one release, sessions of 6 s; topics exist and definitions are applied."""
     name = uuid.uuid4().hex[:12]
     login = "\n".join(f'{key} = "{getattr(kafka, key)}"' for key in LOGIN)
@@ -229,7 +241,7 @@ batch_events = 60
     create_repo(settings.features.feature_repo, online_store={"type": "sqlite"}, state_folder=settings.state_folder)
     apply(settings.features)
     ensure_topics(settings.kafka, releases=[RELEASE])
-    world = World(tmp_path, config, settings)
+    world = World(tmp_path, config, settings, zygote)
     try:
         yield world
     finally:

@@ -50,7 +50,7 @@ def test_a_worker_that_lacks_a_codec_says_which(world: World, tmp_path: Path):
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "cramjam.py").write_text("raise ImportError('not installed')")
     produce(world, world.settings.kafka.topic, some_events(20), "snappy")
-    worker = world.start_worker(PYTHONPATH=os.pathsep.join([str(tmp_path / "without"), str(ROOT)]))
+    worker = world.start_worker(forked=False, PYTHONPATH=os.pathsep.join([str(tmp_path / "without"), str(ROOT)]))
     assert worker.ended() == 3
     assert "compressed with snappy, and its codec `cramjam` is not installed" in worker.log
     assert "hint: pip install cramjam" in worker.log

@@ -135,7 +135,7 @@ def test_a_user_whose_history_cannot_be_read_is_set_aside_and_the_partition_goes
 
 def test_two_workers_share_the_partitions_and_one_takes_over_when_the_other_leaves(world: World):
     events = some_events(600)
-    first = world.start_worker()
+    first = world.start_worker(forked=False)
     first.await_log("partitions 0 1 2 3")
     world.produce(events[:200])
     second = world.start_worker()

@@ -1,13 +1,13 @@
 """Processes of `spoor` that start in a fraction of a second: forked from one that has imported everything.
 
-A worker's start costs six to ten seconds of a core for its imports, which would allow a few kills a minute. The zygote
-imports the command line's rooms once, with one thread and without a connection, and forks a child for every start; the
-child runs `spoor.cli.main` with its own arguments, environment, output and process group. What it runs is the product's
-own main; one thing differs: the process in which a worker encodes is forked (by a stem that the child sets aside before
-anything else) where `encoder_process.py` would start Python anew. `make test` runs the genuine start.
+A worker's start costs six to ten seconds of a core for its imports. The zygote imports the command line's rooms once,
+with one thread and without a connection, and forks a child for every start. The child runs the `main` of `program` with
+its own arguments, environment, output and process group. That is the product's own main; one thing differs: the process
+in which a worker encodes is forked (by a stem that the child sets aside before anything else) where `encoder_process.py`
+would start Python anew. tests/streaming has genuine starts too.
 
     harness → zygote    one JSON object a line: {"arguments", "folder", "environment", "stdout", "stderr", "marks",
-                        "fail_point"}
+                        "fail_point", "program", "worker"}
     zygote → harness    {"started": pid} in the order of the requests; {"ended": pid, "status": n} when one is reaped;
                         {"adopted": n}: so many orphans (encoders whose worker is dead) live now
 """
@@ -35,7 +35,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 MARK_BYTES = 16  # [0] batches under way, [1] the place that was reached last, from 8 on: batches handled (u64)
 PLACES = ("", "before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
 _MODULES = (
@@ -142,7 +142,7 @@ class Zygote:
         self._log = (folder / "zygote.log").open("wb")
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.zygote", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
@@ -160,9 +160,17 @@ class Zygote:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def start(
-        self, arguments: Sequence[str], *, folder: Path, stdout: Path, stderr: Path, fail_point: str = "", **more: str
+        self,
+        arguments: Sequence[str],
+        *,
+        folder: Path,
+        stdout: Path,
+        stderr: Path,
+        environment: Mapping[str, str] | None = None,
+        fail_point: str = "",
+        program: str = "spoor.cli",
     ) -> Forked:
-        """Returns once the child is forked."""
+        """Returns once the child is forked. `environment` is added to the zygote's own."""
         marks = stderr.with_suffix(".marks")
         marks.write_bytes(bytes(MARK_BYTES))
         for file in (stdout, stderr):  # a child may be killed before it opens them
@@ -170,11 +178,13 @@ class Zygote:
         request = {
             "arguments": list(arguments),
             "folder": str(folder),
-            "environment": more,
+            "environment": dict(environment or {}),
             "stdout": str(stdout),
             "stderr": str(stderr),
             "marks": str(marks),
             "fail_point": fail_point,
+            "program": program,
+            "worker": program != "spoor.cli" or "stream" in arguments,
         }
         started, found = threading.Event(), []
 
@@ -288,26 +298,30 @@ def _children_of_mine() -> int:
 
 def _run(request: Mapping[str, Any]) -> None:
     """Does not return."""
+    status: Any = 0
     try:
         os.setpgid(0, 0)
         os.chdir(request["folder"])
         for descriptor, file in ((1, request["stdout"]), (2, request["stderr"])):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
         os.environ.update(request["environment"])
         logging.getLogger().handlers.clear()  # a library has set one up while it was imported
-        if "stream" in request["arguments"]:
+        if request["worker"]:
             _stand_in_for_the_encoders_start(_stem())
             _die_at(request["fail_point"])
             _note_places(request["marks"])
-        from spoor.cli import main
-
-        main(request["arguments"])
+        importlib.import_module(request["program"]).main(request["arguments"])
+    except SystemExit as ended:
+        status = ended.code
     except BaseException:
         import traceback
 
         traceback.print_exc()
+        status = 71
     finally:
-        os._exit(71)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _stem() -> tuple[int, socket.socket]:
