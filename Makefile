@@ -23,11 +23,15 @@ demo: install
 FAST := tests/activity tests/kernels tests/encoder tests/test_docs.py tests/test_house.py
 SLOWER := tests/kernels/test_triton.py tests/kernels/test_compiled.py tests/encoder/data/test_corpus.py tests/encoder/training/test_parallel.py tests/encoder/baselines/test_floors.py
 
+# Two processes share the tests by files; long files come first, so that none is left over at the end.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+LONG := tests/end_to_end tests/deploy/test_services.py tests/batch/test_flink.py tests/faults tests/streaming \
+	tests/spoor/services tests/batch tests/feature_repo tests/store $(SLOWER)
+
+test: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/pytest $(FAST) $(SLOWER:%=--ignore=%)
-	$(BIN)/pytest $(SLOWER)
-	$(BIN)/pytest tests $(FAST:%=--ignore=%) --ignore=tests/end_to_end
-	$(BIN)/pytest tests/end_to_end
+	$(BIN)/pytest $(PARALLEL) $(FAST) $(SLOWER:%=--ignore=%)
+	$(BIN)/pytest $(PARALLEL) $(LONG) tests $(FAST:%=--ignore=%)
 
 KILLS := 1000
 FAULTS = $(BIN)/python -m pytest tests/faults -m "faults or not faults" --kills $(KILLS) \

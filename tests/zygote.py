@@ -3,7 +3,7 @@
 A worker's start costs six to ten seconds of a core for its imports. The zygote imports the command line's rooms once,
 with one thread and without a connection, and forks a child for every start. The child runs the `main` of `program` with
 its own arguments, environment, output and process group. That is the product's own main; one thing differs: the process
-in which a worker encodes is forked (by a stem that the child sets aside before anything else) where `encoder_process.py`
+in which a worker encodes is forked (by a stem that the child sets aside first) where `encoder_process.py`
 would start Python anew. tests/streaming has genuine starts too.
 
     harness → zygote    one JSON object a line: {"arguments", "folder", "environment", "stdout", "stderr", "marks",

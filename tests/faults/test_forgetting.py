@@ -9,11 +9,15 @@ import pytest
 from tests.conftest import wait_until
 from tests.faults.conftest import Judged, NewWorld
 from tests.faults.traffic import Traffic
+from tests.zygote import Zygote
 
 
 @pytest.mark.timeout(900)
-def test_what_is_forgotten_while_workers_run_freeze_and_replay_does_not_come_back(make_world: NewWorld, judged: Judged):
-    world = make_world(online_store={"type": "sqlite"}, releases=("base-1", "base-2"), stall_seconds=300)
+def test_what_is_forgotten_while_workers_run_freeze_and_replay_does_not_come_back(
+    make_world: NewWorld, zygote: Zygote, judged: Judged
+):
+    releases = ("base-1", "base-2")
+    world = make_world(online_store={"type": "sqlite"}, releases=releases, stall_seconds=300, zygote=zygote)
     traffic = Traffic(world)
     gone = ["user-0", "user-1", "user-2"]  # those with most of the events
     traffic.produce(1200)

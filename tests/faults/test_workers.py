@@ -17,13 +17,16 @@ from tests.faults.conftest import Judged, NewWorld
 from tests.faults.harness import LONG_SECONDS, Fleet
 from tests.faults.traffic import Traffic
 from tests.redis_servers import RedisServer
+from tests.zygote import Zygote
 
 RunRedis = Callable[..., RedisServer]
 
 
 @pytest.mark.timeout(900)
-def test_five_kills_a_zombie_and_workers_that_join_and_leave(make_world: NewWorld, judged: Judged):
-    world = make_world(online_store={"type": "sqlite"}, releases=("base-1", "base-2"), partitions=12, stall_seconds=300)
+def test_five_kills_a_zombie_and_workers_that_join_and_leave(make_world: NewWorld, zygote: Zygote, judged: Judged):
+    releases = ("base-1", "base-2")
+    online_store = {"type": "sqlite"}
+    world = make_world(online_store=online_store, releases=releases, partitions=12, stall_seconds=300, zygote=zygote)
     traffic = Traffic(world)
 
     # Batch bootstraps the stream.
