@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from spoor.activity.events import EVENT_SCHEMA
 from spoor.base.errors import UsageError
+from spoor.base.times import iso_text
 
 # Users, items and slices of events are held in memory.
 _RANGES = (
@@ -27,10 +27,6 @@ _RANGES = (
 )
 _SLICE_EVENTS = 100_000  # events made at once: a long simulation needs no more memory than a short one
 _OWN_TASTE = 0.7  # share of events on items of the session's taste
-
-
-def moment(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class SimulatorSettings:
                 raise UsageError(f"{name} is {value}, expected {way_out}", hint=f"give --{name} {way_out}")
         if self.to_ms <= self.from_ms:
             raise UsageError(
-                f"the time range is empty: from {moment(self.from_ms)} to {moment(self.to_ms)}",
+                f"the time range is empty: from {iso_text(self.from_ms)} to {iso_text(self.to_ms)}",
                 hint="--from must be before --to; where one is left out, the range is the day up to now",
             )
 

@@ -1,4 +1,4 @@
-"""Times as text: the one parser, for events at every door and for commands and settings.
+"""Times as text: the one parser, for events at every door and for commands and settings, and its inverse.
 
 ISO 8601 in its extended or basic form (RFC 3339 is part of it), with any number of digits of a second. Milliseconds are
 always rounded down, towards the past, before 1970 too. Leap seconds (`:60`), `24:00`, fractions of minutes and times
@@ -64,6 +64,11 @@ def datetime_ms(moment: datetime) -> int:
     if moment.tzinfo is None:
         raise TimeTextError("a time without a zone", no_zone=True)
     return (moment - _EPOCH) // _MS
+
+
+def iso_text(time_ms: int) -> str:
+    """ms since 1970 in UTC → ISO 8601 in UTC with milliseconds."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_time_ms(text: str) -> int:

@@ -19,10 +19,10 @@ from rich.table import Table
 from spoor.base.files import atomic_write
 from spoor.base.numbers import number_text
 from spoor.console import to_json
-from spoor.demo.page import DemoResult, HistoryLine, Rate, Step, write_report
+from spoor.demo.page import DemoResult, FinishedStep, HistoryLine, Rate, write_report
 from spoor.demo.pictures import favourite_genres
-from spoor.demo.run import RELEASE, Demo
-from spoor.demo.steps import STEPS, shown_user
+from spoor.demo.prepare import Demo
+from spoor.demo.steps import RELEASE, STEPS, Step, shown_user
 from spoor.encoder.release.folder import load_release
 from spoor.ranking.ranker.evaluate import Estimate, LiftRow, LiftTable
 from spoor.ranking.ranker.recommend import Recommendation
@@ -130,8 +130,8 @@ def _backfill_rate(done: dict[str, Any]) -> Rate:
     return Rate("backfill", round(done["users_per_second"] * done["seconds"]), "users", done["seconds"])
 
 
-def _step(demo: Demo, done: dict[str, Any], step: Any) -> Step:
-    return Step(step.title, "\n".join(step.commands(demo)), done["step_seconds"], step.outcome(done))
+def _step(demo: Demo, done: dict[str, Any], step: Step) -> FinishedStep:
+    return FinishedStep(step.title, "\n".join(step.commands(demo)), done["step_seconds"], step.outcome(done))
 
 
 def _history(demo: Demo) -> tuple[tuple[HistoryLine, ...], int]:

@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -13,13 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spoor.activity.lake import Lake
+from spoor.activity.lake import open_lake
 from spoor.base.files import atomic_path
 from spoor.base.numbers import number_text
-from spoor.demo.run import DAY_MS, RELEASE, WORKER_SECONDS, Demo, Worker, run_command, time_text
+from spoor.base.times import iso_text
+from spoor.demo.prepare import Demo
+from spoor.demo.processes import WORKER_SECONDS, Worker, run_command
 from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 
 Record = dict[str, Any]
+RELEASE = "demo-1"
+DAY_MS = 86_400_000
 TODAY_EVENTS_PER_SECOND = 1000.0
 
 
@@ -55,7 +60,7 @@ def pretrain(demo: Demo) -> Any:
     from spoor.encoder.training.run import run_pretrain
 
     result = run_pretrain(
-        _lake(demo),
+        open_lake(demo.settings.lake),
         out=demo.settings.features.releases_folder / RELEASE,
         settings=demo.settings.pretrain,
         events=demo.settings.events,
@@ -70,7 +75,9 @@ def pretrain(demo: Demo) -> Any:
 def existing_features(demo: Demo) -> Any:
     from spoor.ranking.features.existing_features import write_existing_features
 
-    return write_existing_features(_lake(demo), demo.settings.features, positive_actions=demo.positive_actions)
+    return write_existing_features(
+        open_lake(demo.settings.lake), demo.settings.features, positive_actions=demo.positive_actions
+    )
 
 
 def register(demo: Demo) -> Any:
@@ -80,7 +87,10 @@ def register(demo: Demo) -> Any:
 
 
 def backfill_snapshots(demo: Demo) -> Any:
-    return _snapshots(demo, demo.t70, demo.t90, every_ms=DAY_MS)
+    from spoor.batch.users.backfill import run_backfill
+
+    times = (demo.t70, demo.t90, DAY_MS)
+    return run_backfill(demo.settings, snapshots=times, online=False, publish=False, resume=True)
 
 
 def backfill(demo: Demo) -> Any:
@@ -178,23 +188,13 @@ def _keep_features(demo: Demo, moment: str, now_ms: int) -> None:
         pq.write_table(table.append_column("item_id", pa.array(items, pa.string())), temporary)
 
 
-def _features_file(demo: Demo, moment: str) -> Any:
+def _features_file(demo: Demo, moment: str) -> Path:
     return demo.folder / "state" / f"features-{moment}.parquet"
-
-
-def _snapshots(demo: Demo, from_ms: int, to_ms: int, *, every_ms: int) -> Any:
-    from spoor.batch.users.backfill import run_backfill
-
-    return run_backfill(demo.settings, snapshots=(from_ms, to_ms, every_ms), online=False, publish=False, resume=True)
-
-
-def _lake(demo: Demo) -> Lake:
-    return Lake(demo.settings.lake.folder, buckets=demo.settings.lake.buckets)
 
 
 def _feast_commands(demo: Demo) -> list[str]:
     repo, named = quote(str(demo.folder / "feature_repo")), demo.settings.features.named
-    start, end = (time_text(ms)[:19] for ms in (int(pc.min(demo.data.events["timestamp"]).as_py()) - DAY_MS, demo.t90))
+    start, end = (iso_text(ms)[:19] for ms in (int(pc.min(demo.data.events["timestamp"]).as_py()) - DAY_MS, demo.t90))
     return [
         f"feast -c {repo} apply",
         f"feast -c {repo} materialize {start} {end} --views {named(USER_ACTIVITY)} --views {named(ITEM_ACTIVITY)}",
@@ -210,13 +210,8 @@ def _features_command(demo: Demo) -> str:
 
 
 def _compare_command(demo: Demo) -> str:
-    times = f"--train-from {time_text(demo.t70)} --test-from {time_text(demo.t90)}"
+    times = f"--train-from {iso_text(demo.t70)} --test-from {iso_text(demo.t90)}"
     return f"spoor lift --data {quote(str(demo.events_file))} --release {RELEASE} {times}{_positive(demo)}"
-
-
-def _snapshots_command(from_ms: int, to_ms: int, hours: float) -> str:
-    times = f"--from {time_text(from_ms)} --to {time_text(to_ms)}"
-    return f"spoor backfill {times} --every {hours:g}h"
 
 
 def _metrics_line(done: Record) -> str:
@@ -241,7 +236,7 @@ STEPS = (
     Step(
         "past",
         "The first 90 % of the events, as a product would send them",
-        lambda demo: [f"spoor simulate --data {quote(str(demo.events_file))} --to {time_text(demo.t90)}"],
+        lambda demo: [f"spoor simulate --data {quote(str(demo.events_file))} --to {iso_text(demo.t90)}"],
         produce_past,
         lambda done: f"{done['events']:,} events of {done['users']:,} users",
     ),
@@ -255,7 +250,7 @@ STEPS = (
     Step(
         "pretrain",
         "The encoder learns from the first 70 %",
-        lambda demo: [f"spoor pretrain --release {RELEASE} --until {time_text(demo.t70)} --resume"],
+        lambda demo: [f"spoor pretrain --release {RELEASE} --until {iso_text(demo.t70)} --resume"],
         pretrain,
         _metrics_line,
     ),
@@ -270,7 +265,7 @@ STEPS = (
     Step(
         "snapshots",
         "Daily snapshots of 70 to 90 % for the ranker's training",
-        lambda demo: [_snapshots_command(demo.t70, demo.t90, 24)],
+        lambda demo: [f"spoor backfill --from {iso_text(demo.t70)} --to {iso_text(demo.t90)} --every 24h"],
         backfill_snapshots,
         lambda done: f"{done['offline_rows']:,} rows at {done['snapshots']} times",
     ),
@@ -286,7 +281,7 @@ STEPS = (
         "Today's traffic, while the worker keeps the store fresh",
         lambda demo: [
             "spoor stream --from-lake &",
-            f"spoor simulate --data {quote(str(demo.events_file))} --from {time_text(demo.t90)} "
+            f"spoor simulate --data {quote(str(demo.events_file))} --from {iso_text(demo.t90)} "
             f"--rate {TODAY_EVENTS_PER_SECOND:g}",
         ],
         stream,

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spoor.activity.events import Event, encode_event, event_encoder
-from spoor.activity.simulator import SimulatorSettings, moment, simulate
+from spoor.activity.fields import check_time
+from spoor.activity.simulator import SimulatorSettings, simulate
 from spoor.activity.sources.event_files import read_events
-from spoor.base.errors import InfrastructureError, UsageError
+from spoor.base.errors import EventError, InfrastructureError, UsageError
 from spoor.base.numbers import number_text
+from spoor.base.times import iso_text
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.console import progress_bar, say
@@ -172,18 +174,17 @@ def _source(
 
 def _check_times(settings: Settings, synthetic: SimulatorSettings) -> None:
     """Raises UsageError where a worker would refuse the events."""
-    events = settings.events
-    if synthetic.from_ms < events.earliest_ms:
-        raise UsageError(
-            f"the first event would be of {moment(synthetic.from_ms)}, before events.earliest",
-            hint=f"give --from {moment(events.earliest_ms)} or later, or set events.earliest",
-        )
-    latest = time.time_ns() // 1_000_000 + events.max_skew_seconds * 1000
-    if synthetic.to_ms > latest:
-        raise UsageError(
-            f"the last event would be of {moment(synthetic.to_ms)}, which lies in the future",
-            hint="leave --to out, or give a time that has passed",
-        )
+    now_ms, earliest = time.time_ns() // 1_000_000, iso_text(settings.events.earliest_ms)
+    for which, time_ms in (("first", synthetic.from_ms), ("last", synthetic.to_ms)):
+        try:
+            check_time(time_ms, append_time_ms=now_ms, settings=settings.events)
+        except EventError as error:
+            found = f"the {which} event would be of {iso_text(time_ms)}"
+            if error.reason == "too-early":
+                hint = f"give --from {earliest} or later, or set events.earliest"
+                raise UsageError(f"{found}, before events.earliest", hint=hint) from None
+            hint = "leave --from and --to out, or give times that have passed"
+            raise UsageError(f"{found}, which lies in the future", hint=hint) from None
 
 
 def _batches(events: pa.Table, rate: float | None, started: float, before: int) -> Iterator[pa.Table]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoor.base.errors import InfrastructureError
-from spoor.demo.run import Worker
+from spoor.demo.processes import Worker
 
 
 @pytest.fixture
@@ -23,6 +23,6 @@ def test_a_worker_that_ends_is_told_from_one_that_takes_too_long(demo: Any, monk
     ):
         worker.wait_for(lambda: False, "joined the group")
     assert "there is no settings file" in ended.value.message and "stream.log" in ended.value.hint
-    monkeypatch.setattr("spoor.demo.run.WORKER_SECONDS", 0.0)
+    monkeypatch.setattr("spoor.demo.processes.WORKER_SECONDS", 0.0)
     with Worker(demo, seconds=60) as worker, pytest.raises(InfrastructureError, match=r"has not caught up within 0 s"):
         worker.wait_for(lambda: False, "caught up")

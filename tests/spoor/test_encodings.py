@@ -13,7 +13,7 @@ import pytest
 from spoor.activity.events import Event, events_table
 from spoor.base.errors import UsageError
 from spoor.config import load_settings
-from spoor.demo.run import _config, _prepare
+from spoor.demo.prepare import prepare, settings_file
 from tests.conftest import settings_in
 
 T0 = 1_700_000_000_000
@@ -84,7 +84,7 @@ def test_the_demo_s_settings_file_holds_any_name(tmp_path: Path) -> None:
         "kafka__topic": "t",
     }  # Kafka's own names are ASCII
     settings = settings_in(tmp_path, kafka__bootstrap_servers="h:1", **named)
-    text = _config(settings, table, tuple(ODD))
+    text = settings_file(settings, table, tuple(ODD))
     assert tomllib.loads(text)["events"]["actions"] == sorted(ODD)
     (tmp_path / "demo.toml").write_text(text, encoding="utf-8")
     loaded = load_settings(file=tmp_path / "demo.toml", environ={})
@@ -101,5 +101,5 @@ def test_the_demo_takes_no_folder_that_holds_other_things(tmp_path: Path, holds:
     lines = [f"u{k % 4},i{k % 5},v,h,{T0 + k * 1000}" for k in range(40)]
     (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,action,surface,timestamp", *lines]))
     with pytest.raises(UsageError, match="exists and holds no demo"):
-        _prepare(settings_in(tmp_path), folder, tmp_path / "events.csv", None)
+        prepare(settings_in(tmp_path), folder, tmp_path / "events.csv", None)
     assert os.listdir(folder) == [holds] and (folder / holds).read_text() == "[kafka]\n"

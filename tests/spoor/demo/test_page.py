@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spoor.base.errors import InfrastructureError
-from spoor.demo.page import CURVE, FRESHNESS, MAP, DemoResult, HistoryLine, Rate, Step, write_report
+from spoor.demo.page import CURVE, FRESHNESS, MAP, DemoResult, FinishedStep, HistoryLine, Rate, write_report
 from spoor.demo.pictures import freshness_histogram
 from spoor.ranking.ranker.evaluate import METRICS, Estimate, LiftRow, LiftTable
 from spoor.ranking.ranker.recommend import Recommendation
@@ -48,7 +48,7 @@ def result() -> DemoResult:
         dimension=4,
         release_metrics={"recall_at_10": 0.0812, "steps": 900},
         curve_png=freshness_histogram(np.ones(3)),
-        steps=(Step("Archive", "spoor archive --until 'x' && true", 9.94, "90,000 events"),),
+        steps=(FinishedStep("Archive", "spoor archive --until 'x' && true", 9.94, "90,000 events"),),
         shown_user="4<05",
         history=(HistoryLine(891_382_309_000, "rate_5", "Fargo & Co <1996>"), HistoryLine(891_382_310_000, "v", "M")),
         todays_events=1,
@@ -108,7 +108,7 @@ def test_it_tells_every_figure_of_the_run(tmp_path, result):
 def test_text_from_the_data_is_escaped(tmp_path, result):
     html = write_report(tmp_path, result).read_text()
     assert "Fargo &amp; Co &lt;1996&gt;" in html and "4&lt;05" in html
-    assert "spoor archive --until &#x27;x&#x27; &amp;&amp; true" in html
+    assert "spoor archive --until &#39;x&#39; &amp;&amp; true" in html
 
 
 def test_recommendations_say_what_moved_and_history_what_is_of_today(tmp_path, result):

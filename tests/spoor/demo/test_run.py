@@ -3,7 +3,7 @@
 import pytest
 
 from spoor.config import load_settings
-from spoor.demo.run import pretrain_minutes
+from spoor.demo.prepare import pretrain_minutes
 
 
 @pytest.mark.parametrize(("events", "minutes"), [(100_000, 2.0), (500_000, 6.0), (50_000_000, 10.0)])

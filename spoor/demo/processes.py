@@ -1,0 +1,87 @@
+"""The demo's other processes: Feast's own command line, and `spoor stream`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spoor.base.errors import InfrastructureError
+from spoor.demo.prepare import Demo
+
+WORKER_SECONDS = 180.0  # for the worker to join, and again to catch up
+# What DuckDB says about itself at the end of a process.
+_LEAKS = re.compile(r"nanobind: |See https://nanobind|\s*- (leaked|\.\.\. skipped)")
+
+
+def run_command(demo: Demo, *command: str) -> str:
+    """Runs another program (Feast's own command line) with the demo's settings; its output if it succeeds."""
+    program = Path(sys.executable).parent / command[0]
+    environment = {**os.environ, "SPOOR_CONFIG": str(demo.config.absolute()), "FEAST_USAGE": "False"}
+    done = subprocess.run(
+        [str(program), *command[1:]],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        last = "\n".join([line for line in (done.stdout + done.stderr).splitlines() if not _LEAKS.match(line)][-10:])
+        raise InfrastructureError(
+            f"`{' '.join(command)}` failed:\n{last}", hint="run it by hand to see all of its output"
+        )
+    return done.stdout
+
+
+class Worker:
+    """`spoor stream` as a process of its own, as an operator would run it."""
+
+    def __init__(self, demo: Demo, *, seconds: float) -> None:
+        """`seconds`: after which it stops by itself, so that a killed demo leaves no worker behind for ever."""
+        self._seconds = seconds
+        self._summary = demo.folder / "state" / "stream-summary.json"
+        self._log = demo.folder / "stream.log"
+        self._demo = demo
+
+    def __enter__(self) -> Worker:
+        command = [sys.executable, "-m", "spoor", "--config", str(self._demo.config)]
+        command += ["stream", "--from-lake", "--summary", str(self._summary)]
+        command += ["--timeout-seconds", str(self._seconds)]
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """`what` it has done then. Raises InfrastructureError with the worker's last words if it dies or takes too
+        long."""
+        deadline = time.monotonic() + WORKER_SECONDS
+        while not condition():
+            try:
+                self._process.wait(0.2)
+                found = f"ended with exit code {self._process.returncode} before it had {what}"
+            except subprocess.TimeoutExpired:
+                if time.monotonic() < deadline:
+                    continue
+                found = f"has not {what} within {WORKER_SECONDS:.0f} s"
+            last = "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
+            raise InfrastructureError(f"the worker {found}:\n{last}", hint=f"the whole log is in {self._log}")
+
+    def stop(self) -> dict[str, Any]:
+        """SIGTERM, as an orchestrator would; returns the worker's summary."""
+        self._process.send_signal(signal.SIGTERM)
+        if self._process.wait(WORKER_SECONDS) != 0:
+            raise InfrastructureError("the worker did not stop cleanly", hint=f"see {self._log}")
+        return json.loads(self._summary.read_bytes())
