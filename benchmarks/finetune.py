@@ -42,9 +42,9 @@ from spoor.encoder.training.settings import PretrainSettings
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.ranking.features.existing_features import write_existing_features
 from spoor.ranking.features.impressions import find_impressions, window_times
+from spoor.ranking.features.online import feast_reader, history_reader
 from spoor.ranking.ranker.finetune import Source, Windows, check_windows
 from spoor.ranking.ranker.measure import CLAIM_POSITIVES, GroupBy, Measurements, measure
-from spoor.ranking.ranker.recommend import feast_reader, history_reader
 from spoor.ranking.ranker.rows import RankingData
 from spoor.ranking.ranker.train import fine_tune
 from spoor.ranking.settings import FinetuneSettings, ImpressionSettings

@@ -40,7 +40,7 @@ from spoor.encoder.data.batches import log_gaps
 from spoor.encoder.model.dcat import context, cross
 from spoor.encoder.release.folder import load_release
 from spoor.encoder.release.inference import FrozenEncoder
-from spoor.ranking.ranker.recommend import OnlineFeatures
+from spoor.ranking.features.online import OnlineFeatures
 from spoor.store.online import open_online
 from spoor.store.writer import GuardedWriter
 

@@ -1,4 +1,4 @@
-"""The settings of `spoor finetune`, section [finetune], the parts that the room's functions take of it, and [drift]."""
+"""Section [finetune] of the settings, and the parts of it that the room's functions take."""
 
 from __future__ import annotations
 
@@ -174,27 +174,4 @@ class FinetuneSettings:
             raise UsageError(
                 f"finetune.{name} must be {expected}; found {getattr(self, name)}",
                 hint="`spoor config show` lists every setting and where it comes from",
-            )
-
-
-@dataclass(frozen=True)
-class DriftSettings:
-    """Section [drift]: limits above which `spoor release drift` ends with exit code 1."""
-
-    max_norm_change: float = 0.02  # between the days' mean norms; every user without a usable event takes 1 / users
-    max_mean_shift: float = 0.25  # of the coordinate that moved most, in standard deviations
-    max_auc: float = 0.65  # of a linear classifier that tells the days apart; 0.5 = it cannot
-    min_users: int = 500  # on each day; with fewer, chance alone comes near the limits
-    max_users: int = 20_000  # of each day that are read into memory, drawn by the hashes of their ids
-
-    def __post_init__(self) -> None:
-        for name in ("max_norm_change", "max_mean_shift"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"drift.{name} is {getattr(self, name)}", hint="it must be at least 0")
-        if not 0.5 <= self.max_auc <= 1:
-            raise UsageError(f"drift.max_auc is {self.max_auc}", hint="it must be between 0.5 and 1")
-        if not 50 <= self.min_users <= self.max_users:
-            raise UsageError(
-                f"drift.min_users is {self.min_users}, drift.max_users {self.max_users}",
-                hint="set drift.min_users to 50 or more, and drift.max_users no smaller",
             )

@@ -15,12 +15,12 @@ from typing import Any
 
 from spoor.activity.settings import EventSettings, HistorySettings, LakeSettings
 from spoor.base.configuration import TopSettings, find_file, load, settings_of
-from spoor.batch.settings import FlinkSettings
+from spoor.batch.settings import DriftSettings, FlinkSettings
 from spoor.broker.settings import KafkaSettings
 from spoor.encoder.training.settings import PretrainSettings
 from spoor.feature_repo.settings import FeatureSettings, agree_on_ids
 from spoor.kernels.settings import KernelSettings
-from spoor.ranking.settings import DriftSettings, FinetuneSettings
+from spoor.ranking.settings import FinetuneSettings
 from spoor.streaming.settings import StreamSettings
 
 SECTIONS: dict[str, type] = {

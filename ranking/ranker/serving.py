@@ -17,7 +17,7 @@ import pyarrow as pa
 from spoor.base.errors import UsageError
 from spoor.ranking.features.dataset import ROW, Floats
 from spoor.ranking.features.impressions import Impressions
-from spoor.ranking.ranker.recommend import OnlineFeatures
+from spoor.ranking.features.online import OnlineFeatures
 from spoor.ranking.ranker.rows import read_rows
 from spoor.ranking.ranker.tuned import TunedRanker
 

@@ -134,8 +134,9 @@ def verify(demo: Demo) -> Any:
 def rank(demo: Demo) -> Any:
     """Trains and tests the ranker with and without the embedding, and scores the shown user's two feature tables."""
     from spoor.console import say
+    from spoor.ranking.features.online import OnlineFeatures, feast_reader
     from spoor.ranking.ranker.evaluate import measure_lift
-    from spoor.ranking.ranker.recommend import OnlineFeatures, Recommender, feast_reader
+    from spoor.ranking.ranker.recommend import Recommender
 
     lift = measure_lift(
         demo.data.events,
@@ -177,7 +178,7 @@ def _catalogue(demo: Demo) -> list[str]:
 
 def _keep_features(demo: Demo, moment: str, now_ms: int) -> None:
     """The shown user's features beside every item not seen by then, as the ranker would read them now."""
-    from spoor.ranking.ranker.recommend import OnlineFeatures
+    from spoor.ranking.features.online import OnlineFeatures
 
     user = shown_user(demo)
     mine = demo.data.events.filter(pc.equal(demo.data.events["user_id"], user))

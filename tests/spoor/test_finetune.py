@@ -16,8 +16,8 @@ from spoor.activity.packing import pack
 from spoor.base.errors import DataError, UsageError
 from spoor.encoder.release.inference import FrozenEncoder
 from spoor.feature_repo.settings import FeatureSettings
+from spoor.ranking.features.online import OnlineFeatures
 from spoor.ranking.ranker.finetune import Source, Windows, run_finetune
-from spoor.ranking.ranker.recommend import OnlineFeatures
 from spoor.ranking.ranker.rows import read_rows
 from spoor.ranking.ranker.serving import RankerServer
 from spoor.ranking.ranker.train import fine_tune

@@ -60,8 +60,8 @@ def finetune(
 
     from spoor.activity.sources.event_files import read_table
     from spoor.encoder.release.folder import load_release
+    from spoor.ranking.features.online import feast_reader, history_reader
     from spoor.ranking.ranker.finetune import Source, Windows, run_finetune
-    from spoor.ranking.ranker.recommend import feast_reader, history_reader
 
     settings = invocation.settings()
     loaded = load_release(settings.features.releases_folder / release)

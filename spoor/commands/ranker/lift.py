@@ -46,8 +46,8 @@ def lift(
     import pyarrow.compute as pc
 
     from spoor.activity.sources.event_files import read_events
+    from spoor.ranking.features.online import feast_reader
     from spoor.ranking.ranker.evaluate import measure_lift
-    from spoor.ranking.ranker.recommend import feast_reader
 
     settings = invocation.settings()
     events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)

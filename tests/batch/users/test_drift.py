@@ -12,10 +12,10 @@ import pytest
 
 from spoor.activity.hashing import hash_items
 from spoor.base.errors import DataError, UsageError
+from spoor.batch.settings import DriftSettings
 from spoor.batch.users.drift import Day, Drift, coordinate_shifts, domain_auc, last_rows, measure, read_drift
 from spoor.feature_repo.names import user_embedding_view
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.ranking.settings import DriftSettings
 from spoor.store.offline import OfflineLog
 from spoor.store.rows import EmbeddingRow
 

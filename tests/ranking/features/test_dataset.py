@@ -22,7 +22,7 @@ from spoor.ranking.features.dataset import (
     sample_requests,
     training_rows,
 )
-from spoor.ranking.ranker.recommend import feast_reader
+from spoor.ranking.features.online import feast_reader
 from tests.ranking.world import DAY, DIMENSION, RELEASE, START, TRAINED, World, candidate_rows
 
 MINUTE = 60_000

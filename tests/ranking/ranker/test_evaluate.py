@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from spoor.base.errors import DataError
+from spoor.ranking.features.online import feast_reader
 from spoor.ranking.ranker.evaluate import METRICS, Lift, bootstrap, measure_lift, request_metrics
 from spoor.ranking.ranker.ranker import RankerConfig
-from spoor.ranking.ranker.recommend import feast_reader
 from tests.ranking.world import DAY, RELEASE, START, World
 
 CONFIG = RankerConfig(epochs=40, batch_rows=256, learning_rate=5e-3)

@@ -10,8 +10,9 @@ from feast import FeatureStore
 
 from spoor.ranking.features.dataset import embedding_inputs as inputs_of
 from spoor.ranking.features.dataset import find_requests, read_features, training_rows
+from spoor.ranking.features.online import OnlineFeatures, feast_reader
 from spoor.ranking.ranker.ranker import RankerConfig, train_ranker
-from spoor.ranking.ranker.recommend import OnlineFeatures, Recommender, feast_reader
+from spoor.ranking.ranker.recommend import Recommender
 from tests.ranking.world import DAY, RELEASE, START, World, make_world
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "read_features.py"

@@ -11,7 +11,7 @@ from spoor.activity.packing import pack
 from spoor.base.errors import DataError
 from spoor.encoder.release.tuning import trainable
 from spoor.ranking.features.dataset import ROW
-from spoor.ranking.ranker.recommend import history_reader
+from spoor.ranking.features.online import history_reader
 from spoor.ranking.ranker.rows import BatchMaker, Scale
 from spoor.store.offline import open_offline
 from spoor.store.rows import UserWrite
