@@ -29,6 +29,7 @@ LONG := tests/end_to_end tests/deploy/test_services.py tests/batch/test_flink.py
 	tests/spoor/services tests/batch tests/feature_repo tests/store $(SLOWER)
 
 test: export OMP_NUM_THREADS = 1
+test: export JAVA_TOOL_OPTIONS = -XX:TieredStopAtLevel=1 -XX:+UseSerialGC  # brokers start in half the time
 test: install
 	$(BIN)/pytest $(PARALLEL) $(FAST) $(SLOWER:%=--ignore=%)
 	$(BIN)/pytest $(PARALLEL) $(LONG) tests $(FAST:%=--ignore=%)

@@ -70,6 +70,7 @@ _MODULES = (
     "feast.infra.registry.file",
     "feast.repo_operations",
 )
+ENCODERS = "spoor.streaming.pipeline.encoder_process"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -169,12 +170,15 @@ class Zygote:
         environment: Mapping[str, str] | None = None,
         fail_point: str = "",
         program: str = "spoor.cli",
+        descriptors: Sequence[int] = (),
     ) -> Forked:
-        """Returns once the child is forked. `environment` is added to the zygote's own."""
+        """Returns once the child is forked. `environment` is added to the zygote's own. The numbers that `descriptors`
+        have in the child are its first arguments."""
         marks = stderr.with_suffix(".marks")
-        marks.write_bytes(bytes(MARK_BYTES))
-        for file in (stdout, stderr):  # a child may be killed before it opens them
-            file.touch()
+        if program != ENCODERS:
+            marks.write_bytes(bytes(MARK_BYTES))
+            for file in (stdout, stderr):  # a child may be killed before it opens them
+                file.touch()
         request = {
             "arguments": list(arguments),
             "folder": str(folder),
@@ -184,7 +188,7 @@ class Zygote:
             "marks": str(marks),
             "fail_point": fail_point,
             "program": program,
-            "worker": program != "spoor.cli" or "stream" in arguments,
+            "worker": program != ENCODERS and (program != "spoor.cli" or "stream" in arguments),
         }
         started, found = threading.Event(), []
 
@@ -196,11 +200,24 @@ class Zygote:
 
         with self._lock:
             self._waiting.append(answered)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            socket.send_fds(self._socket, [json.dumps(request).encode() + b"\n"], list(descriptors))
         if not started.wait(60):
             raise AssertionError(f"the zygote does not answer: {self.log()[-3000:]}")
         self.starts += 1
         return found[0]
+
+    def start_encoders(self, command: Sequence[str], *, pass_fds: Sequence[int], **_: Any) -> Forked:
+        """In place of subprocess.Popen for a worker that runs in the process of the tests."""
+        choice_and_releases = command[command.index(ENCODERS) + 2 :]
+        nowhere = Path(os.devnull)
+        return self.start(
+            choice_and_releases,
+            program=ENCODERS,
+            descriptors=pass_fds,
+            folder=self._folder,
+            stdout=nowhere,
+            stderr=nowhere,
+        )
 
     def log(self) -> str:
         return (self._folder / "zygote.log").read_text(errors="replace")
@@ -253,17 +270,20 @@ def serve(descriptor: int) -> None:
     while True:
         readable, _, _ = select.select([harness], [], [], 0.02)
         if readable:
-            data = harness.recv(1 << 16)
+            data, descriptors, _, _ = socket.recv_fds(harness, 1 << 16, 4)
             if not data:
                 break
             *requests, received = (received + data).split(b"\n")
-            for request in requests:
+            for n, request in enumerate(requests):
+                of_request = descriptors if n == len(requests) - 1 else []  # the kernel ends a read with them
                 pid = os.fork()
                 if pid == 0:
                     harness.close()
-                    _run(json.loads(request))
+                    _run(json.loads(request), of_request)
                 children.add(pid)
                 _tell(harness, {"started": pid})
+            for descriptor in descriptors:
+                os.close(descriptor)
         while (found := _reaped()) is not None:
             pid, status = found
             if pid in children:
@@ -296,7 +316,7 @@ def _children_of_mine() -> int:
 # -- a child
 
 
-def _run(request: Mapping[str, Any]) -> None:
+def _run(request: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     """Does not return."""
     status: Any = 0
     try:
@@ -310,7 +330,13 @@ def _run(request: Mapping[str, Any]) -> None:
             _stand_in_for_the_encoders_start(_stem())
             _die_at(request["fail_point"])
             _note_places(request["marks"])
-        importlib.import_module(request["program"]).main(request["arguments"])
+        arguments = [*map(str, descriptors), *request["arguments"]]
+        if request["program"] == ENCODERS:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            sys.argv = [ENCODERS, *arguments]
+            importlib.import_module(ENCODERS).main()
+        else:
+            importlib.import_module(request["program"]).main(arguments)
     except SystemExit as ended:
         status = ended.code
     except BaseException:
@@ -387,7 +413,7 @@ def _stand_in_for_the_encoders_start(stem: tuple[int, socket.socket]) -> None:
         if not stems:
             return subprocess.Popen(command, pass_fds=pass_fds, **options)
         pid, order = stems.pop()
-        descriptor, *arguments = command[command.index(encoder_process.__name__) + 1 :]
+        descriptor, *arguments = command[command.index(ENCODERS) + 1 :]
         assert [int(descriptor)] == list(pass_fds)
         with order:
             socket.send_fds(order, [json.dumps(arguments).encode()], list(pass_fds))

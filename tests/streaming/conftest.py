@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from spoor.operations.kafka_admin import ensure_topics
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.repo import apply, create_repo
 from spoor.store.rows import EmbeddingRow, embedding_row_from_record
+from spoor.streaming.pipeline import encoder_process
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.releases import save_untrained_release
 from tests.topics import topic_ends, topic_records
@@ -212,8 +214,12 @@ def untrained_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path: Path, kafka: KafkaSettings, untrained_release: Path, zygote: Zygote) -> Iterator[World]:
+def world(
+    tmp_path: Path, kafka: KafkaSettings, untrained_release: Path, zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
     """Four partitions, one release, sessions of 6 s; topics exist and definitions are applied."""
+    forked = SimpleNamespace(**vars(subprocess) | {"Popen": zygote.start_encoders})
+    monkeypatch.setattr(encoder_process, "subprocess", forked)  # tests/streaming/pipeline has the genuine start
     name = uuid.uuid4().hex[:12]
     login = "\n".join(f'{key} = "{getattr(kafka, key)}"' for key in LOGIN)
     config = tmp_path / "spoor.toml"
