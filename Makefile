@@ -26,12 +26,12 @@ SLOWER := tests/kernels/test_triton.py tests/kernels/test_compiled.py tests/enco
 # Two processes share the tests by files; long files come first, so that none is left over at the end.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 LONG := tests/end_to_end tests/deploy/test_services.py tests/batch/test_flink.py tests/faults tests/streaming \
-	tests/spoor/services tests/batch tests/feature_repo tests/store $(SLOWER)
+	tests/spoor/services tests/batch tests/feature_repo tests/store
 
 test: export OMP_NUM_THREADS = 1
 test: export JAVA_TOOL_OPTIONS = -XX:TieredStopAtLevel=1 -XX:+UseSerialGC  # brokers start in half the time
 test: install
-	$(BIN)/pytest $(PARALLEL) $(FAST) $(SLOWER:%=--ignore=%)
+	$(BIN)/pytest $(PARALLEL) $(SLOWER) $(FAST)
 	$(BIN)/pytest $(PARALLEL) $(LONG) tests $(FAST:%=--ignore=%)
 
 KILLS := 1000
