@@ -1,1 +1,5 @@
-"""What people do: events, histories, their bytes and their files. numpy, pyarrow and xxhash only."""
+"""What people do: events, histories, their bytes and their files. numpy, pyarrow, xxhash and fastavro only.
+
+fields, rules: what a value may be · events, json_objects, avro: records in Kafka · sources: files and frames ·
+history, packing, hashing: a user's newest events, and their bytes · lake, forgotten: the archive, and deleted users.
+"""

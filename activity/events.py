@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from spoor.activity.fields import FIELDS, check_time, entity_id, event_name, time_ms
-from spoor.activity.json_objects import Repeated, parse_object
+from spoor.activity.fields import FIELDS, time_ms
+from spoor.activity.json_objects import found_at, nested_values, parse_object
+from spoor.activity.rules import check_time, entity_id, event_name, with_default
 from spoor.activity.settings import EventFields, EventSettings
 from spoor.base.errors import EventError
 from spoor.base.times import LATEST_MS
@@ -47,18 +48,6 @@ def event_encoder(settings: EventSettings, topic: str) -> Callable[[Event], byte
 
     encode = avro_encoder(settings, topic)
     return lambda event: encode(event._asdict())
-
-
-def nested_values(fields: Mapping[str, Any], sources: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The values of `fields` where each (field, name with dots) of `sources` puts them."""
-    nested: dict[str, Any] = {}
-    for name, source in sources:
-        inside = nested
-        *outer, last = source.split(".")
-        for part in outer:
-            inside = inside.setdefault(part, {})
-        inside[last] = fields[name]
-    return nested
 
 
 def events_table(events: Iterable[Event]) -> pa.Table:
@@ -122,34 +111,9 @@ def _json_bytes(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def with_default(value: Any, name: str, settings: EventSettings) -> Any:
-    """The configured constant in place of a missing action or surface."""
-    if value is None and name in ("action", "surface"):
-        return getattr(settings.defaults, name) or None
-    return value
-
-
 def _values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
     if settings.format == "json":
         return json_values(value, settings)
     from spoor.activity.avro.codec import avro_values  # what fastavro costs, those who send JSON do without
 
     return avro_values(value, settings)
-
-
-def found_at(fields: dict[str, Any], source: str) -> Any:
-    """What the object has under this name; else, where the name has dots, under its parts within each other."""
-    value = _value(fields, source)
-    if value is None and "." in source:
-        value = fields
-        for part in source.split("."):
-            if not isinstance(value, dict):
-                return None
-            value = _value(value, part)
-    return value
-
-
-def _value(fields: dict[str, Any], name: str) -> Any:
-    if type(fields) is Repeated and name in fields.names:
-        raise EventError(reason="repeated-field", field=name, found="it more than once", expected="it once")
-    return fields.get(name)

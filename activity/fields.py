@@ -1,5 +1,5 @@
-"""One value of one field of an event: what it may be, and what it becomes. Every door asks here, so the same value gets
-the same verdict from JSON, Avro, CSV, JSON lines, Parquet and a DataFrame.
+"""One value of one field of an event: what it may be, and what it becomes, whatever the settings (activity/rules.py has
+what they add).
 
 | value | id, action, surface | time |
 |---|---|---|
@@ -14,16 +14,14 @@ the same verdict from JSON, Avro, CSV, JSON lines, Parquet and a DataFrame.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import partial
 from numbers import Integral
 from typing import Literal
 
-from spoor.activity.settings import EventSettings
 from spoor.base.errors import EventError
-from spoor.base.times import LATEST_MS, TimeTextError, datetime_ms, iso_ms
+from spoor.base.times import TimeTextError, datetime_ms, iso_ms
 
 FIELDS = ("user_id", "item_id", "action", "surface", "timestamp")
 INT64 = range(-(2**63), 2**63)
@@ -32,43 +30,18 @@ _MOST_DIGITS = 4300  # that Python writes
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
-def rule(name: str, settings: EventSettings) -> Callable[[object], str | int]:
-    """The function from a value of this field to what the event holds. It raises EventError. The range of times
-    (`check_time`) is not part of it."""
-    if name == "timestamp":
-        return time_ms
-    return partial(entity_id if name.endswith("_id") else event_name, name=name, settings=settings)
-
-
-def entity_id(value: object, name: str, settings: EventSettings) -> str:
-    """`name`: user_id or item_id."""
-    text = _text(value, name, settings.max_id_bytes)
-    if not fits(text, name, settings):
-        expected = f"a 64-bit integer in its shortest form, as events.{name}_type = int64 says"
-        raise EventError(reason="bad-type", field=name, found=brief(repr(text)), expected=expected)
+def name_of(value: object, name: str, max_bytes: int, accepted: Sequence[str]) -> str:
+    """The name of an action or surface. `name`: action or surface; `accepted`: the names it may have, empty = any."""
+    text = text_of(value, name, max_bytes)
+    if accepted and text not in accepted:
+        expected = f"one of the configured {name}s"
+        raise EventError(reason=f"unknown-{name}", field=name, found=repr(text), expected=expected)
     return text
-
-
-def fits(text: str, name: str, settings: EventSettings) -> bool:
-    """Whether an id has the type of Feast's entity. `name`: user_id or item_id."""
-    kind = settings.user_id_type if name == "user_id" else settings.item_id_type
-    return is_of_type(text, kind)
 
 
 def is_of_type(text: str, kind: Literal["string", "int64"]) -> bool:
     """Whether an entity of Feast's with keys of this type holds the id to the letter."""
     return kind == "string" or is_int64(text)
-
-
-def event_name(value: object, name: str, settings: EventSettings) -> str:
-    """`name`: action or surface."""
-    text = _text(value, name, settings.max_name_bytes)
-    if settings.unknown_names == "dead-letter":
-        known = settings.actions if name == "action" else settings.surfaces
-        if known and text not in known:
-            expected = f"one of the configured {name}s"
-            raise EventError(reason=f"unknown-{name}", field=name, found=repr(text), expected=expected)
-    return text
 
 
 def time_ms(value: object) -> int:
@@ -100,26 +73,6 @@ def time_ms(value: object) -> int:
 _TIME = "an integer of ms since 1970 (UTC), or an ISO 8601 time with a zone"
 
 
-def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) -> int:
-    """Returns `timestamp` (ms) if it lies between the configured epoch and the append time plus the skew."""
-    if timestamp < settings.earliest_ms:
-        raise EventError(
-            reason="too-early",
-            field="timestamp",
-            found=str(timestamp),
-            expected=f"at or after {settings.earliest}",
-        )
-    latest = min(append_time_ms + settings.max_skew_seconds * 1000, LATEST_MS)
-    if timestamp > latest:
-        raise EventError(
-            reason="in-the-future",
-            field="timestamp",
-            found=str(timestamp),
-            expected=f"at most {latest} (append time + {settings.max_skew_seconds} s)",
-        )
-    return timestamp
-
-
 def is_int64(text: str) -> bool:
     """Whether it is a 64-bit integer in its shortest form: what a join key of that type gives back to the letter."""
     try:
@@ -133,7 +86,7 @@ def brief(found: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _text(value: object, name: str, max_bytes: int) -> str:
+def text_of(value: object, name: str, max_bytes: int) -> str:
     text = value if type(value) is str else _as_text(value, name)
     if text.isascii():
         if text.isprintable() and 0 < len(text) <= max_bytes:

@@ -1,4 +1,5 @@
-"""One JSON object from bytes: the one decoder, of records in Kafka and of lines in files.
+"""One JSON object from bytes: the one decoder, of records in Kafka and of lines in files. And names with dots, which
+lead into the objects of a record, in JSON or Avro.
 
 The same bytes get the same verdict wherever they are read: nesting is limited to MAX_DEPTH before anything is parsed,
 so that no process's stack decides it. NaN and Infinity are not JSON. Integers are exact. Of names that come twice in an
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from spoor.activity.fields import brief
@@ -41,6 +43,36 @@ def parse_object(value: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _refused(f"a JSON {type(found).__name__}", "a JSON object")
     return found
+
+
+def found_at(fields: dict[str, Any], source: str) -> Any:
+    """What the object has under this name; else, where the name has dots, under its parts within each other."""
+    value = _value(fields, source)
+    if value is None and "." in source:
+        value = fields
+        for part in source.split("."):
+            if not isinstance(value, dict):
+                return None
+            value = _value(value, part)
+    return value
+
+
+def _value(fields: dict[str, Any], name: str) -> Any:
+    if type(fields) is Repeated and name in fields.names:
+        raise EventError(reason="repeated-field", field=name, found="it more than once", expected="it once")
+    return fields.get(name)
+
+
+def nested_values(fields: Mapping[str, Any], sources: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The values of `fields` where each (field, name with dots) of `sources` puts them."""
+    nested: dict[str, Any] = {}
+    for name, source in sources:
+        inside = nested
+        *outer, last = source.split(".")
+        for part in outer:
+            inside = inside.setdefault(part, {})
+        inside[last] = fields[name]
+    return nested
 
 
 def depth(value: bytes) -> int:

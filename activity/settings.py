@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from spoor.base.errors import UsageError
+from spoor.activity.fields import name_of
+from spoor.base.errors import EventError, UsageError
 from spoor.base.limits import require_at_least
 from spoor.base.times import parse_time_ms
 
@@ -96,15 +97,18 @@ class EventSettings:
 
     def _check_defaults(self) -> None:
         """A constant that no event may have would make a dead letter of every event without one."""
-        from spoor.activity.fields import event_name
-        from spoor.base.errors import EventError
-
         for name in ("action", "surface"):
             if value := getattr(self.defaults, name):
                 try:
-                    event_name(value, name, self)
+                    name_of(value, name, self.max_name_bytes, self.accepted_names(name))
                 except EventError as error:
                     raise UsageError(f"events.defaults.{error}", hint="set a name that events may have") from None
+
+    def accepted_names(self, name: str) -> tuple[str, ...]:
+        """What an `action` or `surface` may be called; empty = anything."""
+        if self.unknown_names == "keep":
+            return ()
+        return self.actions if name == "action" else self.surfaces
 
     @cached_property
     def earliest_ms(self) -> int:

@@ -19,8 +19,9 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 
 from spoor.activity.avro.registry import MAX_SCHEMAS, SchemaRegistry
 from spoor.activity.avro.schemas import ReadPlan, nested_schema, read_plan
-from spoor.activity.events import found_at, nested_values, with_default
 from spoor.activity.fields import FIELDS
+from spoor.activity.json_objects import found_at, nested_values
+from spoor.activity.rules import with_default
 from spoor.activity.settings import EventFields, EventSettings
 from spoor.base.errors import EventError, UsageError
 

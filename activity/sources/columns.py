@@ -1,4 +1,4 @@
-"""Columns of a file or frame → columns of events, by the rule of each single value (activity/fields.py).
+"""Columns of a file or frame → columns of events, by the rule of each single value (activity/rules.py).
 
 A column holds few distinct values: each is judged once, and no columnar cast can come to another verdict than a record
 would. Times in integers and timestamps are computed by column, which rounds as the rule does: down to the millisecond.
@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spoor.activity.events import with_default
-from spoor.activity.fields import rule
+from spoor.activity.rules import rule, with_default
 from spoor.activity.settings import EventSettings
 from spoor.base.errors import EventError
 

@@ -21,10 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from spoor.activity.events import EVENT_SCHEMA, found_at
-from spoor.activity.fields import FIELDS, INT64, brief, check_time, entity_id, fits, is_int64
+from spoor.activity.events import EVENT_SCHEMA
+from spoor.activity.fields import FIELDS, INT64, brief, is_int64
 from spoor.activity.hashing import user_hashes
 from spoor.activity.history import history_values
+from spoor.activity.json_objects import found_at
+from spoor.activity.rules import check_time, entity_id, fits
 from spoor.activity.settings import EventSettings
 from spoor.activity.sources.columns import Column, RowError, convert, decoded, python_values
 from spoor.activity.sources.tables import (

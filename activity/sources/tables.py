@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from spoor.activity.events import found_at
-from spoor.activity.json_objects import parse_object
+from spoor.activity.json_objects import found_at, parse_object
 from spoor.base.errors import EventError, UsageError
 from spoor.base.handed_in import foreign_encoding
 

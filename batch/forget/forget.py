@@ -30,10 +30,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spoor.activity.fields import entity_id
 from spoor.activity.hashing import buckets_of
 from spoor.activity.history import Histories
 from spoor.activity.lake import Lake, open_lake
+from spoor.activity.rules import entity_id
 from spoor.activity.settings import EventSettings
 from spoor.base.errors import DataError, EventError, InfrastructureError, UsageError
 from spoor.base.handed_in import read_text
