@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from spoor.base.terminal import progress_bar
 from spoor.batch.job_metrics import JobMetrics
 
 
@@ -41,14 +42,9 @@ def progress(
 
 
 def _show_bar(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
+    with progress_bar(label, total=total) as show:
         while not stop.wait(0.5):
-            bar.update(task, completed=len(finished()))
+            show(completed=len(finished()))
 
 
 def _show_lines(label: str, total: int, finished: Callable[[], set[str]], stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""How commands speak: one JSON object or lines for people on stdout, logs and progress on stderr."""
+"""How commands speak: one JSON object or lines for people on stdout, logs on stderr."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from spoor.base.terminal import log_handler
 
 
 class ReaderGone(Exception):
@@ -59,68 +59,11 @@ def to_json(value: Any) -> Any:
 def set_up_logging(*, verbose: bool) -> None:
     """Our rooms from INFO and libraries from ERROR (`verbose`: DEBUG and INFO), one line each, to stderr."""
     logging.captureWarnings(True)  # libraries' deprecations are for their developers
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
-    root.addHandler(handler)
+    root.addHandler(log_handler())
     root.setLevel(logging.INFO if verbose else logging.ERROR)
     # Each failed connection is an error to kafka-python, each failed work item one to Beam; what it means for the
     # command is in the command's error.
     for library in ("kafka", "apache_beam"):
         logging.getLogger(library).setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.getLogger("spoor").setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-@contextmanager
-def progress_bar(label: str, *, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n): a bar on stderr with the rate and the time left, or nothing if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), _rate_column(unit), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-@contextmanager
-def counter(label: str) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n) for work whose end is not known: a count on stderr, or nothing if stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.status import Status
-
-    done = 0
-    with Status(label, console=Console(stderr=True), spinner="line") as status:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            status.update(f"{done:,} {label}")
-
-        yield advance
-
-
-def _rate_column(unit: str) -> Any:
-    from rich.progress import ProgressColumn, Task
-    from rich.text import Text
-
-    class RateColumn(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
-
-    return RateColumn()
-
-
-class _OneLine(logging.Formatter):
-    """Records as one line, errors of libraries too: a traceback is for `--verbose` and the error log."""
-
-    def formatException(self, ei: Any) -> str:
-        if logging.getLogger().level <= logging.INFO:
-            return super().formatException(ei)
-        return f"{ei[0].__name__}: {' '.join(str(ei[1]).split())}" if ei and ei[0] else ""

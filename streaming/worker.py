@@ -65,6 +65,7 @@ from faust.exceptions import FaustError
 
 from spoor.base.errors import InfrastructureError, UsageError
 from spoor.base.files import atomic_write
+from spoor.base.terminal import log_handler
 from spoor.broker.compression import missing_codec
 from spoor.broker.settings import IsolationLevel
 from spoor.streaming.kafka.batches import batches
@@ -357,16 +358,6 @@ def _log_summary(summary: StreamSummary) -> None:
     log.info("stopped %s", " ".join(f"{name}={value}" for name, value in fields.items()))
 
 
-class _OneLine(logging.Formatter):
-    """Errors of the libraries as one line: what they mean for the operator is in the line that ends the command."""
-
-    def formatException(self, ei) -> str:
-        return f"{ei[0].__name__}: {' '.join(str(ei[1]).split())}" if ei and ei[0] else ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", " ")
-
-
 class _NotAgain(logging.Filter):
     """Lets a library's line through once in `seconds`: aiokafka repeats its errors ten times a second while a broker
     is away."""
@@ -392,9 +383,8 @@ def _quiet_libraries() -> Iterator[None]:
     logging, levels and handlers stay as they are; in both cases the libraries' repetitions are left out."""
     root, ours = logging.getLogger(), logging.getLogger("spoor.streaming")
     levels = root.level, ours.level
-    own = None if root.handlers else logging.StreamHandler(sys.stderr)
+    own = None if root.handlers else log_handler()
     if own is not None:
-        own.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(own)
         root.setLevel(logging.ERROR)
         ours.setLevel(logging.INFO)

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spoor.base.errors import DataError
+from spoor.base.terminal import progress_bar
 from spoor.encoder.data.corpus import Corpus
 from spoor.encoder.data.split import TEST, TRAIN, VALIDATION, Split
 from spoor.encoder.evaluation import metrics, slices
@@ -92,14 +91,14 @@ def evaluate_scorers(
     training, first_times = _read_training(corpus, split, vocabulary, role=role, seen=seen)
     answers = {name: _Answers(np.zeros(training.vocabulary_size + 1, np.int64)) for name in scorers}
     asked = _Asked(first_times, np.concatenate([[0], training.popularity()]))
-    with _progress(corpus.events, list(scorers)) as progress:
-        task = progress.add_task("", total=None, doing="fitting")
+    print(f"evaluating {', '.join(scorers)} on {corpus.events:,} events", file=sys.stderr)
+    with progress_bar("fitting", total=None, unit="users") as show:
         for name, scorer in scorers.items():
-            progress.update(task, doing=f"fitting {name}")
+            show(description=f"fitting {name}")
             before = time.perf_counter()
             scorer.prepare(training)
             answers[name].seconds += time.perf_counter() - before
-        progress.update(task, doing="ranking", total=corpus.users)
+        show(description="ranking", total=corpus.users)
         for first_user, last_user in corpus.blocks(_BLOCK_EVENTS):
             histories = corpus.read(first_user, last_user)
             roles = split.roles(histories)
@@ -107,7 +106,7 @@ def evaluate_scorers(
                 asked.add(questions)
                 for name, scorer in scorers.items():
                     _answer(name, scorer, questions, answers[name], seen)
-            progress.update(task, completed=last_user)
+            show(completed=last_user)
     if not asked.users:
         raise DataError(
             f"the protocol {split.protocol} has no event to ask for in these data",
@@ -204,17 +203,3 @@ def _compare(
         for k in range(1, len(rows))
     )
     return rows, differences
-
-
-def _progress(events: int, names: list[str]) -> Progress:
-    print(f"evaluating {', '.join(names)} on {events:,} events", file=sys.stderr)
-    return Progress(
-        TextColumn("{task.fields[doing]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("users"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )

@@ -37,7 +37,7 @@ from spoor.encoder.training.pace import (
     rounded_down,
 )
 from spoor.encoder.training.parallel import ALONE, Processes
-from spoor.encoder.training.progress import TrainingLog, TrainingProgress
+from spoor.encoder.training.progress import TrainingLog, training_progress
 from spoor.encoder.training.settings import PretrainSettings
 from spoor.encoder.training.step import take_step
 
@@ -106,7 +106,7 @@ def train(
         stack.enter_context(torch.random.fork_rng())
         total = sum(stage.tokens * stage.epochs for stage in schedule.stages)
         quiet = not processes.first
-        shown = stack.enter_context(TrainingProgress(total, done=state.tokens, quiet=quiet))
+        advance = stack.enter_context(training_progress(total, done=state.tokens, quiet=quiet))
         log = stack.enter_context(
             TrainingLog.open(schedule.folder, settings.mlflow_uri, run_name=schedule.name, quiet=quiet)
         )
@@ -136,7 +136,7 @@ def train(
                     seconds = clock.seconds
                     pace.step_took(seconds - began)
                     began = seconds
-                    shown.advance(batch.tokens, loss=loss)
+                    advance(batch.tokens, loss)
                     if state.step % _LOG_STEPS == 0:
                         log.scalars(state.step, {"loss": loss, "learning_rate": rate})
                     if state.planned is None:

@@ -9,51 +9,30 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from spoor.base.errors import InfrastructureError, UsageError
+from spoor.base.terminal import progress_bar
 
 _SMOOTHING = 0.98  # of the shown loss
 # MLflow's own is four minutes for a server that refuses, and longer for one that is silent.
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-class TrainingProgress:
-    """A bar on stderr with tokens a second, loss and time left; silent when `quiet` or stderr is not a terminal."""
+@contextmanager
+def training_progress(tokens: int, *, done: int, quiet: bool = False) -> Iterator[Callable[[int, float], None]]:
+    """Yields advance(tokens, loss): a bar on stderr with events a second, loss and time left, unless `quiet`."""
+    smooth: float | None = None
+    with progress_bar("pretraining", total=tokens, done=done, unit="events", quiet=quiet) as show:
 
-    def __init__(self, tokens: int, *, done: int, quiet: bool = False) -> None:
-        self._progress = Progress(
-            TextColumn("pretraining"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]} events/s"),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=quiet or not sys.stderr.isatty(),
-        )
-        self._task: TaskID = self._progress.add_task("", total=tokens, completed=done, rate="-", loss="-")
-        self._loss: float | None = None
+        def advance(count: int, loss: float) -> None:
+            nonlocal smooth
+            smooth = loss if smooth is None else _SMOOTHING * smooth + (1 - _SMOOTHING) * loss
+            show(advance=count, description=f"pretraining, loss {smooth:.3f}")
 
-    def __enter__(self) -> TrainingProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def advance(self, tokens: int, *, loss: float) -> None:
-        self._loss = loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
-        speed = self._progress.tasks[0].speed
-        rate = f"{speed:,.0f}" if speed else "-"
-        self._progress.update(self._task, advance=tokens, rate=rate, loss=f"{self._loss:.3f}")
+        yield advance
 
 
 class TrainingLog:

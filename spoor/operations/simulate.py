@@ -21,10 +21,11 @@ from spoor.activity.simulator import SimulatorSettings, simulate
 from spoor.activity.sources.event_files import read_events
 from spoor.base.errors import EventError, InfrastructureError, UsageError
 from spoor.base.numbers import number_text
+from spoor.base.terminal import progress_bar
 from spoor.base.times import iso_text
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.console import progress_bar, say
+from spoor.console import say
 from spoor.operations.kafka_admin import ensure_topics
 
 _BATCH_EVENTS = 5_000  # confirmed together
@@ -89,11 +90,11 @@ def produce(
         raise UsageError(f"rate is {rate} events/s, expected above 0", hint="leave --rate out for full speed")
     started = time.monotonic()
     sent: list[pa.Table] = []
-    with _Delivery(kafka, encode) as delivery, progress_bar("simulate", total=total, unit="events") as advance:
+    with _Delivery(kafka, encode) as delivery, progress_bar("simulate", total=total, unit="events") as show:
         for table in tables:
             for batch in _batches(table, rate, started, sum(len(t) for t in sent)):
                 delivery.send(batch)
-                advance(len(batch))
+                show(advance=len(batch))
                 sent.append(batch.select(["user_id", "timestamp"]))
     return _result(kafka.topic, sent, seconds=time.monotonic() - started, dry_run=False)
 

@@ -31,14 +31,14 @@ def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: b
     1, while a running worker does not write it, or somebody's embedding of it is missing or behind in the online store.
     The release that was served stays live and written: promoting it again is the way back.
     """
-    from spoor.console import counter
+    from spoor.base.terminal import progress_bar
     from spoor.operations.releases import promote as run_promote
 
     settings = invocation.settings()
     say(f"comparing all embeddings of {name} with their users' histories in the online store")
-    with counter("users read") as advance:
+    with progress_bar("users read", total=None) as show:
         asked = "none" if without_workers else "ask"
-        result = run_promote(settings, name, workers=asked, dry_run=dry_run, progress=advance)
+        result = run_promote(settings, name, workers=asked, dry_run=dry_run, progress=lambda users: show(advance=users))
     invocation.emit(result, _promoted_text(result))
 
 

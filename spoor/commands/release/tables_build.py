@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,6 +36,7 @@ def build_tables(invocation: Invocation, name: str, out: str, layout: Any, overw
     OUT is a new release: NAME with packed tables. They are served from a mapped file, so memory grows with the
     items that are asked for. NAME stays as it is; OUT cannot be trained further.
     """
+    from spoor.base.terminal import progress_bar
     from spoor.encoder.release.pack import pack_release, plan_packing
 
     releases = invocation.settings().features.releases_folder
@@ -48,8 +48,8 @@ def build_tables(invocation: Invocation, name: str, out: str, layout: Any, overw
     if dry_run:
         invocation.emit(shown, "nothing was done")
         return
-    with click.progressbar(length=plan.rows, label="packing", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        info, record = pack_release(plan, progress=lambda rows: bar.update(rows - bar.pos))
+    with progress_bar("packing", total=plan.rows) as show:
+        info, record = pack_release(plan, progress=lambda rows: show(completed=rows))
     errors = ", ".join(f"{error:.3%}" for error in record.errors)
     invocation.emit(
         shown | {"release": release_json(info), "errors": record.errors},
