@@ -30,7 +30,8 @@ from spoor.commands.config import show_config
 from spoor.commands.demo import demo
 from spoor.commands.encoder.evaluate import evaluate
 from spoor.commands.encoder.pretrain import pretrain
-from spoor.commands.invocation import Invocation, LocalPath
+from spoor.commands.invocation import Invocation
+from spoor.commands.options import LocalPath
 from spoor.commands.ranker.features_build import build_features
 from spoor.commands.ranker.finetune import finetune
 from spoor.commands.ranker.lift import lift

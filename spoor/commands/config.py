@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from spoor.commands.invocation import Invocation, json_option, pass_invocation
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command("show")
-@json_option
+@options.json
 @pass_invocation
 def show_config(invocation: Invocation) -> None:
     """Print every setting and its origin."""

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import click
 
-from spoor.commands.invocation import Invocation, LocalPath, json_option, pass_invocation
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command()
-@click.option("--data", type=LocalPath(), metavar="FILE", help="Your events instead of MovieLens-100K.")
-@click.option("--items", type=LocalPath(), metavar="FILE", help="Titles and attributes of your items.")
-@click.option("--folder", type=LocalPath(), default="runs/demo", show_default=True, help="Everything goes here.")
-@json_option
+@click.option("--data", type=options.LocalPath(), metavar="FILE", help="Your events instead of MovieLens-100K.")
+@click.option("--items", type=options.LocalPath(), metavar="FILE", help="Titles and attributes of your items.")
+@click.option(
+    "--folder", type=options.LocalPath(), default="runs/demo", show_default=True, help="Everything goes here."
+)
+@options.json
 @pass_invocation
 def demo(invocation: Invocation, data: Path | None, items: Path | None, folder: Path) -> None:
     """Run everything end to end on real data.

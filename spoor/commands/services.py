@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import Invocation, json_option, pass_invocation
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("up")
-@json_option
+@options.json
 @pass_invocation
 def start_services(invocation: Invocation) -> None:
     """Start an embedded Kafka on 127.0.0.1.
@@ -30,7 +31,7 @@ def start_services(invocation: Invocation) -> None:
 
 
 @click.command("down")
-@json_option
+@options.json
 @pass_invocation
 def stop_services(invocation: Invocation) -> None:
     """Stop the embedded Kafka; its data stay."""
@@ -41,7 +42,7 @@ def stop_services(invocation: Invocation) -> None:
 
 
 @click.command("status")
-@json_option
+@options.json
 @pass_invocation
 def show_services(invocation: Invocation) -> int:
     """Tell whether Kafka answers.

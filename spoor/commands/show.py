@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import COUNT, Invocation, json_option, pass_invocation, time_text
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, time_text
 
 if TYPE_CHECKING:
     from spoor.operations.show import ShownUser
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
 @click.command("user")
 @click.argument("user_id", metavar="ID")
-@click.option("--events", "count", type=COUNT, default=20, show_default=True, help="Newest events shown.")
-@click.option("--nearest", type=COUNT, default=5, show_default=True, help="Items nearest to each vector.")
-@json_option
+@click.option("--events", "count", type=options.COUNT, default=20, show_default=True, help="Newest events shown.")
+@click.option("--nearest", type=options.COUNT, default=5, show_default=True, help="Items nearest to each vector.")
+@options.json
 @pass_invocation
 def user(invocation: Invocation, user_id: str, count: int, nearest: int) -> int:
     """Show a user's history and embeddings.

@@ -9,16 +9,8 @@ from typing import Any
 import click
 
 from spoor.base.errors import UsageError
-from spoor.commands.invocation import (
-    POSITIVE,
-    TIME,
-    Invocation,
-    LocalPath,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    time_text,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, time_text
 
 _DAY_MS = 86_400_000
 
@@ -26,21 +18,21 @@ _DAY_MS = 86_400_000
 @click.command()
 @click.option(
     "--data",
-    type=LocalPath(),
+    type=options.LocalPath(),
     metavar="FILE",
     help="Send these events instead: a file or folder of Parquet, CSV or JSON lines.",
 )
-@click.option("--from", "from_ms", type=TIME, help="Event times from here. Default: the file's, or a day ago.")
-@click.option("--to", "to_ms", type=TIME, help="Event times before this. Default: the file's, or now.")
+@click.option("--from", "from_ms", type=options.TIME, help="Event times from here. Default: the file's, or a day ago.")
+@click.option("--to", "to_ms", type=options.TIME, help="Event times before this. Default: the file's, or now.")
 @click.option(
-    "--rate", type=POSITIVE, metavar="EVENTS_PER_SECOND", help="At most so many a second. Default: full speed."
+    "--rate", type=options.POSITIVE, metavar="EVENTS_PER_SECOND", help="At most so many a second. Default: full speed."
 )
 @click.option("--events", type=int, help="How many to make up.  [default: 10000]")
 @click.option("--users", type=int, help="Of so many users.  [default: 1000]")
 @click.option("--items", type=int, help="Over so many items.  [default: 2000]")
 @click.option("--seed", type=int, help="The same seed gives the same events.  [default: 0]")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def simulate(
     invocation: Invocation,

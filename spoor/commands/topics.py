@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
-from spoor.commands.invocation import Invocation, dry_run_option, json_option, pass_invocation, release_option
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 _REFUSED = ("cleanup.policy", "message.timestamp.type")
 
 
 @click.command("create")
-@release_option
-@dry_run_option
-@json_option
+@options.release
+@options.dry_run
+@options.json
 @pass_invocation
 def create(invocation: Invocation, releases: tuple[str, ...], dry_run: bool) -> int:
     """Create missing topics.

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    with_runner,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command()
@@ -23,9 +13,9 @@ if TYPE_CHECKING:
     "--resume/--again", default=True, help="Read what the lake lacks, or every range again.", show_default=True
 )
 @click.option("--accept-loss", is_flag=True, help="Continue despite records lost to retention.")
-@with_runner
-@dry_run_option
-@json_option
+@options.runner
+@options.dry_run
+@options.json
 @pass_invocation
 def archive(
     invocation: Invocation,

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from spoor.base.errors import UsageError
-from spoor.commands.invocation import (
-    DURATION,
-    TIME,
-    Invocation,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    release_option,
-    with_runner,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
-@release_option
-@click.option("--as-of", "as_of_ms", type=TIME, help="Use events before this time only. Default: all.")
-@click.option("--from", "from_ms", type=TIME, help="First snapshot for the offline log.")
-@click.option("--to", "to_ms", type=TIME, help="Last snapshot.")
-@click.option("--every", "every_ms", type=DURATION, default="1d", show_default=True, help="Interval between snapshots.")
+@options.release
+@click.option("--as-of", "as_of_ms", type=options.TIME, help="Use events before this time only. Default: all.")
+@click.option("--from", "from_ms", type=options.TIME, help="First snapshot for the offline log.")
+@click.option("--to", "to_ms", type=options.TIME, help="Last snapshot.")
+@click.option(
+    "--every", "every_ms", type=options.DURATION, default="1d", show_default=True, help="Interval between snapshots."
+)
 @click.option(
     "--into",
     type=click.Choice(["both", "online", "offline"]),
@@ -41,9 +32,9 @@ if TYPE_CHECKING:
     "--publish/--no-publish", default=True, show_default=True, help="Send changed rows to the embedding topics."
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
-@with_runner
-@dry_run_option
-@json_option
+@options.runner
+@options.dry_run
+@options.json
 @pass_invocation
 def backfill(
     invocation: Invocation,

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    LocalPath,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    release_option,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command()
-@release_option
+@options.release
 @click.option("--users", "what", flag_value="users", help="Users alone. Default: users and items.")
 @click.option("--items", "what", flag_value="items", help="Items alone.")
-@click.option("--to", required=True, type=LocalPath(), metavar="FOLDER", help="Where to write.")
+@click.option("--to", required=True, type=options.LocalPath(), metavar="FOLDER", help="Where to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in that folder.")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def export(
     invocation: Invocation,

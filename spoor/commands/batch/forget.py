@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from spoor.base.errors import UsageError
-from spoor.commands.invocation import (
-    DURATION,
-    TIME,
-    Invocation,
-    LocalPath,
-    confirm,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    time_text,
-    yes_option,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, confirm, pass_invocation, time_text
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -30,18 +20,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--user", "user_ids", multiple=True, metavar="ID", help="A user to forget; may be repeated.")
-@click.option("--users-from", type=LocalPath(), metavar="FILE", help="A text file with an id a line.")
-@click.option("--through", "through_ms", type=TIME, help="Forget events up to then. Default: all up to now.")
+@click.option("--users-from", type=options.LocalPath(), metavar="FILE", help="A text file with an id a line.")
+@click.option("--through", "through_ms", type=options.TIME, help="Forget events up to then. Default: all up to now.")
 @click.option("--expire", is_flag=True, help="Only remove markers that are no longer needed.")
 @click.option(
     "--grace",
     "grace_ms",
-    type=DURATION,
+    type=options.DURATION,
     help="With --expire: how long after a deletion copies of its events may still arrive. Default: 7d.",
 )
-@yes_option
-@dry_run_option
-@json_option
+@options.yes
+@options.dry_run
+@options.json
 @pass_invocation
 def forget(
     invocation: Invocation,

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
+from spoor.commands import options
 from spoor.commands.batch.forget import say_kept
-from spoor.commands.invocation import (
-    Invocation,
-    confirm,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    time_text,
-    yes_option,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands.invocation import Invocation, confirm, pass_invocation, time_text
 
 
 @click.command("merge-users")
 @click.option("--from", "old", required=True, metavar="ID", help="The anonymous id; it is forgotten.")
 @click.option("--to", "new", required=True, metavar="ID", help="The login, which gets its events.")
-@yes_option
-@dry_run_option
-@json_option
+@options.yes
+@options.dry_run
+@options.json
 @pass_invocation
 def merge_users(invocation: Invocation, old: str, new: str, yes: bool, dry_run: bool) -> None:
     """Move one user's events to another id.

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-    with_runner,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command()
 @click.option("--repair", is_flag=True, help="Repair differences through the guarded write.")
-@with_runner
-@json_option
+@options.runner
+@options.json
 @pass_invocation
 def verify(invocation: Invocation, repair: bool, runner: str, runner_options: tuple[str, ...]) -> int:
     """Recompute what is online and compare.

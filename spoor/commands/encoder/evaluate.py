@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    POSITIVE,
-    SEED,
-    Invocation,
-    LocalPath,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    release_folder,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, release_folder
 
 if TYPE_CHECKING:
     from spoor.encoder.data.split import Protocol
@@ -28,7 +20,7 @@ _FLOORS = "popularity,recent,markov,item-knn"
 @click.option("--release", metavar="NAME", help="A release's folder, or its name. Default: the baselines alone.")
 @click.option(
     "--data",
-    type=LocalPath(),
+    type=options.LocalPath(),
     required=True,
     metavar="FILE",
     help="Events: a file or folder of Parquet, CSV or JSON lines.",
@@ -41,15 +33,20 @@ _FLOORS = "popularity,recent,markov,item-knn"
 )
 @click.option("--keep-seen", is_flag=True, help="A user's earlier items stay candidates. Default: filtered.")
 @click.option(
-    "--shuffle-ties", type=SEED, metavar="SEED", help="Order of a user's equal times. Default: as the release."
+    "--shuffle-ties",
+    type=options.SEED,
+    metavar="SEED",
+    help="Order of a user's equal times. Default: as the release.",
 )
 @click.option(
     "--baselines", default=_FLOORS, show_default=True, metavar="NAMES", help="Also sasrec, sasrec-refit; or none."
 )
-@click.option("--max-minutes", type=POSITIVE, default=60.0, show_default=True, help="Bounds the training of sasrec.")
-@click.option("--picture", type=LocalPath(), metavar="FILE", help="Write a PNG of Recall@10 by slice to FILE.")
-@dry_run_option
-@json_option
+@click.option(
+    "--max-minutes", type=options.POSITIVE, default=60.0, show_default=True, help="Bounds the training of sasrec."
+)
+@click.option("--picture", type=options.LocalPath(), metavar="FILE", help="Write a PNG of Recall@10 by slice to FILE.")
+@options.dry_run
+@options.json
 @pass_invocation
 def evaluate(
     invocation: Invocation,

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from spoor.base.errors import UsageError
 from spoor.base.numbers import number_text
-from spoor.commands.invocation import (
-    EXISTING,
-    NOT_NEGATIVE,
-    SEED,
-    TIME,
-    Invocation,
-    LocalPath,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    release_folder,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, release_folder
 from spoor.commands.release.show import release_json
 from spoor.console import say
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command()
-@click.option("--data", type=EXISTING, metavar="FILE", help="Train on this event file. Default: the lake.")
+@click.option("--data", type=options.EXISTING, metavar="FILE", help="Train on this event file. Default: the lake.")
 @click.option(
     "--out",
-    type=LocalPath(file_okay=False),
+    type=options.LocalPath(file_okay=False),
     metavar="FOLDER",
     help="Folder of the new release; its last part is the name.",
 )
@@ -45,15 +32,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="What is held out; newest holds out nothing for tests.",
 )
-@click.option("--seed", type=SEED, help="In place of pretrain.seed.")
-@click.option("--shuffle-ties", type=SEED, metavar="SEED", help="Order a user's equal times anew, from this seed.")
-@click.option("--max-minutes", type=NOT_NEGATIVE, help="In place of pretrain.max_minutes.")
+@click.option("--seed", type=options.SEED, help="In place of pretrain.seed.")
+@click.option(
+    "--shuffle-ties", type=options.SEED, metavar="SEED", help="Order a user's equal times anew, from this seed."
+)
+@click.option("--max-minutes", type=options.NOT_NEGATIVE, help="In place of pretrain.max_minutes.")
 @click.option("--from", "warm_start", metavar="RELEASE", help="Begin with the weights of an earlier release.")
-@click.option("--until", "until_ms", type=TIME, help="Train on events before this only. Default: on all.")
+@click.option("--until", "until_ms", type=options.TIME, help="Train on events before this only. Default: on all.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a killed run.")
 @click.option("--overwrite", is_flag=True, help="Replace a release of the same name.")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def pretrain(
     invocation: Invocation,

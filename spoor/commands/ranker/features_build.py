@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 import click
 
-from spoor.commands.invocation import Invocation, json_option, pass_invocation, positive_option
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command("build")
-@positive_option
-@json_option
+@options.positive
+@options.json
 @pass_invocation
 def build_features(invocation: Invocation, positive: tuple[str, ...]) -> None:
     """Build activity features from the lake.

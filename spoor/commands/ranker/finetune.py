@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.commands.invocation import (
-    EXISTING,
-    SEED,
-    TIME,
-    Invocation,
-    LocalPath,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,15 +18,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--release", required=True, metavar="NAME", help="The release to begin with.")
-@click.option("--out", required=True, type=LocalPath(), metavar="FILE", help="The ranker's file.")
-@click.option("--data", type=EXISTING, metavar="FILE", help="Events of this file. Default: the lake.")
-@click.option("--items", type=EXISTING, metavar="FILE", help="Item attributes, with a column item_id.")
-@click.option("--from", "from_ms", type=TIME, help="Learn from requests since then. Default: the release's end.")
-@click.option("--until", "until_ms", type=TIME, help="Learn up to then, measure after it. Default: learn from all.")
-@click.option("--seed", type=SEED, help="In place of finetune.seed.")
+@click.option("--out", required=True, type=options.LocalPath(), metavar="FILE", help="The ranker's file.")
+@click.option("--data", type=options.EXISTING, metavar="FILE", help="Events of this file. Default: the lake.")
+@click.option("--items", type=options.EXISTING, metavar="FILE", help="Item attributes, with a column item_id.")
+@click.option(
+    "--from", "from_ms", type=options.TIME, help="Learn from requests since then. Default: the release's end."
+)
+@click.option(
+    "--until", "until_ms", type=options.TIME, help="Learn up to then, measure after it. Default: learn from all."
+)
+@click.option("--seed", type=options.SEED, help="In place of finetune.seed.")
 @click.option("--overwrite", is_flag=True, help="Replace a file of the same name.")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def finetune(
     invocation: Invocation,

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    EXISTING,
-    TIME,
-    Invocation,
-    json_option,
-    pass_invocation,
-    positive_option,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -23,12 +17,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--data", type=EXISTING, required=True, metavar="FILE", help="Events: who acted on what.")
+@click.option("--data", type=options.EXISTING, required=True, metavar="FILE", help="Events: who acted on what.")
 @click.option("--release", required=True, metavar="NAME", help="The release whose service the ranker reads.")
-@click.option("--train-from", "train_from_ms", type=TIME, required=True, help="Start of the training requests.")
-@click.option("--test-from", "test_from_ms", type=TIME, required=True, help="End of training, start of the test.")
-@positive_option
-@json_option
+@click.option("--train-from", "train_from_ms", type=options.TIME, required=True, help="Start of the training requests.")
+@click.option(
+    "--test-from", "test_from_ms", type=options.TIME, required=True, help="End of training, start of the test."
+)
+@options.positive
+@options.json
 @pass_invocation
 def lift(
     invocation: Invocation,

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--aligned", metavar="NAME", help="Also write a new release: NEW, turned into OLD's space.")
 @click.option("--dry-run", is_flag=True, help="Compare, but store nothing.")
-@json_option
+@options.json
 @pass_invocation
 def compare(
     invocation: Invocation, old: str, new: str, sample: int, neighbours: int, aligned: str | None, dry_run: bool

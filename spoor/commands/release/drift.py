@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from spoor.base.numbers import number_text
-from spoor.commands.invocation import Invocation, json_option, pass_invocation
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 @click.argument("name")
 @click.option("--from", "before", type=_DAY, required=True, metavar="DAY", help="The day to hold against, UTC.")
 @click.option("--to", "after", type=_DAY, required=True, metavar="DAY", help="The day in question, UTC.")
-@json_option
+@options.json
 @pass_invocation
 def drift(invocation: Invocation, name: str, before: datetime, after: datetime) -> int:
     """Check vectors for drift between two days.

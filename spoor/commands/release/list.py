@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-    time_text,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, time_text
 from spoor.commands.release.show import release_json
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("list")
-@json_option
+@options.json
 @pass_invocation
 def list_releases(invocation: Invocation) -> None:
     """Show the releases in the folder."""

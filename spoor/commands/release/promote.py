@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -21,8 +17,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 @click.option("--without-workers", is_flag=True, help="There is no stream: do not ask Kafka whether workers write it.")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: bool) -> None:
     """Serve a release as the service `ranker`.

@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    confirm,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    yes_option,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, confirm, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -24,9 +18,9 @@ if TYPE_CHECKING:
 @click.argument("name")
 @click.option("--keep-topic", is_flag=True, help="Leave the embedding topic; then no broker is needed.")
 @click.option("--force", is_flag=True, help="Break the services and views of others that use its views.")
-@yes_option
-@dry_run_option
-@json_option
+@options.yes
+@options.dry_run
+@options.json
 @pass_invocation
 def retire(invocation: Invocation, name: str, keep_topic: bool, force: bool, yes: bool, dry_run: bool) -> None:
     """Remove a release's rows, views and topic.

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spoor.base.numbers import number_text
-from spoor.commands.invocation import (
-    Invocation,
-    json_option,
-    pass_invocation,
-    time_text,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, time_text
 
 if TYPE_CHECKING:
     from spoor.encoder.release.folder import ReleaseInfo
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("show")
 @click.argument("name")
-@json_option
+@options.json
 @pass_invocation
 def show_release(invocation: Invocation, name: str) -> None:
     """Check and show one release.

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-    release_folder,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, release_folder
 from spoor.commands.release.show import release_json
 from spoor.console import say
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("build")
@@ -27,8 +19,8 @@ if TYPE_CHECKING:
     "--layout", type=click.Choice(["int4", "int8", "fp16"]), default="int4", show_default=True, help="Of a row."
 )
 @click.option("--overwrite", is_flag=True, help="Replace a release of the name OUT.")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def build_tables(invocation: Invocation, name: str, out: str, layout: Any, overwrite: bool, dry_run: bool) -> None:
     """Pack the tables of a release.

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    EXISTING,
-    Invocation,
-    json_option,
-    pass_invocation,
-    release_folder,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, release_folder
 
 
 @click.command("report")
 @click.argument("name")
-@click.option("--data", type=EXISTING, metavar="FILE", help="Also: how many of these events have an unknown item.")
-@json_option
+@click.option(
+    "--data", type=options.EXISTING, metavar="FILE", help="Also: how many of these events have an unknown item."
+)
+@options.json
 @pass_invocation
 def show_tables(invocation: Invocation, name: str, data: Path | None) -> None:
     """Show what a release's tables are like.

@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spoor.commands.invocation import (
-    COUNT,
-    Invocation,
-    json_option,
-    pass_invocation,
-    time_text,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation, time_text
 
 if TYPE_CHECKING:
     from spoor.streaming.records.dead_letters import DeadLetter
@@ -25,8 +20,8 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 
 @click.command("list")
 @click.option("--reason", help="Only those with this reason, e.g. not-json.")
-@click.option("--limit", type=COUNT, help="Only the newest N.")
-@json_option
+@click.option("--limit", type=options.COUNT, help="Only the newest N.")
+@options.json
 @pass_invocation
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
     """List refused records with their reasons."""

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from spoor.commands.invocation import (
-    Invocation,
-    dry_run_option,
-    json_option,
-    pass_invocation,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 @click.command("replay")
 @click.option("--reason", help="Only those with this reason, e.g. in-the-future.")
-@dry_run_option
-@json_option
+@options.dry_run
+@options.json
 @pass_invocation
 def replay_letters(invocation: Invocation, reason: str | None, dry_run: bool) -> int:
     """Send dead letters through the stream again.

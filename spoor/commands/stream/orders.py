@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import click
 
-from spoor.commands.invocation import (
-    NOT_NEGATIVE,
-    Invocation,
-    json_option,
-    pass_invocation,
-)
-
-if TYPE_CHECKING:
-    pass
+from spoor.commands import options
+from spoor.commands.invocation import Invocation, pass_invocation
 
 
 def _order(described: Callable[[], None]) -> click.Command:
@@ -26,12 +18,12 @@ def _order(described: Callable[[], None]) -> click.Command:
     @click.command(order, help=described.__doc__)
     @click.option(
         "--timeout-seconds",
-        type=NOT_NEGATIVE,
+        type=options.NOT_NEGATIVE,
         default=120.0,
         show_default=True,
         help="How long to wait for the workers' reports.",
     )
-    @json_option
+    @options.json
     @pass_invocation
     def give(invocation: Invocation, timeout_seconds: float) -> None:
         from spoor.operations import orders as stream_orders
@@ -66,7 +58,7 @@ def reload() -> None:
 
 
 @click.command("status")
-@json_option
+@options.json
 @pass_invocation
 def show_workers(invocation: Invocation) -> None:
     """Show what each worker does and writes."""

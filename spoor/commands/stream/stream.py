@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from spoor.base.errors import UsageError
-from spoor.commands.invocation import (
-    COUNT,
-    DURATION,
-    POSITIVE,
-    Invocation,
-    LocalPath,
-    dry_run_option,
-    json_option,
-    release_option,
-)
+from spoor.commands import options
+from spoor.commands.invocation import Invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
@@ -27,14 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.group(invoke_without_command=True)
-@release_option
-@click.option("--count", type=COUNT, help="Stop after so many records.")
-@click.option("--timeout-seconds", type=POSITIVE, help="Stop after so long. Default: work until interrupted.")
+@options.release
+@click.option("--count", type=options.COUNT, help="Stop after so many records.")
+@click.option("--timeout-seconds", type=options.POSITIVE, help="Stop after so long. Default: work until interrupted.")
 @click.option("--from-lake", is_flag=True, help="A group's first start: begin where the last backfill ended.")
-@click.option("--rewind", "rewind_ms", type=DURATION, help="Replay the records of the last DURATION, e.g. 10m.")
-@click.option("--summary", type=LocalPath(), metavar="FILE", help="Write the run's figures there as JSON.")
-@dry_run_option
-@json_option
+@click.option("--rewind", "rewind_ms", type=options.DURATION, help="Replay the records of the last DURATION, e.g. 10m.")
+@click.option("--summary", type=options.LocalPath(), metavar="FILE", help="Write the run's figures there as JSON.")
+@options.dry_run
+@options.json
 @click.pass_context
 def stream(
     ctx: click.Context,
@@ -57,8 +49,8 @@ def stream(
         raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
     from spoor.activity.lake import open_lake
     from spoor.base.files import refuse_foreign_file
+    from spoor.feature_repo.releases import live_releases
     from spoor.operations.kafka_admin import ensure_topics
-    from spoor.store.applied import live_names
     from spoor.streaming.orders.control import group_members
     from spoor.streaming.orders.handover import start_after_backfill
     from spoor.streaming.pipeline.stores import releases_to_keep_fresh
@@ -74,9 +66,9 @@ def stream(
     say(f"group `{settings.stream.group}` at {settings.kafka.address}, releases: {', '.join(names)}")
     if dry_run:
         moved = {} if rewind_ms is None else _rewind(settings, rewind_ms, dry_run=True)
-        left_out = [] if settings.stream.releases else live_names(settings.features).not_applied
+        live = [] if settings.stream.releases else live_releases(settings.features.releases_folder)
         shown = {"releases": names, "topic": settings.kafka.topic, "rewound": moved, "dry_run": True}
-        shown["not_applied"] = [name for name in left_out if name not in names]
+        shown["not_applied"] = [release.name for release in live if release.name not in names]
         invocation.emit(shown, "nothing was done")
         return
     activity, *others = ensure_topics(settings.kafka, releases=names, reads_events=True)
