@@ -26,9 +26,9 @@ from benchmarks.rows import circumstances, finish
 from spoor.activity.simulator import SimulatorSettings
 from spoor.batch.kafka.archive import run_archive
 from spoor.batch.users.backfill import run_backfill
+from spoor.broker.create_topics import ensure_topics
 from spoor.config import load_settings
 from spoor.feature_repo.names import user_embedding_view
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.operations.simulate import run_simulate
 from spoor.services import local as services
 from spoor.store.online import open_online

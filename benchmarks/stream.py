@@ -46,10 +46,10 @@ from spoor.activity.events import Event, encode_event
 from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import pack
+from spoor.broker.create_topics import ensure_topics
 from spoor.config import Settings, load_settings
 from spoor.encoder.release.inference import load_encoders
 from spoor.feature_repo.names import user_embedding_view
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.services.local import down, up
 from spoor.store.online import open_online
 from spoor.store.rows import UserWrite

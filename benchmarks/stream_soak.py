@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.repo import applied_repo
 from benchmarks.rows import circumstances, finish, tree_mb
 from benchmarks.stream import ITEMS, RELEASE, running_broker, write_settings, zipf_events
+from spoor.broker.reader import group_lag
 from spoor.config import load_settings
-from spoor.operations.kafka_admin import group_lag
 
 RESULTS = Path(__file__).parent / "results" / "stream_soak.jsonl"
 GOAL = 1.1  # at most

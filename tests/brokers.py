@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from spoor.broker.reach import answers
 from spoor.broker.settings import KafkaSettings
-from spoor.services import local as services
 from spoor.services.kafka_server import FORMAT_CLASS, MAIN_CLASS, ServerFiles, java_command
 from tests.conftest import wait_until
 
@@ -50,11 +50,11 @@ def running_broker(
         )
     try:
 
-        def answers() -> bool:
+        def is_up() -> bool:
             assert process.poll() is None, output.read_text()[-3000:]
-            return services.answers(client)
+            return answers(client)
 
-        wait_until(answers, "the broker answers")
+        wait_until(is_up, "the broker answers")
         yield output
     finally:
         process.kill()

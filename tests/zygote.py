@@ -40,7 +40,7 @@ MARK_BYTES = 16  # [0] batches under way, [1] the place that was reached last, f
 PLACES = ("", "before-read", "after-encode", "after-write", "after-publish", "during-rebalance")
 _MODULES = (
     "spoor.cli",
-    "spoor.operations.kafka_admin",
+    "spoor.broker.create_topics",
     "spoor.services.local",
     "spoor.operations.orders",
     "spoor.operations.releases",

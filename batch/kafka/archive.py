@@ -41,10 +41,11 @@ from spoor.batch.kafka.archive_embeddings import (
     land_embeddings,
     plan_embeddings,
 )
-from spoor.batch.kafka.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
-from spoor.batch.kafka.topics import check_same_topic, topic_configs, topic_ids
+from spoor.batch.kafka.kafka_source import RangeReader, check_same_topic, gaps, plan_ranges
 from spoor.batch.progress import progress
 from spoor.batch.settings import ArchiveSettings
+from spoor.broker.admin import topic_configs, topic_ids
+from spoor.broker.reader import KafkaRange, Span
 from spoor.broker.settings import KafkaSettings
 from spoor.broker.topics import check_activity_topic
 

@@ -29,9 +29,10 @@ from spoor.activity.settings import LakeSettings
 from spoor.base.errors import DataError, InfrastructureError, UsageError
 from spoor.base.files import Manifest
 from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
-from spoor.batch.kafka.kafka_source import KafkaRange, RangeReader, Span, gaps, plan_ranges
-from spoor.batch.kafka.topics import check_same_topic, topic_configs, topic_ids
+from spoor.batch.kafka.kafka_source import RangeReader, check_same_topic, gaps, plan_ranges
 from spoor.batch.settings import ArchiveSettings
+from spoor.broker.admin import topic_configs, topic_ids
+from spoor.broker.reader import KafkaRange, Span
 from spoor.broker.settings import KafkaSettings
 from spoor.encoder.release.folder import read_info
 from spoor.feature_repo.names import user_embedding_view

@@ -14,20 +14,17 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from spoor.base.errors import InfrastructureError
 from spoor.base.files import writing
 from spoor.batch.settings import BatchSettings
+from spoor.broker.admin import Admin
+from spoor.broker.producer import Producer, Record
 from spoor.broker.settings import KafkaSettings
 from spoor.store.online import OnlineStore
 from spoor.store.rows import EmbeddingRow, NoEmbedding, record_value
@@ -48,16 +45,12 @@ class Publisher:
         self._kafka = kafka
         self._online = online
         self._releases = list(releases)
-        timeout_ms = int(kafka.request_timeout_seconds * 1000)
-        options: dict[str, Any] = kafka.client_options() | {
-            "bootstrap_timeout_ms": timeout_ms,
-            "request_timeout_ms": timeout_ms,
-        }
-        try:
-            _create_topics(kafka, [kafka.embedding_topic(release) for release in releases], options)
-            self._producer = KafkaProducer(**options, linger_ms=20, compression_type=None)
-        except (KafkaError, OSError) as error:
-            raise _down(kafka, error) from error
+        topics = {kafka.embedding_topic(release): kafka.embedding_topic_config for release in releases}
+        with _publishing():
+            with Admin(kafka) as admin:
+                present = admin.topics()
+                admin.create({name: config for name, config in topics.items() if name not in present})
+            self._producer = Producer(kafka, linger_ms=20, compression_type=None)
 
     def __enter__(self) -> Publisher:
         return self
@@ -68,7 +61,7 @@ class Publisher:
         self.close()
 
     def close(self) -> None:
-        self._producer.close(timeout=self._kafka.request_timeout_seconds)
+        self._producer.close()
 
     def publish(self, rows: Rows) -> int:
         """Sends the rows and waits for the broker; repeats with the present rows of users that somebody else has
@@ -94,26 +87,20 @@ class Publisher:
 
     def publish_gone(self, topic: str, user_ids: Sequence[str]) -> None:
         """Records without value to the topic of a release that is not written any more."""
-        self._send_records((topic, user.encode(), None) for user in user_ids)
+        with _publishing():
+            self._producer.deliver(Record(topic, user.encode(), None) for user in user_ids)
 
     def _send(self, rows: Rows) -> None:
-        self._send_records(
-            (
-                self._kafka.embedding_topic(release),
-                row.user_id.encode(),
-                record_value(row, self._kafka.embedding_format),
+        with _publishing():
+            self._producer.deliver(
+                Record(
+                    self._kafka.embedding_topic(release),
+                    row.user_id.encode(),
+                    record_value(row, self._kafka.embedding_format),
+                )
+                for release, part in rows.items()
+                for row in part
             )
-            for release, part in rows.items()
-            for row in part
-        )
-
-    def _send_records(self, records: Iterable[tuple[str, bytes, bytes | None]]) -> None:
-        try:
-            sent = [self._producer.send(topic, key=key, value=value) for topic, key, value in records]
-            for future in sent:
-                future.get(timeout=self._kafka.request_timeout_seconds)
-        except (KafkaError, OSError) as error:
-            raise _down(self._kafka, error) from error
 
     def _moved(self, release: str, sent: Sequence[EmbeddingRow | NoEmbedding]) -> list[EmbeddingRow | NoEmbedding]:
         """What the store now holds of users whose published row is not that one, or whose row is gone."""
@@ -259,28 +246,12 @@ def _version(row: EmbeddingRow | NoEmbedding) -> tuple[int, int] | None:
     return (row.revision, row.computed_at_ms) if isinstance(row, EmbeddingRow) else None
 
 
-def _create_topics(kafka: KafkaSettings, topics: Sequence[str], options: dict[str, Any]) -> None:
-    admin = KafkaAdminClient(**options)
+@contextmanager
+def _publishing() -> Iterator[None]:
+    """Errors name what fails, and the way without it."""
     try:
-        present = set(admin.list_topics())
-        for topic in topics:
-            if topic not in present:
-                new = NewTopic(
-                    topic,
-                    num_partitions=kafka.partitions,
-                    replication_factor=kafka.replication_factor,
-                    topic_configs=kafka.embedding_topic_config,
-                )
-                try:
-                    admin.create_topics([new])
-                except TopicAlreadyExistsError:
-                    continue  # somebody else was faster
-    finally:
-        admin.close()
-
-
-def _down(kafka: KafkaSettings, error: Exception) -> InfrastructureError:
-    return InfrastructureError(
-        f"cannot publish to Kafka at {kafka.address}: {type(error).__name__} {error}".rstrip(),
-        hint=f"{kafka.way_to_a_broker}; `spoor backfill --no-publish` does without",
-    )
+        yield
+    except InfrastructureError as error:
+        raise InfrastructureError(
+            f"cannot publish: {error.message}", hint=f"{error.hint}; `spoor backfill --no-publish` does without"
+        ) from error

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from spoor.batch.kafka.kafka_source import RangeReader
-from spoor.batch.kafka.topics import topic_configs
+from spoor.broker.admin import topic_configs
+from spoor.broker.reader import TopicReader
 from spoor.broker.settings import KafkaSettings
 
 _FOR_EVER_MS = 2**63 - 1  # Kafka's default of max.compaction.lag.ms
@@ -37,7 +37,7 @@ def kept_until(kafka: KafkaSettings, *, now_ms: int) -> list[Kept]:
 def oldest_record_ms(kafka: KafkaSettings) -> int | None:
     """When the broker appended the oldest record that the activity topic still has, of whatever transaction; None where
     it has none. Raises UsageError without such a topic, InfrastructureError."""
-    with RangeReader(replace(kafka, isolation_level="read_uncommitted")) as reader:
+    with TopicReader(replace(kafka, isolation_level="read_uncommitted")) as reader:
         times = reader.oldest_times(kafka.topic)
     return min(times.values(), default=None)
 

@@ -7,6 +7,7 @@ client library: two requests of Kafka's protocol, in versions that brokers from 
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from spoor.base.errors import InfrastructureError, UsageError
 from spoor.base.numbers import number_text
 
+PROCESS_FILE = "process.json"  # in the folder of the embedded broker
 _METADATA, _METADATA_VERSION = 3, 4
 _LOG_DIRS, _LOG_DIRS_VERSION = 35, 1
 _MOST_BYTES = 1 << 20  # of an answer
@@ -29,6 +31,16 @@ def own_cluster(folder: Path) -> str | None:
             if key.strip() == "cluster.id":
                 return value.strip()
     return None
+
+
+def recorded(folder: Path) -> dict[str, int]:
+    """What `spoor services up` noted of the process: `pid`, `port`, `controller_port`; empty where the note is damaged
+    or gone."""
+    try:
+        record = json.loads((folder / PROCESS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in record.items() if type(value) is int} if isinstance(record, dict) else {}
 
 
 def cluster_at(port: int, *, timeout_seconds: float) -> str | None:

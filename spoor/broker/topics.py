@@ -1,5 +1,9 @@
-"""What a topic of events has to be, and what to say of one that is not there: the same for stream, archive and the
-command that makes topics."""
+"""The rules for Spoor's topics: how they are created, which existing ones are refused, and the error for a missing one.
+
+The activity topic takes the broker's append time as its records' time (event times years back would be deleted by
+retention within minutes) and is never compacted. Dead letters are compacted by origin, so none is forgotten; embedding
+topics are compacted by user, so the last row of each user stays, and earlier ones until they had time to be archived.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,52 @@ from difflib import get_close_matches
 from spoor.base.errors import UsageError
 from spoor.broker.settings import KafkaSettings
 
+DEFAULT_RECORD_BYTES = 1_048_588  # Kafka's default of max.message.bytes
+ENVELOPE_BYTES = 4096  # of JSON around a dead letter's original bytes, at most
+LEAST_LETTER_BYTES = 2 * ENVELOPE_BYTES  # what the dead-letter topic must take: any reference
+HOUR_MS = 3_600_000
+
+
+def topic_settings(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Topic → the configuration with which it is created."""
+    activity = {
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "retention.ms": str(kafka.retention_hours * HOUR_MS),
+    }
+    letters = {"cleanup.policy": "compact", "max.message.bytes": str(dead_letter_bytes(DEFAULT_RECORD_BYTES))}
+    embeddings = {kafka.embedding_topic(release): kafka.embedding_topic_config for release in releases}
+    return {kafka.topic: activity, kafka.dead_letter_topic: letters, **embeddings}
+
+
+def dead_letter_bytes(record_bytes: int) -> int:
+    """The largest plain dead letter of a record of up to `record_bytes`: base64 and the envelope."""
+    return (record_bytes + 2) // 3 * 4 + ENVELOPE_BYTES
+
+
+def check_policies(kafka: KafkaSettings, configs: Mapping[str, Mapping[str, str]], releases: Sequence[str]) -> None:
+    """`configs`: topic → configuration. A value that the broker does not tell is not judged. Raises UsageError."""
+    check_activity_topic(kafka, configs.get(kafka.topic, {}))
+    for topic in map(kafka.embedding_topic, releases):
+        policy = configs.get(topic, {}).get("cleanup.policy", "compact")
+        if "compact" not in policy:
+            raise UsageError(
+                f"topic `{topic}` is not compacted (cleanup.policy={policy}): "
+                "it would forget users instead of keeping their last row",
+                hint=kafka.topic_change(topic, "cleanup.policy=compact"),
+            )
+    letters = configs.get(kafka.dead_letter_topic, {})
+    if int(letters.get("max.message.bytes", DEFAULT_RECORD_BYTES)) < LEAST_LETTER_BYTES:
+        wanted = dead_letter_bytes(DEFAULT_RECORD_BYTES)
+        raise UsageError(
+            f"topic `{kafka.dead_letter_topic}` takes records of {letters['max.message.bytes']} bytes: "
+            f"a dead letter, even one that only refers to its record, has up to {LEAST_LETTER_BYTES}",
+            hint=kafka.topic_change(kafka.dead_letter_topic, f"max.message.bytes={wanted}"),
+        )
+
 
 def check_activity_topic(kafka: KafkaSettings, config: Mapping[str, str]) -> None:
-    """`config`: of the activity topic; a value that the broker did not tell is not judged. Raises UsageError where the
+    """`config`: of the activity topic; a value that the broker does not tell is not judged. Raises UsageError where the
     topic would lose or misdate events."""
     policy = config.get("cleanup.policy", "delete")
     if "compact" in policy:
@@ -30,7 +77,7 @@ def check_activity_topic(kafka: KafkaSettings, config: Mapping[str, str]) -> Non
 
 
 def no_such_topic(kafka: KafkaSettings, missing: Sequence[str], present: Collection[str]) -> UsageError:
-    """For topics that a command reads: it never makes them, as a name may be mistyped."""
+    """For topics that a command reads: it never creates them, as a name may be mistyped."""
     names = ", ".join(f"`{topic}`" for topic in missing)
     known = [topic for topic in present if not topic.startswith("__")]
     near = [match for topic in missing for match in get_close_matches(topic, known, n=3, cutoff=0.7)]

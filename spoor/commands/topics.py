@@ -22,8 +22,8 @@ def create(invocation: Invocation, releases: tuple[str, ...], dry_run: bool) -> 
     letters and the embedding topic of each live release. Existing topics are compared with the settings and never
     changed. Exit code 1 if one has a cleanup policy or record time that workers and jobs refuse.
     """
+    from spoor.broker.create_topics import create_topics
     from spoor.feature_repo.releases import live_releases
-    from spoor.operations.kafka_admin import create_topics
 
     settings = invocation.settings()
     names = list(releases) or [release.name for release in live_releases(settings.features.releases_folder)]

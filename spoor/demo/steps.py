@@ -95,7 +95,7 @@ def backfill_snapshots(demo: Demo) -> Any:
 
 def backfill(demo: Demo) -> Any:
     from spoor.batch.users.backfill import run_backfill
-    from spoor.operations.kafka_admin import ensure_topics
+    from spoor.broker.create_topics import ensure_topics
 
     ensure_topics(demo.settings.kafka, releases=[RELEASE])
     return run_backfill(demo.settings, resume=True)
@@ -103,7 +103,7 @@ def backfill(demo: Demo) -> Any:
 
 def stream(demo: Demo) -> Any:
     """Today's traffic at a steady rate while the worker runs; the shown user's features are read before and after."""
-    from spoor.operations.kafka_admin import group_lag
+    from spoor.broker.reader import group_lag
     from spoor.operations.simulate import run_simulate
     from spoor.streaming.orders.control import group_members
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from spoor.base.errors import InfrastructureError, ProblemsFound
 from spoor.base.locks import exclusive
 from spoor.base.numbers import number_text
+from spoor.broker.create_topics import ensure_topics
+from spoor.broker.reach import require_broker
 from spoor.config import Settings
-from spoor.operations.kafka_admin import ensure_topics
-from spoor.services.local import require_broker
 from spoor.streaming.orders.control import (
     GroupState,
     Orders,

@@ -220,8 +220,8 @@ def retire(
     from spoor.activity.lake import open_lake
     from spoor.batch.forget.forget import alone
     from spoor.batch.kafka.archive_embeddings import land_release
-    from spoor.operations.kafka_admin import delete_topic
-    from spoor.services.local import require_broker
+    from spoor.broker.create_topics import delete_topic
+    from spoor.broker.reach import require_broker
     from spoor.store.online import open_online
     from spoor.store.repo import apply
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,14 +22,15 @@ from spoor.base.errors import EventError, InfrastructureError, UsageError
 from spoor.base.numbers import number_text
 from spoor.base.terminal import progress_bar
 from spoor.base.times import iso_text
+from spoor.broker.create_topics import ensure_topics
+from spoor.broker.producer import Producer, Record
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.console import say
-from spoor.operations.kafka_admin import ensure_topics
 
 _BATCH_EVENTS = 5_000  # confirmed together
 _PACE_SECONDS = 0.05  # with a rate, events go out in bursts of this length
-_DELIVERY_SECONDS = 60.0  # for a batch, the client's own retries included
+_AGAIN = "check the broker (`spoor services status`), then run again: sending an event twice changes nothing"
 
 
 @dataclass(frozen=True)
@@ -90,67 +90,24 @@ def produce(
         raise UsageError(f"rate is {rate} events/s, expected above 0", hint="leave --rate out for full speed")
     started = time.monotonic()
     sent: list[pa.Table] = []
-    with _Delivery(kafka, encode) as delivery, progress_bar("simulate", total=total, unit="events") as show:
+    with (
+        Producer(kafka, linger_ms=5, batch_size=128 * 1024) as producer,
+        progress_bar("simulate", total=total, unit="events") as show,
+    ):
         for table in tables:
             for batch in _batches(table, rate, started, sum(len(t) for t in sent)):
-                delivery.send(batch)
+                records = [Record(kafka.topic, event.user_id.encode(), encode(event)) for event in _rows(batch)]
+                try:
+                    producer.deliver(records)
+                except InfrastructureError as error:
+                    raise InfrastructureError(
+                        f"{kafka.address} did not confirm a delivery to topic `{kafka.topic}` ({error.message}); "
+                        f"{producer.confirmed:,} events were confirmed",
+                        hint=_AGAIN,
+                    ) from error
                 show(advance=len(batch))
                 sent.append(batch.select(["user_id", "timestamp"]))
     return _result(kafka.topic, sent, seconds=time.monotonic() - started, dry_run=False)
-
-
-class _Delivery:
-    """A producer whose every record is awaited, batch by batch."""
-
-    def __init__(self, kafka: KafkaSettings, encode: Callable[[Event], bytes]) -> None:
-        self.kafka = kafka
-        self.encode = encode
-        self.confirmed = 0
-
-    def __enter__(self) -> _Delivery:
-        from kafka import KafkaProducer
-        from kafka.errors import KafkaError
-
-        timeout_ms = int(self.kafka.request_timeout_seconds * 1000)
-        options: dict[str, Any] = self.kafka.client_options() | {
-            "linger_ms": 5,
-            "batch_size": 128 * 1024,
-            "bootstrap_timeout_ms": timeout_ms,
-            "request_timeout_ms": timeout_ms,
-            "max_block_ms": timeout_ms,
-            "delivery_timeout_ms": int(_DELIVERY_SECONDS * 1000),
-        }
-        try:
-            self.producer: Any = KafkaProducer(**options)
-        except (KafkaError, OSError) as error:
-            raise self._failed(error) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.producer.close(timeout=self.kafka.request_timeout_seconds)
-
-    def send(self, events: pa.Table) -> None:
-        """Sends the rows and waits until the broker has confirmed each."""
-        from kafka.errors import KafkaError
-
-        try:
-            futures = [
-                self.producer.send(self.kafka.topic, key=event.user_id.encode(), value=self.encode(event))
-                for event in _rows(events)
-            ]
-            # Not flush(): it takes a batch that the client splits for its size for a failed one.
-            for future in futures:
-                future.get(timeout=_DELIVERY_SECONDS)
-                self.confirmed += 1
-        except (KafkaError, OSError) as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: BaseException) -> InfrastructureError:
-        return InfrastructureError(
-            f"{self.kafka.address} did not confirm a delivery to topic `{self.kafka.topic}` "
-            f"({type(error).__name__}); {self.confirmed:,} events were confirmed",
-            hint="check the broker (`spoor services status`), then run again: sending an event twice changes nothing",
-        )
 
 
 def _source(

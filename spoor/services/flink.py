@@ -18,8 +18,9 @@ from pathlib import Path
 from spoor.base.errors import InfrastructureError, UsageError
 from spoor.batch.jobs import LOCAL, Runner
 from spoor.batch.settings import FlinkSettings
+from spoor.broker.reach import listens
 from spoor.config import Settings
-from spoor.services.java import Artifact, await_start, java_executable, last_lines, listens
+from spoor.services.java import Artifact, await_start, java_executable, last_lines
 
 JOB_SERVER_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 # Java's classes that Flink looks into; up to Java 11 it may without asking.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -91,16 +90,6 @@ def await_start(
                 f"{server} does not answer at {address} after {seconds:.0f} s; its last words:\n{last_words()}",
                 hint=hint,
             )
-
-
-def listens(server: str, timeout_seconds: float) -> bool:
-    """Whether somebody takes connections at host:port."""
-    host, _, port = server.strip().rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_seconds):
-            return True
-    except (OSError, ValueError, OverflowError):
-        return False
 
 
 def last_lines(text: str) -> str:

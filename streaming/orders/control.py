@@ -18,8 +18,8 @@ from urllib.parse import quote
 
 from spoor.base.errors import DataError, InfrastructureError
 from spoor.base.files import atomic_write
+from spoor.broker.admin import Admin
 from spoor.broker.settings import KafkaSettings
-from spoor.streaming.kafka.broker import admin_client
 
 _SETTLED = ("Stable", "Empty", "Dead")  # states of a group in which it is known who its members are
 _SETTLE_SECONDS = 60.0
@@ -118,11 +118,10 @@ def group_state(kafka: KafkaSettings, group: str) -> GroupState:
     partition now.
 
     Raises InfrastructureError where no broker answers, or the group does not settle within a minute."""
-    with admin_client(kafka) as connected:
-        admin: Any = connected  # the type checker carries stubs of kafka-python 2
+    with Admin(kafka) as admin:
         members = _settled_members(admin, group)
-        offsets = admin.list_group_offsets(group)[group]
-    reports = {tp.partition: parse_report(meta.metadata) for tp, meta in offsets.items() if tp.topic == kafka.topic}
+        metadata = admin.group_metadata(group, kafka.topic)
+    reports = {partition: parse_report(text) for partition, text in metadata.items()}
     partitions: dict[int, Report | None] = {}
     for member in members:
         for partition in _assigned(member, kafka.topic):
@@ -135,26 +134,16 @@ def group_state(kafka: KafkaSettings, group: str) -> GroupState:
 def group_members(kafka: KafkaSettings, group: str) -> int:
     """Workers in the group that have finished joining; 0 while it shares its partitions anew or has no coordinator yet.
     Raises InfrastructureError where no broker answers."""
-    with admin_client(kafka) as admin:
-        described = _described(admin, group)
+    with Admin(kafka) as admin:
+        described = admin.group(group)
     return len(described["members"]) if described is not None and described["group_state"] == "Stable" else 0
 
 
-def _described(admin: Any, group: str) -> dict[str, Any] | None:
-    """None while the group has no coordinator."""
-    from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError
-
-    try:
-        return admin.describe_groups([group])[group]
-    except (CoordinatorLoadInProgressError, CoordinatorNotAvailableError):
-        return None
-
-
-def _settled_members(admin: Any, group: str) -> list[dict[str, Any]]:
+def _settled_members(admin: Admin, group: str) -> list[dict[str, Any]]:
     deadline = time.monotonic() + _SETTLE_SECONDS
     state = "its coordinator is not there"
     while time.monotonic() < deadline:
-        if (described := _described(admin, group)) is not None:
+        if (described := admin.group(group)) is not None:
             state = described["group_state"]
             if state in _SETTLED:
                 return described["members"]

@@ -10,19 +10,13 @@ the store still has is merged again without effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 from spoor.activity.lake import Lake
 from spoor.base.errors import UsageError
 from spoor.base.numbers import number_text
-from spoor.streaming.kafka.broker import kafka_errors
+from spoor.broker.reader import GroupReader
 from spoor.streaming.settings import WorkerSettings
-
-if TYPE_CHECKING:
-    from kafka import KafkaConsumer
-    from kafka.structs import TopicPartition
 
 
 def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]:
@@ -31,16 +25,13 @@ def start_after_backfill(settings: WorkerSettings, lake: Lake) -> dict[int, int]
 
     Raises UsageError where there was no backfill, the lake has another topic or the group is at work,
     InfrastructureError without a broker."""
-    from kafka.structs import TopicPartition
-
     topic = settings.kafka.topic
     begins = _begins(lake, topic)
-    with _group(settings) as consumer:
-        partitions = [TopicPartition(topic, partition) for partition in sorted(begins)]
-        consumer.assign(partitions)
-        fresh = {tp: begins[tp.partition] for tp in partitions if consumer.committed(tp) is None}
-        _commit(settings, consumer, fresh, why="from the lake", option="--from-lake")
-    return {tp.partition: offset for tp, offset in fresh.items()}
+    with GroupReader(settings.kafka, settings.stream.group) as reader:
+        committed = reader.committed(topic)
+        fresh = {partition: offset for partition, offset in sorted(begins.items()) if partition not in committed}
+        _commit(settings, reader, fresh, why="from the lake", option="--from-lake")
+    return fresh
 
 
 def rewind(settings: WorkerSettings, *, to_ms: int, dry_run: bool = False) -> dict[int, tuple[int, int]]:
@@ -49,55 +40,30 @@ def rewind(settings: WorkerSettings, *, to_ms: int, dry_run: bool = False) -> di
 
     A partition without a committed offset begins at its earliest record anyway. Raises UsageError while the group has
     workers, InfrastructureError without a broker."""
-    from kafka.structs import TopicPartition
-
     topic = settings.kafka.topic
-    with _group(settings) as consumer:
-        partitions = [
-            TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic) or ())
-        ]
-        consumer.assign(partitions)
-        found = consumer.offsets_for_times(dict.fromkeys(partitions, to_ms)) if partitions else {}
-        moved: dict[TopicPartition, tuple[int, int]] = {}
-        for tp in partitions:
-            committed, then = consumer.committed(tp), found[tp]
-            if committed is not None and then is not None and then.offset < committed:
-                moved[tp] = committed, then.offset
+    with GroupReader(settings.kafka, settings.stream.group) as reader:
+        then = reader.first_offsets(topic, to_ms)
+        moved = {
+            partition: (committed, then[partition])
+            for partition, committed in reader.committed(topic).items()
+            if partition in then and then[partition] < committed
+        }
         if not dry_run:
-            begins = {tp: offset for tp, (_, offset) in moved.items()}
-            _commit(settings, consumer, begins, why="rewound", option="--rewind")
-    return {tp.partition: offsets for tp, offsets in moved.items()}
-
-
-@contextmanager
-def _group(settings: WorkerSettings) -> Iterator[KafkaConsumer]:
-    """A consumer that speaks for the group without joining it."""
-    from kafka import KafkaConsumer
-
-    with kafka_errors(settings.kafka):
-        options: dict[str, Any] = settings.kafka.consumer_options() | {"group_id": settings.stream.group}
-        options["bootstrap_timeout_ms"] = int(settings.kafka.request_timeout_seconds * 1000)
-        with closing(KafkaConsumer(**options)) as consumer:
-            yield consumer
+            begins = {partition: offset for partition, (_, offset) in moved.items()}
+            _commit(settings, reader, begins, why="rewound", option="--rewind")
+    return moved
 
 
 def _commit(
-    settings: WorkerSettings, consumer: KafkaConsumer, offsets: Mapping[TopicPartition, int], *, why: str, option: str
+    settings: WorkerSettings, reader: GroupReader, offsets: Mapping[int, int], *, why: str, option: str
 ) -> None:
-    """The broker takes it from a consumer that is no member only while the group has none."""
-    from kafka.errors import CommitFailedError
-    from kafka.structs import OffsetAndMetadata
-
-    if not offsets:
-        return
-    try:
-        consumer.commit({tp: OffsetAndMetadata(offset, why, -1) for tp, offset in offsets.items()})
-    except CommitFailedError:
+    """Raises UsageError while the group has members."""
+    if offsets and not reader.commit(settings.kafka.topic, offsets, note=why):
         raise UsageError(
             f"group `{settings.stream.group}` has workers: its offsets are theirs",
             hint=f"start without {option}, or stop the group's workers first; one that was killed is a member for "
             f"{number_text(settings.kafka.session_timeout_seconds)} s more",
-        ) from None
+        )
 
 
 def _begins(lake: Lake, topic: str) -> dict[int, int]:

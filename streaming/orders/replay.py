@@ -16,7 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,11 @@ from spoor.activity.events import decode_event
 from spoor.activity.forgotten import ForgottenUsers
 from spoor.activity.settings import EventSettings
 from spoor.base.errors import InfrastructureError
+from spoor.broker.producer import Producer, Record
+from spoor.broker.reader import KafkaRange, TopicReader
 from spoor.broker.settings import KafkaSettings
 from spoor.broker.topics import no_such_topic
-from spoor.streaming.kafka.broker import MAX_REQUEST_BYTES, admin_client, kafka_errors
+from spoor.streaming.kafka.broker import MAX_REQUEST_BYTES
 from spoor.streaming.records.dead_letters import REPLAY_HEADER, DeadLetter, decode_dead_letter, digest
 from spoor.streaming.settings import WorkerSettings
 
@@ -118,9 +120,10 @@ def _is_past(letter: DeadLetter, forgotten: ForgottenUsers, events: EventSetting
 def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter], is_past: Callable[[DeadLetter], bool]) -> Counter[str]:
     """Returns by reason how many letters the activity topic refused for their size: these stay open."""
     refused: Counter[str] = Counter()
-    with _producer(kafka) as producer:
+    # Compressed, as what is larger than the topic's limit was when it came.
+    with Producer(kafka, max_request_size=MAX_REQUEST_BYTES, compression_type="gzip") as producer:
         for chunk in _chunks(letters):
-            produced: list[tuple[DeadLetter, Any]] = []
+            produced: list[DeadLetter] = []
             closed: list[DeadLetter] = []
             for letter in chunk:
                 if letter.is_gone:
@@ -133,16 +136,15 @@ def _replay(kafka: KafkaSettings, letters: Iterator[DeadLetter], is_past: Callab
                 elif is_past(letter):
                     closed.append(letter)
                 else:
-                    produced.append((letter, _sent(producer, kafka, letter)))
-            for letter, future in produced:
-                if _acknowledged(future, kafka):
+                    produced.append(letter)
+            taken = producer.offer(_record(kafka, letter) for letter in produced)
+            for letter, is_taken in zip(produced, taken, strict=True):
+                if is_taken:
                     closed.append(letter)
                 else:
                     log.warning("dead letter %s stays open: topic %s refuses its size", letter.origin, kafka.topic)
                     refused[letter.reason] += 1
-            ends = [producer.send(kafka.dead_letter_topic, key=letter.origin.encode()) for letter in closed]
-            for future in ends:
-                future.get(timeout=2 * kafka.request_timeout_seconds)
+            producer.deliver(Record(kafka.dead_letter_topic, letter.origin.encode(), None) for letter in closed)
     return refused
 
 
@@ -160,36 +162,10 @@ def _chunks(letters: Iterator[DeadLetter]) -> Iterator[list[DeadLetter]]:
         yield chunk
 
 
-def _sent(producer: Any, kafka: KafkaSettings, letter: DeadLetter) -> Any:
-    """The record's future; None where the client itself refuses its size."""
-    from kafka.errors import MessageSizeTooLargeError
-
-    try:
-        return producer.send(kafka.topic, key=_key(letter), value=letter.value, headers=_header(letter))
-    except MessageSizeTooLargeError:
-        return None
-
-
-def _key(letter: DeadLetter) -> bytes | None:
-    """The original key. The client refuses records with neither key nor value: those get an empty key."""
-    return b"" if letter.key is None and letter.value is None else letter.key
-
-
-def _header(letter: DeadLetter) -> list[tuple[str, bytes]]:
-    return [(REPLAY_HEADER, (letter.replay_of or letter.origin).encode())]
-
-
-def _acknowledged(sent: Any, kafka: KafkaSettings) -> bool:
-    """False: the record is too large for its topic."""
-    from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
-
-    if sent is None:
-        return False
-    try:
-        sent.get(timeout=2 * kafka.request_timeout_seconds)
-    except (MessageSizeTooLargeError, RecordListTooLargeError):
-        return False
-    return True
+def _record(kafka: KafkaSettings, letter: DeadLetter) -> Record:
+    """The original key and value. The client refuses records with neither: those get an empty key."""
+    key = b"" if letter.key is None and letter.value is None else letter.key
+    return Record(kafka.topic, key, letter.value, [(REPLAY_HEADER, (letter.replay_of or letter.origin).encode())])
 
 
 def _age(letter: DeadLetter) -> tuple[int, str, int, int]:
@@ -216,108 +192,34 @@ def _letters(kafka: KafkaSettings, places: Collection[Place], reason: str | None
 def _looked_up(kafka: KafkaSettings, letters: Sequence[DeadLetter] | Iterator[DeadLetter]) -> Iterator[DeadLetter]:
     """The letters, references with the key and value that lie at their origins."""
     with ExitStack() as stack:
-        origins: _Origins | None = None
+        origins: TopicReader | None = None
         for letter in letters:
             if letter.is_reference:
                 if origins is None:
-                    origins = stack.enter_context(closing(_Origins(kafka)))
-                letter = origins.look_up(letter)
+                    origins = stack.enter_context(TopicReader(kafka))
+                letter = _with_origin(origins, letter)
             yield letter
 
 
-class _Origins:
-    """Reads single records. Raises InfrastructureError where Kafka does not answer."""
-
-    def __init__(self, kafka: KafkaSettings) -> None:
-        from kafka import KafkaConsumer
-
-        self._kafka = kafka
-        options: Any = kafka.consumer_options() | {"auto_offset_reset": "none", "max_poll_records": 1}
-        with kafka_errors(kafka):
-            self._consumer: Any = KafkaConsumer(**options)
-
-    def close(self) -> None:
-        self._consumer.close()
-
-    def look_up(self, letter: DeadLetter) -> DeadLetter:
-        """The letter as it came where the record is not there any more, or another one is in its place."""
-        from kafka.structs import TopicPartition
-
-        with kafka_errors(self._kafka):
-            if letter.partition not in (self._consumer.partitions_for_topic(letter.topic) or ()):
-                return letter
-            tp = TopicPartition(letter.topic, letter.partition)
-            low, high = (
-                found[tp] for found in (self._consumer.beginning_offsets([tp]), self._consumer.end_offsets([tp]))
-            )
-            if not low <= letter.offset < high:
-                return letter
-            record = self._record(tp, letter.offset)
-        if record is None or digest(record.key, record.value) != letter.sha256:
-            return letter
-        return replace(letter, key=record.key, value=record.value)
-
-    def _record(self, tp: Any, offset: int) -> Any:
-        """None: the offset has no record any more."""
-        from kafka.errors import OffsetOutOfRangeError
-
-        self._consumer.assign([tp])
-        self._consumer.seek(tp, offset)
-        deadline = time.monotonic() + 2 * self._kafka.request_timeout_seconds
-        while self._consumer.position(tp) <= offset:
-            try:
-                records = self._consumer.poll(timeout_ms=500).get(tp, [])
-            except OffsetOutOfRangeError:  # deleted a moment ago
-                return None
-            if records:
-                return records[0] if records[0].offset == offset else None
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no record of {tp.topic} within the deadline")
-        return None
+def _with_origin(reader: TopicReader, letter: DeadLetter) -> DeadLetter:
+    """The letter as it came where its record is gone, or another record is in its place."""
+    low, high = reader.bounds(letter.topic).get(letter.partition, (0, 0))
+    if not low <= letter.offset < high:
+        return letter
+    item = KafkaRange(letter.topic, letter.partition, letter.offset, letter.offset + 1)
+    for records in reader.read(item):
+        for record in records:
+            if digest(record.key, record.value) == letter.sha256:
+                return replace(letter, key=record.key, value=record.value)
+    return letter
 
 
 def _records(kafka: KafkaSettings) -> Iterator[Any]:
-    """Every record of the dead-letter topic up to its present end, in order within each partition."""
-    from kafka import KafkaConsumer
-    from kafka.structs import TopicPartition
-
-    with admin_client(kafka) as admin:
-        present = set(admin.list_topics())
+    """Every record of the dead-letter topic up to its present end, partition by partition in order."""
+    with TopicReader(kafka) as reader:
+        present = reader.topics()
         if missing := [topic for topic in (kafka.dead_letter_topic, kafka.topic) if topic not in present]:
             raise no_such_topic(kafka, missing, present)
-    with kafka_errors(kafka):
-        options: Any = kafka.consumer_options() | {"auto_offset_reset": "earliest"}
-        consumer = KafkaConsumer(**options)
-        try:
-            partitions = consumer.partitions_for_topic(kafka.dead_letter_topic) or set()
-            topic_partitions = [TopicPartition(kafka.dead_letter_topic, p) for p in sorted(partitions)]
-            consumer.assign(topic_partitions)
-            ends = consumer.end_offsets(topic_partitions)
-            yield from _until(consumer, ends, timeout_seconds=2 * kafka.request_timeout_seconds)
-        finally:
-            consumer.close()
-
-
-def _until(consumer: Any, ends: Mapping[Any, int], *, timeout_seconds: float) -> Iterator[Any]:
-    deadline = time.monotonic() + timeout_seconds
-    while any(consumer.position(tp) < end for tp, end in ends.items()):
-        for records in consumer.poll(timeout_ms=500).values():
-            yield from records
-            deadline = time.monotonic() + timeout_seconds
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no record of the dead-letter topic within {timeout_seconds:.0f} s")
-
-
-@contextmanager
-def _producer(kafka: KafkaSettings) -> Iterator[Any]:
-    from kafka import KafkaProducer
-
-    with kafka_errors(kafka):
-        # Compressed, as what is larger than the topic's limit was when it came.
-        options: Any = kafka.client_options() | {"max_request_size": MAX_REQUEST_BYTES, "compression_type": "gzip"}
-        options["allow_auto_create_topics"] = False
-        producer = KafkaProducer(**options)
-        try:
-            yield producer
-        finally:
-            producer.close()
+        for partition, (low, high) in reader.bounds(kafka.dead_letter_topic).items():
+            for records in reader.read(KafkaRange(kafka.dead_letter_topic, partition, low, high)):
+                yield from records

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from spoor.activity.history import Histories
 from spoor.base.errors import UsageError
+from spoor.broker.topics import DEFAULT_RECORD_BYTES
 from spoor.feature_repo.releases import is_retired
-from spoor.streaming.kafka.broker import DEFAULT_RECORD_BYTES, check_topics
+from spoor.streaming.kafka.broker import check_topics
 from spoor.streaming.pipeline.daemon_threads import DaemonThreads
 from spoor.streaming.pipeline.dead_letter_writer import DeadLetterWriter
 from spoor.streaming.pipeline.pacer import EncodePacer

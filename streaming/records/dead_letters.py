@@ -25,8 +25,6 @@ from spoor.base.errors import DataError, EventError
 
 REPLAY_HEADER = "spoor-replay-of"  # on a replayed record: the origin key of the first dead letter
 ORIGIN_CHARACTERS = 300  # of `topic/partition/offset`: a topic's name has at most 249
-ENVELOPE_BYTES = 4096  # of JSON around the original bytes, at most
-LEAST_TOPIC_BYTES = 2 * ENVELOPE_BYTES  # what the topic must take: any reference
 Form = Literal["plain", "zlib", "reference"]
 FORMS: tuple[Form, ...] = ("plain", "zlib", "reference")  # the fullest first
 _RECORD_BYTES = 128  # of a batch and a record around key and value

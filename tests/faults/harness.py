@@ -25,9 +25,10 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
 
+from spoor.broker.create_topics import ensure_topics
+from spoor.broker.reader import group_lag
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings, load_settings
-from spoor.operations.kafka_admin import ensure_topics, group_lag
 from spoor.store.repo import apply, create_repo
 from spoor.streaming.orders.control import group_members
 from spoor.streaming.orders.handover import rewind

@@ -70,7 +70,7 @@ def test_expiring_tells_counts_and_what_holds_markers_back_and_takes_no_users(
         return dataclasses.replace(EXPIRED, dry_run=options["dry_run"])
 
     monkeypatch.setattr("spoor.batch.forget.expire.run_expire", run_expire)
-    monkeypatch.setattr("spoor.services.local.require_broker", lambda _: None)
+    monkeypatch.setattr("spoor.broker.reach.require_broker", lambda _: None)
     monkeypatch.setattr("spoor.streaming.orders.replay.oldest_letter_ms", lambda _: 5)
     done = spoor("forget", "--expire", "--yes")
     assert done.code == 0

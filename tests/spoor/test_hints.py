@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, get_args
 import click
 import pytest
 
-from spoor.base.errors import DataError, UsageError
+from spoor.base.errors import DataError, InfrastructureError, UsageError
 from spoor.base.times import parse_duration_ms, parse_time_ms
+from spoor.broker.settings import KafkaSettings
 from spoor.cli import app
 from spoor.config import SECTIONS, load_settings
 from spoor.encoder.data.split import Protocol, check_split
@@ -313,19 +314,25 @@ def test_where_another_broker_is_configured_no_hint_names_the_embedded_one(spoor
 
 def test_a_kafka_client_s_own_errors_name_the_same_way_out():
     from spoor.batch.kafka.kafka_source import RangeReader
-    from spoor.batch.kafka.publish import _down
-    from spoor.batch.kafka.topics import topic_ids
-    from spoor.streaming.kafka.broker import no_broker
+    from spoor.batch.kafka.publish import _publishing
+    from spoor.broker.admin import topic_ids
+    from spoor.broker.clients import no_broker
 
     kafka = load_settings(environ={}).kafka
     away = replace(kafka, bootstrap_servers="127.0.0.1:1", request_timeout_seconds=0.2)
-    hints = [_down(away, OSError()).hint, no_broker(away, OSError()).hint]
+
+    def publishing(kafka: KafkaSettings) -> str:
+        with pytest.raises(InfrastructureError, match="cannot publish") as raised, _publishing():
+            raise no_broker(kafka, OSError())
+        return raised.value.hint
+
+    hints = [publishing(away), no_broker(away, OSError()).hint]
     for asks in (lambda: RangeReader(away), lambda: topic_ids(away, ["activity"])):
         with pytest.raises(Exception, match=r"127\.0\.0\.1:1") as raised:
             asks()
         hints.append(raised.value.hint)
     assert [hint for hint in hints if "services up" in hint or "kafka.bootstrap_servers" not in hint] == []
-    assert "spoor services up" in _down(kafka, OSError()).hint
+    assert "spoor services up" in publishing(kafka)
 
 
 @pytest.mark.parametrize("recorded", get_args(Protocol))

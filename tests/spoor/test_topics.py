@@ -12,9 +12,9 @@ from kafka.admin import NewTopic
 
 from spoor.base.errors import UsageError
 from spoor.batch.kafka.kafka_source import RangeReader
+from spoor.broker.create_topics import create_topics, ensure_topics
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.operations.kafka_admin import create_topics, ensure_topics
 from spoor.streaming.orders.replay import list_dead_letters, replay_dead_letters
 from tests.brokers import one_node, running_broker
 from tests.conftest import free_port, settings_in

@@ -26,9 +26,9 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from spoor.activity.events import Event, encode_event
 from spoor.activity.hashing import hash_item, hash_name
 from spoor.activity.packing import unpack
+from spoor.broker.create_topics import ensure_topics
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings, load_settings
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.repo import apply, create_repo
 from spoor.store.rows import EmbeddingRow, embedding_row_from_record

@@ -11,9 +11,9 @@ import pytest
 from kafka import KafkaAdminClient
 
 from spoor.base.errors import UsageError
+from spoor.broker.create_topics import ensure_topics
 from spoor.config import load_settings
 from spoor.encoder.release.folder import mark_retired
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.operations.releases import retire
 from spoor.store.repo import apply
 from spoor.streaming.pipeline.processor import BatchProcessor, Written

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from spoor.base.errors import InfrastructureError
+from spoor.broker.create_topics import ensure_topics
+from spoor.broker.reach import answers
+from spoor.broker.reader import group_lag
 from spoor.broker.settings import KafkaSettings
-from spoor.operations.kafka_admin import ensure_topics, group_lag
-from spoor.services import local as services
 from spoor.streaming.orders.replay import list_dead_letters
 from spoor.streaming.worker import run_worker
 from tests.brokers import one_node, running_broker
@@ -109,7 +110,7 @@ def test_whoever_is_not_let_in_is_told_so_and_no_secret(
     caplog: pytest.LogCaptureFixture,
 ):
     other = new_authority(tmp_path_factory.mktemp("other"))
-    assert all(services.answers(login) for login in logins.values())
+    assert all(answers(login) for login in logins.values())
     for what, kafka in strangers(logins, authority, other).items():
         impatient = dataclasses.replace(kafka, request_timeout_seconds=3.0)
         with pytest.raises(InfrastructureError, match="no Kafka broker answers") as caught:

@@ -15,8 +15,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from spoor.activity.events import Event
 from spoor.activity.packing import unpack_readable
 from spoor.base.errors import InfrastructureError, UsageError
+from spoor.broker.create_topics import ensure_topics
 from spoor.broker.settings import KafkaSettings
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.services import local as services
 from spoor.store.repo import apply
 from spoor.streaming.orders.replay import list_dead_letters, replay_dead_letters

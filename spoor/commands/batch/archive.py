@@ -27,8 +27,8 @@ def archive(
 ) -> None:
     """Bring Kafka's events into the lake."""
     from spoor.batch.kafka.archive import run_archive
+    from spoor.broker.reach import require_broker
     from spoor.services.flink import batch_runner
-    from spoor.services.local import require_broker
 
     settings = invocation.settings()
     require_broker(settings.kafka)

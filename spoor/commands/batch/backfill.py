@@ -59,7 +59,7 @@ def backfill(
         raise UsageError("--from and --to belong together: one is missing", hint="give both, or neither")
     from spoor.batch.releases import chosen_releases, live_names
     from spoor.batch.users.backfill import run_backfill
-    from spoor.operations.kafka_admin import ensure_topics
+    from spoor.broker.create_topics import ensure_topics
     from spoor.operations.orders import unwritten, way_to_write
     from spoor.services.flink import batch_runner
 

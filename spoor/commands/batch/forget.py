@@ -73,7 +73,7 @@ def forget(
 
 def _expire(invocation: Invocation, *, grace_ms: int | None, yes: bool, dry_run: bool) -> None:
     from spoor.batch.forget.expire import GRACE_MS, run_expire
-    from spoor.services.local import require_broker
+    from spoor.broker.reach import require_broker
     from spoor.streaming.orders.replay import oldest_letter_ms
 
     settings = invocation.settings()

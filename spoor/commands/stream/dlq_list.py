@@ -25,7 +25,7 @@ _SHOWN_BYTES = 60  # of a dead letter's original value
 @pass_invocation
 def list_letters(invocation: Invocation, reason: str | None, limit: int | None) -> None:
     """List refused records with their reasons."""
-    from spoor.services.local import require_broker
+    from spoor.broker.reach import require_broker
     from spoor.streaming.orders.replay import list_dead_letters
 
     settings = invocation.settings()

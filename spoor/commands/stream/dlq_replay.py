@@ -21,7 +21,7 @@ def replay_letters(invocation: Invocation, reason: str | None, dry_run: bool) ->
     code 1 if letters stay open because the topic refuses their size.
     """
     from spoor.activity.lake import open_lake
-    from spoor.services.local import require_broker
+    from spoor.broker.reach import require_broker
     from spoor.streaming.orders.replay import replay_dead_letters
 
     settings = invocation.settings()

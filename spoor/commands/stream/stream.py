@@ -49,8 +49,8 @@ def stream(
         raise UsageError("--from-lake begins a group, --rewind moves one back", hint="give one of them")
     from spoor.activity.lake import open_lake
     from spoor.base.files import refuse_foreign_file
+    from spoor.broker.create_topics import ensure_topics
     from spoor.feature_repo.releases import live_releases
-    from spoor.operations.kafka_admin import ensure_topics
     from spoor.streaming.orders.control import group_members
     from spoor.streaming.orders.handover import start_after_backfill
     from spoor.streaming.pipeline.stores import releases_to_keep_fresh
@@ -92,7 +92,7 @@ def stream(
 def _rewind(settings: Settings, duration_ms: int, *, dry_run: bool = False) -> dict[int, tuple[int, int]]:
     """Moves the group back, and says so. Assumes that the broker's clock and this machine's agree."""
 
-    from spoor.services.local import require_broker
+    from spoor.broker.reach import require_broker
     from spoor.streaming.orders.handover import rewind
 
     require_broker(settings.kafka)

@@ -20,8 +20,8 @@ from spoor.activity.lake import LAKE_SCHEMA
 from spoor.base.errors import DataError, InfrastructureError, UsageError
 from spoor.base.locks import exclusive
 from spoor.batch.kafka.archive import open_lake, run_archive
+from spoor.broker.create_topics import ensure_topics
 from spoor.config import Settings
-from spoor.operations.kafka_admin import ensure_topics
 from tests.conftest import wait_until
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 from spoor.base.errors import DataError, InfrastructureError, UsageError
-from spoor.batch.kafka.kafka_source import KafkaRange, RangeReader, check_retained, gaps, plan_ranges
+from spoor.batch.kafka.kafka_source import RangeReader, check_retained, gaps, plan_ranges
+from spoor.broker.reader import KafkaRange
 from spoor.config import Settings
 
 

@@ -5,8 +5,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from spoor.base.errors import InfrastructureError, UsageError
+from spoor.broker.create_topics import delete_topic, ensure_topics
 from spoor.config import Settings
-from spoor.operations.kafka_admin import delete_topic, ensure_topics
 
 
 def create(settings: Settings, topic: str, **configs: str) -> None:

@@ -23,12 +23,12 @@ from spoor.activity.history import group_events, history_values
 from spoor.base.errors import InfrastructureError, ProblemsFound, UsageError
 from spoor.base.locks import exclusive
 from spoor.batch.kafka.publish import Publisher
+from spoor.broker.create_topics import ensure_topics
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
 from spoor.encoder.release.folder import load_release, mark_retired, read_info
 from spoor.encoder.release.inference import load_encoders
 from spoor.feature_repo.releases import PROMOTED_FILE, live_releases, promotion
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.operations.releases import plan_retirement, promote, retire
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online
@@ -226,7 +226,7 @@ def test_a_retirement_that_was_killed_is_finished_by_running_it_again(
     place = {
         "land_release": "spoor.batch.kafka.archive_embeddings.land_release",
         "apply": "spoor.store.repo.apply",
-        "delete_topic": "spoor.operations.kafka_admin.delete_topic",
+        "delete_topic": "spoor.broker.create_topics.delete_topic",
         "remove_release": "spoor.store.online.OnlineStore.remove_release",
     }[step]
 

@@ -14,9 +14,10 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from spoor.base.errors import InfrastructureError, UsageError
+from spoor.broker.create_topics import ensure_topics
+from spoor.broker.reach import answers, require_broker
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.services import local as services
 from tests.conftest import settings_in
 from tests.permissions import bound_by_permissions
@@ -105,7 +106,8 @@ def test_a_stop_and_start_on_other_ports_keeps_the_topics(broker: Settings, free
 
 def test_the_broker_outlives_the_command_that_started_it(settings: Settings):
     code = (
-        "import sys; from pathlib import Path; from spoor.config import load_settings; from spoor import services;"
+        "import sys; from pathlib import Path; from spoor.config import load_settings;"
+        "from spoor.services import local as services;"
         "services.up(load_settings(file=Path(sys.argv[1]), environ={}))"
     )
     file = settings.state_folder.parent / "spoor.toml"
@@ -205,7 +207,7 @@ def test_a_configured_broker_that_is_down_is_an_infrastructure_error(settings: S
 
 @pytest.mark.parametrize("address", ["", "nowhere", "localhost:notaport", "127.0.0.1:99999"])
 def test_an_address_that_is_none_does_not_answer(address: str):
-    assert not services.answers(KafkaSettings(bootstrap_servers=address or "::"))
+    assert not answers(KafkaSettings(bootstrap_servers=address or "::"))
 
 
 ODD_NAMES = ["jürgen 日本 🦌", "a, b;c=d:e", "[1]*?{x} # ! %41 ${sys:user.name} \\u0041 'q' \"r\"", "-x"]
@@ -300,7 +302,7 @@ def test_a_broker_on_another_port_than_the_settings_name_is_said_to_be_there(
 ):
     moved = dataclasses.replace(broker.kafka, port=free_ports[0])
     with pytest.raises(InfrastructureError, match=f"answers at 127.0.0.1:{broker.kafka.port}") as caught:
-        services.require_broker(moved)
+        require_broker(moved)
     assert f"set kafka.port = {broker.kafka.port}" in caught.value.hint
 
 
@@ -318,19 +320,19 @@ def test_no_client_of_a_second_project_reaches_the_first_one_s_broker(broker: Se
     for use in (
         second.kafka.client_options,
         second.kafka.consumer_options,
-        lambda: services.require_broker(second.kafka),
+        lambda: require_broker(second.kafka),
         lambda: ensure_topics(second.kafka),
     ):
         with pytest.raises(UsageError, match="is not the broker of") as caught:
             use()
         assert str(broker.kafka.folder / "data") in caught.value.message
-    assert not services.answers(second.kafka)
+    assert not answers(second.kafka)
     status = services.status(second)
     assert (status.running, status.answering) == (False, False)
     assert status.other is not None and str(broker.kafka.folder) in status.other
     assert services.down(second) is False and services.status(broker).answering
     configured = KafkaSettings(bootstrap_servers=broker.kafka.address)
-    assert services.answers(configured)
+    assert answers(configured)
     assert f'kafka.bootstrap_servers = "{configured.address}"' in caught.value.hint
 
 

@@ -9,13 +9,8 @@ from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from spoor.base.errors import InfrastructureError, UsageError
 from spoor.broker.settings import KafkaSettings
-from spoor.streaming.kafka.broker import (
-    broker_urls,
-    check_policies,
-    check_topics,
-    credentials,
-    dead_letter_bytes,
-)
+from spoor.broker.topics import check_policies, dead_letter_bytes
+from spoor.streaming.kafka.broker import broker_urls, check_topics, credentials
 from spoor.streaming.records.dead_letters import DeadLetter, encode_dead_letter
 
 
@@ -90,7 +85,7 @@ SMALL = {"activity-dead-letters": {"cleanup.policy": "compact", "max.message.byt
 
 @pytest.mark.parametrize("configs", [GOOD, {}, {"activity": {}}, GOOD | SMALL])
 def test_topics_that_keep_what_they_must_are_accepted_and_silence_is_not_judged(configs):
-    check_policies(KAFKA, configs, ["user-embeddings.base-1"])
+    check_policies(KAFKA, configs, ["base-1"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +99,7 @@ def test_topics_that_keep_what_they_must_are_accepted_and_silence_is_not_judged(
 )
 def test_topics_that_would_lose_records_are_refused_with_the_command_that_mends_them(topic, config, found):
     with pytest.raises(UsageError, match=found) as raised:
-        check_policies(KAFKA, GOOD | {topic: GOOD[topic] | config}, ["user-embeddings.base-1"])
+        check_policies(KAFKA, GOOD | {topic: GOOD[topic] | config}, ["base-1"])
     assert topic in raised.value.hint
 
 

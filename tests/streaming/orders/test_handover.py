@@ -12,9 +12,9 @@ from kafka.structs import OffsetAndMetadata
 
 from spoor.activity.lake import LAKE_SCHEMA, Lake
 from spoor.base.errors import InfrastructureError, UsageError
+from spoor.broker.create_topics import ensure_topics
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.streaming.orders.handover import rewind, start_after_backfill
 from tests.conftest import free_port, wait_until
 

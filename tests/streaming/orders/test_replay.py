@@ -9,8 +9,8 @@ from kafka import KafkaProducer
 from spoor.activity.events import Event, encode_event
 from spoor.activity.forgotten import ForgottenUsers
 from spoor.base.errors import DataError, UsageError
+from spoor.broker.create_topics import ensure_topics
 from spoor.config import Settings
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.streaming.orders.replay import list_dead_letters, oldest_letter_ms, replay_dead_letters
 from spoor.streaming.records.dead_letters import REPLAY_HEADER, DeadLetter, encode_dead_letter
 from tests.topics import topic_records

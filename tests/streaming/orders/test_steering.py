@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from spoor.base.errors import DataError, ProblemsFound
+from spoor.broker.create_topics import ensure_topics
 from spoor.config import load_settings
 from spoor.feature_repo.releases import live_releases
-from spoor.operations.kafka_admin import ensure_topics
 from spoor.operations.orders import pause, reload, resume, status, unwritten, way_to_write
 from spoor.operations.releases import promote
 from spoor.store.repo import apply

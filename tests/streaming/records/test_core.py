@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from spoor.activity.events import Event, encode_event
 from spoor.activity.hashing import hash_item
 from spoor.activity.settings import EventSettings
+from spoor.broker.topics import ENVELOPE_BYTES
 from spoor.streaming.records.core import DecodedBatch, Record, decode_batch, group_batch, lost_range
-from spoor.streaming.records.dead_letters import ENVELOPE_BYTES, REPLAY_HEADER, encode_dead_letter
+from spoor.streaming.records.dead_letters import REPLAY_HEADER, encode_dead_letter
 
 NOW = 1_750_000_000_000
 SETTINGS = EventSettings(actions=("view", "like"), surfaces=("home",))

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoor.base.errors import DataError, EventError
+from spoor.broker.topics import ENVELOPE_BYTES, LEAST_LETTER_BYTES
 from spoor.streaming.records.dead_letters import (
-    ENVELOPE_BYTES,
-    LEAST_TOPIC_BYTES,
     DeadLetter,
     decode_dead_letter,
     digest,
@@ -75,7 +74,7 @@ def test_the_fullest_form_that_fits_comes_first(value, most_bytes, forms):
 
 def test_any_reference_fits_into_the_smallest_topic():
     large = letter(b"k" * 10**6, b"v" * 10**6, topic="t" * 249, found="\N{CAT FACE}" * 10**4, expected="é" * 10**4)
-    assert sum(map(len, encode_dead_letter(large, "reference"))) < LEAST_TOPIC_BYTES
+    assert sum(map(len, encode_dead_letter(large, "reference"))) < LEAST_LETTER_BYTES
 
 
 def test_a_letter_of_an_earlier_version_is_read():
