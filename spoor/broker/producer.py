@@ -30,7 +30,7 @@ class Producer:
         limits = timeouts(kafka)
         limits["max_block_ms"] = limits["request_timeout_ms"]
         limits["delivery_timeout_ms"] = int(self._delivery_seconds * 1000)
-        all_options = kafka.client_options() | limits | {"allow_auto_create_topics": False} | options
+        all_options: dict[str, Any] = kafka.client_options() | limits | {"allow_auto_create_topics": False} | options
         with kafka_errors(kafka):
             self._client: Any = KafkaProducer(**all_options)
 
