@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spoor.activity.events import Event, encode_event, event_encoder
-from spoor.activity.fields import check_time
+from spoor.activity.rules import check_time
 from spoor.activity.simulator import SimulatorSettings, simulate
 from spoor.activity.sources.event_files import read_events
 from spoor.base.errors import EventError, InfrastructureError, UsageError
