@@ -51,8 +51,9 @@ def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any
     from spoor.encoder.data.corpus import Corpus
     from spoor.encoder.data.split import make_split, training_statistics
     from spoor.encoder.training.loop import train
+    from spoor.encoder.training.plan import PretrainRequest, make_plan
     from spoor.encoder.training.recipe import choose
-    from spoor.encoder.training.run import fresh_state, make_plan
+    from spoor.encoder.training.run import fresh_state
     from spoor.encoder.training.settings import PretrainSettings
 
     data = DATA / name / "events.parquet"
@@ -68,7 +69,8 @@ def measure(name: str, variant: str, *, seed: int, epochs: int) -> dict[str, Any
         chosen = recipe.settings | of_settings | {"mixture": "none", "refit_epochs": 0, "epochs": epochs, "seed": seed}
         settings = PretrainSettings(model=str(folder / "model.json"), **chosen)
         plan = make_plan(
-            data, out=folder / "variant-1", settings=settings, protocol="leave-one-out", folder=folder, fixed=chosen
+            PretrainRequest(data, out=folder / "variant-1", settings=settings, protocol="leave-one-out", fixed=chosen),
+            folder=folder,
         )
         state = fresh_state(plan)
         train(state, plan.schedule)

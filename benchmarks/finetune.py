@@ -37,6 +37,7 @@ from spoor.activity.settings import EventSettings
 from spoor.activity.sources.event_files import read_events, read_table, spread_ties
 from spoor.encoder.release.folder import Release, load_release
 from spoor.encoder.release.inference import FrozenEncoder
+from spoor.encoder.training.plan import PretrainRequest
 from spoor.encoder.training.run import run_pretrain
 from spoor.encoder.training.settings import PretrainSettings
 from spoor.feature_repo.settings import FeatureSettings
@@ -284,7 +285,7 @@ def main() -> int:
             events,
             read_table(DATA / options.name / "items.parquet"),
             chosen.impressions,
-            make_release=lambda table, out: run_pretrain(table, out=out, settings=pretraining),
+            make_release=lambda table, out: run_pretrain(PretrainRequest(table, out=out, settings=pretraining)),
         )
         measured, about = table(source, windows, chosen, settings, seeds=options.seeds, rows=rows, progress=_say)
     found = {

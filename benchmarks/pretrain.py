@@ -36,7 +36,8 @@ from spoor.encoder.data.split import TRAIN, Split
 from spoor.encoder.evaluation.scoring import Training
 from spoor.encoder.model.vocabulary import Vocabulary
 from spoor.encoder.training.parallel import ALONE
-from spoor.encoder.training.run import Plan, fresh_state, make_plan
+from spoor.encoder.training.plan import Plan, PretrainRequest, make_plan
+from spoor.encoder.training.run import fresh_state
 from spoor.encoder.training.settings import PretrainSettings
 from spoor.encoder.training.step import take_step
 
@@ -92,7 +93,8 @@ def measure(name: str, *, rounds: int, seconds: float, layers: int | None) -> di
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         auto = make_plan(
-            data, out=folder / "auto-1", settings=PretrainSettings(), protocol="leave-one-out", folder=folder
+            PretrainRequest(data, out=folder / "auto-1", settings=PretrainSettings(), protocol="leave-one-out"),
+            folder=folder,
         )
         recipe, counts = auto.model, auto.corpus.counts
         settings = SasrecSettings(
@@ -108,18 +110,20 @@ def measure(name: str, *, rounds: int, seconds: float, layers: int | None) -> di
         model, chosen = folder / "model.json", auto.settings
         model.write_text(json.dumps(recipe.to_json() | shape))
         plan = make_plan(
-            data,
-            out=folder / "jagged-1",
-            settings=PretrainSettings(
-                model=str(model),
-                negatives="full",
-                token_budget=int(settings.batch_users * clipped[clipped > 1].mean()),
-                learning_rate=settings.learning_rate,
-                average_decay=chosen.average_decay,
-                item_start="links",
-                refit_epochs=0,
+            PretrainRequest(
+                data,
+                out=folder / "jagged-1",
+                settings=PretrainSettings(
+                    model=str(model),
+                    negatives="full",
+                    token_budget=int(settings.batch_users * clipped[clipped > 1].mean()),
+                    learning_rate=settings.learning_rate,
+                    average_decay=chosen.average_decay,
+                    item_start="links",
+                    refit_epochs=0,
+                ),
+                protocol="leave-one-out",
             ),
-            protocol="leave-one-out",
             folder=folder,
         )
         contenders = {

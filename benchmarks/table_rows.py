@@ -38,7 +38,8 @@ def step_seconds(rows: int, *, steps: int) -> dict[str, float]:
     from spoor.activity.simulator import SimulatorSettings, simulate
     from spoor.encoder.model.config import MODEL_CONFIGS
     from spoor.encoder.training.parallel import ALONE
-    from spoor.encoder.training.run import fresh_state, make_plan
+    from spoor.encoder.training.plan import PretrainRequest, make_plan
+    from spoor.encoder.training.run import fresh_state
     from spoor.encoder.training.settings import PretrainSettings
     from spoor.encoder.training.step import take_step
 
@@ -49,7 +50,9 @@ def step_seconds(rows: int, *, steps: int) -> dict[str, float]:
         folder = Path(scratch)
         (folder / "model.json").write_text(json.dumps(replace(MODEL_CONFIGS["base"], **shape).to_json()))
         settings = PretrainSettings(model=str(folder / "model.json"), token_budget=4096, table_updates="sparse")
-        plan = make_plan(pa.concat_tables(simulate(events)), out=folder / "rows-1", settings=settings, folder=folder)
+        plan = make_plan(
+            PretrainRequest(pa.concat_tables(simulate(events)), out=folder / "rows-1", settings=settings), folder=folder
+        )
         state, stage = fresh_state(plan), plan.schedule.stages[0]
         state.model.train()
         seconds: list[float] = []

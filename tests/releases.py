@@ -10,8 +10,9 @@ import numpy as np
 from spoor.activity.hashing import hash_items, hash_names
 from spoor.encoder.model.config import MODEL_CONFIGS
 from spoor.encoder.model.vocabulary import Vocabulary
-from spoor.encoder.release.folder import ReleaseInfo, Weights, load_release, save_release
+from spoor.encoder.release.folder import Weights, load_release, save_release
 from spoor.encoder.release.inference import new_model
+from spoor.encoder.release.info import ReleaseInfo
 
 
 def vocabulary_of(items: Sequence[str], actions: Sequence[str], surfaces: Sequence[str]) -> Vocabulary:

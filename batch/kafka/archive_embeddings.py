@@ -34,7 +34,7 @@ from spoor.batch.settings import ArchiveSettings
 from spoor.broker.admin import topic_configs, topic_ids
 from spoor.broker.reader import KafkaRange, Span
 from spoor.broker.settings import KafkaSettings
-from spoor.encoder.release.folder import read_info
+from spoor.encoder.release.info import read_info
 from spoor.feature_repo.names import user_embedding_view
 from spoor.feature_repo.releases import live_releases
 from spoor.feature_repo.settings import FeatureSettings

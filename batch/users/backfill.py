@@ -58,7 +58,7 @@ from spoor.batch.users.backfill_steps import (
 )
 from spoor.batch.users.histories import bucket_groups, snapshot_times
 from spoor.batch.users.sweep import Swept, sweep
-from spoor.encoder.release.folder import read_info, short_histories
+from spoor.encoder.release.info import read_info, short_histories
 from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.store.offline import open_offline
 from spoor.store.offline_stores import warn_of_offline_store

@@ -42,7 +42,7 @@ from spoor.batch.releases import chosen_releases, encoders
 from spoor.batch.settings import BatchSettings
 from spoor.batch.users.histories import SLICE_USERS
 from spoor.batch.users.listing import list_users, listed_users, listing_folder, require_run
-from spoor.encoder.release.folder import read_info
+from spoor.encoder.release.info import read_info
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.rows import EmbeddingRow
 

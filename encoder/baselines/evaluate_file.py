@@ -21,7 +21,6 @@ from spoor.encoder.evaluation.report import EvaluationReport
 from spoor.encoder.evaluation.run import evaluate_scorers
 from spoor.encoder.evaluation.scoring import Scorer
 from spoor.encoder.release.folder import Release, load_release
-from spoor.kernels.backend import require_usable
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,6 @@ def evaluate_file(
     trains. Says what it will do on stderr. Raises UsageError for names that there are not and files that cannot be
     read, DataError when the release was trained on another split of other events, or nothing can be asked.
     """
-    if release is not None:
-        require_usable()
     loaded = load_release(release) if release is not None else None
     if loaded is not None:
         shuffle_ties = _shuffled_like(loaded, shuffle_ties)

@@ -23,14 +23,14 @@ from spoor.base.release_names import check_release_name
 from spoor.encoder.release.alignment import Compatibility, Floats
 from spoor.encoder.release.folder import (
     BEFORE_REFIT_FILE,
-    ReleaseInfo,
-    read_info,
+    check_free,
+    new_folder,
     training_record,
     verified_files,
     write_files,
 )
+from spoor.encoder.release.info import ReleaseInfo, read_info
 from spoor.encoder.release.packed_tables import ROWS_FILE
-from spoor.encoder.release.staging import check_free, new_folder
 
 _WEIGHTS, _ROTATION = "model.safetensors", "rotation"
 _DESCRIBED_ANEW = {"release.json", "MODEL_CARD.md", BEFORE_REFIT_FILE}

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,47 +32,20 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from spoor.activity.hashing import HASH_VERSION, READABLE_HASH_VERSIONS, hash_items
+from spoor.activity.hashing import HASH_VERSION, hash_items
 from spoor.base.errors import DataError, InfrastructureError, UsageError
-from spoor.base.files import atomic_write, read_at_most, restore_folder
-from spoor.base.release_names import RELEASE_NAME, check_release_name
+from spoor.base.files import atomic_write, replace_folder, restore_folder, unfinished_folder
+from spoor.base.release_names import check_release_name
 from spoor.encoder.model.config import ModelConfig
-from spoor.encoder.model.hashing import ROW_HASH_VERSION
 from spoor.encoder.model.vocabulary import Vocabulary
+from spoor.encoder.release.info import FORMAT, TRAIN_AGAIN, ReleaseInfo, read_file, read_info
 from spoor.encoder.release.model_card import model_card
-from spoor.encoder.release.staging import FORMAT, check_free, new_folder
-from spoor.encoder.release.staging import JSON_BYTES as _JSON_BYTES
 from spoor.encoder.release.training_end import TrainingEnd
 
 BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
-FORMAT_VERSION = 2
 Weights = Mapping[str, npt.NDArray[np.generic]]
-_TRAIN_AGAIN = "restore the folder from a copy, or remove it and train again with `spoor pretrain --release NAME`"
-
-
-@dataclass(frozen=True)
-class ReleaseInfo:
-    """What release.json says, without the weights."""
-
-    name: str
-    folder: Path
-    dimension: int  # floats of a user or item vector
-    max_events: int  # newest events that the model reads: its served_length
-    trained_through_ms: int  # time of the newest event that had any part in training
-    hash_version: int  # of activity/hashing.py
-    created_at: str  # ISO 8601, UTC
-    data_fingerprint: str  # SHA-256 of the training events
-    model: ModelConfig
-    split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
-    packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
-    aligned: Mapping[str, Any] | None = None  # whose vectors it turns, into whose space, and how near they come
-    ended: TrainingEnd | None = None  # how its training ended; None in releases from before this was kept
-    retired: bool = False  # nobody writes its rows any more
-
-    @property
-    def space(self) -> str:
-        """The release whose vectors this one's may stand in for: its own name, unless it was aligned."""
-        return self.name if self.aligned is None else self.aligned["space"]
+_ADDED = {"checksums.json", "alignment.json", "alignment.safetensors", "tables.bin", "tables.crc", "tables.json"}
+_NAMED = 3  # of foreign files, in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +128,7 @@ def write_files(
     training: Mapping[str, Any],
 ) -> None:
     """A release's files into its unfinished folder, with what describes them. Raises OSError."""
-    record = _record(info)
+    record = info.to_json()
     whole = dict(files) | {
         "MODEL_CARD.md": model_card(record, metrics=metrics, training=training).encode(),
         "release.json": json_bytes(record | {"training": dict(training)}),
@@ -183,9 +157,9 @@ def load_release(folder: Path) -> Release:
         )
         metrics = json.loads(files["metrics.json"])
     except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
-        raise DataError(f"release `{info.name}` cannot be read: {error}", hint=_TRAIN_AGAIN) from None
+        raise DataError(f"release `{info.name}` cannot be read: {error}", hint=TRAIN_AGAIN) from None
     if not np.array_equal(hash_items(vocabulary.item_ids), vocabulary.items):
-        raise DataError(f"release `{info.name}`: item ids and hashes do not fit together", hint=_TRAIN_AGAIN)
+        raise DataError(f"release `{info.name}`: item ids and hashes do not fit together", hint=TRAIN_AGAIN)
     return Release(info, vocabulary, weights, metrics)
 
 
@@ -194,7 +168,7 @@ def verified_files(info: ReleaseInfo, *, without: Collection[str] = ()) -> dict[
     files = {}
     for name, expected in checksums(info.folder).items():
         if name not in without:
-            files[name] = _read(info.folder / name)
+            files[name] = read_file(info.folder / name)
             if _sha256(_unmarked(files[name]) if name == "release.json" else files[name]) != expected:
                 raise does_not_match(info, name)
     return files
@@ -212,58 +186,11 @@ def known_items(info: ReleaseInfo) -> list[str]:
     try:
         return pq.read_table(pa.BufferReader(files["items.parquet"]))["item_id"].to_pylist()
     except (KeyError, pa.ArrowException) as error:
-        raise DataError(f"release `{info.name}`: items.parquet cannot be read: {error}", hint=_TRAIN_AGAIN) from None
+        raise DataError(f"release `{info.name}`: items.parquet cannot be read: {error}", hint=TRAIN_AGAIN) from None
 
 
 def does_not_match(info: ReleaseInfo, name: str) -> DataError:
-    return DataError(f"release `{info.name}`: file {name} does not match its checksum", hint=_TRAIN_AGAIN)
-
-
-def read_info(folder: Path) -> ReleaseInfo:
-    """release.json alone, in a millisecond; checksums are not verified. Errors as `load_release`."""
-    path = folder / "release.json"
-    if not path.exists():
-        restore_folder(folder)
-    if not path.exists():
-        names = ", ".join(f"`{info.name}`" for info in list_releases(folder.parent)) or "none"
-        raise UsageError(
-            f"there is no release `{folder.name}` in `{folder.parent}`; found: {names}",
-            hint="`spoor release list` shows what there is, `spoor pretrain --release NAME` makes one",
-        )
-    try:
-        record = json.loads(_read(path))
-        if record["format"] != FORMAT or record["format_version"] != FORMAT_VERSION:
-            raise DataError(
-                f"`{path}` is of format {record['format']} {record['format_version']}, "
-                f"expected {FORMAT} {FORMAT_VERSION}",
-                hint="use the version of Spoor that wrote it, or train the release again",
-            )
-        _check_hash_versions(path, record)
-        model = ModelConfig.from_json(record["model"])
-        info = ReleaseInfo(
-            folder=folder,
-            model=model,
-            name=record["name"],
-            dimension=record["dimension"],
-            max_events=record["max_events"],
-            trained_through_ms=record["trained_through_ms"],
-            hash_version=record["hash_version"],
-            created_at=record["created_at"],
-            data_fingerprint=record["data_fingerprint"],
-            split=record["split"],
-            packed=_packed(record),
-            aligned=_aligned(record),
-            ended=_ended(record),
-            retired=bool(record.get("retired", False)),
-        )
-    except (KeyError, TypeError, ValueError, RecursionError, UsageError) as error:
-        raise DataError(f"`{path}` does not describe a release: {error!r}", hint=_TRAIN_AGAIN) from None
-    if info.name != folder.name:
-        raise DataError(
-            f"`{folder}` holds the release `{info.name}`",
-            hint=f"a release keeps its name: rename the folder to {info.name}",
-        )
-    return info
+    return DataError(f"release `{info.name}`: file {name} does not match its checksum", hint=TRAIN_AGAIN)
 
 
 def mark_retired(folder: Path) -> ReleaseInfo:
@@ -271,7 +198,7 @@ def mark_retired(folder: Path) -> ReleaseInfo:
     InfrastructureError if the folder cannot be written."""
     info = read_info(folder)
     if not info.retired:
-        record = json.loads(_read(folder / "release.json"))
+        record = json.loads(read_file(folder / "release.json"))
         atomic_write(folder / "release.json", json_bytes(record | {"retired": True}))
     return replace(info, retired=True)
 
@@ -290,107 +217,82 @@ def _unmarked(data: bytes) -> bytes:
 def kept_file(folder: Path, name: str) -> bytes | None:
     """A file that not every release has, None where it has not. Raises InfrastructureError if it cannot be read."""
     path = folder / name
-    return _read(path) if path.exists() else None
-
-
-def list_releases(folder: Path) -> list[ReleaseInfo]:
-    """Every release in the folder, by name. Hidden folders (unfinished work) and folders without a release.json are
-    none; a folder that does not exist holds none. Raises DataError for a damaged one."""
-    if not folder.is_dir():
-        return []
-    found = sorted(path for path in folder.iterdir() if RELEASE_NAME.fullmatch(path.name))
-    return [read_info(path) for path in found if (path / "release.json").exists()]
-
-
-def short_histories(infos: Iterable[ReleaseInfo], *, kept: int) -> str | None:
-    """What to warn of where releases read more events than the `kept` ones that a stored history holds; None where
-    they do not."""
-    longer = [info for info in infos if info.max_events > kept]
-    if not longer:
-        return None
-    most = max(info.max_events for info in longer)
-    names = ", ".join(f"`{info.name}` {info.max_events}" for info in longer)
-    return (
-        f"history.max_events is {kept}, and a release reads more events ({names}): its vectors are made of the newest "
-        f"{kept} alone. Set history.max_events to {most} and run `spoor backfill`, which takes older events from the "
-        "lake"
-    )
-
-
-def _packed(record: Mapping[str, Any]) -> dict[str, str] | None:
-    """Raises KeyError, TypeError."""
-    packed = record.get("packed")
-    return None if packed is None else {key: str(packed[key]) for key in ("layout", "of")}
-
-
-def _aligned(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Raises KeyError, TypeError, UsageError."""
-    aligned = record.get("aligned")
-    if aligned is None:
-        return None
-    names = {key: check_release_name(aligned[key]) for key in ("of", "to", "space")}
-    return names | {"report": dict(aligned["report"])}
-
-
-def _ended(record: Mapping[str, Any]) -> TrainingEnd | None:
-    """Raises KeyError, TypeError."""
-    ended = record.get("ended")
-    return None if ended is None else TrainingEnd.from_json(ended)
-
-
-def _record(info: ReleaseInfo) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "name": info.name,
-        "dimension": info.dimension,
-        "max_events": info.max_events,
-        "trained_through_ms": info.trained_through_ms,
-        "hash_version": info.hash_version,
-        "row_hash_version": ROW_HASH_VERSION,
-        "created_at": info.created_at,
-        "data_fingerprint": info.data_fingerprint,
-        "model": info.model.to_json(),
-        "split": info.split,
-        **({} if info.packed is None else {"packed": dict(info.packed)}),
-        **({} if info.aligned is None else {"aligned": dict(info.aligned)}),
-        **({} if info.ended is None else {"ended": asdict(info.ended)}),
-    }
-
-
-def _check_hash_versions(path: Path, record: Mapping[str, Any]) -> None:
-    for key, readable in (("hash_version", READABLE_HASH_VERSIONS), ("row_hash_version", (ROW_HASH_VERSION,))):
-        if record[key] not in readable:
-            raise DataError(
-                f"`{path}` has {key} {record[key]}, this Spoor reads {' and '.join(map(str, readable))}: "
-                "its items would be mistaken",
-                hint="use the version of Spoor that wrote it, or train the release again",
-            )
+    return read_file(path) if path.exists() else None
 
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 by file. Raises DataError if they are not those of a release."""
     try:
-        found = json.loads(_read(folder / "checksums.json"))
+        found = json.loads(read_file(folder / "checksums.json"))
     except (ValueError, RecursionError):
         found = None
     needed = {"release.json", "model.safetensors", "vocabulary.safetensors", "items.parquet", "metrics.json"}
     if not isinstance(found, dict) or not needed <= found.keys():
-        raise DataError(f"`{folder / 'checksums.json'}` does not list the files of a release", hint=_TRAIN_AGAIN)
+        raise DataError(f"`{folder / 'checksums.json'}` does not list the files of a release", hint=TRAIN_AGAIN)
     return found
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return read_at_most(path, _JSON_BYTES) if path.suffix == ".json" else path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"file `{path}` is missing", hint=_TRAIN_AGAIN) from None
-    except ValueError as error:
-        raise DataError(str(error), hint=_TRAIN_AGAIN) from None
-    except OSError as error:
-        raise InfrastructureError(
-            f"cannot read `{path}`: {error.strerror or error}", hint="check the disk and the permissions"
-        ) from None
+def check_free(folder: Path, *, overwrite: bool, option: str = "--overwrite") -> None:
+    """Raises UsageError unless `folder` is free, or `overwrite` and it holds a release of its name and nothing else.
+    `option`: how the caller lets its user overwrite; empty = not at all."""
+    restore_folder(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    found = _release_name(folder)
+    if found != folder.name:
+        holds = f"holds the release `{found}`" if found else "is no release" if folder.is_dir() else "is a file"
+        raise UsageError(
+            f"`{folder}` exists and {holds}: only a release of the same name can be replaced",
+            hint=f"choose another folder, for example {_free_beside(folder)}; its last part is the release's name",
+        )
+    if not overwrite:
+        raise UsageError(
+            f"`{folder}` exists already; releases never change",
+            hint="choose another name" + (f", or replace it with {option}" if option else ""),
+        )
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _release_files(folder))
+    if foreign:
+        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+        raise UsageError(
+            f"`{folder}` also holds {', '.join(foreign[:_NAMED])}{more}, which are no part of the release",
+            hint="move them to another folder first, or choose another name",
+        )
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields an unfinished folder that takes the place of `folder` at the end, and is removed on any error.
+    Raises InfrastructureError if it cannot be written."""
+    with unfinished_folder(folder) as temporary:
+        yield temporary
+        replace_folder(folder, temporary)
+
+
+def _release_name(folder: Path) -> str | None:
+    """What release.json says, of whatever version; None where there is none."""
+    record = _json(folder / "release.json")
+    return str(record["name"]) if record.get("format") == FORMAT and "name" in record else None
+
+
+def _release_files(folder: Path) -> set[str]:
+    return _ADDED | set(_json(folder / "checksums.json"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty where there is none."""
+    with suppress(DataError, InfrastructureError, ValueError, RecursionError):
+        record = json.loads(read_file(path))
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def _free_beside(folder: Path) -> Path:
+    """Inside a folder of releases, which was perhaps meant; else beside the folder."""
+    inside = folder.is_dir() and any(folder.glob("[!.]*/release.json"))
+    stem = folder / "base" if inside else folder
+    numbered = (stem.with_name(f"{stem.name}-{number}") for number in range(1, 1_000_000))
+    return next(path for path in numbered if not path.exists())
 
 
 def _items_parquet(vocabulary: Vocabulary) -> bytes:

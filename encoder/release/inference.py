@@ -23,7 +23,8 @@ from spoor.encoder.model.hashing import vocabulary_rows
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 from spoor.encoder.release.allocator import keep_freed_memory
-from spoor.encoder.release.folder import Release, list_releases, load_release, read_info
+from spoor.encoder.release.folder import Release, load_release
+from spoor.encoder.release.info import list_releases, read_info
 from spoor.encoder.release.packed_tables import PackedTables, open_packed
 from spoor.kernels.backend import require_usable
 
@@ -32,7 +33,7 @@ _PADDING = 0.1  # most rows to add to a batch, as a share of its events
 
 
 class FrozenEncoder:
-    """Raises DataError when the weights do not fit the release's own configuration."""
+    """Raises as `frozen_model`."""
 
     def __init__(self, release: Release, *, token_budget: int = 8_192) -> None:
         """`token_budget`: events in one forward pass; bounds memory, does not change any vector."""
@@ -92,7 +93,6 @@ def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int =
     `threads`: how many processor threads torch may use in this process. One, because work spreads over processes:
     where threads outnumber free cores, torch's wait for one another in busy loops and encode ten times slower.
     """
-    require_usable()
     torch.set_num_threads(threads)
     keep_freed_memory()
     chosen = names or [info.name for info in list_releases(releases_folder)]
@@ -126,7 +126,9 @@ def item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
 
 
 def frozen_model(release: Release) -> UserEncoder:
-    """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration."""
+    """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration,
+    UsageError where this machine lacks what `kernels.backend` asks for."""
+    require_usable()
     packed = None
     if release.info.packed is not None:
         packed = open_packed(release.info, known_items=len(release.vocabulary.items))

@@ -28,16 +28,17 @@ from spoor.base.release_names import check_release_name
 from spoor.encoder.model.hashing import UNKNOWN
 from spoor.encoder.release.folder import (
     BEFORE_REFIT_FILE,
-    ReleaseInfo,
+    check_free,
     checksums,
     does_not_match,
     load_release,
-    read_info,
+    new_folder,
     training_record,
     verified_files,
     write_files,
 )
 from spoor.encoder.release.inference import item_rows
+from spoor.encoder.release.info import ReleaseInfo, read_info
 from spoor.encoder.release.packed_tables import (
     CHECKSUMS_FILE,
     RECORD_FILE,
@@ -45,7 +46,6 @@ from spoor.encoder.release.packed_tables import (
     open_packed,
     write_packed,
 )
-from spoor.encoder.release.staging import check_free, new_folder
 from spoor.kernels.hashed_gather import Layout, row_bytes
 
 _WEIGHTS, _TABLE = "model.safetensors", "items.weight"

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from spoor.base.errors import DataError, InfrastructureError
-from spoor.encoder.release.folder import ReleaseInfo
+from spoor.encoder.release.info import ReleaseInfo
 from spoor.kernels.hashed_gather.cpu import gather_on_cpu
 from spoor.kernels.hashed_gather.layouts import Layout, pack_rows, row_bytes
 

@@ -57,15 +57,18 @@ def archive(demo: Demo) -> Any:
 
 
 def pretrain(demo: Demo) -> Any:
+    from spoor.encoder.training.plan import PretrainRequest
     from spoor.encoder.training.run import run_pretrain
 
     result = run_pretrain(
-        open_lake(demo.settings.lake),
-        out=demo.settings.features.releases_folder / RELEASE,
-        settings=demo.settings.pretrain,
-        events=demo.settings.events,
-        fixed=demo.settings.given("pretrain"),
-        until_ms=demo.t70,
+        PretrainRequest(
+            open_lake(demo.settings.lake),
+            out=demo.settings.features.releases_folder / RELEASE,
+            settings=demo.settings.pretrain,
+            events=demo.settings.events,
+            fixed=demo.settings.given("pretrain"),
+            until_ms=demo.t70,
+        ),
         resume=True,
         overwrite=True,
     )

@@ -8,8 +8,8 @@ from spoor.base.errors import UsageError
 from spoor.config import Settings
 from spoor.encoder.release.align import check_alignable, save_aligned
 from spoor.encoder.release.alignment import Compatibility, compare, save_alignment
-from spoor.encoder.release.folder import read_info
 from spoor.encoder.release.inference import load_encoders
+from spoor.encoder.release.info import read_info
 from spoor.operations.probe import sample_users, stored_histories
 from spoor.store.online import open_online
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from spoor.base.errors import ProblemsFound, UsageError
 from spoor.base.locks import exclusive
 from spoor.config import Settings
-from spoor.encoder.release.folder import ReleaseInfo, known_items, mark_retired, read_info
+from spoor.encoder.release.folder import known_items, mark_retired
+from spoor.encoder.release.info import ReleaseInfo, read_info
 from spoor.feature_repo.names import aligned_ranker, item_embedding_view, ranker_service, user_embedding_view
 from spoor.feature_repo.releases import (
     LiveRelease,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spoor.base.errors import UsageError
-from spoor.encoder.release.folder import read_info, short_histories
+from spoor.encoder.release.info import read_info, short_histories
 from spoor.feature_repo.releases import live_releases
 from spoor.streaming.pipeline.daemon_threads import DaemonThreads
 from spoor.streaming.pipeline.encoder_process import EncoderProcess

@@ -12,8 +12,9 @@ from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.encoder.model.config import MODEL_CONFIGS, ModelConfig
 from spoor.encoder.model.vocabulary import Vocabulary
-from spoor.encoder.release.folder import ReleaseInfo, save_release
+from spoor.encoder.release.folder import save_release
 from spoor.encoder.release.inference import new_model
+from spoor.encoder.release.info import ReleaseInfo
 from tests.releases import vocabulary_of
 
 ITEM_IDS = [f"item-{n}" for n in range(50)]

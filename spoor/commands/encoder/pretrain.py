@@ -70,7 +70,8 @@ def pretrain(
         raise UsageError("--shuffle-ties needs --data", hint="the order of the lake's events stands")
     from spoor.activity.lake import open_lake
     from spoor.base.release_names import check_release_name
-    from spoor.encoder.release.folder import short_histories
+    from spoor.encoder.release.info import short_histories
+    from spoor.encoder.training.plan import PretrainRequest
     from spoor.encoder.training.run import run_pretrain
 
     if release is not None:
@@ -80,15 +81,17 @@ def pretrain(
     given = {name: value for name, value in flags.items() if value is not None}
     releases = settings.features.releases_folder
     result = run_pretrain(
-        data or open_lake(settings.lake),
-        out=out or releases / str(release),
-        settings=dataclasses.replace(settings.pretrain, **given),
-        events=settings.events,
-        protocol=protocol,
-        shuffle_ties=shuffle_ties,
-        until_ms=until_ms,
-        warm_start=release_folder(warm_start, releases) if warm_start else None,
-        fixed=settings.given("pretrain"),
+        PretrainRequest(
+            data or open_lake(settings.lake),
+            out=out or releases / str(release),
+            settings=dataclasses.replace(settings.pretrain, **given),
+            events=settings.events,
+            protocol=protocol,
+            shuffle_ties=shuffle_ties,
+            until_ms=until_ms,
+            warm_start=release_folder(warm_start, releases) if warm_start else None,
+            fixed=settings.given("pretrain"),
+        ),
         resume=resume,
         dry_run=dry_run,
         overwrite=overwrite,

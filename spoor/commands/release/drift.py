@@ -31,7 +31,7 @@ def drift(invocation: Invocation, name: str, before: datetime, after: datetime) 
     days apart. Exit code 1 if a figure is above its limit (settings: [drift]).
     """
     from spoor.batch.users.drift import read_drift
-    from spoor.encoder.release.folder import read_info
+    from spoor.encoder.release.info import read_info
 
     settings = invocation.settings()
     read_info(settings.features.releases_folder / name)

@@ -13,7 +13,7 @@ from spoor.commands import options
 from spoor.commands.invocation import Invocation, pass_invocation, time_text
 
 if TYPE_CHECKING:
-    from spoor.encoder.release.folder import ReleaseInfo
+    from spoor.encoder.release.info import ReleaseInfo
 
 
 @click.command("show")

@@ -35,8 +35,8 @@ from spoor.batch.users.backfill_steps import (
 )
 from spoor.batch.users.histories import PLACES, Span
 from spoor.config import Settings
-from spoor.encoder.release.folder import read_info
 from spoor.encoder.release.inference import FrozenEncoder, load_encoders
+from spoor.encoder.release.info import read_info
 from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online

@@ -14,8 +14,9 @@ from spoor.activity.history import Histories
 from spoor.base.errors import ProblemsFound, UsageError
 from spoor.encoder.release.align import save_aligned
 from spoor.encoder.release.alignment import Compatibility, compare
-from spoor.encoder.release.folder import ReleaseInfo, load_release, read_info
+from spoor.encoder.release.folder import load_release
 from spoor.encoder.release.inference import load_encoders, new_model
+from spoor.encoder.release.info import ReleaseInfo, read_info
 from spoor.encoder.release.pack import pack_release, plan_packing
 from spoor.encoder.training.warm_start import start_from_release
 from tests.releases import save_turned_release

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from spoor.base.errors import DataError, InfrastructureError, UsageError
-from spoor.encoder.release.folder import known_items, list_releases, load_release, mark_retired, read_info
-from spoor.encoder.release.staging import check_free
+from spoor.encoder.release.folder import check_free, known_items, load_release, mark_retired
+from spoor.encoder.release.info import list_releases, read_info
 
 FILES = {
     "release.json",
@@ -158,7 +158,7 @@ def test_a_foreign_release_is_a_data_error_with_a_hint(
 
 def test_json_is_not_read_beyond_what_a_release_holds(parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = parts.save(tmp_path / "base-1")
-    monkeypatch.setattr("spoor.encoder.release.folder._JSON_BYTES", 50)
+    monkeypatch.setattr("spoor.encoder.release.info._JSON_BYTES", 50)
     for read in (lambda: read_info(info.folder), lambda: known_items(info)):
         with pytest.raises(DataError, match="more than 50 bytes"):
             read()

@@ -10,8 +10,9 @@ import torch
 from safetensors import numpy as safetensors_numpy
 
 from spoor.base.errors import DataError, UsageError
-from spoor.encoder.release.folder import load_release, read_info, save_release
+from spoor.encoder.release.folder import load_release, save_release
 from spoor.encoder.release.inference import FrozenEncoder, item_rows, load_encoders
+from spoor.encoder.release.info import read_info
 from spoor.encoder.release.pack import pack_release, plan_packing, report_tables
 from spoor.encoder.release.packed_tables import open_packed
 from spoor.encoder.release.tuning import trainable

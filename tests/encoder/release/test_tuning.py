@@ -7,8 +7,9 @@ import torch
 from spoor.activity.hashing import hash_items
 from spoor.base.errors import DataError
 from spoor.encoder.model.config import MODEL_CONFIGS
-from spoor.encoder.release.folder import Release, ReleaseInfo
+from spoor.encoder.release.folder import Release
 from spoor.encoder.release.inference import new_model
+from spoor.encoder.release.info import ReleaseInfo
 from spoor.encoder.release.tuning import extended, trainable
 from tests.releases import vocabulary_of
 

@@ -16,8 +16,9 @@ from spoor.encoder.model.config import MODEL_CONFIGS
 from spoor.encoder.release.folder import load_release
 from spoor.encoder.training.loop import available_threads, train
 from spoor.encoder.training.parallel import Processes
+from spoor.encoder.training.plan import PretrainRequest, make_plan
 from spoor.encoder.training.progress import MlflowRun
-from spoor.encoder.training.run import fresh_state, make_plan, run_pretrain
+from spoor.encoder.training.run import fresh_state, run_pretrain
 from spoor.encoder.training.settings import PretrainSettings
 from tests.encoder.training.test_run import SETTINGS, THREE_LOSSES, circle
 
@@ -31,7 +32,7 @@ GOLDEN_RUNS: dict[str, dict[str, Any]] = {
 
 
 def losses_of(folder: Path, changes: dict[str, Any], steps: int) -> list[float]:
-    plan = make_plan(circle(), out=folder / "base-1", settings=replace(SETTINGS, **changes))
+    plan = make_plan(PretrainRequest(circle(), out=folder / "base-1", settings=replace(SETTINGS, **changes)))
     state = fresh_state(plan)
     train(state, plan.schedule, stop_after=steps)
     return state.losses
@@ -61,7 +62,7 @@ class Falling:
 
 def test_it_stops_when_patience_is_over_and_refits_the_best_weights(tmp_path: Path) -> None:
     settings = replace(SETTINGS, epochs=50, patience=3, refit_epochs=1)
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=settings)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     schedule = replace(plan.schedule, validator=Falling())
     second = fresh_state(plan)
     train(second, replace(schedule, validator=Falling()), stop_after=2 * plan.schedule.stages[0].reader.batches(0))
@@ -76,7 +77,7 @@ def test_it_stops_when_patience_is_over_and_refits_the_best_weights(tmp_path: Pa
 def test_a_future_token_loss_without_a_pair_fails(tmp_path: Path) -> None:
     """As at the end of a stage in which no segment was long enough."""
     settings = replace(SETTINGS, **THREE_LOSSES)
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=settings)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     state = fresh_state(plan)
     state.stage, state.epoch = 0, settings.epochs
     with pytest.raises(DataError, match=r"the future-token loss has weight 0[.]5 and saw no pair"):
@@ -91,12 +92,14 @@ def test_an_hour_is_not_used_by_a_short_run(tmp_path: Path) -> None:
 def test_tables_beyond_memory_are_refused_with_the_figures(tmp_path: Path) -> None:
     assert psutil.virtual_memory().total < MODEL_CONFIGS["paper"].hash_functions * 80_000_000 * 32 * 4 * 5
     with pytest.raises(UsageError, match=r"need 410 GB in each process.*not supported"):
-        make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, model="paper"))
+        make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, model="paper")))
 
 
 def test_sparse_updates_of_a_full_softmax_are_refused(tmp_path: Path) -> None:
     plan = make_plan(
-        circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, negatives="full", table_updates="sparse")
+        PretrainRequest(
+            circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, negatives="full", table_updates="sparse")
+        )
     )
     with pytest.raises(UsageError, match="every row has a gradient"):
         fresh_state(plan)
@@ -105,7 +108,11 @@ def test_sparse_updates_of_a_full_softmax_are_refused(tmp_path: Path) -> None:
 def test_mlflow_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)  # an import of it now fails
     with pytest.raises(UsageError, match="MLflow is not installed") as caught:
-        run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, mlflow_uri="http://127.0.0.1:9"))
+        run_pretrain(
+            PretrainRequest(
+                circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, mlflow_uri="http://127.0.0.1:9")
+            )
+        )
     assert "pip install" in caught.value.hint
 
 
@@ -139,7 +146,9 @@ def test_a_lost_mlflow_server_does_not_end_the_training(tmp_path: Path, monkeypa
     mlflow = LosesItsServer()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     uri = "http://127.0.0.1:9"
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=6, mlflow_uri=uri))
+    result = run_pretrain(
+        PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=6, mlflow_uri=uri))
+    )
     assert result.release is not None
     assert mlflow.asked == [uri, "base-1", 8, 16, 20, 24, 32, "FINISHED"]  # nothing was logged after 32 had failed
     printed = capsys.readouterr()
@@ -163,7 +172,7 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
 def test_tensorboard_finds_losses_and_quality(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=6))
+    result = run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=6)))
     log = EventAccumulator(str(tmp_path / "base-1"))
     log.Reload()
     assert {"loss", "learning_rate", "ndcg_at_10", "mean_cosine"} <= set(log.Tags()["scalars"])
@@ -175,10 +184,12 @@ def test_tensorboard_finds_losses_and_quality(tmp_path: Path) -> None:
 def test_a_later_release_starts_from_an_earlier_one(tmp_path: Path) -> None:
     """It knows ten more items; what both know is taken over."""
     settings = replace(SETTINGS, epochs=20, learning_rate=1e-2)
-    run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     few = replace(SETTINGS, epochs=1, learning_rate=1e-3)
-    cold = run_pretrain(circle(items=70), out=tmp_path / "cold", settings=few)
-    warm = run_pretrain(circle(items=70), out=tmp_path / "warm", settings=few, warm_start=tmp_path / "base-1")
+    cold = run_pretrain(PretrainRequest(circle(items=70), out=tmp_path / "cold", settings=few))
+    warm = run_pretrain(
+        PretrainRequest(circle(items=70), out=tmp_path / "warm", settings=few, warm_start=tmp_path / "base-1")
+    )
     assert warm.metrics["ndcg_at_10"] > cold.metrics["ndcg_at_10"] + 0.2
     told = json.loads((tmp_path / "warm" / "release.json").read_text())["training"]
     assert told["warm_start"] == "base-1"
@@ -186,8 +197,10 @@ def test_a_later_release_starts_from_an_earlier_one(tmp_path: Path) -> None:
 
 def test_direct_rows_are_matched_by_item(tmp_path: Path) -> None:
     settings = PretrainSettings(epochs=1)
-    run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
-    plan = make_plan(circle(items=70), out=tmp_path / "base-2", settings=settings, warm_start=tmp_path / "base-1")
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
+    plan = make_plan(
+        PretrainRequest(circle(items=70), out=tmp_path / "base-2", settings=settings, warm_start=tmp_path / "base-1")
+    )
     started = fresh_state(plan).model.items.weight
     earlier = load_release(tmp_path / "base-1")
     for index, item in enumerate(plan.vocabulary.item_ids, 1):
@@ -197,16 +210,20 @@ def test_direct_rows_are_matched_by_item(tmp_path: Path) -> None:
 
 
 def test_a_release_of_another_shape_is_refused(tmp_path: Path) -> None:
-    run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     plan = make_plan(
-        circle(), out=tmp_path / "x", settings=replace(SETTINGS, model="base"), warm_start=tmp_path / "base-1"
+        PretrainRequest(
+            circle(), out=tmp_path / "x", settings=replace(SETTINGS, model="base"), warm_start=tmp_path / "base-1"
+        )
     )
     with pytest.raises(UsageError, match=r"has another shape: hash_functions, .*differ"):
         fresh_state(plan)
 
 
 def test_the_recipe_leaves_what_was_chosen(tmp_path: Path) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=PretrainSettings(epochs=3), fixed={"token_budget"})
+    plan = make_plan(
+        PretrainRequest(circle(), out=tmp_path / "base-1", settings=PretrainSettings(epochs=3), fixed={"token_budget"})
+    )
     assert (plan.settings.epochs, plan.settings.token_budget) == (3, 512)
     assert plan.settings.negatives == "full" and plan.model.items == "direct"
     assert any("rows" in line or "row for each item" in line for line in plan.lines())

@@ -10,12 +10,14 @@ import pytest
 from safetensors import safe_open
 
 from spoor.base.errors import UsageError
-from spoor.encoder.release.folder import load_release, read_info
+from spoor.encoder.release.folder import load_release
+from spoor.encoder.release.info import read_info
 from spoor.encoder.release.training_end import TrainingEnd
 from spoor.encoder.training.checkpoint import TrainState, load_checkpoint
 from spoor.encoder.training.loop import train
 from spoor.encoder.training.pace import MEASURED_STEPS, StepPlan, divide, rounded_down
-from spoor.encoder.training.run import Plan, fresh_state, make_plan, run_pretrain
+from spoor.encoder.training.plan import Plan, PretrainRequest, make_plan
+from spoor.encoder.training.run import fresh_state, run_pretrain
 from spoor.encoder.training.settings import PretrainSettings
 from tests.encoder.training.test_run import SETTINGS, circle
 
@@ -38,7 +40,7 @@ def trained(plan: Plan, time_after: Callable[[int], float], *, stop_after: int |
 def limited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, TrainState]:
     """A run whose steps follow from the speed that it measured."""
     folder = tmp_path_factory.mktemp("limited")
-    plan = make_plan(circle(), out=folder / "base-1", settings=replace(LONG, max_minutes=0.05))
+    plan = make_plan(PretrainRequest(circle(), out=folder / "base-1", settings=replace(LONG, max_minutes=0.05)))
     return plan, trained(plan, steady(0.05))
 
 
@@ -56,17 +58,20 @@ def test_the_same_steps_give_the_same_losses_on_a_slow_machine(
     first = limited[1]
     assert first.planned is not None
     given = replace(LONG, steps=first.planned.total)
-    slow = trained(make_plan(circle(), out=tmp_path / "slow", settings=given), steady(30.0))
+    slow = trained(make_plan(PretrainRequest(circle(), out=tmp_path / "slow", settings=given)), steady(30.0))
     assert slow.losses == first.losses
     hurried = replace(given, max_minutes=60.0)
-    assert trained(make_plan(circle(), out=tmp_path / "b", settings=hurried), steady(0.5)).losses == first.losses
+    assert (
+        trained(make_plan(PretrainRequest(circle(), out=tmp_path / "b", settings=hurried)), steady(0.5)).losses
+        == first.losses
+    )
 
 
 def test_a_resumed_run_keeps_its_steps_however_slow_it_has_become(
     tmp_path: Path, limited: tuple[Plan, TrainState]
 ) -> None:
     settings = replace(LONG, max_minutes=0.05)
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=settings)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     stopped = trained(plan, steady(0.05), stop_after=25)
     resumed = fresh_state(plan)
     load_checkpoint(plan.checkpoint, resumed, plan.schedule.identity)
@@ -78,7 +83,7 @@ def test_a_resumed_run_keeps_its_steps_however_slow_it_has_become(
 def test_a_run_that_becomes_slower_than_measured_is_cut_and_says_so(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=0.05))
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=0.05)))
     state = trained(plan, lambda steps: 0.05 * steps if steps < 30 else 0.5 * (steps - 27))
     assert state.planned is not None and MEASURED_STEPS < state.step < state.planned.total
     assert (state.ended_by, state.cut) == ("max_minutes", True)
@@ -86,16 +91,16 @@ def test_a_run_that_becomes_slower_than_measured_is_cut_and_says_so(
 
 
 def test_a_time_that_is_over_while_the_speed_is_measured_gives_what_there_is(tmp_path: Path) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=0.05))
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=0.05)))
     state = trained(plan, steady(0.25))
     assert 0 < state.step < MEASURED_STEPS and state.best and state.ended_by == "max_minutes"
     assert state.planned == StepPlan(state.step, 0, False, "max_minutes")
-    again = make_plan(circle(), out=tmp_path / "again", settings=replace(LONG, steps=state.step))
+    again = make_plan(PretrainRequest(circle(), out=tmp_path / "again", settings=replace(LONG, steps=state.step)))
     assert trained(again, steady(9.0)).losses == state.losses
 
 
 def test_a_time_that_is_over_while_the_first_batch_is_read_takes_one_step(tmp_path: Path) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=1.0))
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(LONG, max_minutes=1.0)))
     times = chain([0.0] * 3, repeat(1e9))  # it is over between the look at the clock and the first step
     state = trained(plan, lambda _: next(times))
     assert state.step == 1 and len(state.losses) == 1 and state.ended_by == "max_minutes"
@@ -104,10 +109,12 @@ def test_a_time_that_is_over_while_the_first_batch_is_read_takes_one_step(tmp_pa
 def test_a_time_that_is_over_before_the_first_step_is_refused_and_the_hint_helps(tmp_path: Path) -> None:
     settings = replace(SETTINGS, max_minutes=0.0001)
     with pytest.raises(UsageError, match="nothing was learned, no release was written") as caught:
-        run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+        run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     assert not (tmp_path / "base-1").exists()
     minutes = float(caught.value.hint.partition("--max-minutes ")[2].partition(",")[0])
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, max_minutes=minutes))
+    result = run_pretrain(
+        PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, max_minutes=minutes))
+    )
     assert result.metrics["steps"] > 0
 
 
@@ -115,7 +122,7 @@ def test_a_release_says_that_its_training_was_stopped_while_rising(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = replace(LONG, steps=24, learning_rate=1e-2)
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+    result = run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     ended = read_info(tmp_path / "base-1").ended
     assert ended is not None and ended.rising and ended.by == "steps"
     assert result.metrics["stopped_while_rising"] == 1
@@ -127,7 +134,7 @@ def test_a_release_says_that_its_training_was_stopped_while_rising(
 
 
 def test_a_training_that_its_epochs_ended_has_nothing_to_say(tmp_path: Path) -> None:
-    run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     ended = read_info(tmp_path / "base-1").ended
     assert ended is not None and (ended.by, ended.note, ended.line) == ("epochs", "", "")
 
@@ -151,7 +158,7 @@ def test_rising_is_a_gain_at_the_end_of_a_run_that_a_limit_ended(by: str, values
 def test_a_checkpoint_header_does_not_grow_with_the_losses(tmp_path: Path) -> None:
     from spoor.encoder.training.checkpoint import save_checkpoint
 
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     state, sizes = fresh_state(plan), []
     for steps in (0, 200_000):
         state.losses = [1.0 / (k + 1) for k in range(steps)]
@@ -168,7 +175,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path) -> None:
     """Losses and evaluations were in its header, it had no planned steps, and settings were fewer."""
     from safetensors.torch import save_file
 
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     whole = trained(plan, steady(0.01), stop_after=20)
     state = trained(plan, steady(0.01), stop_after=10)
     with safe_open(plan.checkpoint, framework="pt") as file:
@@ -191,9 +198,9 @@ def test_an_unfinished_run_is_mentioned(tmp_path: Path, capfd: pytest.CaptureFix
     out = tmp_path / "base-1"
 
     def said(*, settings: PretrainSettings = short, resume: bool = False) -> str:
-        trained(make_plan(circle(), out=out, settings=short), steady(0.01), stop_after=10)
+        trained(make_plan(PretrainRequest(circle(), out=out, settings=short)), steady(0.01), stop_after=10)
         capfd.readouterr()
-        run_pretrain(circle(), out=out, settings=settings, resume=resume, overwrite=True)
+        run_pretrain(PretrainRequest(circle(), out=out, settings=settings), resume=resume, overwrite=True)
         return capfd.readouterr().err
 
     anew = said()
@@ -201,7 +208,7 @@ def test_an_unfinished_run_is_mentioned(tmp_path: Path, capfd: pytest.CaptureFix
     other = said(settings=replace(short, seed=7))
     assert "stopped after step 10, of other settings: training starts from the beginning" in other
     assert "resuming after step 10 from" in said(resume=True)
-    run_pretrain(circle(), out=out, settings=short, resume=True, overwrite=True)
+    run_pretrain(PretrainRequest(circle(), out=out, settings=short), resume=True, overwrite=True)
     assert "nothing to resume: there is no checkpoint" in capfd.readouterr().err
 
 

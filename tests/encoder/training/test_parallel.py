@@ -13,6 +13,7 @@ from spoor.base.errors import UsageError
 from spoor.encoder.model.config import MODEL_CONFIGS
 from spoor.encoder.release.folder import load_release
 from spoor.encoder.training.parallel import gpu_of
+from spoor.encoder.training.plan import PretrainRequest
 from spoor.encoder.training.run import run_pretrain
 from spoor.encoder.training.settings import PretrainSettings
 from tests.encoder.training.test_run import circle
@@ -23,12 +24,14 @@ import sys
 import pyarrow.parquet as pq
 import torch
 from pathlib import Path
+from spoor.encoder.training.plan import PretrainRequest
 from spoor.encoder.training.run import run_pretrain
 from tests.encoder.training.test_parallel import settings, without_dropout
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 without_dropout()
-run_pretrain(pq.read_table(folder / "events.parquet"), out=folder / "two", settings=settings(sys.argv[2]))
+events = pq.read_table(folder / "events.parquet")
+run_pretrain(PretrainRequest(events, out=folder / "two", settings=settings(sys.argv[2])))
 """
 
 
@@ -66,7 +69,7 @@ def test_two_processes_end_at_the_weights_of_one(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    run_pretrain(circle(), out=tmp_path / "one", settings=settings(table_updates))
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "one", settings=settings(table_updates)))
     one, two = (load_release(tmp_path / name) for name in ("one", "two"))
     assert two.metrics["steps"] == one.metrics["steps"] > 10
     for name, value in one.weights.items():

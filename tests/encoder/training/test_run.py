@@ -24,7 +24,8 @@ from spoor.encoder.release.folder import load_release
 from spoor.encoder.release.inference import FrozenEncoder
 from spoor.encoder.training.checkpoint import load_checkpoint, save_checkpoint
 from spoor.encoder.training.loop import train
-from spoor.encoder.training.run import fresh_state, make_plan, run_pretrain
+from spoor.encoder.training.plan import PretrainRequest, make_plan
+from spoor.encoder.training.run import fresh_state, run_pretrain
 from spoor.encoder.training.settings import PretrainSettings
 from tests.conftest import wait_until
 
@@ -61,7 +62,7 @@ THREE_LOSSES: dict[str, Any] = {"multi_token_weight": 0.5, "future_token_weight"
     ids=str,
 )
 def test_twenty_steps_stopped_at_ten_and_resumed_give_the_same_losses(tmp_path: Path, changes) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, **changes))
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, **changes)))
     whole = fresh_state(plan)
     train(whole, plan.schedule, stop_after=20)
     assert len(whole.losses) == 20
@@ -84,14 +85,16 @@ def test_a_killed_run_resumes_to_the_same_release(tmp_path: Path) -> None:
         "import pyarrow.parquet as pq\n"
         "import torch\n"
         "from pathlib import Path\n"
+        "from spoor.encoder.training.plan import PretrainRequest\n"
         "from spoor.encoder.training.run import run_pretrain\n"
         "from tests.encoder.training.test_run import SETTINGS, replace\n"
         "torch.set_num_threads(1)\n"
         "folder = Path(sys.argv[1])\n"
         "settings = replace(SETTINGS, epochs=10_000)\n"
-        "run_pretrain(pq.read_table(folder / 'events.parquet'), out=folder / 'base-1', settings=settings)\n"
+        "events = pq.read_table(folder / 'events.parquet')\n"
+        "run_pretrain(PretrainRequest(events, out=folder / 'base-1', settings=settings))\n"
     )
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=10_000))
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, epochs=10_000)))
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: plan.checkpoint.exists() or process.poll() is not None, "the first checkpoint")
@@ -116,14 +119,14 @@ def test_it_learns_a_certain_sequence(tmp_path: Path, negatives, metric: str) ->
     """`mixed` leaves a user's own positives out of the negatives, so it cannot tell the next item from the one after:
     it is asked for the ten best. `full` has to name the next item itself."""
     settings = replace(SETTINGS, epochs=20, learning_rate=1e-2, negatives=negatives)
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+    result = run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     assert result.metrics[metric] > 0.9
     assert result.metrics[f"popularity_{metric}"] < 0.5
     assert np.mean(result.losses[-10:]) < np.mean(result.losses[:10])
 
 
 def test_a_release_says_where_it_comes_from(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    result = run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     release = load_release(tmp_path / "base-1")
     assert release.info == result.release
     assert release.info.trained_through_ms == max(circle()["timestamp"].to_pylist())
@@ -143,7 +146,7 @@ def test_a_release_says_where_it_comes_from(tmp_path: Path, capfd: pytest.Captur
 
 def test_equal_runs_give_equal_releases(tmp_path: Path) -> None:
     for name in ("base-1", "base-2"):
-        run_pretrain(circle(), out=tmp_path / name, settings=SETTINGS)
+        run_pretrain(PretrainRequest(circle(), out=tmp_path / name, settings=SETTINGS))
     one, other = (FrozenEncoder(load_release(tmp_path / name)) for name in ("base-1", "base-2"))
     assert np.array_equal(one.item_vectors(one.item_hashes), other.item_vectors(other.item_hashes))
 
@@ -152,10 +155,10 @@ def test_events_after_until_have_no_part(tmp_path: Path) -> None:
     events = circle()
     before = events.filter(pc.less(events["timestamp"], 12_000))
     assert 0 < len(before) < len(events)
-    result = run_pretrain(events, out=tmp_path / "base-1", settings=SETTINGS, until_ms=12_000)
+    result = run_pretrain(PretrainRequest(events, out=tmp_path / "base-1", settings=SETTINGS, until_ms=12_000))
     assert result.release is not None
     assert result.release.trained_through_ms == pc.max(before["timestamp"]).as_py()
-    run_pretrain(before, out=tmp_path / "base-2", settings=SETTINGS)
+    run_pretrain(PretrainRequest(before, out=tmp_path / "base-2", settings=SETTINGS))
     one, other = (load_release(tmp_path / name) for name in ("base-1", "base-2"))
     assert one.info.data_fingerprint == other.info.data_fingerprint
     assert one.vocabulary.item_ids == other.vocabulary.item_ids
@@ -164,10 +167,12 @@ def test_events_after_until_have_no_part(tmp_path: Path) -> None:
 
 def test_a_release_refuses_events_that_it_was_not_divided_by(tmp_path: Path) -> None:
     options: dict[str, Any] = {"settings": SETTINGS, "protocol": "leave-one-out"}
-    run_pretrain(circle(), out=tmp_path / "base-1", **options)
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", **options))
     recorded = load_release(tmp_path / "base-1").info.split
     assert recorded is not None and recorded["protocol"] == "leave-one-out"
-    same, other = (make_plan(table, out=tmp_path / "x", **options) for table in (circle(), circle(users=41)))
+    same, other = (
+        make_plan(PretrainRequest(table, out=tmp_path / "x", **options)) for table in (circle(), circle(users=41))
+    )
     check_split(recorded, same.split, release="base-1")
     with pytest.raises(DataError, match="was trained on other events"):
         check_split(recorded, other.split, release="base-1")
@@ -183,7 +188,7 @@ def test_held_out_events_change_no_input_and_no_loss(tmp_path: Path) -> None:
     changed = events.set_column(1, "item_id", [["i7" if last[row] else item for row, item in enumerate(items)]])
     losses = []
     for name, table in (("one", events), ("other", changed.cast(events.schema))):
-        plan = make_plan(table, out=tmp_path / name, settings=SETTINGS, protocol="leave-one-out")
+        plan = make_plan(PretrainRequest(table, out=tmp_path / name, settings=SETTINGS, protocol="leave-one-out"))
         state = fresh_state(plan)
         train(state, plan.schedule, stop_after=10)
         losses.append(state.losses)
@@ -192,7 +197,7 @@ def test_held_out_events_change_no_input_and_no_loss(tmp_path: Path) -> None:
 
 def test_a_full_disk_stops_with_one_message_and_leaves_no_half_of_a_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the kernel then refuses the write alike."""
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     state = fresh_state(plan)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
@@ -206,7 +211,7 @@ def test_a_full_disk_stops_with_one_message_and_leaves_no_half_of_a_checkpoint(t
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS, dry_run=True)
+    result = run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS), dry_run=True)
     assert result.release is None
     assert "events: 1,000 of 40 users over 60 items" in result.plan
     assert list(tmp_path.iterdir()) == []
@@ -214,36 +219,38 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_limit_of_time_ends_the_first_stage(tmp_path: Path) -> None:
     settings = replace(SETTINGS, epochs=10_000, max_minutes=0.1, patience=0)
-    result = run_pretrain(circle(), out=tmp_path / "base-1", settings=settings)
+    result = run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     assert 4 < result.metrics["training_seconds"] < 8
     assert 0 < result.metrics["steps"] < 10_000
 
 
 def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     train(fresh_state(plan), plan.schedule, stop_after=5)
     with pytest.raises(UsageError, match="settings differ"):
-        run_pretrain(circle(), out=plan.out, settings=replace(SETTINGS, learning_rate=1e-3), resume=True)
+        run_pretrain(
+            PretrainRequest(circle(), out=plan.request.out, settings=replace(SETTINGS, learning_rate=1e-3)), resume=True
+        )
     with pytest.raises(UsageError, match="data_fingerprint, split differ"):
-        run_pretrain(circle(users=41), out=plan.out, settings=SETTINGS, resume=True)
+        run_pretrain(PretrainRequest(circle(users=41), out=plan.request.out, settings=SETTINGS), resume=True)
 
 
 def test_a_damaged_checkpoint_is_a_data_error(tmp_path: Path) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     train(fresh_state(plan), plan.schedule, stop_after=5)
     plan.checkpoint.write_bytes(plan.checkpoint.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be read"):
-        run_pretrain(circle(), out=plan.out, settings=SETTINGS, resume=True)
+        run_pretrain(PretrainRequest(circle(), out=plan.request.out, settings=SETTINGS), resume=True)
 
 
 def test_an_existing_release_is_kept(tmp_path: Path) -> None:
-    run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     with pytest.raises(UsageError, match="exists already"):
-        run_pretrain(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+        run_pretrain(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
 
 
 def test_a_diverging_run_stops_before_the_weights_are_spoilt(tmp_path: Path) -> None:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=SETTINGS)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=SETTINGS))
     state = fresh_state(plan)
     train(state, plan.schedule, stop_after=3)
     with torch.no_grad():
@@ -256,13 +263,15 @@ def test_a_diverging_run_stops_before_the_weights_are_spoilt(tmp_path: Path) -> 
 
 def test_unknown_positive_actions_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="names saev") as caught:
-        make_plan(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, positive_actions=("saev",)))
+        make_plan(
+            PretrainRequest(circle(), out=tmp_path / "base-1", settings=replace(SETTINGS, positive_actions=("saev",)))
+        )
     assert "save" in caught.value.hint
 
 
 def test_histories_of_one_event_cannot_be_trained_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to predict"):
-        make_plan(circle(length=1), out=tmp_path / "base-1", settings=SETTINGS)
+        make_plan(PretrainRequest(circle(length=1), out=tmp_path / "base-1", settings=SETTINGS))
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"learning_rate": 0.0}, {"average_decay": 1.0}, {"seed": -1}])

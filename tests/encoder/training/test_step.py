@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spoor.encoder.training.run import fresh_state, make_plan
+from spoor.encoder.training.plan import PretrainRequest, make_plan
+from spoor.encoder.training.run import fresh_state
 from spoor.encoder.training.settings import PretrainSettings
 from spoor.encoder.training.step import ask, part_loss
 from tests.encoder.training.test_run import SETTINGS, circle
@@ -17,7 +18,7 @@ THREE = {"multi_token_weight": 0.7, "future_token_weight": 0.3, "target_window":
 
 
 def asked(tmp_path: Path, settings: PretrainSettings) -> tuple[Any, Any, Any]:
-    plan = make_plan(circle(), out=tmp_path / "base-1", settings=settings)
+    plan = make_plan(PretrainRequest(circle(), out=tmp_path / "base-1", settings=settings))
     stage = plan.schedule.stages[0]
     batch = next(iter(stage.reader.epoch(0)))
     rng = np.random.default_rng(0)

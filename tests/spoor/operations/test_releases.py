@@ -26,8 +26,9 @@ from spoor.batch.kafka.publish import Publisher
 from spoor.broker.create_topics import ensure_topics
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.encoder.release.folder import load_release, mark_retired, read_info
+from spoor.encoder.release.folder import load_release, mark_retired
 from spoor.encoder.release.inference import load_encoders
+from spoor.encoder.release.info import read_info
 from spoor.feature_repo.releases import PROMOTED_FILE, live_releases, promotion
 from spoor.operations.releases import plan_retirement, promote, retire
 from spoor.store.offline import open_offline

@@ -8,7 +8,7 @@ import pytest
 from spoor.activity.settings import HistorySettings
 from spoor.base.errors import UsageError
 from spoor.config import Settings
-from spoor.encoder.release.folder import read_info
+from spoor.encoder.release.info import read_info
 from spoor.store.repo import apply, create_repo
 from spoor.streaming.pipeline.stores import open_stores, releases_to_keep_fresh
 
