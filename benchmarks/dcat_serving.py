@@ -33,6 +33,7 @@ from benchmarks.naive import gathering_cross, model_of, naive_cross
 from benchmarks.rows import finish
 from benchmarks.timing import Run, add_device_options, best_seconds_apart, device_circumstances, fastest, use_device
 from spoor.encoder.model.dcat import context_and_cross
+from spoor.encoder.model.events import Candidates, Events
 from spoor.encoder.model.user_encoder import UserEncoder
 
 RESULTS = Path(__file__).parent / "results" / "dcat_serving.jsonl"
@@ -73,16 +74,18 @@ class Request:
         self.candidates = torch.tensor(rng.integers(1, ITEMS + 1, candidates))
         self.user = torch.arange(candidates) % users
 
-    def dcat(self) -> Tensor:
+    @property
+    def asked(self) -> tuple[Events, Candidates]:
         one = torch.ones_like
-        events, candidates = (self.items, one(self.items), one(self.items)), (self.candidates, one(self.candidates))
-        return context_and_cross(self.model, events, self.offsets, candidates, self.user)[0]
+        events = Events(self.items, one(self.items), one(self.items), self.offsets)
+        return events, Candidates(self.candidates, one(self.candidates), self.user)
+
+    def dcat(self) -> Tensor:
+        return context_and_cross(self.model, *self.asked)[0]
 
     def embedded(self) -> tuple[Tensor, Tensor]:
         """What enters the first block: [U, LENGTH, C] and [K, C]."""
-        one = torch.ones_like
-        history = self.model.embed(self.items, one(self.items), one(self.items), one(self.items))
-        candidates = self.model.embed(self.candidates, None, one(self.candidates), one(self.candidates))
+        history, candidates = (self.model.embed(rows, torch.ones_like(rows.items)) for rows in self.asked)
         return history.view(-1, LENGTH, WIDTH), candidates
 
     def naive(self, *, batch: int, skip_last: bool = True) -> Tensor:

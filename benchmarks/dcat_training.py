@@ -30,7 +30,7 @@ from benchmarks.naive import model_of, naive_outputs, padded_blocks
 from benchmarks.rows import finish
 from benchmarks.timing import add_device_options, best_seconds, device_circumstances, fastest, use_device
 from spoor.encoder.model.dcat import context_and_cross
-from spoor.encoder.model.losses import Candidates, sampled_softmax_loss
+from spoor.encoder.model.losses import Drawn, Targets, sampled_softmax_loss
 from spoor.encoder.model.user_encoder import UserEncoder
 
 RESULTS = Path(__file__).parent / "results" / "dcat_training.jsonl"
@@ -48,20 +48,12 @@ class Step:
         rng = np.random.default_rng(2)
         self.wanted = torch.tensor(rng.standard_normal((USERS * PER_USER, WIDTH)), dtype=torch.float32)
         items = self.request.items.unique()
-        self.negatives = Candidates(items, torch.zeros(len(items)))
+        self.negatives = Drawn(items, torch.zeros(len(items)))
 
     def dcat(self) -> float:
         self.model.zero_grad()
-        request, one = self.request, torch.ones_like
-        crossed, events = context_and_cross(
-            self.model,
-            (request.items, one(request.items), one(request.items)),
-            request.offsets,
-            (request.candidates, one(request.candidates)),
-            request.user,
-            outputs=self.sequence,
-        )
-        loss = self._candidate_loss(crossed, torch.arange(len(request.user)))
+        crossed, events = context_and_cross(self.model, *self.request.asked, outputs=self.sequence)
+        loss = self._candidate_loss(crossed, torch.arange(len(self.request.user)))
         if events is not None:
             loss = loss + self._sequence_loss(events.view(USERS, LENGTH, -1), torch.arange(USERS))
         loss.backward()
@@ -98,12 +90,12 @@ class Step:
     def _sequence_loss(self, outputs_ULE: Tensor, users: Tensor) -> Tensor:
         """Each event is asked for the next; negatives are the batch's other items."""
         targets = self.request.items.view(USERS, LENGTH)[users, 1:].flatten()
+        count = len(targets)
         return sampled_softmax_loss(
             outputs_ULE[:, :-1].flatten(0, 1).float(),
             self.model.targets(self.negatives.items).float(),
             self.negatives,
-            targets,
-            torch.full((len(targets),), 1 / (USERS * (LENGTH - 1))),
+            Targets(torch.arange(count), targets, torch.full((count,), 1 / (USERS * (LENGTH - 1)))),
             temperature=self.model.temperature,
         )
 

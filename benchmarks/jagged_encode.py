@@ -32,6 +32,7 @@ from benchmarks.naive import padded_block, padded_blocks, padded_last_block, wit
 from benchmarks.rows import circumstances, finish
 from benchmarks.timing import best_seconds, fastest
 from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.events import Events
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.release.inference import batches_by_length
 
@@ -75,7 +76,7 @@ class Histories:
         for batch in batches_by_length(self.offsets, token_budget=TOKEN_BUDGET):
             items = self.items[batch.rows]
             one = torch.ones_like(items)
-            found = self.model.last(items, one, one, batch.offsets, lengths=batch.lengths)
+            found = self.model.last(Events(items, one, one, batch.offsets), lengths=batch.lengths)
             vectors[torch.from_numpy(batch.users)] = found
         return vectors
 
@@ -94,7 +95,8 @@ class Histories:
             steps = np.arange(lengths.max())
             rows = torch.from_numpy(self.offsets[some, None] + np.minimum(steps, lengths - 1)).flatten()
             one, positions = torch.ones_like(rows), torch.arange(len(steps)).repeat(len(some))
-            x_BLC = self.model.embed(self.items[rows], one, one, positions).view(len(some), len(steps), -1)
+            events = Events(self.items[rows], one, one, torch.arange(len(some) + 1) * len(steps))
+            x_BLC = self.model.embed(events, positions).view(len(some), len(steps), -1)
             x_BLC, turn = padded_blocks(self.model, x_BLC, blocks=self.model.config.layers - 1)
             block, ends = self.model.every_block[-1], torch.from_numpy(lengths[:, 0])
             if skip_last:

@@ -36,8 +36,8 @@ from spoor.activity.hashing import hash_items
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import unpack
 from spoor.activity.settings import HistorySettings
-from spoor.encoder.data.batches import log_gaps
 from spoor.encoder.model.dcat import context, cross
+from spoor.encoder.model.events import Candidates, Events
 from spoor.encoder.release.folder import load_release
 from spoor.encoder.release.inference import FrozenEncoder
 from spoor.ranking.features.online import OnlineFeatures
@@ -76,15 +76,13 @@ def request(online: OnlineFeatures, encoder: FrozenEncoder, user: str, candidate
     assert packed is not None, user
     history = unpack([packed]).newest(encoder.max_events)
     marks.append(time.perf_counter())
-    columns = [torch.from_numpy(column) for column in encoder.vocabulary.event_indexes(history)]
+    events = Events.of(encoder.vocabulary.event_indexes(history), history.values["timestamp"], history.offsets)
     items = torch.from_numpy(encoder.vocabulary.item_indexes(hash_items(candidates)))
-    gaps = torch.from_numpy(log_gaps(history.values["timestamp"], history.offsets))
-    offsets = torch.from_numpy(history.offsets)
     marks.append(time.perf_counter())
-    kept = context(encoder.model, columns[0], columns[1], columns[2], offsets, gaps, outputs=False)
+    kept = context(encoder.model, events, outputs=False)
     marks.append(time.perf_counter())
-    readers = torch.zeros(len(items), dtype=torch.int64)
-    crossed = cross(encoder.model, kept, items, torch.ones_like(items), readers, window=encoder.max_events)
+    asked = Candidates(items, torch.ones_like(items), torch.zeros_like(items))
+    crossed = cross(encoder.model, kept, asked, window=encoder.max_events)
     marks.append(time.perf_counter())
     scores = (crossed * encoder.model.targets(items)).sum(1)
     scores.argsort(descending=True).tolist()

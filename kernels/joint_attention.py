@@ -41,19 +41,19 @@ class JointAttention(Protocol):
 
 
 def joint_attention(
-    offsets: Tensor, candidate_user: Tensor, *, rows: int, hidden: Tensor | None, like: Tensor
+    offsets: Tensor, candidate_user: Tensor, *, rows: int, skipped: Tensor | None, like: Tensor
 ) -> JointAttention:
     """For all layers of one pass. `offsets` int64 [U + 1] into the `rows` = N of the contexts; `candidate_user` int64
-    [C] and `hidden` int64 [U] as `dcat_attention` takes them; `like`: on the device of q, k and v and of their type.
+    [C] and `skipped` int64 [U] as `dcat_attention` takes them; `like`: on the device of q, k and v and of their type.
     Raises ValueError, here or at the first call, when offsets, users or types do not fit."""
     if not _is_small_request(offsets, candidate_user, rows=rows, like=like):
-        return _TwoOperators(offsets, candidate_user, rows, hidden)
+        return _TwoOperators(offsets, candidate_user, rows, skipped)
     checked_offsets(offsets, events=rows)
     candidates = len(checked_users(candidate_user, candidates=candidate_user.shape[0], users=1))
     first = (rows + 1) // 2 if rows <= _SHORT_CONTEXT else rows
     mask = like.new_full((rows + candidates - first, rows + candidates), -math.inf)
     mask[: rows - first, :rows].triu_(first + 1)
-    mask[rows - first :, 0 if hidden is None else int(hidden) : rows] = 0
+    mask[rows - first :, 0 if skipped is None else int(skipped) : rows] = 0
     mask[rows - first :, rows:].fill_diagonal_(0)
     return _OneRequest(mask, first, rows)
 
@@ -71,7 +71,7 @@ class _TwoOperators:
     offsets: Tensor
     candidate_user: Tensor
     rows: int
-    hidden: Tensor | None
+    skipped: Tensor | None
 
     def both(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n = self.rows
@@ -79,7 +79,7 @@ class _TwoOperators:
 
     def crossing(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n = self.rows
-        return dcat_attention(q, k[n:], v[n:], k[:n], v[:n], self.offsets, self.candidate_user, hidden=self.hidden)
+        return dcat_attention(q, k[n:], v[n:], k[:n], v[:n], self.offsets, self.candidate_user, skipped=self.skipped)
 
 
 @dataclass(frozen=True, eq=False)

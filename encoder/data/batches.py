@@ -21,6 +21,7 @@ from spoor.activity.hashing import hash_names, mix_bits
 from spoor.activity.history import Histories, slice_rows
 from spoor.encoder.data.corpus import Corpus
 from spoor.encoder.data.split import TRAIN, VALIDATION, Split
+from spoor.encoder.model.events import Events, log_gaps
 from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
 BLOCK_EVENTS = 500_000
@@ -28,27 +29,20 @@ _WINDOW_BLOCKS = 4  # read together and shuffled into one another
 _NO_TARGET = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """S whole segments, jagged, N events together; vocabulary indexes from 1, 0 for what the release does not know.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch(Events):
+    """The events of S whole segments; vocabulary indexes from 1, 0 for what the release does not know.
 
-    items, actions, surfaces, times    int64 [N], times in ms
+    times       int64 [N], in ms
     targets     int64 [N]: the item of the user's next event (also where a cut separates them), if it may be a target
     positive    bool [N]: whether the event may be a target: a known item with a positive action
-    log_gaps    float32 [N]: log(1 + seconds since the event before it), 0 for a segment's first
-    offsets     int64 [S + 1]
     users, starts    int64 [S]: the user's number in the corpus; the index in its history of the segment's first event
     own_items, own_offsets    int64 [M], [S + 1]: the distinct items that may be targets of the segment's user
     """
 
-    items: Tensor
-    actions: Tensor
-    surfaces: Tensor
     times: Tensor
     targets: Tensor
     positive: Tensor
-    log_gaps: Tensor
-    offsets: Tensor
     users: Tensor
     starts: Tensor
     own_items: Tensor
@@ -251,14 +245,6 @@ def target_counts(
         counts += np.bincount(vocabulary.item_indexes(histories.values["item"][wanted]), minlength=len(counts))
     counts[_NO_TARGET] = 0
     return counts
-
-
-def log_gaps(times_ms: Indexes, offsets: Indexes) -> npt.NDArray[np.float32]:
-    """float32[N]: log(1 + seconds since the event before it); 0 for the first of each sequence, of whose past a served
-    window knows nothing either."""
-    gaps = np.diff(times_ms, prepend=times_ms[:1]) / 1000.0
-    gaps[offsets[:-1][np.diff(offsets) > 0]] = 0.0
-    return np.log1p(np.maximum(gaps, 0.0)).astype(np.float32)
 
 
 def _positive(histories: Histories, positive_actions: Sequence[str]) -> npt.NDArray[np.bool_]:

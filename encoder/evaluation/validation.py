@@ -10,7 +10,6 @@ Legend: P questions, V known items, E = config.dimension.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,29 +19,18 @@ from torch import Tensor
 
 from spoor.activity.history import slice_rows
 from spoor.base.errors import DataError
-from spoor.encoder.data.batches import log_gaps
 from spoor.encoder.data.corpus import Corpus
 from spoor.encoder.data.split import VALIDATION, Split
 from spoor.encoder.evaluation import metrics
 from spoor.encoder.evaluation.mixture import Asked, Mixture
 from spoor.encoder.evaluation.questions import Seen, asked_rows, questions_at_once
+from spoor.encoder.model.events import Events
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
 _MOST_QUESTIONS = 20_000  # a random choice above: the metrics then move by less than 0.005
 _TOKENS_AT_ONCE = 16_384
 _READ_EVENTS = 1_000_000
-
-
-@dataclass(frozen=True, eq=False)
-class _Events:
-    """Whole histories of the users who are asked, up to their last question, as vocabulary indexes."""
-
-    items: Indexes
-    actions: Indexes
-    surfaces: Indexes
-    times: Indexes
-    offsets: Indexes
 
 
 class Validator:
@@ -78,17 +66,18 @@ class Validator:
             parts.append((*vocabulary.event_indexes(own), own.values["timestamp"], own.lengths))
             begun += len(own.values)
         *columns, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
-        items, actions, surfaces, times = columns
-        self._events = _Events(items, actions, surfaces, times, np.concatenate([[0], np.cumsum(lengths)]))
+        *columns, times = columns
+        self._items, self._offsets = columns[0], np.concatenate([[0], np.cumsum(lengths)])
+        self._events = Events.of(columns, times, self._offsets)  # of the chosen users, whole histories
         asked = np.concatenate(rows)
-        asked = asked[self._events.items[asked] > 0]
+        asked = asked[self._items[asked] > 0]
         self._rows = np.sort(rng.permutation(asked)[:_MOST_QUESTIONS])
         if len(self._rows) == 0:
             raise DataError(
                 f"the protocol {split.protocol} leaves no validation event to measure quality on",
                 hint="leave-one-out needs users with three events, the others an event before the newest ones",
             )
-        self._owners = np.searchsorted(self._events.offsets, self._rows, side="right") - 1
+        self._owners = np.searchsorted(self._offsets, self._rows, side="right") - 1
         self._popular = self._ranked(lambda part: self._popular_scores(part))[0]
 
     @property
@@ -118,7 +107,7 @@ class Validator:
             items = model.every_target().float().cpu().numpy().T
         for first in range(0, self.questions, self._rows_at_once):
             part = slice(first, first + self._rows_at_once)
-            yield Asked(vectors[part] @ items, *self._inputs(part), self._events.items[self._rows[part]])
+            yield Asked(vectors[part] @ items, *self._inputs(part), self._items[self._rows[part]])
 
     def measure_mixture(self, model: UserEncoder, mixture: Mixture) -> dict[str, float]:
         """Recall@10 and NDCG@10 of the model with what the mixture adds to it."""
@@ -128,9 +117,9 @@ class Validator:
 
     def _inputs(self, part: slice) -> tuple[Indexes, Indexes]:
         """The items of all events before each of these questions, and their offsets."""
-        starts = self._events.offsets[self._owners[part]]
+        starts = self._offsets[self._owners[part]]
         earlier, offsets = slice_rows(starts, self._rows[part] - starts)
-        return self._events.items[earlier], offsets
+        return self._items[earlier], offsets
 
     def _popular_scores(self, part: slice) -> Tensor:
         scores = torch.from_numpy(self._popularity.astype(np.float32))
@@ -144,23 +133,20 @@ class Validator:
             scores = scores_of(part)
             if self.seen == "filtered":
                 metrics.leave_out_seen(scores, *self._inputs(part))
-            places.append(metrics.target_places(scores, self._events.items[self._rows[part]]))
+            places.append(metrics.target_places(scores, self._items[self._rows[part]]))
             found = metrics.top_items(scores).ravel()
             recommended += np.bincount(found, minlength=len(recommended))
         return np.concatenate(places), recommended[1:]
 
     def _user_vectors(self, model: UserEncoder) -> Tensor:
         """[P, E]: the vector before each question."""
-        events = self._events
         vectors = torch.empty(self.questions, model.config.dimension)
         device = model.items.weight.device
         for windows in _batched(self._windows(model.config.served_length)):
             lengths = np.array([end - start for start, end, _, _ in windows])
             offsets = np.concatenate([[0], np.cumsum(lengths)])
             rows = np.concatenate([np.arange(start, end) for start, end, _, _ in windows])
-            gaps = log_gaps(events.times[rows], offsets)
-            columns = [events.items[rows], events.actions[rows], events.surfaces[rows], offsets, gaps]
-            found = model(*(torch.from_numpy(column).to(device) for column in columns)).cpu()
+            found = model(self._events.take(rows, torch.from_numpy(offsets)).to(device)).cpu()
             for (start, _, first, last), base in zip(windows, offsets, strict=False):
                 vectors[first:last] = found[torch.from_numpy(self._rows[first:last] - 1 - start + base)]
         return vectors
@@ -171,10 +157,10 @@ class Validator:
         first = 0
         while first < self.questions:
             owner, row = self._owners[first], self._rows[first]
-            last = int(np.searchsorted(self._rows, min(row + half, self._events.offsets[owner + 1])))
+            last = int(np.searchsorted(self._rows, min(row + half, self._offsets[owner + 1])))
             last = max(last, first + 1)
             end = int(self._rows[last - 1])
-            yield max(int(self._events.offsets[owner]), end - longest), end, first, last
+            yield max(int(self._offsets[owner]), end - longest), end, first, last
             first = last
 
 

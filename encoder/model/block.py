@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from spoor.encoder.model.config import ModelConfig
 from spoor.encoder.model.elementwise import Affine, Dropout, affine, feed_forward, same, turned
-from spoor.kernels.dcat_attention import dcat_attention
-from spoor.kernels.jagged_attention import jagged_attention
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values [N, H, D] to [N, H, D]
 
 
 class _Before(NamedTuple):
@@ -37,7 +37,7 @@ class _After(NamedTuple):
 
 
 class Block(nn.Module):
-    """In two halves, so that DCAT can put another attention between them."""
+    """In two halves, with any attention between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,10 +53,9 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.frozen: tuple[_Before, _After] | None = None
 
-    def forward(self, x_NC: Tensor, offsets: Tensor, turn_NP1F: Tensor) -> Tensor:
-        """[N, C] to [N, C]; `turn_NP1F`: of the events' positions, see `UserEncoder.rotary`."""
-        q, k, v = self.queries_keys_values(x_NC, turn_NP1F)
-        return self.after_attention(x_NC, jagged_attention(q, k, v, offsets))
+    def forward(self, x_NC: Tensor, turn_NP1F: Tensor, attend: Attention) -> Tensor:
+        """[N, C] to [N, C]; `turn_NP1F`: of the rows' positions, see `UserEncoder.rotary`."""
+        return self.after_attention(x_NC, attend(*self.queries_keys_values(x_NC, turn_NP1F)))
 
     def queries_keys_values(self, x_NC: Tensor, turn_NP1F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
@@ -71,23 +70,6 @@ class Block(nn.Module):
     def queries(self, x_NC: Tensor, turn_NP1F: Tensor) -> Tensor:
         """As `queries_keys_values`, the queries alone."""
         return self._projected(x_NC, turn_NP1F, slice(0, 1)).squeeze(1)
-
-    def cross(
-        self,
-        x_NC: Tensor,
-        turn_NP1F: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        offsets: Tensor,
-        candidate_user: Tensor,
-        *,
-        hidden: Tensor | None = None,
-    ) -> Tensor:
-        """The block at candidates [N, C], which see the contexts' `keys` and `values` and themselves; the others as
-        `dcat_attention` takes them."""
-        q, k, v = self.queries_keys_values(x_NC, turn_NP1F)
-        crossed = dcat_attention(q, k, v, keys, values, offsets, candidate_user, hidden=hidden)
-        return self.after_attention(x_NC, crossed)
 
     def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
         """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spoor.encoder.model.user_encoder import UserEncoder, rows_and_owners
+from spoor.encoder.model.events import Candidates, Events, rows_and_owners
+from spoor.encoder.model.user_encoder import UserEncoder
+from spoor.kernels.dcat_attention import dcat_attention
 from spoor.kernels.jagged_attention import jagged_attention
 from spoor.kernels.joint_attention import joint_attention
 
@@ -38,23 +40,13 @@ class Context:
     outputs: Tensor | None
 
 
-def context(
-    model: UserEncoder,
-    items: Tensor,
-    actions: Tensor,
-    surfaces: Tensor,
-    offsets: Tensor,
-    log_gaps: Tensor | None = None,
-    *,
-    token: Tensor | None = None,
-    outputs: bool = True,
-) -> Context:
-    """The context pass. Events as `UserEncoder.forward` takes them; users without events are allowed.
+def context(model: UserEncoder, events: Events, *, token: Tensor | None = None, outputs: bool = True) -> Context:
+    """The context pass. Users without events are allowed.
 
     `token` float [A]: the learnable token. Without `outputs` the last layer stops at its keys and values, which is all
     that candidates need.
     """
-    entered = _enter(model, items, actions, surfaces, offsets, log_gaps, token=token)
+    entered = _enter(model, events, token)
     x, turn = entered.x, model.rotary(entered.positions)
     keys, values = [], []
     for layer, block in enumerate(model.every_block, 1):
@@ -70,65 +62,44 @@ def context(
     return Context(tuple(keys), tuple(values), entered.offsets, entered.lengths, vectors)
 
 
-def cross(
-    model: UserEncoder,
-    history: Context,
-    items: Tensor,
-    surfaces: Tensor,
-    candidate_user: Tensor,
-    log_gaps: Tensor | None = None,
-    *,
-    content: Tensor | None = None,
-    window: int | None = None,
-) -> Tensor:
-    """The crossing pass: the output at each candidate, [C, E].
+def cross(model: UserEncoder, history: Context, candidates: Candidates, *, window: int | None = None) -> Tensor:
+    """The crossing pass: the output at each candidate, [C, E]. `window`: slots for rotate replace, None = as many as it
+    takes."""
+    positions = history.lengths[candidates.users]
+    x, turn = model.embed(candidates, positions), model.rotary(positions)
+    skipped = None if window is None else skipped_rows(history.offsets, window=window)
+    for block, *cached in zip(model.every_block, history.keys, history.values, strict=True):
 
-    `items`, `surfaces` int64 [C]: vocabulary indexes of the candidates, and where they are shown; `candidate_user`
-    int64 [C]: whose history each of them reads; `log_gaps` float32 [C]: time since the newest event, where the
-    configuration has time_gaps; `content` float [C, I]: added to the candidates' embeddings; `window`: slots for
-    rotate replace, None = as many as it takes.
-    """
-    positions = history.lengths[candidate_user]
-    x = model.embed(items, None, surfaces, positions, log_gaps, content=content)
-    turn = model.rotary(positions)
-    hidden = None if window is None else hidden_rows(history.offsets, window=window)
-    for block, keys, values in zip(model.every_block, history.keys, history.values, strict=True):
-        x = block.cross(x, turn, keys, values, history.offsets, candidate_user, hidden=hidden)
+        def attend(q: Tensor, k: Tensor, v: Tensor, cached: list[Tensor] = cached) -> Tensor:
+            return dcat_attention(q, k, v, *cached, history.offsets, candidates.users, skipped=skipped)
+
+        x = block(x, turn, attend)
     return model.user_vectors(x)
 
 
 def context_and_cross(
     model: UserEncoder,
-    events: tuple[Tensor, Tensor, Tensor],
-    offsets: Tensor,
-    candidates: tuple[Tensor, Tensor],
-    candidate_user: Tensor,
-    log_gaps: tuple[Tensor, Tensor] | None = None,
+    events: Events,
+    candidates: Candidates,
     *,
     token: Tensor | None = None,
-    content: Tensor | None = None,
     window: int | None = None,
     outputs: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Both passes in one, for contexts that are read once: events and candidates go through each layer together, so
     that its weights are read once. The output at each candidate [C, E], and the user vectors after each event [N, E],
-    if asked for.
-
-    `events`: items, actions, surfaces [N]; `candidates`: items, surfaces [C]; `log_gaps`: of events and of candidates;
-    otherwise as `context` and `cross` take them.
+    if asked for. `token` and `window` as `context` and `cross` take them.
     """
-    gaps, candidate_gaps = log_gaps or (None, None)
-    entered = _enter(model, *events, offsets, gaps, token=token)
-    items, surfaces = candidates
-    positions = entered.lengths[candidate_user]
-    crossing = model.embed(items, None, surfaces, positions, candidate_gaps, content=content)
-    x, rows = torch.cat([entered.x, crossing]), entered.x.shape[0]  # len() would fix it in an export
+    entered = _enter(model, events, token)
+    positions = entered.lengths[candidates.users]
+    x = torch.cat([entered.x, model.embed(candidates, positions)])
+    rows = entered.x.shape[0]  # len() would fix it in an export
     turn = model.rotary(torch.cat([entered.positions, positions]))
-    hidden = None if window is None else hidden_rows(entered.offsets, window=window)
-    attention = joint_attention(entered.offsets, candidate_user, rows=rows, hidden=hidden, like=x)
+    skipped = None if window is None else skipped_rows(entered.offsets, window=window)
+    attention = joint_attention(entered.offsets, candidates.users, rows=rows, skipped=skipped, like=x)
     *blocks, last = model.every_block
     for block in [*blocks, last] if outputs else blocks:
-        x = block.after_attention(x, attention.both(*block.queries_keys_values(x, turn)))
+        x = block(x, turn, attention.both)
     if outputs:
         return model.user_vectors(x[rows:]), entered.vectors(model, x[:rows])
     keys, values = last.keys_values(x, turn)
@@ -136,7 +107,7 @@ def context_and_cross(
     return model.user_vectors(last.after_attention(x[rows:], attention.crossing(q, keys, values))), None
 
 
-def hidden_rows(offsets: Tensor, *, window: int) -> Tensor:
+def skipped_rows(offsets: Tensor, *, window: int) -> Tensor:
     """int64 [U]: how many of a context's oldest rows its candidates do not see, so that with themselves they see at
     most `window`."""
     return (offsets.diff() + 1 - window).clamp_min(0)
@@ -158,25 +129,15 @@ class _Entered:
         return model.user_vectors(x if self.events is None else x.index_select(0, self.events))
 
 
-def _enter(
-    model: UserEncoder,
-    items: Tensor,
-    actions: Tensor,
-    surfaces: Tensor,
-    offsets: Tensor,
-    log_gaps: Tensor | None,
-    *,
-    token: Tensor | None,
-) -> _Entered:
-    rows, users = rows_and_owners(offsets, items.shape[0])
-    positions = rows - offsets[users]
-    x = model.embed(items, actions, surfaces, positions, log_gaps)
-    lengths = offsets.diff()
+def _enter(model: UserEncoder, events: Events, token: Tensor | None) -> _Entered:
+    rows, users = rows_and_owners(events.offsets, events.count)
+    positions, lengths = rows - events.offsets[users], events.offsets.diff()
+    x = model.embed(events, positions)
     if token is None:
-        return _Entered(x, positions, offsets, lengths, None)
-    each = torch.arange(lengths.shape[0], device=items.device)
-    order = torch.cat([rows + users, offsets[1:] + each]).argsort()
+        return _Entered(x, positions, events.offsets, lengths, None)
+    each = torch.arange(lengths.shape[0], device=rows.device)
+    order = torch.cat([rows + users, events.offsets[1:] + each]).argsort()
     x = torch.cat([x, token.expand(lengths.shape[0], -1)]).index_select(0, order)
     positions = torch.cat([positions, lengths]).index_select(0, order)
-    offsets = offsets + torch.arange(offsets.shape[0], device=offsets.device)
+    offsets = events.offsets + torch.arange(events.offsets.shape[0], device=rows.device)
     return _Entered(x, positions, offsets, lengths, rows + users)

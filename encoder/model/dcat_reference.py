@@ -7,42 +7,29 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from spoor.encoder.model.events import Candidates, Events
 from spoor.encoder.model.user_encoder import UserEncoder
 
 
 def reference_cross(
     model: UserEncoder,
-    events: tuple[Tensor, Tensor, Tensor],
-    offsets: Tensor,
-    candidates: tuple[Tensor, Tensor],
-    candidate_user: Tensor,
+    events: Events,
+    candidates: Candidates,
     *,
-    log_gaps: tuple[Tensor, Tensor] | None = None,
     token: Tensor | None = None,
-    content: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """`context` and `cross` in one, [C, E]. `events`: items, actions, surfaces int64 [N]; `candidates`: items, surfaces
-    int64 [C]; `log_gaps`: of events [N] and of candidates [C]."""
+    """`context` and `cross` in one, [C, E]."""
     outputs = []
-    for number, user in enumerate(candidate_user.tolist()):
-        start, end = int(offsets[user]), int(offsets[user + 1])
-        own = slice(number, number + 1)
-        gaps = (None, None) if log_gaps is None else (log_gaps[0][start:end], log_gaps[1][own])
-        positions = torch.arange(end - start + 1)
-        items, actions, surfaces = (column[start:end] for column in events)
-        history = model.embed(items, actions, surfaces, positions[:-1], gaps[0])
-        candidate = model.embed(
-            candidates[0][own],
-            None,
-            candidates[1][own],
-            positions[-1:],
-            gaps[1],
-            content=None if content is None else content[own],
-        )
+    for number, user in enumerate(candidates.users.tolist()):
+        rows = np.arange(int(events.offsets[user]), int(events.offsets[user + 1]))
+        positions = torch.arange(len(rows) + 1)
+        history = model.embed(events.take(rows, torch.tensor([0, len(rows)])), positions[:-1])
+        candidate = model.embed(candidates.take(slice(number, number + 1)), positions[-1:])
         if token is not None:
             history = torch.cat([history, token.unsqueeze(0)])
             positions = torch.cat([positions, positions[-1:]])

@@ -27,19 +27,29 @@ _ROWS_AT_ONCE = 512  # of the full softmax: V x 512 scores fit the processor's l
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class Drawn:
     """`items` int64 [M] sorted vocabulary indexes, `log_weights` float32 [M]."""
 
     items: Tensor
     log_weights: Tensor
 
-    def to(self, device: torch.device) -> Candidates:
-        return Candidates(self.items.to(device), self.log_weights.to(device))
+    def to(self, device: torch.device) -> Drawn:
+        return Drawn(self.items.to(device), self.log_weights.to(device))
 
 
-def draw_candidates(
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What R user vectors are asked. `rows` int64 [P], not decreasing: the vector of each pair; `items` int64 [P]:
+    vocabulary indexes; `weights` float [P]."""
+
+    rows: Tensor
+    items: Tensor
+    weights: Tensor
+
+
+def draw_items(
     answers: Indexes, *, answer_shares: npt.NDArray[np.float64], uniform: int, rng: np.random.Generator
-) -> Candidates:
+) -> Drawn:
     """In-batch negatives and `uniform` more from all items.
 
     `answers` int64[n]: the items asked for in the batch, once per event; `answer_shares` float64[V + 1]: the share of
@@ -49,13 +59,13 @@ def draw_candidates(
     drawn = rng.integers(1, vocabulary_size + 1, uniform)
     items, times = np.unique(np.concatenate([answers, drawn]), return_counts=True)
     expected = len(answers) * answer_shares[items] + uniform / vocabulary_size
-    return Candidates(torch.from_numpy(items), torch.from_numpy(np.log(times / expected)).float())
+    return Drawn(torch.from_numpy(items), torch.from_numpy(np.log(times / expected)).float())
 
 
-def own_positives(candidates: Candidates, own_items: Indexes, own_offsets: Indexes) -> Tensor:
-    """bool [S, M]: which candidates are among the positive items of each segment's user, and so no negatives of
+def own_positives(drawn: Drawn, own_items: Indexes, own_offsets: Indexes) -> Tensor:
+    """bool [S, M]: which drawn items are among the positive items of each segment's user, and so no negatives of
     theirs. `own_items` int64[K]: these items, one segment after the other; `own_offsets` int64[S + 1]."""
-    items = candidates.items.numpy()
+    items = drawn.items.numpy()
     mask = np.zeros((len(own_offsets) - 1, len(items)), bool)
     if len(items):
         segments = np.repeat(np.arange(len(mask)), np.diff(own_offsets))
@@ -67,44 +77,35 @@ def own_positives(candidates: Candidates, own_items: Indexes, own_offsets: Index
 
 def sampled_softmax_loss(
     user_vectors: Tensor,
-    candidate_vectors: Tensor,
-    candidates: Candidates,
-    targets: Tensor,
-    weights: Tensor,
+    item_vectors: Tensor,
+    drawn: Drawn,
+    targets: Targets,
     *,
     temperature: Tensor,
     left_out: Tensor | None = None,
 ) -> Tensor:
     """The weighted sum over pairs, a scalar.
 
-    Shapes: user_vectors [P, E], candidate_vectors [M, E], targets int64 [P] (vocabulary indexes, each among the
-    candidates), weights [P], left_out bool [P, M] (candidates that are no negatives of a pair; its target always
-    counts).
+    Shapes: user_vectors [R, E]; item_vectors [M, E], of the drawn items, among which each target is; left_out
+    bool [P, M]: drawn items that are no negatives of a pair (its target always counts).
     """
-    scores_PM = (user_vectors / temperature) @ candidate_vectors.T
-    place_P1 = torch.searchsorted(candidates.items, targets).unsqueeze(1)
+    scores_PM = (user_vectors[targets.rows] / temperature) @ item_vectors.T
+    place_P1 = torch.searchsorted(drawn.items, targets.items).unsqueeze(1)
     # The target is certain to be among the candidates, whatever was drawn: its weight is 1.
-    weighted_PM = (scores_PM + candidates.log_weights).scatter(1, place_P1, scores_PM.gather(1, place_P1))
+    weighted_PM = (scores_PM + drawn.log_weights).scatter(1, place_P1, scores_PM.gather(1, place_P1))
     if left_out is not None:
         weighted_PM = weighted_PM.masked_fill(left_out.scatter(1, place_P1, False), float("-inf"))
-    return (F.cross_entropy(weighted_PM, place_P1.squeeze(1), reduction="none") * weights).sum()
+    return (F.cross_entropy(weighted_PM, place_P1.squeeze(1), reduction="none") * targets.weights).sum()
 
 
-def full_softmax_loss(
-    user_vectors: Tensor,
-    item_vectors: Tensor,
-    rows: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    *,
-    temperature: Tensor,
-) -> Tensor:
+def full_softmax_loss(user_vectors: Tensor, item_vectors: Tensor, targets: Targets, *, temperature: Tensor) -> Tensor:
     """The weighted sum over pairs, every item a candidate; memory for a few hundred rows of scores at once.
 
-    Shapes: user_vectors [R, E], item_vectors [V, E], rows int64 [P] not decreasing (the user vector of each pair),
-    targets int64 [P] (0 is the first item), weights [P]. Its gradient is computed on the way forward.
+    Shapes: user_vectors [R, E]; item_vectors [V, E], of the vocabulary indexes 1 to V. Its gradient is computed on the
+    way forward.
     """
-    return _FullSoftmax.apply(user_vectors / temperature, item_vectors, rows, targets, weights)  # type: ignore[no-any-return]
+    places = targets.items - 1
+    return _FullSoftmax.apply(user_vectors / temperature, item_vectors, targets.rows, places, targets.weights)  # type: ignore[no-any-return]
 
 
 class _FullSoftmax(torch.autograd.Function):

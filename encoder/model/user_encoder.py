@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ from torch.utils.checkpoint import checkpoint
 from spoor.encoder.model.block import Block
 from spoor.encoder.model.config import ModelConfig
 from spoor.encoder.model.elementwise import Dropout, affine, feed_forward, unit_rows
+from spoor.encoder.model.events import Candidates, Events, rows_and_owners
+from spoor.kernels.dcat_attention import dcat_attention
+from spoor.kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
 _GAP_WIDTH = 32  # hidden floats between a time gap and its embedding
@@ -130,33 +134,21 @@ class UserEncoder(nn.Module):
             nn.Parameter(torch.tensor(math.log(config.temperature))) if config.score == "cosine" else None
         )
 
-    def forward(
-        self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor, log_gaps: Tensor | None = None
-    ) -> Tensor:
-        """int64 [N] vocabulary indexes and offsets [U + 1] to [N, E]: a user vector after each event, of norm 1 where
-        the score is the cosine. `log_gaps` float32 [N], log(1 + seconds since the event before), is needed where the
-        configuration has time_gaps; that of a user's first event counts as 0."""
-        x_NC, _ = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers)
+    def forward(self, events: Events) -> Tensor:
+        """[N, E]: a user vector after each event, of norm 1 where the score is the cosine."""
+        x_NC, _ = self._transform(events, blocks=self.config.layers)
         return self.user_vectors(x_NC)
 
-    def last(
-        self,
-        items: Tensor,
-        actions: Tensor,
-        surfaces: Tensor,
-        offsets: Tensor,
-        log_gaps: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
+    def last(self, events: Events, *, lengths: Tensor | None = None) -> Tensor:
         """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty. `lengths` int64
         [U]: the events of each user that count, its first ones; None: all.
 
         Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
         do, which spares most of the block. An exported program would not take batches of single events alone."""
-        x_NC, turn_NP1F = self._transform(items, actions, surfaces, offsets, log_gaps, blocks=self.config.layers - 1)
+        x_NC, turn_NP1F = self._transform(events, blocks=self.config.layers - 1)
+        offsets = events.offsets
         lengths = offsets.diff() if lengths is None else lengths
-        users = torch.arange(lengths.shape[0], device=items.device)
+        users = torch.arange(lengths.shape[0], device=offsets.device)
         earlier_offsets = F.pad((lengths - 1).cumsum(0), (1, 0))  # of each user, the last event is left out
         rows, owners = rows_and_owners(earlier_offsets, int(lengths.sum()) - lengths.shape[0])
         earlier, last = rows + (offsets[:-1] - earlier_offsets[:-1])[owners], offsets[:-1] + lengths - 1
@@ -165,8 +157,11 @@ class UserEncoder(nn.Module):
             [y.index_select(0, rows) for y in (x_NC, turn_NP1F)] for rows in (earlier, last)
         )
         keys, values = block.keys_values(x_before, turn_before)
-        x_UC = block.cross(x_last, turn_last, keys, values, earlier_offsets, users)
-        return self.user_vectors(x_UC)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return dcat_attention(q, k, v, keys, values, earlier_offsets, users)
+
+        return self.user_vectors(block(x_last, turn_last, attend))
 
     def freeze(self) -> UserEncoder:
         """For inference with weights that stay from now on as they are: what they alone decide is computed here, once.
@@ -183,28 +178,18 @@ class UserEncoder(nn.Module):
         """As `targets` for all known items in order, [vocabulary, E]."""
         return self._rotated(self.psi(self.items.every_known()))
 
-    def embed(
-        self,
-        items: Tensor,
-        actions: Tensor | None,
-        surfaces: Tensor,
-        positions: Tensor,
-        log_gaps: Tensor | None = None,
-        *,
-        content: Tensor | None = None,
-    ) -> Tensor:
-        """What enters the first block, [N, C]. `actions` None: of candidates, whose action is not known yet.
-        `content` [N, T * W]: what else is known of the items, added to their embeddings."""
-        summed = self.items(items) + self.surfaces(surfaces)
-        if content is not None:
-            summed = summed + content
-        if actions is not None:
-            summed = summed + self.actions(actions)
+    def embed(self, rows: Events | Candidates, positions: Tensor) -> Tensor:
+        """What enters the first block, [N, C]. A candidate has no action yet."""
+        summed = self.items(rows.items) + self.surfaces(rows.surfaces)
+        if isinstance(rows, Events):
+            summed = summed + self.actions(rows.actions)
+        elif rows.content is not None:
+            summed = summed + rows.content
         if self.time_gap is not None:
-            if log_gaps is None:
+            if rows.log_gaps is None:
                 raise ValueError("this model's configuration has time_gaps, so it needs log_gaps")
             # A window may begin anywhere in a history: the gap before its first event must not matter.
-            summed = summed + self.time_gap(log_gaps.masked_fill(positions == 0, 0.0))
+            summed = summed + self.time_gap(rows.log_gaps.masked_fill(positions == 0, 0.0))
         # Times sqrt(C): a unit vector has elements far below 1, where the residual stream wants about 1.
         return self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
 
@@ -264,33 +249,18 @@ class UserEncoder(nn.Module):
     def _rotated(self, vectors: Tensor) -> Tensor:
         return vectors if self.rotation is None else vectors @ self.rotation
 
-    def _transform(
-        self,
-        items: Tensor,
-        actions: Tensor,
-        surfaces: Tensor,
-        offsets: Tensor,
-        log_gaps: Tensor | None,
-        *,
-        blocks: int,
-    ) -> tuple[Tensor, Tensor]:
+    def _transform(self, events: Events, *, blocks: int) -> tuple[Tensor, Tensor]:
         """What leaves the first `blocks` blocks, [N, C], and the turns of the events' positions."""
-        rows, owners = rows_and_owners(offsets, items.shape[0])
-        positions = rows - offsets[owners]
-        x_NC = self.embed(items, actions, surfaces, positions, log_gaps)
-        turn_NP1F = self.rotary(positions)
+        rows, owners = rows_and_owners(events.offsets, events.count)
+        positions = rows - events.offsets[owners]
+        x_NC, turn_NP1F = self.embed(events, positions), self.rotary(positions)
+        attend = partial(jagged_attention, offsets=events.offsets)
         for block in self.every_block[:blocks]:
             if self.recompute and torch.is_grad_enabled():
-                x_NC = checkpoint(block, x_NC, offsets, turn_NP1F, use_reentrant=False)
+                x_NC = checkpoint(block, x_NC, turn_NP1F, attend, use_reentrant=False)
             else:
-                x_NC = block(x_NC, offsets, turn_NP1F)
+                x_NC = block(x_NC, turn_NP1F, attend)
         return x_NC, turn_NP1F
-
-
-def rows_and_owners(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """int64 [rows] twice: the rows of a jagged batch, and the sequence that each belongs to."""
-    every = torch.arange(rows, device=offsets.device)
-    return every, torch.searchsorted(offsets, every, right=True) - 1
 
 
 def _projection(config: ModelConfig, inputs: int, outputs: int, *, unit: bool) -> Projection:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from spoor.activity.history import Histories, slice_rows
 from spoor.base.errors import DataError, UsageError
-from spoor.encoder.data.batches import log_gaps
 from spoor.encoder.model.config import ModelConfig
+from spoor.encoder.model.events import Events
 from spoor.encoder.model.hashing import vocabulary_rows
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.model.vocabulary import Indexes, Vocabulary
@@ -64,12 +64,10 @@ class FrozenEncoder:
         recent = histories.newest(self.max_events)
         lengths = recent.lengths
         vectors = np.zeros((recent.count, self.dimension), np.float32)
-        events = [torch.from_numpy(column) for column in self.vocabulary.event_indexes(recent)]
+        events = Events.of(self.vocabulary.event_indexes(recent), recent.values["timestamp"], recent.offsets)
         with torch.inference_mode():
             for batch in batches_by_length(recent.offsets, token_budget=self._token_budget):
-                items, actions, surfaces = (column[batch.rows] for column in events)
-                gaps = torch.from_numpy(log_gaps(recent.values["timestamp"][batch.rows.numpy()], batch.offsets.numpy()))
-                found = self.model.last(items, actions, surfaces, batch.offsets, gaps, lengths=batch.lengths)
+                found = self.model.last(events.take(batch.rows, batch.offsets), lengths=batch.lengths)
                 vectors[batch.users] = found.numpy()
         return vectors, lengths
 

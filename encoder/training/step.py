@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from spoor.encoder.data.batches import Batch
 from spoor.encoder.data.pairs import Pairs, future_token_pairs, multi_token_pairs, next_token_pairs
 from spoor.encoder.model.config import ModelConfig
 from spoor.encoder.model.losses import (
-    Candidates,
-    draw_candidates,
+    Drawn,
+    Targets,
+    draw_items,
     full_softmax_loss,
     own_positives,
     sampled_softmax_loss,
@@ -39,13 +40,13 @@ _LONGEST_GRADIENT = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """What a batch is asked. `candidates` None: every item. `future`: pairs of the future-token loss among them.
-    `hidden` bool[N]: events whose item is not shown."""
+    """What a batch is asked. `drawn` None: every item is a candidate. `future`: pairs of the future-token loss among
+    them. `masked` bool[N]: events whose item is not shown."""
 
     pairs: Pairs
-    candidates: Candidates | None
-    left_out: Tensor | None  # bool [S, M]: candidates that are no negatives of a segment's user
-    hidden: np.ndarray
+    drawn: Drawn | None
+    left_out: Tensor | None  # bool [S, M]: drawn items that are no negatives of a segment's user
+    masked: np.ndarray
     future: int
 
 
@@ -96,7 +97,7 @@ def ask(
     answer_shares: np.ndarray,
     rng: np.random.Generator,
 ) -> Questions:
-    """Draws the pairs, the candidates and the hidden items of a whole batch."""
+    """Draws the pairs, the candidates and the masked items of a whole batch."""
     targets, items, positive = batch.targets.numpy(), batch.items.numpy(), batch.positive.numpy()
     offsets = batch.offsets.numpy()
     window = settings.target_window
@@ -113,14 +114,14 @@ def ask(
             items, positive, offsets, served_length=served, window=window, rng=rng, weight=weight
         )
     pairs = Pairs.join([*kinds, future])
-    hidden = rng.random(batch.tokens) < settings.unknown_item_share
-    candidates = left_out = None
+    masked = rng.random(batch.tokens) < settings.unknown_item_share
+    drawn = left_out = None
     if settings.negatives != "full" and len(pairs):
         uniform = settings.uniform_negatives if settings.negatives == "mixed" else 0
-        candidates = draw_candidates(targets[targets > 0], answer_shares=answer_shares, uniform=uniform, rng=rng)
+        drawn = draw_items(targets[targets > 0], answer_shares=answer_shares, uniform=uniform, rng=rng)
         if settings.own_positives == "masked":
-            left_out = own_positives(candidates, batch.own_items.numpy(), batch.own_offsets.numpy())
-    return Questions(pairs, candidates, left_out, hidden, len(future))
+            left_out = own_positives(drawn, batch.own_items.numpy(), batch.own_offsets.numpy())
+    return Questions(pairs, drawn, left_out, masked, len(future))
 
 
 def part_loss(model: UserEncoder, batch: Batch, questions: Questions, part: slice) -> Tensor | None:
@@ -132,32 +133,24 @@ def part_loss(model: UserEncoder, batch: Batch, questions: Questions, part: slic
     if asked.start == asked.stop:
         return None
     rows, offsets = _needed_rows(pairs.rows[asked], bounds)
-    inputs = [column[rows] for column in (batch.items, batch.actions, batch.surfaces)]
-    inputs[0] = inputs[0].masked_fill(torch.from_numpy(questions.hidden[rows]), 0)
-    columns = [column.to(device) for column in (*inputs, torch.from_numpy(offsets), batch.log_gaps[rows])]
+    events = batch.take(rows, torch.from_numpy(offsets))
+    events = replace(events, items=events.items.masked_fill(torch.from_numpy(questions.masked[rows]), 0)).to(device)
+    targets = Targets(
+        torch.from_numpy(np.searchsorted(rows, pairs.rows[asked])).to(device),
+        torch.from_numpy(pairs.items[asked]).to(device),
+        torch.from_numpy(pairs.weights[asked]).to(device),
+    )
+    drawn = questions.drawn and questions.drawn.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        vectors = model(*columns).float()
-        items = model.every_target() if questions.candidates is None else None
-        drawn = questions.candidates and model.targets(questions.candidates.items.to(device))
-    place = torch.from_numpy(np.searchsorted(rows, pairs.rows[asked])).to(device)
-    answers = torch.from_numpy(pairs.items[asked]).to(device)
-    weights = torch.from_numpy(pairs.weights[asked]).to(device)
-    if items is not None:
-        return full_softmax_loss(vectors, items.float(), place, answers - 1, weights, temperature=model.temperature)
-    assert questions.candidates is not None and drawn is not None
+        vectors = model(events).float()
+        items = (model.every_target() if drawn is None else model.targets(drawn.items)).float()
+    if drawn is None:
+        return full_softmax_loss(vectors, items, targets, temperature=model.temperature)
     left_out = None
     if questions.left_out is not None:
         segments = np.searchsorted(batch.offsets.numpy(), pairs.rows[asked], side="right") - 1
         left_out = questions.left_out[torch.from_numpy(segments)].to(device)
-    return sampled_softmax_loss(
-        vectors[place],
-        drawn.float(),
-        questions.candidates.to(device),
-        answers,
-        weights,
-        temperature=model.temperature,
-        left_out=left_out,
-    )
+    return sampled_softmax_loss(vectors, items, drawn, targets, temperature=model.temperature, left_out=left_out)
 
 
 def _needed_rows(asked: Indexes, bounds: Indexes) -> tuple[Indexes, Indexes]:

@@ -33,40 +33,39 @@ def dcat_attention(
     context_offsets: Tensor,
     candidate_user: Tensor,
     *,
-    hidden: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> Tensor:
     """Attention of each candidate over its user's context and itself; differentiable in the five first arguments.
 
     Shapes: q, k, v float [C, H, D] of the candidates, in any order of users; k_context, v_context [N, H, D];
-    context_offsets int64 [U + 1] from 0 to N without a decrease; candidate_user int64 [C] in [0, U); hidden int64 [U]:
+    context_offsets int64 [U + 1] from 0 to N without a decrease; candidate_user int64 [C] in [0, U); skipped int64 [U]:
     how many of the oldest context rows its candidates do not see (rotate replace), none by default. Returns
     [C, H, D]; the candidate of an empty context attends to itself alone. Softmax is taken in float32 at least.
     Raises ValueError when shapes, types or offsets do not fit; Triton's kernels take neither float64 nor heads wider
     than 128 floats.
     """
     if torch.compiler.is_exporting():
-        return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
+        return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, skipped=skipped)
     _check_tensors(q, {"k": k, "v": v}, {"k_context": k_context, "v_context": v_context})
     bounds = checked_offsets(context_offsets, events=k_context.shape[0], name="context_offsets")
     users = len(bounds) - 1
     readers = checked_users(candidate_user, candidates=q.shape[0], users=users)
-    if hidden is not None and (hidden.shape != (users,) or hidden.dtype != torch.int64 or bool((hidden < 0).any())):
+    if skipped is not None and (skipped.shape != (users,) or skipped.dtype != torch.int64 or bool((skipped < 0).any())):
         raise ValueError(
-            f"hidden must be int64 [{users}] and not below 0; found {hidden.dtype} {list(hidden.shape)}"
-            + (f" from {int(hidden.min())}" if hidden.numel() else "")
+            f"skipped must be int64 [{users}] and not below 0; found {skipped.dtype} {list(skipped.shape)}"
+            + (f" from {int(skipped.min())}" if skipped.numel() else "")
         )
     if backend_of(q) == "triton":
         from spoor.kernels.dcat_attention.triton import attend_on_gpu
 
-        return attend_on_gpu(q, k, v, k_context, v_context, context_offsets, candidate_user, hidden=hidden)
-    skipped = 0 if hidden is None else hidden.cpu().numpy()
+        return attend_on_gpu(q, k, v, k_context, v_context, context_offsets, candidate_user, skipped=skipped)
     return attend_in_tiles(
         q,
         k,
         v,
         k_context,
         v_context,
-        starts=np.minimum(bounds[:-1] + skipped, bounds[1:]),
+        starts=bounds[:-1] if skipped is None else np.minimum(bounds[:-1] + skipped.cpu().numpy(), bounds[1:]),
         ends=bounds[1:],
         user=readers,
     )

@@ -19,11 +19,11 @@ def attend_densely(
     context_offsets: Tensor,
     candidate_user: Tensor,
     *,
-    hidden: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> Tensor:
     """Same signature and shapes as `dcat_attention`; inputs are not checked."""
     rows = torch.arange(k_context.shape[0], device=q.device)
-    first = context_offsets[:-1] if hidden is None else context_offsets[:-1] + hidden
+    first = context_offsets[:-1] if skipped is None else context_offsets[:-1] + skipped
     seen_CN = (rows >= first[candidate_user].unsqueeze(1)) & (rows < context_offsets[1:][candidate_user].unsqueeze(1))
     scale = 1 / math.sqrt(q.shape[2])
     scores_HCN = torch.einsum("chd,nhd->hcn", q, k_context).float() * scale

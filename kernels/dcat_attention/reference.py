@@ -18,14 +18,14 @@ def reference_dcat_attention(
     context_offsets: Tensor,
     candidate_user: Tensor,
     *,
-    hidden: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> Tensor:
     """Same signature and shapes as `dcat_attention`; inputs are not checked."""
     bounds = context_offsets.tolist()
-    skipped = [0] * (len(bounds) - 1) if hidden is None else hidden.tolist()
+    left_out = [0] * (len(bounds) - 1) if skipped is None else skipped.tolist()
     outputs = [v[:0]]
     for candidate, user in enumerate(candidate_user.tolist()):
-        start, end = min(bounds[user] + skipped[user], bounds[user + 1]), bounds[user + 1]
+        start, end = min(bounds[user] + left_out[user], bounds[user + 1]), bounds[user + 1]
         keys_LHD = torch.cat([k_context[start:end], k[candidate : candidate + 1]])
         values_LHD = torch.cat([v_context[start:end], v[candidate : candidate + 1]])
         scores_HL = torch.einsum("hd,lhd->hl", q[candidate], keys_LHD) / math.sqrt(q.shape[2])

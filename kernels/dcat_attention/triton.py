@@ -133,7 +133,7 @@ def dcat_attention_bwd_context_kernel(
     real = keys < tl.load(context_offsets + user + 1)
     seen = real & (keys >= tl.load(first_seen + user))
     dims = tl.arange(0, BLOCK_D)
-    # Hidden rows may hold anything, so that they are not even read.
+    # Skipped rows may hold anything, so that they are not even read.
     b_kc = load_rows(k_context + head * head_stride_kc, keys, seen, row_stride_kc, dims, HEAD_DIM)
     b_vc = load_rows(v_context + head * head_stride_vc, keys, seen, row_stride_vc, dims, HEAD_DIM)
     b_d_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -177,7 +177,7 @@ def attend_on_gpu(
     context_offsets: Tensor,
     candidate_user: Tensor,
     *,
-    hidden: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> Tensor:
     """Same signature and shapes as `dcat_attention` (inputs checked by the caller). Raises ValueError for float64 and
     for heads wider than 128."""
@@ -187,7 +187,7 @@ def attend_on_gpu(
         order=candidate_user.argsort(stable=True),
         candidate_offsets=torch.nn.functional.pad(counts.cumsum(0), (1, 0)),
         context_offsets=context_offsets,
-        first_seen=starts if hidden is None else torch.minimum(starts + hidden, ends),
+        first_seen=starts if skipped is None else torch.minimum(starts + skipped, ends),
     )
     result: Tensor = _Crossing.apply(q, k, v, k_context, v_context, who, launch_for(q))  # pyright: ignore[reportAssignmentType]
     return result

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spoor.encoder.model.dcat import Context, context, context_and_cross
+from spoor.encoder.model.events import Candidates, Events
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.ranking.settings import FusionConfig
 
@@ -30,11 +31,10 @@ RANDOM_ID_SHARE = 0.1
 _DROPOUT_BY_AGE = ((7.0, 0.7), (28.0, 0.5))  # younger than so many days: this share of the outputs
 
 
-@dataclass(frozen=True, eq=False)
-class RankingBatch:
-    """Whole requests, each context once.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RankingBatch(Events):
+    """Whole requests: the events of G contexts, each once, and what was shown.
 
-    items, actions, surfaces    int64 [N]: the contexts' events, `log_gaps` float32 [N], `offsets` int64 [G + 1]
     candidates, shown_on        int64 [C]: item and surface of each candidate; candidate_context int64 [C] in [0, G)
     candidate_gaps, ages_days   float32 [C]: log(1 + seconds since the context's last event); the item's age
     features    float32 [C, F] of Feast, standardised; attributes float32 [C, A] of the item
@@ -42,11 +42,6 @@ class RankingBatch:
     labels      float32 [C, K]
     """
 
-    items: Tensor
-    actions: Tensor
-    surfaces: Tensor
-    log_gaps: Tensor
-    offsets: Tensor
     candidates: Tensor
     shown_on: Tensor
     candidate_context: Tensor
@@ -108,15 +103,7 @@ class Fusion(nn.Module):
         if self.config.kind == "early":
             fused, events, alignment = self._crossed(batch, candidates)
         else:
-            history = context(
-                self.encoder,
-                batch.items,
-                batch.actions,
-                batch.surfaces,
-                batch.offsets,
-                batch.log_gaps,
-                token=self.token,
-            )
+            history = context(self.encoder, batch, token=self.token)
             fused, events, alignment = self._summary(history)[batch.candidate_context], history.outputs, none
         outputs = _row(fused, self.encoder.targets(candidates))
         return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), events, alignment)
@@ -134,17 +121,10 @@ class Fusion(nn.Module):
     def _crossed(self, batch: RankingBatch, candidates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Outputs at the candidates; user vectors after each event, which training asks for; the alignment loss."""
         content = self.content(batch.attributes) if self.content is not None else None
+        gaps = batch.candidate_gaps
+        asked = Candidates(candidates, batch.shown_on, batch.candidate_context, gaps, content)
         crossed, events = context_and_cross(
-            self.encoder,
-            (batch.items, batch.actions, batch.surfaces),
-            batch.offsets,
-            (candidates, batch.shown_on),
-            batch.candidate_context,
-            (batch.log_gaps, batch.candidate_gaps),
-            token=self.token,
-            content=content,
-            window=self.window,
-            outputs=self.training,
+            self.encoder, batch, asked, token=self.token, window=self.window, outputs=self.training
         )
         if content is None:
             return crossed, events, batch.features.new_zeros(())

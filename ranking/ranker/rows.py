@@ -21,7 +21,7 @@ from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import Histories, slice_rows
 from spoor.activity.packing import unpack
 from spoor.base.errors import DataError
-from spoor.encoder.data.batches import log_gaps
+from spoor.encoder.model.events import Events
 from spoor.encoder.model.vocabulary import Vocabulary, name_indexes
 from spoor.ranking.features.attributes import AttributeLayout
 from spoor.ranking.features.dataset import (
@@ -114,8 +114,8 @@ class BatchMaker:
         self.data = data
         contexts = data.contexts.newest(window)
         self._offsets = contexts.offsets
-        self._events = [torch.from_numpy(column) for column in vocabulary.event_indexes(contexts)]
-        self._gaps = torch.from_numpy(log_gaps(contexts.values["timestamp"], contexts.offsets))
+        times = contexts.values["timestamp"]
+        self._events = Events.of(vocabulary.event_indexes(contexts), times, contexts.offsets)
         self._last_times = contexts.last_times()
         impressions = data.impressions
         self._items = vocabulary.item_indexes(hash_items(list(impressions.item_ids)))
@@ -131,9 +131,7 @@ class BatchMaker:
         rows, offsets = slice_rows(impressions.offsets[requests], np.diff(impressions.offsets)[requests])
         of_row = np.repeat(requests, np.diff(offsets))
         contexts, place = np.unique(data.request_contexts[of_row], return_inverse=True)
-        read = slice_rows(self._offsets[contexts], np.diff(self._offsets)[contexts])
-        events, context_offsets = (torch.from_numpy(part) for part in read)
-        items, actions, surfaces = (column[events] for column in self._events)
+        read, context_offsets = slice_rows(self._offsets[contexts], np.diff(self._offsets)[contexts])
         floats = (
             impressions.ages_days,
             self._features,
@@ -144,11 +142,7 @@ class BatchMaker:
         )
         ages, features, attributes, user_vectors, item_vectors, labels = (torch.from_numpy(x[rows]) for x in floats)
         made = RankingBatch(
-            items=items,
-            actions=actions,
-            surfaces=surfaces,
-            log_gaps=self._gaps[events],
-            offsets=context_offsets,
+            **vars(self._events.take(read, torch.from_numpy(context_offsets))),
             candidates=torch.from_numpy(self._items[rows]),
             shown_on=torch.from_numpy(self._shown_on[of_row]),
             candidate_context=torch.from_numpy(place.astype(np.int64)),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from spoor.activity.hashing import hash_items
 from spoor.base.errors import DataError
-from spoor.encoder.model.losses import draw_candidates, own_positives, sampled_softmax_loss
+from spoor.encoder.model.losses import Targets, draw_items, own_positives, sampled_softmax_loss
 from spoor.encoder.model.vocabulary import Vocabulary
 from spoor.encoder.release.folder import Release
 from spoor.encoder.release.tuning import trainable
@@ -201,17 +201,16 @@ def _sequence_loss(
     if len(rows) > settings.max_pairs:
         rows = np.sort(chance.choice(rows, settings.max_pairs, replace=False))
     targets = answers[rows]
-    drawn = draw_candidates(targets, answer_shares=shares, uniform=settings.uniform_negatives, rng=chance)
+    drawn = draw_items(targets, answer_shares=shares, uniform=settings.uniform_negatives, rng=chance)
     of_row = np.searchsorted(bounds, rows, side="right") - 1
     own_offsets = np.cumsum([0, *(len(items) for items in own)])
     encoder = model.fusion.encoder
     own_items = np.concatenate([np.empty(0, np.int64), *own])
     return sampled_softmax_loss(
-        events_NE[torch.from_numpy(rows)],
+        events_NE,
         encoder.targets(drawn.items),
         drawn,
-        torch.from_numpy(targets),
-        events_NE.new_full((len(rows),), 1 / len(rows)),
+        Targets(torch.from_numpy(rows), torch.from_numpy(targets), events_NE.new_full((len(rows),), 1 / len(rows))),
         temperature=encoder.temperature,
         left_out=own_positives(drawn, own_items, own_offsets)[torch.from_numpy(of_row)],
     )

@@ -34,14 +34,14 @@ def inputs(lengths: list[int], users: list[int], *, heads: int = 3, dimensions: 
 
 
 @pytest.mark.parametrize("implementation", [dcat_attention, attend_densely], ids=["tiles", "dense"])
-@pytest.mark.parametrize("hide", [None, 0, 2, 100], ids=["all seen", "none hidden", "two hidden", "all hidden"])
+@pytest.mark.parametrize("hide", [None, 0, 2, 100], ids=["all seen", "none skipped", "two skipped", "all skipped"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_outputs_and_gradients_equal_the_reference(case, hide: int | None, implementation) -> None:
     ours, offsets, users = inputs(*case)
-    hidden = None if hide is None else torch.full((len(offsets) - 1,), hide).minimum(offsets.diff())
+    skipped = None if hide is None else torch.full((len(offsets) - 1,), hide).minimum(offsets.diff())
     reference = [x.detach().clone().requires_grad_() for x in ours]
-    out = implementation(*ours, offsets, users, hidden=hidden)
-    expected = reference_dcat_attention(*reference, offsets, users, hidden=hidden)
+    out = implementation(*ours, offsets, users, skipped=skipped)
+    expected = reference_dcat_attention(*reference, offsets, users, skipped=skipped)
     assert out.shape == expected.shape
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
@@ -100,14 +100,14 @@ def test_small_tiles_and_small_products_change_nothing(monkeypatch: pytest.Monke
 
 
 def test_what_a_candidate_may_not_see_may_be_anything() -> None:
-    """Other users' rows, hidden rows and other candidates: NaN in them reaches nobody else."""
+    """Other users' rows, skipped rows and other candidates: NaN in them reaches nobody else."""
     (q, k, v, k_context, v_context), offsets, _ = inputs([4, 6], [0, 1])
     for x in (k_context, v_context):
         x.data[4:7] = float("nan")  # the three oldest of the second user
     for x in (q, k, v):
         x.data = torch.cat([x.data, torch.full_like(x.data[:1], float("nan"))])
-    hidden = torch.tensor([0, 3])
-    out = dcat_attention(q, k, v, k_context, v_context, offsets, torch.tensor([0, 1, 1]), hidden=hidden)
+    skipped = torch.tensor([0, 3])
+    out = dcat_attention(q, k, v, k_context, v_context, offsets, torch.tensor([0, 1, 1]), skipped=skipped)
     assert torch.isfinite(out[:2]).all() and torch.isnan(out[2]).all()
 
 
@@ -142,12 +142,12 @@ def test_half_precision_is_computed_in_float32() -> None:
         (lambda a, o, u: (a, torch.tensor([0, 7, 6]), u, None), "must not decrease"),
         (lambda a, o, u: (a, o, u[:-1], None), r"candidate_user must be int64 \[3\]"),
         (lambda a, o, u: (a, o, u + 1, None), r"lie in \[0, 2\)"),
-        (lambda a, o, u: (a, o, u, torch.tensor([1])), r"hidden must be int64 \[2\]"),
+        (lambda a, o, u: (a, o, u, torch.tensor([1])), r"skipped must be int64 \[2\]"),
         (lambda a, o, u: (a, o, u, torch.tensor([1, -1])), "not below 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message: str) -> None:
     ours, offsets, users = inputs([2, 4], [0, 1, 1])
-    tensors, offsets, users, hidden = change(ours, offsets, users)
+    tensors, offsets, users, skipped = change(ours, offsets, users)
     with pytest.raises(ValueError, match=message):
-        dcat_attention(*tensors, offsets, users, hidden=hidden)
+        dcat_attention(*tensors, offsets, users, skipped=skipped)

@@ -88,17 +88,17 @@ def test_jagged_attention_equals_its_reference(case, causal: bool, dtype: torch.
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("hide", [None, 2], ids=["all seen", "two hidden"])
+@pytest.mark.parametrize("hide", [None, 2], ids=["all seen", "two skipped"])
 @pytest.mark.parametrize("case", CROSSED.values(), ids=CROSSED.keys())
 def test_dcat_attention_equals_its_reference(case, hide: int | None, dtype: torch.dtype, device: torch.device) -> None:
     lengths, users, heads, width = case
     offsets = torch.tensor([0, *lengths], dtype=torch.int64, device=device).cumsum(0)
     candidate_user = torch.tensor(users, dtype=torch.int64, device=device)
-    hidden = None if hide is None else torch.full((len(lengths),), hide, device=device)
+    skipped = None if hide is None else torch.full((len(lengths),), hide, device=device)
     ours = drawn([len(users)] * 3 + [sum(lengths)] * 2, heads, width, dtype, device)
     exact = [x.detach().float().requires_grad_() for x in ours]
-    out = cross_on_gpu(*ours, offsets, candidate_user, hidden=hidden)
-    expected = reference_dcat_attention(*exact, offsets, candidate_user, hidden=hidden)
+    out = cross_on_gpu(*ours, offsets, candidate_user, skipped=skipped)
+    expected = reference_dcat_attention(*exact, offsets, candidate_user, skipped=skipped)
     compare(ours, out, exact, expected, dtype)
 
 
@@ -131,9 +131,9 @@ def test_hidden_rows_and_other_users_may_hold_nan(device: torch.device) -> None:
     q, k, v, k_context, v_context = (x.detach() for x in drawn([2, 2, 2, 10, 10], 1, 4, torch.float32, device))
     for x in (k_context, v_context):
         x[4:7] = float("nan")  # the three oldest of the second user
-    offsets, users, hidden = (torch.tensor(x, device=device) for x in ([0, 4, 10], [0, 1], [0, 3]))
+    offsets, users, skipped = (torch.tensor(x, device=device) for x in ([0, 4, 10], [0, 1], [0, 3]))
     inputs = [x.requires_grad_() for x in (q, k, v, k_context, v_context)]
-    out = cross_on_gpu(*inputs, offsets, users, hidden=hidden)
+    out = cross_on_gpu(*inputs, offsets, users, skipped=skipped)
     out.sum().backward()
     assert torch.isfinite(out).all()
     assert all(x.grad is not None and bool(torch.isfinite(x.grad).all()) for x in inputs)

@@ -15,9 +15,10 @@ from spoor.activity.events import Event, events_table
 from spoor.activity.hashing import hash_item
 from spoor.activity.settings import EventSettings
 from spoor.activity.simulator import SimulatorSettings, simulate
-from spoor.encoder.data.batches import Batch, BatchReader, build_vocabulary, cut, log_gaps, target_counts
+from spoor.encoder.data.batches import Batch, BatchReader, build_vocabulary, cut, target_counts
 from spoor.encoder.data.corpus import Corpus
 from spoor.encoder.data.split import TEST, TRAIN, VALIDATION, make_split
+from spoor.encoder.model.events import log_gaps
 
 START_MS = 1_700_000_000_000
 STORY = [("a", "save"), ("b", "hide"), ("a", "save"), ("c", "save"), ("d", "hide"), ("e", "save")]

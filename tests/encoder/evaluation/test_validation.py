@@ -17,6 +17,7 @@ from spoor.encoder.evaluation import questions
 from spoor.encoder.evaluation.mixture import Mixture, MixtureWeights
 from spoor.encoder.evaluation.validation import Validator
 from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.events import Events
 from spoor.encoder.release.inference import new_model
 
 RNG = np.random.default_rng(0)
@@ -54,11 +55,11 @@ def test_it_agrees_with_a_plain_loop(tmp_path: Path, protocol: Protocol, seen) -
                 if roles[row] != VALIDATION:
                     continue
                 past = histories.take([user]).oldest(np.array([row - start]))
-                items, actions, surfaces = (torch.from_numpy(column) for column in vocabulary.event_indexes(past))
+                events = Events.of(vocabulary.event_indexes(past), past.values["timestamp"], past.offsets)
                 target = int(vocabulary.item_indexes(histories.values["item"][row : row + 1])[0])
-                vector = model.last(items, actions, surfaces, torch.tensor([0, len(items)]))[0]
+                vector = model.last(events)[0]
                 scores = (model.every_target() @ vector).numpy()
-                had = set(items.tolist())
+                had = set(events.items.tolist())
                 candidates = [v for v in range(1, 1 + len(vocabulary.items)) if seen == "kept" or v not in had]
                 if target not in candidates:
                     places.append(np.inf)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from spoor.encoder.model.block import Block
 from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.events import Events
 from spoor.encoder.model.hashing import vocabulary_rows
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.release.inference import new_model
@@ -24,39 +25,38 @@ def model(parts) -> UserEncoder:
     return model.eval()
 
 
-def batch(lengths: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch(lengths: list[int], *, seed: int = 0) -> Events:
     generator = torch.Generator().manual_seed(seed)
     events = sum(lengths)
     items, actions, surfaces = (torch.randint(0, known + 1, (events,), generator=generator) for known in (50, 3, 2))
-    return items, actions, surfaces, torch.tensor([0, *lengths]).cumsum(0)
+    return Events(items, actions, surfaces, torch.tensor([0, *lengths]).cumsum(0))
 
 
 def test_every_event_gets_a_vector_of_norm_1(model: UserEncoder) -> None:
-    vectors = model(*batch([5, 0, 1, 32]))
+    vectors = model(batch([5, 0, 1, 32]))
     assert vectors.shape == (38, 16)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(38))
 
 
 def test_no_events_give_no_vectors(model: UserEncoder) -> None:
-    assert model(*batch([])).shape == (0, 16)
-    assert model(*batch([0, 0])).shape == (0, 16)
+    assert model(batch([])).shape == (0, 16)
+    assert model(batch([0, 0])).shape == (0, 16)
 
 
 def test_last_is_the_last_row_of_each_user(model: UserEncoder) -> None:
     inputs = batch([5, 1, 32])
-    torch.testing.assert_close(model.last(*inputs), model(*inputs)[[4, 5, 37]])
+    torch.testing.assert_close(model.last(inputs), model(inputs)[[4, 5, 37]])
 
 
 def test_last_stops_where_a_history_is_said_to_end(model: UserEncoder) -> None:
     inputs = batch([9, 9, 9])
-    expected = model(*inputs)[[4, 9, 26]]
-    torch.testing.assert_close(model.last(*inputs, lengths=torch.tensor([5, 1, 9])), expected)
+    expected = model(inputs)[[4, 9, 26]]
+    torch.testing.assert_close(model.last(inputs, lengths=torch.tensor([5, 1, 9])), expected)
 
 
 def test_a_vector_does_not_feel_later_events(model: UserEncoder) -> None:
-    items, actions, surfaces, _ = batch([20])
-    whole = model(items, actions, surfaces, torch.tensor([0, 20]))
-    start = model(items[:12], actions[:12], surfaces[:12], torch.tensor([0, 12]))
+    events = batch([20])
+    whole, start = model(events), model(events.take(torch.arange(12), torch.tensor([0, 12])))
     torch.testing.assert_close(whole[:12], start, atol=1e-5, rtol=0)
 
 
@@ -89,10 +89,10 @@ def test_a_frozen_model_gives_and_stores_the_same_without_arranging_its_weights_
     inputs = batch([5, 1, 32])
     for block in model.every_block:
         torch.nn.init.normal_(block.qkv.bias)
-    expected, stored = (model(*inputs), model.last(*inputs)), {**model.state_dict()}
+    expected, stored = (model(inputs), model.last(inputs)), {**model.state_dict()}
     model.freeze()
     monkeypatch.setattr(Block, "_before", None)
-    for found, before in zip((model(*inputs), model.last(*inputs)), expected, strict=True):
+    for found, before in zip((model(inputs), model.last(inputs)), expected, strict=True):
         torch.testing.assert_close(found, before)
     assert model.state_dict().keys() == stored.keys()
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -100,27 +100,26 @@ def test_a_frozen_model_gives_and_stores_the_same_without_arranging_its_weights_
 
 def test_what_is_frozen_follows_its_model_to_another_type(model: UserEncoder) -> None:
     inputs = batch([5, 1, 32])
-    expected = copy.deepcopy(model).double()(*inputs)
-    found = model.freeze().double()(*inputs)
+    expected = copy.deepcopy(model).double()(inputs)
+    found = model.freeze().double()(inputs)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected)
 
 
 def test_order_matters(model: UserEncoder) -> None:
-    items, actions, surfaces, offsets = batch([20])
+    events = batch([20])
     swapped = torch.arange(20)
     swapped[[3, 4]] = swapped[[4, 3]]
-    moved = model.last(items[swapped], actions[swapped], surfaces[swapped], offsets)
-    assert not torch.allclose(model.last(items, actions, surfaces, offsets), moved, atol=1e-4)
+    moved = model.last(events.take(swapped, events.offsets))
+    assert not torch.allclose(model.last(events), moved, atol=1e-4)
 
 
-@pytest.mark.parametrize("column", [0, 1, 2], ids=["item", "action", "surface"])
-def test_each_field_of_an_event_matters(model: UserEncoder, column: int) -> None:
+@pytest.mark.parametrize("column", ["items", "actions", "surfaces"])
+def test_each_field_of_an_event_matters(model: UserEncoder, column: str) -> None:
     inputs = batch([9])
-    changed = list(inputs)
-    changed[column] = inputs[column].clone()
-    changed[column][4] = (changed[column][4] + 1) % 3
-    assert not torch.allclose(model.last(*inputs), model.last(*changed), atol=1e-4)
+    changed = getattr(inputs, column).clone()
+    changed[4] = (changed[4] + 1) % 3
+    assert not torch.allclose(model.last(inputs), model.last(replace(inputs, **{column: changed})), atol=1e-4)
 
 
 def test_unknown_items_share_one_vector_of_norm_1(model: UserEncoder) -> None:
@@ -132,7 +131,7 @@ def test_unknown_items_share_one_vector_of_norm_1(model: UserEncoder) -> None:
 
 def test_every_parameter_learns(model: UserEncoder) -> None:
     inputs = batch([9, 1, 17])
-    scores = model(*inputs) @ model.targets(torch.arange(51)).T / model.temperature
+    scores = model(inputs) @ model.targets(torch.arange(51)).T / model.temperature
     scores.logsumexp(1).sum().backward()
     silent = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     assert silent == []
@@ -188,20 +187,20 @@ def test_every_target_holds_the_targets_of_all_known_items(parts, changes: dict[
 @pytest.mark.parametrize("hidden", [0, 8])
 def test_residual_projections_start_as_the_identity(parts, hidden: int) -> None:
     model = build(parts, **RESIDUAL | {"projection_width": hidden})
-    items, actions, surfaces, _ = batch([9])
+    events = batch([9])
     unit = F.normalize(model.items.weight, dim=1)
-    torch.testing.assert_close(model.targets(items), unit[items])
-    entered = model.embed(items, actions, surfaces, torch.arange(9))
-    torch.testing.assert_close(entered, unit[items] * math.sqrt(16))
+    torch.testing.assert_close(model.targets(events.items), unit[events.items])
+    entered = model.embed(events, torch.arange(9))
+    torch.testing.assert_close(entered, unit[events.items] * math.sqrt(16))
 
 
 def test_the_dot_score_has_neither_norms_nor_a_temperature(parts) -> None:
     model = build(parts, **RESIDUAL | {"score": "dot"})
-    items, actions, surfaces, offsets = batch([9])
-    assert torch.equal(model.targets(items), model.items.weight[items])
-    entered = model.embed(items, actions, surfaces, torch.arange(9))
-    torch.testing.assert_close(entered, model.items.weight[items] * math.sqrt(16))
-    assert model(items, actions, surfaces, offsets).norm(dim=1).min() > 2
+    events = batch([9])
+    assert torch.equal(model.targets(events.items), model.items.weight[events.items])
+    entered = model.embed(events, torch.arange(9))
+    torch.testing.assert_close(entered, model.items.weight[events.items] * math.sqrt(16))
+    assert model(events).norm(dim=1).min() > 2
     assert model.temperature == 1
     assert "log_temperature" not in model.state_dict()
 
@@ -209,13 +208,17 @@ def test_the_dot_score_has_neither_norms_nor_a_temperature(parts) -> None:
 def test_a_time_gap_matters_except_before_the_first_event(parts) -> None:
     model = build(parts, time_gaps=True)
     inputs, gaps = batch([9, 3]), torch.arange(12.0)
-    found = model.last(*inputs, gaps)
-    assert torch.equal(found, model.last(*inputs, gaps.index_fill(0, torch.tensor([0, 9]), 99.0)))
-    later = model.last(*inputs, gaps.index_fill(0, torch.tensor([10]), 99.0))
+
+    def last(gaps: Tensor) -> Tensor:
+        return model.last(replace(inputs, log_gaps=gaps))
+
+    found = last(gaps)
+    assert torch.equal(found, last(gaps.index_fill(0, torch.tensor([0, 9]), 99.0)))
+    later = last(gaps.index_fill(0, torch.tensor([10]), 99.0))
     assert torch.equal(found[0], later[0])
     assert not torch.allclose(found[1], later[1], atol=1e-4)
     with pytest.raises(ValueError, match="needs log_gaps"):
-        model.last(*inputs)
+        model.last(inputs)
 
 
 def test_recomputed_activations_give_the_same_gradients(parts) -> None:
@@ -223,7 +226,7 @@ def test_recomputed_activations_give_the_same_gradients(parts) -> None:
     recomputed.recompute = True
     for model in (kept, recomputed):
         torch.manual_seed(0)  # dropout is drawn again, alike
-        model(*batch([9, 1, 17])).square().cos().sum().backward()
+        model(batch([9, 1, 17])).square().cos().sum().backward()
     for (name, one), other in zip(kept.named_parameters(), recomputed.parameters(), strict=True):
         if one.grad is not None:
             assert other.grad is not None
@@ -234,16 +237,27 @@ def test_sparse_gradients_touch_only_the_rows_that_were_read(parts) -> None:
     dense, sparse = build(parts), build(parts)
     sparse.items.sparse = True
     for model in (dense, sparse):
-        model.last(*batch([5])).sum().backward()
+        model.last(batch([5])).sum().backward()
     assert sparse.items.weight.grad is not None and sparse.items.weight.grad.is_sparse
     assert dense.items.weight.grad is not None
     torch.testing.assert_close(sparse.items.weight.grad.to_dense(), dense.items.weight.grad)
 
 
+class Exported(nn.Module):
+    def __init__(self, model: UserEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, actions: Tensor, surfaces: Tensor, offsets: Tensor) -> Tensor:
+        return self.model(Events(items, actions, surfaces, offsets))
+
+
 def test_it_can_be_exported_for_any_number_of_events_and_users(model: UserEncoder) -> None:
-    inputs = batch([7, 13, 20])
+    def tensors(of: Events) -> tuple[Tensor, ...]:
+        return of.items, of.actions, of.surfaces, of.offsets
+
     events, users = torch.export.Dim("n", min=2, max=4096), torch.export.Dim("u", min=3, max=4096)
     shapes = tuple({0: size} for size in (events, events, events, users))
-    program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+    program = torch.export.export(Exported(model), tensors(batch([7, 13, 20])), dynamic_shapes=shapes)
     others = batch([5, 1, 0, 9], seed=1)
-    torch.testing.assert_close(program.module()(*others), model(*others))
+    torch.testing.assert_close(program.module()(*tensors(others)), model(others))

@@ -85,6 +85,6 @@ def test_100_000_names_are_learned_and_encoded(tmp_path: Path) -> None:
     assert len(np.unique(batch.surfaces.numpy())) == batch.tokens
     model = new_model(MODEL_CONFIGS["tiny"], vocabulary)
     model.initialise(0)
-    model.last(batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps).sum().backward()
+    model.last(batch).sum().backward()
     assert model.surfaces.weight.grad is not None
     assert np.count_nonzero(model.surfaces.weight.grad.abs().sum(1).numpy()) > batch.tokens // 2

@@ -1,4 +1,4 @@
-"""One step: parts add up to the whole, own positives are no negatives, hidden items are not shown."""
+"""One step: parts add up to the whole, own positives are no negatives, masked items are not shown."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_the_loss_equals_a_plain_loop_over_pairs(tmp_path: Path) -> None:
     """All three losses over every item, from vectors of the whole batch, pair by pair."""
     model, batch, questions = asked(tmp_path, replace(SETTINGS, negatives="full", unknown_item_share=0.0, **THREE))
     found = part_loss(model, batch, questions, slice(0, len(batch.users)))
-    vectors = model(batch.items, batch.actions, batch.surfaces, batch.offsets)
+    vectors = model(batch)
     scores = (vectors @ model.every_target().T / model.temperature).log_softmax(1)
     pairs = questions.pairs
     expected = -sum(
@@ -65,21 +65,21 @@ def test_the_loss_equals_a_plain_loop_over_pairs(tmp_path: Path) -> None:
 
 def test_own_positives_are_never_negatives(tmp_path: Path) -> None:
     _, batch, questions = asked(tmp_path, SETTINGS)
-    assert questions.candidates is not None and questions.left_out is not None
+    assert questions.drawn is not None and questions.left_out is not None
     for segment in range(len(batch.users)):
         own = set(batch.own_items[batch.own_offsets[segment] : batch.own_offsets[segment + 1]].tolist())
-        left_out = questions.candidates.items[questions.left_out[segment]].tolist()
-        assert set(left_out) == own & set(questions.candidates.items.tolist())
+        left_out = questions.drawn.items[questions.left_out[segment]].tolist()
+        assert set(left_out) == own & set(questions.drawn.items.tolist())
         assert len(left_out) > 0
     kept = asked(tmp_path, replace(SETTINGS, own_positives="kept"))[2]
     assert kept.left_out is None
 
 
-def test_hidden_items_are_not_shown(tmp_path: Path) -> None:
+def test_masked_items_are_not_shown(tmp_path: Path) -> None:
     model, batch, questions = asked(tmp_path, replace(SETTINGS, unknown_item_share=0.5))
-    hidden = torch.from_numpy(questions.hidden)
-    assert 0.3 < hidden.float().mean() < 0.7
+    masked = torch.from_numpy(questions.masked)
+    assert 0.3 < masked.float().mean() < 0.7
     everything = slice(0, len(batch.users))
     found = part_loss(model, batch, questions, everything)
-    other = replace(batch, items=batch.items.masked_fill(hidden, 1))
+    other = replace(batch, items=batch.items.masked_fill(masked, 1))
     assert torch.equal(found, part_loss(model, other, questions, everything))

@@ -6,6 +6,7 @@ import torch
 
 from spoor.base.errors import UsageError
 from spoor.encoder.model.dcat import context, cross
+from spoor.encoder.model.events import Candidates
 from spoor.encoder.release.inference import new_model
 from spoor.encoder.release.tuning import trainable
 from spoor.ranking.ranker.fusion import Fusion, RankingBatch
@@ -43,7 +44,7 @@ def test_late_last_is_the_vector_after_the_last_event(shop, batch):
     fusion = fusion_of(shop, FusionConfig(kind="late-last"))
     h, z = parts(fusion(batch).outputs)
     model = fusion.encoder
-    events = model(batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps)
+    events = model(batch)
     torch.testing.assert_close(h, events[batch.offsets[1:] - 1][batch.candidate_context])
     torch.testing.assert_close(z, model.targets(batch.candidates))
 
@@ -51,7 +52,7 @@ def test_late_last_is_the_vector_after_the_last_event(shop, batch):
 def test_late_mean_points_where_the_mean_of_the_outputs_does(shop, batch):
     fusion = fusion_of(shop, FusionConfig(kind="late-mean"))
     h, _ = parts(fusion(batch).outputs)
-    events = fusion.encoder(batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps)
+    events = fusion.encoder(batch)
     means = torch.stack([events[a:b].mean(0) for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)])
     torch.testing.assert_close(h, torch.nn.functional.normalize(means, dim=-1)[batch.candidate_context])
 
@@ -63,20 +64,11 @@ def test_early_fusion_is_the_crossing_pass_with_the_window_of_serving(shop, batc
     fusion = fusion_of(shop, config)
     h, z = parts(fusion(batch).outputs)
     model = fusion.encoder
-    history = context(
-        model, batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps, token=fusion.token
-    )
+    history = context(model, batch, token=fusion.token)
     added = fusion.content(batch.attributes) if fusion.content is not None else None
-    by_hand = cross(
-        model,
-        history,
-        batch.candidates,
-        batch.shown_on,
-        batch.candidate_context,
-        batch.candidate_gaps,
-        content=added,
-        window=8,
-    )
+    gaps = batch.candidate_gaps
+    asked = Candidates(batch.candidates, batch.shown_on, batch.candidate_context, gaps, added)
+    by_hand = cross(model, history, asked, window=8)
     torch.testing.assert_close(h, by_hand)
     torch.testing.assert_close(z, model.targets(batch.candidates))
 

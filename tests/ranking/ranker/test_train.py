@@ -180,7 +180,7 @@ def test_the_loss_is_its_formula_and_the_module_does_not_teach_the_ranker(shop, 
 
 def test_the_sequence_loss_is_its_slow_version(shop, train):
     """Pair by pair: the next event of the same context, against what was drawn and its user never acted on."""
-    from spoor.encoder.model.losses import draw_candidates
+    from spoor.encoder.model.losses import draw_items
     from spoor.encoder.release.tuning import trainable
     from spoor.ranking.ranker.rows import BatchMaker, Scale
     from spoor.ranking.ranker.train import _positives, _sequence_loss
@@ -201,7 +201,7 @@ def test_the_sequence_loss_is_its_slow_version(shop, train):
     batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train), window=12).batch(np.array([3, 50, 51, 90]))
     users = [train.context_users[k] for k in of_batch]
     with torch.no_grad():
-        vectors = encoder(batch.items, batch.actions, batch.surfaces, batch.offsets, batch.log_gaps)
+        vectors = encoder(batch)
         found = _sequence_loss(
             vectors,
             batch,
@@ -218,7 +218,7 @@ def test_the_sequence_loss_is_its_slow_version(shop, train):
             if int(batch.items[row + 1])
         ]
         assert 0 in batch.items and 20 < len(pairs) < len(batch.items) - len(users)
-        drawn = draw_candidates(
+        drawn = draw_items(
             np.array([target for *_, target in pairs]),
             answer_shares=positives.shares,
             uniform=QUICK.uniform_negatives,
