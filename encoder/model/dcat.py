@@ -68,10 +68,10 @@ def cross(model: UserEncoder, history: Context, candidates: Candidates, *, windo
     positions = history.lengths[candidates.users]
     x, turn = model.embed(candidates, positions), model.rotary(positions)
     skipped = None if window is None else skipped_rows(history.offsets, window=window)
-    for block, *cached in zip(model.every_block, history.keys, history.values, strict=True):
+    for block, keys, values in zip(model.every_block, history.keys, history.values, strict=True):
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, cached: list[Tensor] = cached) -> Tensor:
-            return dcat_attention(q, k, v, *cached, history.offsets, candidates.users, skipped=skipped)
+        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor = keys, values: Tensor = values) -> Tensor:
+            return dcat_attention(q, k, v, keys, values, history.offsets, candidates.users, skipped=skipped)
 
         x = block(x, turn, attend)
     return model.user_vectors(x)

@@ -46,9 +46,10 @@ class Events:
         return Events(self.items[rows], self.actions[rows], self.surfaces[rows], offsets, gaps)
 
     def to(self, device: torch.device) -> Events:
-        gaps = None if self.log_gaps is None else self.log_gaps.to(device)
-        columns = (column.to(device) for column in (self.items, self.actions, self.surfaces, self.offsets))
-        return Events(*columns, gaps)
+        items, actions, surfaces, offsets = (
+            column.to(device) for column in (self.items, self.actions, self.surfaces, self.offsets)
+        )
+        return Events(items, actions, surfaces, offsets, None if self.log_gaps is None else self.log_gaps.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +65,8 @@ class Candidates:
     content: Tensor | None = None
 
     def take(self, rows: slice) -> Candidates:
-        columns = (self.items, self.surfaces, self.users, self.log_gaps, self.content)
-        return Candidates(*(column if column is None else column[rows] for column in columns))
+        gaps, content = (None if column is None else column[rows] for column in (self.log_gaps, self.content))
+        return Candidates(self.items[rows], self.surfaces[rows], self.users[rows], gaps, content)
 
 
 def rows_and_owners(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
