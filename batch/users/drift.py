@@ -24,9 +24,9 @@ import pyarrow as pa
 from spoor.activity.hashing import hash_items
 from spoor.base.errors import UsageError
 from spoor.batch.settings import DriftSettings
+from spoor.encoder.evaluation.auc import auc
 from spoor.feature_repo.names import user_embedding_view
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.ranking.ranker.measure import auc
 from spoor.store.offline import open_offline
 
 _LEAST_DEVIATION = 1e-6  # of a coordinate; below it a day's values count as equal

@@ -8,6 +8,8 @@ Legend: U users, P questions, K columns (metrics of scorers), B draws.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -25,17 +27,18 @@ def user_sums(values: Values, users: npt.NDArray[np.int64]) -> tuple[Values, Val
     return sums, counts.astype(np.float64)
 
 
+def user_draws(users: int, *, seed: int, draws: int = DRAWS) -> Iterator[Values]:
+    """B times float64[U]: how often each user was drawn, among as many as there are."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield np.bincount(rng.integers(0, users, users), minlength=users).astype(np.float64)
+
+
 def bootstrap_means(sums: Values, counts: Values, *, seed: int, draws: int = DRAWS) -> Values:
     """float64[B, K]: the mean per question in each draw of U users. [0, K] without users."""
-    users = len(counts)
-    if not users:
+    if not len(counts):
         return np.empty((0, sums.shape[1]))
-    rng = np.random.default_rng(seed)
-    means = np.empty((draws, sums.shape[1]))
-    for draw in range(draws):
-        times = np.bincount(rng.integers(0, users, users), minlength=users).astype(np.float64)
-        means[draw] = (times @ sums) / (times @ counts)
-    return means
+    return np.stack([(times @ sums) / (times @ counts) for times in user_draws(len(counts), seed=seed, draws=draws)])
 
 
 def interval(means: Values) -> tuple[float, float]:

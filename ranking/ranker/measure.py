@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from spoor.encoder.evaluation.auc import SortedScores
+from spoor.encoder.evaluation.intervals import user_draws
 from spoor.ranking.features.impressions import DAY_MS, Impressions
 
-DRAWS = 1_000
 CLAIM_POSITIVES = 200
 MIN_CANDIDATES = 5
 TOP = 3
@@ -102,9 +103,7 @@ def measure(
 ) -> Measurements:
     """`scores` by ranker: float32 [S, n], higher is better. Labels are those of the first task."""
     users, of_row = np.unique(np.array(impressions.user_ids)[impressions.row_requests], return_inverse=True)
-    rng = np.random.default_rng(seed)
-    count = len(users)
-    times_BU = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(DRAWS)])
+    times_BU = np.stack(list(user_draws(len(users), seed=seed)))
     labels = impressions.labels[:, 0]
     groups = _groups(impressions, group_by)
     rows: list[Measured] = []
@@ -122,14 +121,6 @@ def measure(
                 shown = len(chosen) if metric == "AUC" else many[2]
                 rows.append(Measured(ranker, name, metric, figure, shown, positives, many[0]))
     return Measurements(tuple(rows), draws)
-
-
-def auc(
-    scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating], weights: npt.NDArray[np.floating] | None = None
-) -> float:
-    """The chance that a positive scores above a negative, ties counted half; NaN without both. `weights`: how often
-    each row counts."""
-    return float(_auc(_sorted(scores, labels), np.ones(len(scores)) if weights is None else weights))
 
 
 def group_hits(
@@ -176,11 +167,11 @@ def _auc_figures(
     scores_Sn: npt.NDArray[np.float32],
     labels: npt.NDArray[np.float32],
     users: npt.NDArray[np.int64],
-    times_BU: npt.NDArray[np.int64],
+    times_BU: Values,
 ) -> tuple[Values, Values, tuple[int, int, int]]:
-    presorted = [_sorted(scores, labels) for scores in scores_Sn]
-    values = np.array([_auc(one, np.ones(len(labels))) for one in presorted])
-    drawn = np.array([np.mean([_auc(one, times[users]) for one in presorted]) for times in times_BU])
+    presorted = [SortedScores.of(scores, labels) for scores in scores_Sn]
+    values = np.array([one.auc() for one in presorted])
+    drawn = np.array([np.mean([one.auc(times[users]) for one in presorted]) for times in times_BU])
     return values, drawn, (0, 0, 0)
 
 
@@ -190,7 +181,7 @@ def _hit_figures(
     groups: npt.NDArray[np.int64],
     chosen: npt.NDArray[np.int64],
     users: npt.NDArray[np.int64],
-    times_BU: npt.NDArray[np.int64],
+    times_BU: Values,
 ) -> tuple[Values, Values, tuple[int, int, int]]:
     by_seed = [group_hits(scores[chosen], labels[chosen], groups[chosen]) for scores in scores_Sn]
     rows = chosen[by_seed[0][1]]
@@ -204,32 +195,6 @@ def _hit_figures(
     counts = (len(rows), int(labels[chosen][inside].sum()), int(inside.sum()))
     with np.errstate(invalid="ignore"):
         return np.array([hits.mean()]), weights @ hits / weights.sum(1), counts
-
-
-@dataclass(frozen=True, eq=False)
-class _Sorted:
-    order: npt.NDArray[np.int64]
-    positive: npt.NDArray[np.bool_]  # in that order
-    ties: npt.NDArray[np.int64]  # where each set of equal scores begins
-
-
-def _sorted(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> _Sorted:
-    order = np.argsort(scores, kind="stable")
-    ties = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0)[: len(order)])
-    return _Sorted(order, labels[order] > 0, ties)
-
-
-def _auc(rows: _Sorted, weights: npt.NDArray[np.floating]) -> float:
-    if not len(rows.order):
-        return float("nan")
-    weights = np.asarray(weights, np.float64)[rows.order]
-    positives = np.add.reduceat(np.where(rows.positive, weights, 0.0), rows.ties)
-    negatives = np.add.reduceat(np.where(rows.positive, 0.0, weights), rows.ties)
-    total = positives.sum() * negatives.sum()
-    if total == 0:
-        return float("nan")
-    below = np.cumsum(negatives) - negatives
-    return float((positives * (below + negatives / 2)).sum() / total)
 
 
 def _figure(mean: float, drawn: Values) -> Figure:

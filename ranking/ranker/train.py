@@ -27,13 +27,13 @@ from torch import Tensor
 
 from spoor.activity.hashing import hash_items
 from spoor.base.errors import DataError
+from spoor.encoder.evaluation.auc import auc
 from spoor.encoder.model.losses import Targets, draw_items, own_positives, sampled_softmax_loss
 from spoor.encoder.model.vocabulary import Vocabulary
 from spoor.encoder.release.folder import Release
 from spoor.encoder.release.tuning import trainable
 from spoor.ranking.ranker.fusion import RankingBatch
 from spoor.ranking.ranker.host import HostConfig
-from spoor.ranking.ranker.measure import auc
 from spoor.ranking.ranker.rows import BatchMaker, RankingData, Scale
 from spoor.ranking.ranker.tuned import Predictions, RankingModel, TunedRanker, build_model
 from spoor.ranking.settings import FinetuneSettings

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from spoor.encoder.evaluation.auc import auc
 from spoor.ranking.features.impressions import DAY_MS, Impressions
-from spoor.ranking.ranker.measure import CLAIM_POSITIVES, auc, group_hits, measure
+from spoor.ranking.ranker.measure import CLAIM_POSITIVES, group_hits, measure
 
 
 def auc_by_hand(scores, labels, weights):

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from spoor.base.errors import DataError, UsageError
+from spoor.encoder.evaluation.auc import auc
 from spoor.ranking.features.attributes import AttributeLayout
 from spoor.ranking.ranker.host import HostConfig
-from spoor.ranking.ranker.measure import auc
 from spoor.ranking.ranker.train import fine_tune
 from spoor.ranking.ranker.tuned import _digest, load_ranker, save_ranker
 from spoor.ranking.settings import FinetuneSettings
