@@ -29,7 +29,7 @@ def test_a_worker_computes_with_the_kernels_of_the_settings(
     """Settings reach a worker pickled, and nothing else of the command's process does. Triton has no GPU here."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     save_untrained_release(tmp_path / "base-1", items=["i"], actions=["view"], surfaces=["home"])
-    flags = {"features.releases_folder": str(tmp_path), "spoor.kernels.backend": chosen}
+    flags = {"features.releases_folder": str(tmp_path), "kernels.backend": chosen}
     settings: Settings = pickle.loads(pickle.dumps(load_settings(environ={}, flags=flags)))
     backend.force("cpu" if chosen == "triton" else "triton")  # what the process did before
     values = np.zeros(2, EVENT_DTYPE)

@@ -14,11 +14,11 @@ from spoor.commands.release.show import release_json
 @pass_invocation
 def list_releases(invocation: Invocation) -> None:
     """Show the releases in the folder."""
-    from spoor.encoder.release import folder as release_folders
+    from spoor.encoder.release import info as release_infos
     from spoor.feature_repo.releases import promotion
 
     folder = invocation.settings().features.releases_folder
-    found, switched = release_folders.list_releases(folder), promotion(folder)
+    found, switched = release_infos.list_releases(folder), promotion(folder)
     promoted = None if switched is None else switched.release
     lines = [
         f"{info.name}  {info.dimension} dimensions  newest {info.max_events} events  "
