@@ -52,7 +52,7 @@ def release_folder(text: str, releases: Path) -> Path:
 
 
 def confirm(question: str) -> None:
-    """For before anything is changed. Raises UsageError where nobody can answer, Declined where the answer is no."""
+    """Asks before a change. Raises UsageError where stdin is no terminal, Declined where the answer is no."""
     if not sys.stdin.isatty():
         raise UsageError(
             "nobody is there to confirm: stdin is no terminal", hint="look with --dry-run, then give --yes"

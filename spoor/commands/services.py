@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def start_services(invocation: Invocation) -> None:
     """Start an embedded Kafka on 127.0.0.1.
 
-    It goes on after the command, until `spoor services down`.
+    It keeps running after the command, until `spoor services down`.
     """
     from spoor.services import local
 

@@ -73,5 +73,5 @@ def simulate(
     invocation.emit(result, text + (", not sent" if dry_run else sent))
     if result.refused:
         click.echo(f"error: {len(result.refused):,} rows were left out: {result.refused[0]}", err=True)
-        click.echo("hint: Feast's entities want integers here; mend the rows, or the types of [events]", err=True)
+        click.echo("hint: Feast's entities want integers here; correct the rows, or the types of [events]", err=True)
     return 2 if result.refused else 0

@@ -76,8 +76,8 @@ def resume(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
     """Makes the topics of the live releases; returns once every worker has taken the releases up, or has failed to.
 
-    Raises as `pause`, and ProblemsFound where a worker goes on with the releases that it had, or with those that it was
-    started for."""
+    Raises as `pause`, and ProblemsFound where a worker keeps the releases that it had, or those that it was started
+    for."""
     from spoor.store.applied import live_names  # imports Feast
 
     live = live_names(settings.features).usable
@@ -91,7 +91,7 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
     if found.state.problems:
         raise ProblemsFound(
             f"workers go on with the releases that they have: {'; '.join(found.state.problems)}",
-            hint="mend or remove that release, then run it again; `spoor stream status` shows who writes what",
+            hint="repair or remove that release, then run it again; `spoor stream status` shows what each writes",
         )
     if partitions := found.state.without(live, pinned=True):
         raise ProblemsFound(

@@ -8,8 +8,8 @@ was killed is finished by running it again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,9 +48,7 @@ class Promoted:
     dimension: int
     previous_dimension: int | None
     coverage: Coverage
-    cache_seconds: (
-        int | None
-    )  # how long readers may go on with what they read of the registry; None: until they restart
+    cache_seconds: int | None  # for which readers may serve from their cached registry; None: until they restart
     changed: bool
     dry_run: bool
 
@@ -173,7 +171,7 @@ def plan_retirement(
     aligned = [settings.features.named(service) for service in _aligned_service(folder, info, live)]
     if not others:
         raise UsageError(
-            f"release `{name}` is the only live one: without it nobody would have an embedding",
+            f"release `{name}` is the only live one: without it no user would have an embedding",
             hint="bring the next release in, backfill and promote it first",
         )
     if name in settings.stream.releases:
@@ -226,8 +224,8 @@ def retire(
     from spoor.store.online import open_online
     from spoor.store.repo import apply
 
-    # A backfill or a repair would go on writing the release that it has loaded.
-    # The others' locks: an export would miss half of its rows, a verify find everybody behind.
+    # No other job may run: a backfill or a repair would keep writing the release that it has loaded, an export would
+    # miss half of its rows, a verify would find all of them behind.
     with _alone(settings, "spoor release retire"), alone(settings, open_lake(settings.lake)):
         plan = plan_retirement(settings, name, keep_topic=keep_topic, dependents=dependents)
         if plan.topic is not None:
@@ -240,16 +238,14 @@ def retire(
     return Retired(plan, applied.removed, landed, deleted)
 
 
-@contextmanager
-def _alone(settings: Settings, job: str) -> Iterator[None]:
-    with exclusive(settings.state_folder / "jobs" / "release.lock", job=job):
-        yield
+def _alone(settings: Settings, job: str) -> AbstractContextManager[None]:
+    return exclusive(settings.state_folder / "jobs" / "release.lock", job=job)
 
 
 def _not_retired(info: ReleaseInfo) -> ReleaseInfo:
     if info.retired:
         raise UsageError(
-            f"release `{info.name}` is retired: its rows are gone and nobody writes it",
+            f"release `{info.name}` is retired: its rows are deleted and no worker writes it",
             hint="`spoor release list` shows the live ones; train it again under a new name to bring it back",
         )
     return info
@@ -266,8 +262,8 @@ def _incomplete(name: str, found: Coverage) -> ProblemsFound:
 
 
 def _aligned_service(folder: Path, info: ReleaseInfo, live: Sequence[LiveRelease]) -> list[str]:
-    """The service of the release's space, where it ends with the release. Raises UsageError where it could go on with
-    another release."""
+    """The service of the release's space, where it ends with the release. Raises UsageError where another
+    release could take it over."""
     if aligned_releases(folder, live).get(info.space) != info.name:
         return []
     service = aligned_ranker(info.space)
@@ -280,7 +276,7 @@ def _aligned_service(folder: Path, info: ReleaseInfo, live: Sequence[LiveRelease
 
 
 def _check_readers_have_moved(folder: Path, name: str, seconds: int | None) -> None:
-    """A reader may go on with the registry that it has read, and so with `ranker` as it was."""
+    """Raises ProblemsFound while readers may still serve `ranker` as it was, from a cached registry."""
     switched = promotion(folder)
     if switched is None or name not in (switched.previous, switched.previous_aligned) or not seconds:
         return

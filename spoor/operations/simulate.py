@@ -161,16 +161,15 @@ def _rows(events: pa.Table) -> Iterator[Event]:
 
 
 def _result(topic: str, tables: Iterable[pa.Table], *, seconds: float, dry_run: bool) -> SimulateResult:
-    events, users, first_ms, last_ms = 0, set[str](), None, None
+    events, users, times = 0, set[str](), list[int]()
     for table in tables:
-        if not len(table):
-            continue
-        events += len(table)
-        users.update(table["user_id"].unique().to_pylist())
-        times = table["timestamp"].to_numpy()
-        first_ms = min(int(times.min()), first_ms if first_ms is not None else int(times.min()))
-        last_ms = max(int(times.max()), last_ms if last_ms is not None else int(times.max()))
+        if len(table):
+            events += len(table)
+            users.update(table["user_id"].unique().to_pylist())
+            found = table["timestamp"].to_numpy()
+            times += [int(found.min()), int(found.max())]
     speed = events / seconds if seconds else 0.0
+    first_ms, last_ms = min(times, default=None), max(times, default=None)
     return SimulateResult(topic, events, len(users), first_ms, last_ms, seconds, speed, dry_run)
 
 

@@ -86,7 +86,7 @@ def backfill(
         )
     text = result.text()
     if result.encode_failures:
-        text += f"; {result.encode_failures:,} embeddings could not be computed: mend the release, then --resume"
+        text += f"; {result.encode_failures:,} embeddings could not be computed: repair the release, then --resume"
     if result.unwritten:
         way_out = way_to_write(settings, result.unwritten)
         text += f"; workers do not write {', '.join(result.unwritten)}: {way_out}; then run this again with --resume"

@@ -33,9 +33,7 @@ from spoor.console import say
     help="What is held out; newest holds out nothing for tests.",
 )
 @click.option("--seed", type=options.SEED, help="In place of pretrain.seed.")
-@click.option(
-    "--shuffle-ties", type=options.SEED, metavar="SEED", help="Order a user's equal times anew, from this seed."
-)
+@click.option("--shuffle-ties", type=options.SEED, metavar="SEED", help="Shuffle a user's equal times, with this seed.")
 @click.option("--max-minutes", type=options.NOT_NEGATIVE, help="In place of pretrain.max_minutes.")
 @click.option("--from", "warm_start", metavar="RELEASE", help="Begin with the weights of an earlier release.")
 @click.option("--until", "until_ms", type=options.TIME, help="Train on events before this only. Default: on all.")

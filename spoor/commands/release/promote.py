@@ -24,7 +24,7 @@ def promote(invocation: Invocation, name: str, without_workers: bool, dry_run: b
     """Serve a release as the service `ranker`.
 
     And as `aligned_ranker_SPACE`, which only ever serves releases whose vectors mean the same. Refused, with exit code
-    1, while a running worker does not write it, or somebody's embedding of it is missing or behind in the online store.
+    1, while a running worker does not write it, or an embedding of it is missing or stale in the online store.
     The release that was served stays live and written: promoting it again is the way back.
     """
     from spoor.base.terminal import progress_bar
@@ -54,5 +54,5 @@ def _promoted_text(result: Promoted) -> str:
     if result.cache_seconds is None:
         lines.append("readers see it when they restart: their registry cache never expires")
     elif result.cache_seconds:
-        lines.append(f"readers may go on as before for {result.cache_seconds} s: they cache Feast's registry")
+        lines.append(f"readers may see the previous release for {result.cache_seconds} s: they cache Feast's registry")
     return "\n".join(lines)
