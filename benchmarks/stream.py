@@ -47,6 +47,7 @@ from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import pack
 from spoor.broker.create_topics import ensure_topics
+from spoor.broker.reader import GroupReader
 from spoor.config import Settings, load_settings
 from spoor.encoder.release.inference import load_encoders
 from spoor.feature_repo.names import user_embedding_view
@@ -365,15 +366,10 @@ def measure(*, events: int, users: int, rounds: int, redis: str, rate: float, se
 
 def _skip_what_is_there(settings_file: Path) -> None:
     """The group begins at the topic's end."""
-    from kafka import KafkaConsumer, TopicPartition
-    from kafka.structs import OffsetAndMetadata
-
     settings = load_settings(file=settings_file, environ={})
-    with closing(KafkaConsumer(**settings.kafka.client_options(), group_id=settings.stream.group)) as consumer:
-        partitions = [TopicPartition(settings.kafka.topic, number) for number in range(PARTITIONS)]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.commit({tp: OffsetAndMetadata(end, "", -1) for tp, end in ends.items()})
+    topic = settings.kafka.topic
+    with GroupReader(settings.kafka, settings.stream.group) as reader:
+        reader.commit(topic, {partition: end for partition, (_, end) in reader.watermarks(topic).items()}, note="")
 
 
 def main() -> None:

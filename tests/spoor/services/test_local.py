@@ -18,6 +18,7 @@ from spoor.broker.create_topics import ensure_topics
 from spoor.broker.reach import answers, require_broker
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
+from spoor.services import kafka_process
 from spoor.services import local as services
 from tests.conftest import settings_in
 from tests.permissions import bound_by_permissions
@@ -286,7 +287,7 @@ def test_a_broker_that_cannot_be_stopped_keeps_its_record(broker: Settings, monk
         with pytest.raises(InfrastructureError, match=f"process {pid}.*may not be stopped by this user"):
             services.down(broker)
     with monkeypatch.context() as patch:
-        patch.setattr(services, "_ours", lambda pid, files: None)
+        patch.setattr(kafka_process, "_ours", lambda pid, files: None)
         assert services.status(broker).answering
         with pytest.raises(InfrastructureError, match="was not stopped"):
             services.down(broker)
