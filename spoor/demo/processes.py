@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from spoor.base.errors import InfrastructureError
 from spoor.demo.prepare import Demo
 
+# By the interpreter: Feast's program may lie in another environment's folder. -P: no module of the working folder.
+_FEAST = ("-P", "-c", "from feast.cli.cli import cli; cli()")
 WORKER_SECONDS = 180.0  # for the worker to join, and again to catch up
 # What DuckDB says about itself at the end of a process.
 _LEAKS = re.compile(r"nanobind: |See https://nanobind|\s*- (leaked|\.\.\. skipped)")
 
 
-def run_command(demo: Demo, *command: str) -> str:
-    """Runs another program (Feast's own command line) with the demo's settings; its output if it succeeds."""
-    program = Path(sys.executable).parent / command[0]
+def run_feast(demo: Demo, command: str) -> None:
+    """Runs Feast's own command line (`feast …`) with the demo's settings. Raises InfrastructureError."""
     environment = {**os.environ, "SPOOR_CONFIG": str(demo.config.absolute()), "FEAST_USAGE": "False"}
     done = subprocess.run(
-        [str(program), *command[1:]],
+        [sys.executable, *_FEAST, *shlex.split(command)[1:]],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
@@ -35,10 +36,7 @@ def run_command(demo: Demo, *command: str) -> str:
     )
     if done.returncode:
         last = "\n".join([line for line in (done.stdout + done.stderr).splitlines() if not _LEAKS.match(line)][-10:])
-        raise InfrastructureError(
-            f"`{' '.join(command)}` failed:\n{last}", hint="run it by hand to see all of its output"
-        )
-    return done.stdout
+        raise InfrastructureError(f"`{command}` failed:\n{last}", hint="run it by hand to see all of its output")
 
 
 class Worker:

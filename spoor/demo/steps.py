@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from spoor.base.files import atomic_path
 from spoor.base.numbers import number_text
 from spoor.base.times import iso_text
 from spoor.demo.prepare import Demo
-from spoor.demo.processes import WORKER_SECONDS, Worker, run_command
+from spoor.demo.processes import WORKER_SECONDS, Worker, run_feast
 from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY
 
 Record = dict[str, Any]
@@ -85,7 +84,7 @@ def existing_features(demo: Demo) -> Any:
 
 def register(demo: Demo) -> Any:
     for command in _feast_commands(demo):
-        run_command(demo, *shlex.split(command))
+        run_feast(demo, command)
     return {}
 
 
