@@ -1,6 +1,8 @@
-"""Offsets of a jagged batch, checked once by each operator that takes them."""
+"""Tensors and offsets of a jagged batch, checked once by each operator that takes them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +10,23 @@ import torch
 from torch import Tensor
 
 Indexes = npt.NDArray[np.int64]
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_tensors(q: Tensor, same: Mapping[str, Tensor], contexts: Mapping[str, Tensor], *, rows: str) -> None:
+    """`q` [rows, H, D] of a floating type, `same` of its shape, `contexts` of one number of rows; all of q's type, on
+    its device. Raises ValueError, which names the tensor."""
+    if q.dim() != 3:
+        raise ValueError(f"q must have the shape [{rows}, heads, dimensions]; found {list(q.shape)}")
+    if q.dtype not in _DTYPES:
+        raise ValueError(f"q must be of a floating type ({', '.join(map(str, _DTYPES))}); found {q.dtype}")
+    of_contexts = [next(iter(contexts.values())).shape[0], *q.shape[1:]] if contexts else []
+    for name, other in {**same, **contexts}.items():
+        expected, what = (list(q.shape), "of q, ") if name in same else (of_contexts, "")
+        if list(other.shape) != expected:
+            raise ValueError(f"{name} must have the shape {what}{expected}; found {list(other.shape)}")
+        if other.dtype != q.dtype or other.device != q.device:
+            raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
 
 
 def checked_offsets(offsets: Tensor, *, events: int, name: str = "offsets") -> Indexes:

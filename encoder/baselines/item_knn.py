@@ -14,17 +14,16 @@ Legend: P questions, V known items, U users.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from spoor.base.numbers import number_text
 from spoor.encoder.data.item_links import count_pairs
-from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from spoor.encoder.evaluation.questions import Inputs
-from spoor.encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.evaluation.scoring import Scores, Training, mean_ndcg
 from spoor.encoder.model.vocabulary import Indexes
 
 Pairs = Literal["users", "near", "after"]
@@ -37,7 +36,6 @@ _MIDDLING = 0.7
 _CHOICE_QUESTIONS = 3_000
 _NEGLIGIBLE = 1e-4  # weight of an event below which it is left out
 _ROWS_AT_ONCE = 2_000
-_QUESTIONS_AT_ONCE = 256
 _WORDS = {
     "users": "users in common",
     "near": f"1 / distance up to {REACH} events",
@@ -86,26 +84,12 @@ def _choose(training: Training) -> KnnSetting:
     kept: list[tuple[float, KnnSetting, Matrix]] = []
     for setting in settings:
         similarity = _similarity(before, setting)
-        found = _ndcg(training, rows, similarity, _MIDDLING)
+        found = mean_ndcg(training, rows, partial(_scores, similarity=similarity, decay=_MIDDLING))
         if not kept or found > kept[0][0]:
             kept = [(found, setting, similarity)]  # one matrix at a time: they are large
     [(_, best, similarity)] = kept
-    found = [_ndcg(training, rows, similarity, decay) for decay in DECAYS]
+    found = [mean_ndcg(training, rows, partial(_scores, similarity=similarity, decay=decay)) for decay in DECAYS]
     return replace(best, decay=DECAYS[int(np.argmax(found))])
-
-
-def _ndcg(training: Training, rows: Indexes, similarity: Matrix, decay: float) -> float:
-    """NDCG@10 of the events at these rows of the training data."""
-    total = 0.0
-    for start in range(0, len(rows), _QUESTIONS_AT_ONCE):
-        part = rows[start : start + _QUESTIONS_AT_ONCE]
-        items, offsets = training.inputs_before(part)
-        scores = torch.from_numpy(_scores(items, offsets, similarity, decay))
-        if training.seen == "filtered":
-            leave_out_seen(scores, items, offsets)
-        places = target_places(scores, training.items[part].astype(np.int64))
-        total += float(per_question(places)[:, METRICS.index("ndcg@10")].sum())
-    return total
 
 
 def _scores(items: Indexes, offsets: Indexes, similarity: Matrix, decay: float) -> Scores:

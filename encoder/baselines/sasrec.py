@@ -24,14 +24,12 @@ from torch import Tensor, nn
 from spoor.activity.history import slice_rows
 from spoor.base.errors import DataError, UsageError
 from spoor.base.numbers import number_text
-from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from spoor.encoder.evaluation.questions import Inputs
-from spoor.encoder.evaluation.scoring import Scores, Training
+from spoor.encoder.evaluation.scoring import Scores, Training, mean_ndcg
 from spoor.encoder.model.vocabulary import Indexes
 from spoor.encoder.training.pace import MEASURED_STEPS, Clock, Pace, rounded_down
 
 _CHOICE_QUESTIONS = 5_000
-_QUESTIONS_AT_ONCE = 256
 _LONG_HISTORIES = 50.0  # events per user, from which on the settings for long histories hold
 _FEW_ITEMS = 2_000
 
@@ -93,8 +91,8 @@ class SasrecModel(nn.Module):
         x = self.items(padded) * self.items.embedding_dim**0.5 + self.positions.weight[-length:]
         later = torch.ones(length, length, dtype=torch.bool, device=padded.device).triu(1)
         # Padding is masked as a key, but for its own position: a row without any key would be NaN.
-        hidden = (padded == 0)[:, None, :] & ~torch.eye(length, dtype=torch.bool, device=padded.device)
-        mask = (later | hidden).repeat_interleave(self.heads, 0)
+        padding = (padded == 0)[:, None, :] & ~torch.eye(length, dtype=torch.bool, device=padded.device)
+        mask = (later | padding).repeat_interleave(self.heads, 0)
         return self.blocks(self.dropout(x), mask=mask)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -241,16 +239,7 @@ class Sasrec:
 
     def _ndcg(self, training: Training, rows: Indexes) -> float:
         self._model.eval()
-        total = 0.0
-        for start in range(0, len(rows), _QUESTIONS_AT_ONCE):
-            part = rows[start : start + _QUESTIONS_AT_ONCE]
-            items, offsets = training.inputs_before(part)
-            scores = torch.from_numpy(self._scores(items, offsets))
-            if training.seen == "filtered":
-                leave_out_seen(scores, items, offsets)
-            places = target_places(scores, training.items[part].astype(np.int64))
-            total += float(per_question(places)[:, METRICS.index("ndcg@10")].sum())
-        return total / len(rows)
+        return mean_ndcg(training, rows, self._scores)
 
     def _scores(self, items: Indexes, offsets: Indexes) -> Scores:
         assert self._settings is not None, "prepare comes first"

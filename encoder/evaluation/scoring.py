@@ -5,18 +5,22 @@ Legend: P questions, V known items, U users, N events.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from spoor.activity.history import slice_rows
 from spoor.encoder.data.split import VALIDATION, Roles
+from spoor.encoder.evaluation.metrics import METRICS, leave_out_seen, per_question, target_places
 from spoor.encoder.evaluation.questions import Inputs, Seen, asked_rows
 from spoor.encoder.model.vocabulary import Indexes
 
 Scores = npt.NDArray[np.float32]
+_QUESTIONS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,3 +77,18 @@ class Scorer(Protocol):
     def describe(self) -> str:
         """Its settings in a few words, chosen ones included; for the report."""
         ...
+
+
+def mean_ndcg(training: Training, rows: Indexes, scores: Callable[[Indexes, Indexes], Scores]) -> float:
+    """NDCG@10 of the events at these rows of the training data, by which settings are chosen. `scores` takes the items
+    int64[N] before P of them and their offsets int64[P + 1], and gives float32[P, V]."""
+    total = 0.0
+    for start in range(0, len(rows), _QUESTIONS_AT_ONCE):
+        part = rows[start : start + _QUESTIONS_AT_ONCE]
+        items, offsets = training.inputs_before(part)
+        found = torch.from_numpy(scores(items, offsets))
+        if training.seen == "filtered":
+            leave_out_seen(found, items, offsets)
+        places = target_places(found, training.items[part].astype(np.int64))
+        total += float(per_question(places)[:, METRICS.index("ndcg@10")].sum())
+    return total / len(rows)

@@ -17,11 +17,9 @@ from torch import Tensor
 from spoor.kernels.backend import backend_of
 from spoor.kernels.dcat_attention.cpu import attend_in_tiles
 from spoor.kernels.dcat_attention.dense import attend_densely
-from spoor.kernels.offsets import Indexes, checked_offsets
+from spoor.kernels.offsets import Indexes, check_tensors, checked_offsets
 
 __all__ = ["checked_users", "dcat_attention"]
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def dcat_attention(
@@ -46,7 +44,8 @@ def dcat_attention(
     """
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, skipped=skipped)
-    _check_tensors(q, {"k": k, "v": v}, {"k_context": k_context, "v_context": v_context})
+    contexts = {"k_context": k_context, "v_context": v_context}
+    check_tensors(q, {"k": k, "v": v}, contexts, rows="candidates")
     bounds = checked_offsets(context_offsets, events=k_context.shape[0], name="context_offsets")
     users = len(bounds) - 1
     readers = checked_users(candidate_user, candidates=q.shape[0], users=users)
@@ -69,19 +68,6 @@ def dcat_attention(
         ends=bounds[1:],
         user=readers,
     )
-
-
-def _check_tensors(q: Tensor, candidates: dict[str, Tensor], contexts: dict[str, Tensor]) -> None:
-    if q.dim() != 3:
-        raise ValueError(f"q must have the shape [candidates, heads, dimensions]; found {list(q.shape)}")
-    if q.dtype not in _DTYPES:
-        raise ValueError(f"q must be of a floating type ({', '.join(map(str, _DTYPES))}); found {q.dtype}")
-    for name, other in (candidates | contexts).items():
-        rows = q.shape[0] if name in candidates else contexts["k_context"].shape[0]
-        if other.shape != (rows, *q.shape[1:]):
-            raise ValueError(f"{name} must have the shape {[rows, *q.shape[1:]]}; found {list(other.shape)}")
-        if other.dtype != q.dtype or other.device != q.device:
-            raise ValueError(f"{name} must be {q.dtype} on {q.device} as q is; found {other.dtype} on {other.device}")
 
 
 def checked_users(candidate_user: Tensor, *, candidates: int, users: int) -> Indexes:
