@@ -38,9 +38,15 @@ from spoor.kernels.tiles import cut_into_tiles
 
 @triton.jit(do_not_specialize=["heads"])
 def dcat_attention_fwd_kernel(
-    q, k, v, k_context, v_context, out, log_sum, order, candidate_offsets, first_seen, context_offsets, tile_user,
-    tile_first, heads, row_stride_q, row_stride_k, row_stride_v, row_stride_kc, row_stride_vc, head_stride_q,
-    head_stride_k, head_stride_v, head_stride_kc, head_stride_vc, row_stride_out, head_stride_out, scale,
+    q, k, v, k_context, v_context, out, log_sum,  # tensors
+    # which rows belong together, and to which tile
+    order, candidate_offsets, first_seen, context_offsets, tile_user, tile_first,
+    heads,  # number of heads
+    # strides, in elements
+    row_stride_q, row_stride_k, row_stride_v, row_stride_kc, row_stride_vc, head_stride_q, head_stride_k,
+    head_stride_v, head_stride_kc, head_stride_vc, row_stride_out, head_stride_out,
+    scale,  # 1 / sqrt(D)
+    # fixed when compiled
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -76,10 +82,15 @@ def dcat_attention_fwd_kernel(
 
 @triton.jit(do_not_specialize=["heads"])
 def dcat_attention_bwd_candidates_kernel(
-    q, k, v, k_context, v_context, d_out, d_q, d_k, d_v, log_sum, inner, order, candidate_offsets, first_seen,
-    context_offsets, tile_user, tile_first, heads, row_stride_q, row_stride_k, row_stride_v, row_stride_kc,
-    row_stride_vc, row_stride_do, head_stride_q, head_stride_k, head_stride_v, head_stride_kc, head_stride_vc,
-    head_stride_do, row_stride_out, head_stride_out, scale,
+    q, k, v, k_context, v_context, d_out, d_q, d_k, d_v, log_sum, inner,  # tensors
+    # which rows belong together, and to which tile
+    order, candidate_offsets, first_seen, context_offsets, tile_user, tile_first,
+    heads,  # number of heads
+    # strides, in elements
+    row_stride_q, row_stride_k, row_stride_v, row_stride_kc, row_stride_vc, row_stride_do, head_stride_q,
+    head_stride_k, head_stride_v, head_stride_kc, head_stride_vc, head_stride_do, row_stride_out, head_stride_out,
+    scale,  # 1 / sqrt(D)
+    # fixed when compiled
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -118,9 +129,15 @@ def dcat_attention_bwd_candidates_kernel(
 
 @triton.jit(do_not_specialize=["heads"])
 def dcat_attention_bwd_context_kernel(
-    q, k_context, v_context, d_out, d_k_context, d_v_context, log_sum, inner, order, candidate_offsets, first_seen,
-    context_offsets, tile_user, tile_first, heads, row_stride_q, row_stride_kc, row_stride_vc, row_stride_do,
-    head_stride_q, head_stride_kc, head_stride_vc, head_stride_do, row_stride_out, head_stride_out, scale,
+    q, k_context, v_context, d_out, d_k_context, d_v_context, log_sum, inner,  # tensors
+    # which rows belong together, and to which tile
+    order, candidate_offsets, first_seen, context_offsets, tile_user, tile_first,
+    heads,  # number of heads
+    # strides, in elements
+    row_stride_q, row_stride_kc, row_stride_vc, row_stride_do, head_stride_q, head_stride_kc, head_stride_vc,
+    head_stride_do, row_stride_out, head_stride_out,
+    scale,  # 1 / sqrt(D)
+    # fixed when compiled
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip

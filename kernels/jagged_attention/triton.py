@@ -33,9 +33,14 @@ from spoor.kernels.tiles import cut_into_tiles
 
 @triton.jit(do_not_specialize=["heads"])
 def jagged_attention_fwd_kernel(
-    q, k, v, out, log_sum, offsets, tile_sequence, tile_first,
-    heads, row_stride_q, row_stride_k, row_stride_v, row_stride_out, head_stride_q, head_stride_k, head_stride_v,
-    head_stride_out, scale,
+    q, k, v, out, log_sum,  # tensors
+    offsets, tile_sequence, tile_first,  # which rows belong together, and to which tile
+    heads,  # number of heads
+    # strides, in elements
+    row_stride_q, row_stride_k, row_stride_v, row_stride_out, head_stride_q, head_stride_k, head_stride_v,
+    head_stride_out,
+    scale,  # 1 / sqrt(D)
+    # fixed when compiled
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -77,9 +82,14 @@ def jagged_attention_fwd_kernel(
 
 @triton.jit(do_not_specialize=["heads"])
 def jagged_attention_bwd_dq_kernel(
-    q, k, v, d_out, d_q, log_sum, inner, offsets, tile_sequence, tile_first,
-    heads, row_stride_q, row_stride_k, row_stride_v, row_stride_d_out, head_stride_q, head_stride_k, head_stride_v,
-    head_stride_d_out, row_stride_d_q, head_stride_d_q, scale,
+    q, k, v, d_out, d_q, log_sum, inner,  # tensors
+    offsets, tile_sequence, tile_first,  # which rows belong together, and to which tile
+    heads,  # number of heads
+    # strides, in elements
+    row_stride_q, row_stride_k, row_stride_v, row_stride_d_out, head_stride_q, head_stride_k, head_stride_v,
+    head_stride_d_out, row_stride_d_q, head_stride_d_q,
+    scale,  # 1 / sqrt(D)
+    # fixed when compiled
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip
@@ -115,9 +125,14 @@ def jagged_attention_bwd_dq_kernel(
 
 @triton.jit(do_not_specialize=["heads"])
 def jagged_attention_bwd_dkv_kernel(
-    q, k, v, d_out, d_k, d_v, log_sum, inner, offsets, tile_sequence, tile_first,
-    heads, row_stride_q, row_stride_k, row_stride_v, row_stride_d_out, head_stride_q, head_stride_k, head_stride_v,
-    head_stride_d_out, row_stride_d_k, head_stride_d_k, scale,
+    q, k, v, d_out, d_k, d_v, log_sum, inner,  # tensors
+    offsets, tile_sequence, tile_first,  # which rows belong together, and to which tile
+    heads,  # number of heads
+    # strides, in elements
+    row_stride_q, row_stride_k, row_stride_v, row_stride_d_out, head_stride_q, head_stride_k, head_stride_v,
+    head_stride_d_out, row_stride_d_k, head_stride_d_k,
+    scale,  # 1 / sqrt(D)
+    # fixed when compiled
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip
