@@ -56,7 +56,7 @@ from spoor.store.online import open_online
 from spoor.store.rows import UserWrite
 from spoor.streaming.kafka.broker import broker_urls
 from spoor.streaming.pipeline.encoder_process import RemoteEncoder
-from spoor.streaming.records.core import Record, decode_batch
+from spoor.streaming.records.core import decode_batch
 from spoor.streaming.worker import run_worker
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
@@ -181,10 +181,7 @@ def decode(settings: Settings, folder: Path, count: int | None) -> dict[str, Any
         async for batch in events.noack_take(stream.batch_events, within=stream.batch_seconds):
             times.append(time.perf_counter())
             messages = [event.message for event in batch]
-            records = (
-                Record(m.topic, m.partition, m.offset, round(m.timestamp * 1000), m.key, m.value) for m in messages
-            )
-            decoded = decode_batch(records, settings.events)
+            decoded = decode_batch(messages, settings.events)
             for event in batch:
                 event.ack()
             await app.consumer.commit()

@@ -31,12 +31,13 @@ from spoor.store.feast_store import (
 from spoor.store.guarded import protobytes
 from spoor.store.guarded.fallback import UnguardedStore
 from spoor.store.guarded.guard import GuardedStore, GuardedWrite, ViewRow
-from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
+from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite, Version
 from spoor.store.validation import check_vectors
 
 T = TypeVar("T")
 _CHUNK_USERS = 1000  # rows per transaction or pipeline
 _HISTORY_READ = ("history", "revision", "as_of_ms")
+_VERSION_READ = ("revision", "computed_at_ms")
 _EMBEDDING_READ = (
     "embedding",
     "revision",
@@ -126,6 +127,17 @@ class OnlineStore:
         wanted = [(view, feature) for feature in _EMBEDDING_READ]
         rows = self._read(wanted, self._keys(user_ids))
         return [_embedding_row(user, row, dimension) for user, row in zip(user_ids, rows, strict=True)]
+
+    def read_versions(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[dict[str, Version | None]]:
+        """One per user, in the given order, each from one moment: by release the version of the embedding; None where
+        there is none, or one whose version cannot be read."""
+        wanted = [(self._user_view(release), feature) for release in releases for feature in _VERSION_READ]
+        users = []
+        for row in self._read(wanted, self._keys(user_ids)):
+            numbers = [_readable(protobytes.read_int, value) for value in row]
+            pairs = zip(releases, numbers[::2], numbers[1::2], strict=True)
+            users.append({name: None if a is None or b is None else (a, b) for name, a, b in pairs})
+        return users
 
     def write(self, writes: Sequence[UserWrite]) -> npt.NDArray[np.bool_]:
         """bool[n]: whether the write was done; False where the revision had moved. Raises DataError, before anything

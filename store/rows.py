@@ -35,6 +35,7 @@ _MOST_BYTES = 1 << 20  # of a row as JSON: room for a vector of 40,000 floats
 _INT64 = 2**63 - 1
 _MOST_MS = 62_135_596_800_000  # before and after 1970: the years 1, where dates begin, to 3938
 Vector = npt.NDArray[np.float32]
+Version = tuple[int, int]  # revision and computed_at_ms: what tells an embedding row from another one of its user
 _ARROW_START = b"\xff\xff\xff\xff"  # of every message of Arrow IPC; no text in UTF-8 has such a byte
 TIME_FIELDS = [
     pa.field("event_timestamp", pa.timestamp("us", "UTC"), nullable=False),

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -79,6 +80,16 @@ class UpdateResult:
     forgotten: int = 0  # events of the batch that are a forgotten user's past, and were left out
     cache_hits: int = 0  # users whose stored state was in the cache
     set_aside: tuple[str, ...] = ()  # users whose stored history cannot be read: nothing of them was written
+
+    @cached_property
+    def behind(self) -> dict[str, set[str]]:
+        """Release → users with events whose embedding is behind their history or missing."""
+        revisions = dict(zip(self.users, self.revisions.tolist(), strict=True))
+        with_history = {self.users[row] for row in np.flatnonzero(self.histories.lengths > 0)}
+        return {
+            release: with_history - {row.user_id for row in rows if row.revision == revisions[row.user_id]}
+            for release, rows in self.rows.items()
+        }
 
 
 @dataclass(eq=False)

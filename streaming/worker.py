@@ -1,47 +1,9 @@
-"""The stream worker: activity events in, fresh histories and embeddings in Feast and in the embedding topics.
+"""The stream worker from start to end: activity events in, fresh histories and embeddings in Feast and in the embedding
+topics.
 
-`build_app` wires one Faust agent to `BatchProcessor.take` (processor.py), the one place where a batch is
-decoded, written, published and only then acknowledged; `run_worker` runs it from start to end. The steps, and what a
-crash right after each of them does:
-
- 1. take up to `batch_events` records in `batch_seconds`, more while the    nothing happened: delivered again
-    batch ahead is not written
- 2. leave out records of an earlier generation of the group                 their new owner takes them
- 3. decode (in its own thread; may ask a schema registry)                   nothing happened: delivered again
- 4. produce the dead letters, await their acknowledgement                   produced again under the same key
- 5. group by user; read, merge (in another thread), encode (in a process)   nothing happened: delivered again
- 6. compare-and-set write of history and embeddings (in that thread)        delivered again, merging changes nothing,
-                                                                            the rows found are published
- 7. publish every user's row, changed or not, await the acknowledgements    published again, same rows
- 8. read the rows again, publish who moved on meanwhile                     delivered again, steps 7 and 8 repeat
- 9. acknowledge the records in order, commit the offsets                    after the commit: done
-
-Three batches are under way: while one is in steps 5 and 6, the one before it is in 7 to 9 and the one behind, if it is
-full, in 2 to 4.
-They keep their order, as Faust commits the offset after the last record acknowledged, whatever came before it.
-
-A step whose server fails is tried `retries` times with growing waits; then the worker stops, offsets uncommitted, and
-`run_worker` raises InfrastructureError (exit code 3). Nothing a record holds stops the worker: it is a dead letter.
-
-Metrics (Prometheus, prefix spoor_stream_):
-  records_total             records taken                decoded_events_total      records that became events
-  events_total              events written               dead_letters_total        by reason
-  mismatched_keys_total     key is not the user id       unknown_names_total       by field
-  users_total               user rows handled            changed_users_total       whose history the batch changed
-  cache_hits_total          histories found in memory    cache_misses_total        histories read from the store
-  embedding_rows_total      by release: fresh rows       stale_rows_total          by release: behind the history
-  refused_writes_total      merged and tried again       encode_failures_total     embedding left to the sweep
-  republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
-  skipped_records_total     left to their new owner      retries_total             by step
-  forgotten_events_total    a forgotten user's past      postponed_encodes_total   too soon after the last
-  set_aside_users_total     history cannot be read
-  partitions                assigned now                 waiting_users             whose embedding waits now
-  paused                    1 while paused by order
-  batch_records             histogram                    batch_users               histogram of different users
-  freshness_seconds         append → in the store        step_seconds              by step: decoded, read, merged,
-  lag_records               by partition, not committed                            encoded, written, dead-letters,
-                                                         published, committed
-They are served beside /healthz and /readyz (streaming/status/status_server.py) on stream.metrics_port.
+app.py wires one Faust agent to `BatchProcessor.take` (pipeline/processor.py), where the nine steps of a batch are.
+`run_worker` opens the stores, joins the group, watches, and finishes the batches under way. When a server stays away it
+raises InfrastructureError (exit code 3), offsets uncommitted.
 """
 
 from __future__ import annotations
@@ -57,9 +19,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 
@@ -67,23 +28,14 @@ from spoor.base.errors import InfrastructureError, UsageError
 from spoor.base.files import atomic_write
 from spoor.base.terminal import log_handler
 from spoor.broker.compression import missing_codec
-from spoor.broker.settings import IsolationLevel
-from spoor.streaming.kafka.batches import batches
-from spoor.streaming.kafka.broker import MAX_REQUEST_BYTES, broker_urls, credentials
-from spoor.streaming.kafka.transport import FreshConsumer, FreshTransport
-from spoor.streaming.orders.steering import Steering
+from spoor.streaming.app import StreamApp, build_app
 from spoor.streaming.pipeline.processor import BatchProcessor
 from spoor.streaming.settings import StreamSettings, WorkerSettings
 from spoor.streaming.status.metrics import StreamSummary
 from spoor.streaming.status.status_server import serve
 
-if TYPE_CHECKING:
-    from faust.types import TP
-
 log = logging.getLogger(__name__)
 
-_POLL_RECORDS = 500  # small polls keep the consumer thread answering the group coordinator
-_LINGER_SECONDS = 0.005  # the rows of a batch are sent in a few requests, not in one each
 _STOP_SECONDS = 60.0  # for the batches under way and their commits
 _WATCH_SECONDS = 5.0
 _LOOK_SECONDS = 2.0  # between two looks for metrics and probes
@@ -91,84 +43,6 @@ _SWITCH_SECONDS = 0.0001  # the threads beside the loop ask for Python's lock wi
 _STEER_SECONDS = 1.0  # between two looks for orders and for users who have waited enough
 _ANSWER_SECONDS = 10.0
 _REPEAT_SECONDS = 30.0  # between two equal lines of a library
-
-
-class StreamApp(faust.App):
-    """A Faust app without tables or web server, and the processor that its agent feeds."""
-
-    logger = logging.getLogger("faust.app")  # mode would name it after this module and so count its lines as ours
-    processor: BatchProcessor
-    isolation_level: IsolationLevel
-    steering: Steering
-
-    def _create_directories(self) -> None:
-        """Faust keeps tables and logs there; this app has neither, and the state folder may be read-only."""
-
-    def _new_transport(self) -> FreshTransport:
-        return FreshTransport(self.conf.broker_consumer, self)
-
-
-def build_app(settings: WorkerSettings) -> StreamApp:
-    """The Faust app with its one agent. Connects to nothing; `run_worker` starts it."""
-    kafka, stream = settings.kafka, settings.stream
-    app = StreamApp(
-        stream.group,
-        broker=broker_urls(kafka),
-        broker_credentials=credentials(kafka),
-        broker_client_id="spoor-stream",
-        broker_session_timeout=kafka.session_timeout_seconds,
-        broker_heartbeat_interval=kafka.session_timeout_seconds / 4,
-        # Faust refuses a request timeout below the session's.
-        broker_request_timeout=max(kafka.request_timeout_seconds, kafka.session_timeout_seconds + 1),
-        broker_max_poll_records=_POLL_RECORDS,
-        consumer_auto_offset_reset="none",  # a leap to the earliest record is counted (streaming/kafka/transport.py)
-        producer_request_timeout=kafka.request_timeout_seconds,
-        producer_linger=_LINGER_SECONDS,
-        producer_max_request_size=MAX_REQUEST_BYTES,
-        stream_buffer_maxsize=2 * stream.batch_events,
-        topic_allow_declare=False,
-        topic_disable_leader=True,
-        web_enabled=False,
-        autodiscover=False,
-    )
-    app.processor = BatchProcessor(settings, app)
-    app.isolation_level = kafka.isolation_level
-    app.steering = Steering(app)
-    # Raw bytes: what Faust cannot decode it acknowledges before an agent sees it.
-    topic = app.topic(kafka.topic, key_serializer="raw", value_serializer="raw", value_type=bytes, allow_empty=True)
-
-    @app.agent(topic, name="keep-fresh")
-    async def keep_fresh(records: Any) -> None:
-        taken = batches(
-            app,
-            records,
-            most=stream.batch_events,
-            within_seconds=stream.batch_seconds,
-            ready=app.processor.ready,
-            stopping=app.processor.finished,
-        )
-        async for batch in taken:
-            await app.processor.take(batch)
-
-    async def on_revoked(_: Any, revoked: set[TP], **__: Any) -> None:
-        app.processor.health.revoked()
-        if revoked:
-            app.processor.reached("during-rebalance")
-
-    async def on_assigned(_: Any, assigned: set[TP], **__: Any) -> None:
-        try:  # a worker joins anew where another project's broker has taken the port of ours
-            await asyncio.to_thread(kafka.check_own)
-        except UsageError as error:
-            app.processor.fail(error)
-            return
-        except InfrastructureError:
-            pass  # it hangs: that is the client's to find out
-        await app.steering.assigned()
-        await app.processor.assigned(assigned)
-
-    app.on_partitions_revoked.connect(cast(Any, on_revoked))
-    app.on_partitions_assigned.connect(cast(Any, on_assigned))
-    return app
 
 
 def run_worker(
@@ -275,7 +149,7 @@ async def _look(app: StreamApp) -> None:
     while not app.processor.finished.is_set():
         if app.processor.health.joined:
             try:
-                await app.processor.lookout.look()
+                await app.lookout.look()
             except Exception as error:  # a look that ended in silence would make a worker that works look dead
                 app.processor.fail(error)
         await asyncio.sleep(_LOOK_SECONDS)
@@ -299,7 +173,7 @@ async def _watch(app: StreamApp, stall_seconds: float) -> None:
     processor, started = app.processor, time.monotonic()
     while not processor.finished.is_set():
         with suppress(TimeoutError):
-            await asyncio.wait_for(app._crashed.wait(), min(_WATCH_SECONDS, stall_seconds))
+            await asyncio.wait_for(app.wait_for_crash(), min(_WATCH_SECONDS, stall_seconds))
         if app.crashed:
             reason = app.crash_reason
             message = f"the stream crashed: {type(reason).__name__}: {reason}"
@@ -316,7 +190,7 @@ async def _stall_before_joining(app: StreamApp, started: float, stall_seconds: f
     if app.processor.health.joined or time.monotonic() - started < stall_seconds:
         return ""
     try:
-        await cast(FreshConsumer, app.consumer).standing(_ANSWER_SECONDS)
+        await app.fresh_consumer.standing(_ANSWER_SECONDS)
     except (TimeoutError, KafkaError, FaustError):
         return "the broker does not answer"
     return ""

@@ -1,10 +1,10 @@
 """Puts the rows that a batch job changed online onto `user-embeddings.<release>`: each user's last record equals the
 store.
 
-Two things could break that. A stream may write and publish a newer row between our read and our record: after every
-send the rows are read again, and who moved on is sent again (publisher.py does the same). And a job may die
-between write and record, after which nothing would look changed: so the users of a write are noted in a journal first,
-and what is still in the journal is published before anything else at the next run.
+Two things could break that. Another writer may replace a row between our read and our record: the rows are read again
+after every send (store/publication.py). And a job may die between write and record, after which nothing would look
+changed: so the users of a write are noted in a journal first, and the next run publishes what is still in the journal
+before anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,9 @@ from spoor.broker.admin import Admin
 from spoor.broker.producer import Producer, Record
 from spoor.broker.settings import KafkaSettings
 from spoor.store.online import OnlineStore
-from spoor.store.rows import EmbeddingRow, NoEmbedding, record_value
+from spoor.store.publication import Rows, publication
+from spoor.store.rows import NoEmbedding, record_value
 
-Rows = Mapping[str, Sequence[EmbeddingRow | NoEmbedding]]  # by release
-_MAX_ROUNDS = 100
 _READ_USERS = 1_000
 _LOG = logging.getLogger(__name__)
 
@@ -64,25 +63,23 @@ class Publisher:
         self._producer.close()
 
     def publish(self, rows: Rows) -> int:
-        """Sends the rows and waits for the broker; repeats with the present rows of users that somebody else has
-        written meanwhile. Returns the number of users. Raises InfrastructureError."""
-        users = {row.user_id for of_release in rows.values() for row in of_release}
-        for _ in range(_MAX_ROUNDS):
-            self._send(rows)
-            rows = {release: self._moved(release, of_release) for release, of_release in rows.items()}
-            if not any(rows.values()):
-                return len(users)
-        user = next(row.user_id for of_release in rows.values() for row in of_release)
-        raise InfrastructureError(
-            f"user {user!r} was changed by others {_MAX_ROUNDS} times while it was published",
-            hint="run fewer writers on the same users",
-        )
+        """Sends the rows and waits for the broker; repeats with the present rows of users whom another writer has
+        changed meanwhile. Returns the number of users. Raises InfrastructureError."""
+        for again in publication(rows, self._online):
+            self._send(again)
+        return len({row.user_id for of_release in rows.values() for row in of_release})
 
     def publish_users(self, user_ids: Sequence[str]) -> int:
         """Publishes what the store holds of these users; who has no embedding gets a record without value."""
         for start in range(0, len(user_ids), _READ_USERS):
             part = user_ids[start : start + _READ_USERS]
-            self.publish({release: self._stored(release, part) for release in self._releases})
+            found = {release: self._online.read_embeddings(release, part) for release in self._releases}
+            self.publish(
+                {
+                    release: [row or NoEmbedding(user) for user, row in zip(part, rows, strict=True)]
+                    for release, rows in found.items()
+                }
+            )
         return len(user_ids)
 
     def publish_gone(self, topic: str, user_ids: Sequence[str]) -> None:
@@ -101,15 +98,6 @@ class Publisher:
                 for release, part in rows.items()
                 for row in part
             )
-
-    def _moved(self, release: str, sent: Sequence[EmbeddingRow | NoEmbedding]) -> list[EmbeddingRow | NoEmbedding]:
-        """What the store now holds of users whose published row is not that one, or whose row is gone."""
-        now = self._stored(release, [row.user_id for row in sent])
-        return [row for row, before in zip(now, sent, strict=True) if _version(row) != _version(before)]
-
-    def _stored(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | NoEmbedding]:
-        found = self._online.read_embeddings(release, user_ids) if user_ids else []
-        return [row or NoEmbedding(user) for user, row in zip(user_ids, found, strict=True)]
 
 
 def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> Publisher | None:
@@ -240,10 +228,6 @@ def _taken(path: Path) -> Iterator[bytes | None]:
             yield file.read() if _lock(descriptor) and os.fstat(descriptor).st_nlink else None
     finally:
         os.close(descriptor)
-
-
-def _version(row: EmbeddingRow | NoEmbedding) -> tuple[int, int] | None:
-    return (row.revision, row.computed_at_ms) if isinstance(row, EmbeddingRow) else None
 
 
 @contextmanager

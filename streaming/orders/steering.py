@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, cast
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from aiokafka.errors import KafkaError
 
@@ -14,8 +15,8 @@ from spoor.streaming.orders.control import Orders, Report, read_orders
 if TYPE_CHECKING:
     from faust.types import TP
 
-    from spoor.streaming.kafka.transport import FreshConsumer
-    from spoor.streaming.worker import StreamApp
+    from spoor.streaming.kafka.transport import FreshApp, FreshConsumer
+    from spoor.streaming.pipeline.processor import BatchProcessor
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +25,18 @@ class Steering:
     """Of one worker. `begin` comes before the worker joins its group, then `follow` every second or so, and `assigned`
     in each rebalance."""
 
-    def __init__(self, app: StreamApp) -> None:
+    def __init__(self, app: FreshApp, processor: BatchProcessor) -> None:
+        self.unreported = False  # partitions have come for which this worker has not committed its report
         self._app = app
-        self._settings = app.processor.settings
+        self._processor = processor
+        self._settings = processor.settings
         self._reload_id = ""  # of the last order to reload that was followed
         self._problem = ""  # why it could not be
         self._unreadable = ""  # told once
 
     @property
     def _consumer(self) -> FreshConsumer:
-        return cast("FreshConsumer", self._app.consumer)  # there from when the app has started
+        return self._app.fresh_consumer
 
     async def begin(self) -> None:
         """Notes the orders of this moment: what is opened from now on is as new as they ask for."""
@@ -41,14 +44,15 @@ class Steering:
         self._reload_id = orders.reload
         self._note_paused(orders.paused)
 
-    async def assigned(self) -> None:
+    async def assigned(self, assigned: Collection[TP]) -> None:
         """Partitions that come while the worker is paused are paused before anything is taken from them."""
-        if self._app.processor.health.paused:
+        self.unreported = bool(assigned)
+        if self._processor.health.paused:
             await self._consumer.pause(True)
 
     async def follow(self) -> None:
         """Reloads, pauses or goes on as ordered, then reports with the committed offsets if anything has changed."""
-        before = Orders(self._app.processor.health.paused, self._reload_id)
+        before = Orders(self._processor.health.paused, self._reload_id)
         orders = await self._orders(before)
         if orders.reload not in ("", self._reload_id):
             await self._reload(orders.reload)
@@ -60,7 +64,7 @@ class Steering:
         settings = self._settings
         try:
             folder, group = settings.features.releases_folder, settings.stream.group
-            orders = await self._app.processor.in_thread(read_orders, folder, group)
+            orders = await self._processor.reads.run(read_orders, folder, group)
         except DataError as error:
             if error.message != self._unreadable:
                 log.error("the worker goes on as before: %s", error.message)
@@ -70,9 +74,8 @@ class Steering:
         return orders
 
     async def _reload(self, order: str) -> None:
-        processor = self._app.processor
         try:
-            releases = await processor.reload()
+            releases = await self._processor.reload()
             self._problem = ""
             log.info("taken up: %s", ", ".join(releases))
         except Exception as error:  # whatever a new release may provoke, those at work stay
@@ -82,12 +85,12 @@ class Steering:
         self._reload_id = order
 
     async def _pause(self, paused: bool) -> None:
-        if paused != self._app.processor.health.paused:
+        if paused != self._processor.health.paused:
             self._note_paused(paused)
             await self._consumer.pause(paused)
 
     def _note_paused(self, paused: bool) -> None:
-        processor = self._app.processor
+        processor = self._processor
         if paused != processor.health.paused:
             log.info("paused: no events are taken" if paused else "resumed")
         processor.health.paused = paused
@@ -95,27 +98,26 @@ class Steering:
 
     async def _report(self) -> None:
         """Commits anew what is committed, for the metadata's sake; no batch is committed meanwhile."""
-        processor, consumer = self._app.processor, self._consumer
+        processor, consumer = self._processor, self._consumer
         report = Report(
             member=consumer.member,
-            releases=processor.releases,
+            releases=processor.stores.releases,
             reload=self._reload_id,
             paused=processor.health.paused and consumer.idle,
             problem=self._problem,
             pinned=bool(self._settings.stream.releases),
         ).text()
-        if report == consumer.report and not processor.unreported:
+        if report == consumer.report and not self.unreported:
             return
         consumer.report = report
-        processor.unreported = False  # partitions may come while this one is on its way
+        self.unreported = False  # partitions may come while this one is on its way
         async with processor.publishing:
             try:
                 offsets = await self._committed()
                 deadline = self._settings.kafka.request_timeout_seconds  # batches wait meanwhile
-                if offsets and not await asyncio.wait_for(consumer._commit(offsets), deadline):
-                    processor.unreported = True
+                self.unreported |= not await asyncio.wait_for(consumer.commit_offsets(offsets), deadline)
             except (KafkaError, TimeoutError) as error:
-                processor.unreported = True
+                self.unreported = True
                 log.warning("the worker's report could not be committed, it is tried again: %r", error)
 
     async def _committed(self) -> dict[TP, int]:
@@ -131,7 +133,7 @@ class Steering:
             if begins > offset and self._consumer.holds_before(tp, begins):
                 # Retention has passed records that are on their way to the store. Behind this offset a crash would
                 # lose them without a line: the next worker counts what lies between the two.
-                self._app.processor.unreported = True
+                self.unreported = True
                 begins = offset
             offsets[tp] = max(offset, begins)
         return offsets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -23,7 +24,7 @@ class DaemonThreads(Executor):
             thread.start()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Raises RuntimeError after `shutdown`, as nobody would run the call."""
+        """Raises RuntimeError after `shutdown`, as no thread would run the call."""
         if self._shut:
             raise RuntimeError("the threads have been shut down")
         future: Future[T] = Future()
@@ -33,11 +34,15 @@ class DaemonThreads(Executor):
                 return
             try:
                 future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # belongs to whoever waits for the result
+            except BaseException as error:  # the caller gets it with the result
                 future.set_exception(error)
 
         self._calls.put(call)
         return future
+
+    async def run(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """As `submit`, for a coroutine that waits for the result."""
+        return await asyncio.wrap_future(self.submit(fn, *args, **kwargs))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the threads after the calls that were submitted; `cancel_futures` makes no difference."""

@@ -1,14 +1,12 @@
-"""What a worker asks its servers for metrics and probes: do they answer, where do its partitions stand, and has
-retention deleted what was not read."""
+"""Polls broker and store for lag, liveness and lost offsets; reports what a rebalance assigned."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING
 
-import faust
 from aiokafka.errors import KafkaError
 from faust.exceptions import FaustError
 
@@ -20,7 +18,7 @@ from spoor.streaming.status.metrics import StreamMetrics
 if TYPE_CHECKING:
     from faust.types import TP
 
-    from spoor.streaming.kafka.transport import FreshConsumer, Leap
+    from spoor.streaming.kafka.transport import FreshApp, Leap
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ class Lookout:
 
     def __init__(
         self,
-        app: faust.App,
+        app: FreshApp,
         health: Health,
         metrics: StreamMetrics,
         *,
@@ -47,8 +45,12 @@ class Lookout:
         self._earliest: dict[TP, int] = {}  # of assigned partitions, when they were assigned
         self._counted: dict[TP, int] = {}  # the offset before which what is lost has been counted
 
-    async def assigned(self, assigned: Sequence[TP]) -> None:
-        """Tells what retention took from these partitions before it was read."""
+    async def assigned(self, assigned: Collection[TP]) -> None:
+        """After a rebalance. Also reports what retention took from these partitions before it was read."""
+        partitions = sorted(tp.partition for tp in assigned)
+        self._metrics.partitions.set(len(partitions))
+        log.info("partitions %s", " ".join(map(str, partitions)) or "none")
+        self._health.assigned(partitions)
         self._earliest = {}
         try:
             await self._report_lost(assigned)
@@ -89,16 +91,16 @@ class Lookout:
 
     async def _look_at_partitions(self) -> None:
         """Raises TimeoutError, KafkaError or FaustError where the broker does not answer."""
-        standing = await cast("FreshConsumer", self._app.consumer).standing(_ANSWER_SECONDS)
+        standing = await self._app.fresh_consumer.standing(_ANSWER_SECONDS)
         self._health.positions(
             {tp.partition: max(handled, self._earliest.get(tp, 0)) for tp, (handled, _) in standing.items()},
             {tp.partition: end for tp, (_, end) in standing.items()},
         )
 
-    async def _report_lost(self, assigned: Sequence[TP]) -> None:
+    async def _report_lost(self, assigned: Collection[TP]) -> None:
         if not assigned:
             return
-        consumer = cast("FreshConsumer", self._app.consumer)
+        consumer = self._app.fresh_consumer
         earliest = await asyncio.wait_for(consumer.earliest_offsets(*assigned), self._timeout_seconds)
         self._earliest = dict(earliest)
         for tp in assigned:

@@ -1,14 +1,36 @@
-"""What the worker counts: the metrics of streaming/worker.py's table, and the summary at its end.
+"""What a worker counts: its metrics, and the summary at its end.
 
-A registry of its own per worker, so that two workers in one process (tests) do not share counters.
+Metrics (Prometheus, prefix spoor_stream_):
+  records_total             records taken                decoded_events_total      records that became events
+  events_total              events written               dead_letters_total        by reason
+  mismatched_keys_total     key is not the user id       unknown_names_total       by field
+  users_total               user rows handled            changed_users_total       whose history the batch changed
+  cache_hits_total          histories found in memory    cache_misses_total        histories read from the store
+  embedding_rows_total      by release: fresh rows       stale_rows_total          by release: behind the history
+  refused_writes_total      merged and tried again       encode_failures_total     embedding left to the sweep
+  republished_rows_total    another writer moved on      lost_events_total         deleted before they were read
+  skipped_records_total     left to their new owner      retries_total             by step
+  forgotten_events_total    a forgotten user's past      postponed_encodes_total   too soon after the last
+  set_aside_users_total     history cannot be read
+  partitions                assigned now                 waiting_users             whose embedding waits now
+  paused                    1 while paused by order
+  batch_records             histogram                    batch_users               histogram of different users
+  freshness_seconds         append → in the store        step_seconds              by step: decoded, read, merged,
+  lag_records               by partition, not committed                            encoded, written, dead-letters,
+                                                         published, committed
+They are served beside /healthz and /readyz (status_server.py) on stream.metrics_port.
+
+Each worker has its own registry, so that two workers in one process (tests) do not share counters.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +39,11 @@ from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFam
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from spoor.streaming.records.core import DecodedBatch
 from spoor.streaming.records.dead_letters import REASONS
+
+if TYPE_CHECKING:
+    from spoor.store.writer import UpdateResult
 
 STEPS = ("decoded", "dead-letters", "store", "published", "committed")  # that are tried again when their server fails
 FIELDS = ("action", "surface")
@@ -138,7 +164,7 @@ class PartitionLag(Collector):
 
 
 class StreamMetrics:
-    """Counts of one worker. See the table in streaming/worker.py. `lag`: records that wait, by partition."""
+    """Counts of one worker, see the table above. `lag`: records that wait, by partition."""
 
     def __init__(self, lag: Callable[[], Mapping[int, int]] = dict) -> None:
         self.registry = CollectorRegistry()
@@ -200,6 +226,8 @@ class StreamMetrics:
         self._started = time.monotonic()
         self._first_batch: float | None = None
         self._last_batch: float | None = None
+        self._steps: defaultdict[str, float] = defaultdict(float)  # of the batch that is being written, in seconds
+        self._step_began = 0.0
 
     def start(self) -> None:
         """The worker joins its group now."""
@@ -227,6 +255,48 @@ class StreamMetrics:
         self.events.add(len(waited_ms))
         self.freshness.add(waited_ms)
         self.freshness_seconds.add(waited_ms)
+
+    def write_began(self) -> None:
+        self._steps.clear()
+        self._step_began = time.perf_counter()
+
+    def step_ended(self, step: str) -> None:
+        """A step of the writer, which it takes several times in a batch."""
+        now = time.perf_counter()
+        self._steps[step] += now - self._step_began
+        self._step_began = now
+
+    def write_ended(self) -> None:
+        for step, seconds in self._steps.items():
+            self.step_seconds.labels(step).observe(seconds)
+
+    def stored(self, decoded: DecodedBatch, result: UpdateResult) -> int:
+        """The events of a batch are readable now, except those of users set aside. Returns the age of the oldest in
+        ms."""
+        now_ms, times = time.time_ns() // 1_000_000, decoded.append_times_ms
+        if result.set_aside:
+            times = times[[event.user_id not in result.set_aside for event in decoded.events]]
+        self.written(times, now_ms)
+        return now_ms - int(decoded.append_times_ms.min())
+
+    def published(self, decoded: DecodedBatch, result: UpdateResult, waiting: Set[str], republished: int) -> None:
+        """A batch with events is on the topics, too. `waiting`: users whose embedding waits by the rate limit."""
+        self.handled(result.users)
+        self.changed.add(int(result.changed.sum()))
+        self.cache_hits.add(result.cache_hits)
+        self.cache_misses.add(len(result.users) - result.cache_hits)
+        with_history = int((result.histories.lengths > 0).sum())  # a forgotten user has a revision and no events
+        for release, users in result.behind.items():
+            self.rows.add(with_history - len(users), release)
+            self.stale_rows.add(len(users - waiting), release)
+        self.set_aside.add(len(result.set_aside))
+        self.refused.add(result.refused)
+        self.encode_failures.add(result.encode_failures)
+        self.forgotten.add(result.forgotten)
+        self.republished.add(republished)
+        self.mismatched.add(decoded.mismatched_keys)
+        for field_name, events in decoded.unknown_names.items():
+            self.unknown.add(events, field_name)
 
     def summary(self) -> StreamSummary:
         busy = (self._last_batch or 0.0) - (self._first_batch or 0.0)

@@ -35,8 +35,8 @@ from spoor.streaming.orders.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.faults.judge import Case
 from tests.faults.names import ACTIONS, ITEMS, SURFACES
+from tests.faults.zygote import Forked, Zygote
 from tests.releases import save_untrained_release
-from tests.zygote import Forked, Zygote
 
 ROOT = Path(__file__).parents[2]
 SPOOR = (sys.executable, "-m", "spoor")
@@ -164,7 +164,7 @@ class World:
 
     def rebalances(self) -> int:
         """How often a worker was given partitions."""
-        return sum(self.log(worker).count(" spoor.streaming.pipeline.processor partitions ") for worker in self.workers)
+        return sum(self.log(worker).count(" spoor.streaming.status.lookout partitions ") for worker in self.workers)
 
     def total(self, figure: str) -> int:
         """The sum of a figure over all the workers' lines per batch."""

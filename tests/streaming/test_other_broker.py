@@ -9,7 +9,7 @@ from faust.types import TP
 from spoor.base.errors import UsageError
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
-from spoor.streaming.worker import StreamApp, build_app
+from spoor.streaming.app import StreamApp, build_app
 
 
 async def joined(settings: Settings) -> StreamApp:

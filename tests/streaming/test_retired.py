@@ -15,8 +15,10 @@ from spoor.broker.create_topics import ensure_topics
 from spoor.config import load_settings
 from spoor.encoder.release.folder import mark_retired
 from spoor.operations.releases import retire
+from spoor.store.publication import Rows
 from spoor.store.repo import apply
-from spoor.streaming.pipeline.processor import BatchProcessor, Written
+from spoor.streaming.pipeline.processor import BatchProcessor
+from spoor.streaming.pipeline.stores import Stores
 from spoor.streaming.worker import run_worker
 from tests.conftest import wait_until
 from tests.releases import save_untrained_release
@@ -72,16 +74,16 @@ def test_a_worker_whose_topic_goes_between_write_and_publication_publishes_the_r
     quick = dataclasses.replace(world.settings.kafka, request_timeout_seconds=3.0)
     settings = dataclasses.replace(world.settings, kafka=quick)
     world.produce(events)
-    publish, retired = BatchProcessor._publish, []
+    publish, retired = Stores.publish, []
 
-    async def retire_first(self: BatchProcessor, written: Written):
+    async def retire_first(self: Stores, rows: Rows) -> int:
         if not retired:
-            assert OTHER in written.result.rows
+            assert OTHER in rows
             retired.append(await self.in_thread(retire, world.settings, OTHER))
-        return await publish(self, written)
+        return await publish(self, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchProcessor, "_publish", retire_first)
+        patch.setattr(Stores, "publish", retire_first)
         summary = run_worker(settings, count=len(events), timeout_seconds=120)
     assert summary.events == len(events) and retired[0].topic_deleted
     world.assert_holds(events)

@@ -19,8 +19,9 @@ from spoor.broker.create_topics import ensure_topics
 from spoor.broker.settings import KafkaSettings
 from spoor.services import local as services
 from spoor.store.repo import apply
+from spoor.streaming.app import build_app
 from spoor.streaming.orders.replay import list_dead_letters, replay_dead_letters
-from spoor.streaming.worker import build_app, run_worker
+from spoor.streaming.worker import run_worker
 from tests.conftest import free_port, settings_in, wait_until
 from tests.streaming.conftest import (
     ITEMS,

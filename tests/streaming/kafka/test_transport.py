@@ -18,8 +18,8 @@ from kafka import KafkaAdminClient
 
 from spoor.broker.settings import KafkaSettings
 from spoor.config import Settings
+from spoor.streaming.app import StreamApp, build_app
 from spoor.streaming.kafka.transport import ConsumerThread, FreshConsumer
-from spoor.streaming.worker import StreamApp, build_app
 from tests.conftest import DEADLINE_SECONDS
 from tests.streaming.conftest import World, some_events
 from tests.topics import topic_ends

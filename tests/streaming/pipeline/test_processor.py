@@ -3,24 +3,24 @@
 import asyncio
 import dataclasses
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from faust.types import TP
+from faust.types import Message
 
 from spoor.activity.events import encode_event
 from spoor.activity.settings import EventSettings
 from spoor.base.errors import InfrastructureError
 from spoor.config import Settings
-from spoor.streaming.kafka.transport import FreshConsumer
-from spoor.streaming.pipeline.processor import BatchProcessor, Written
-from spoor.streaming.records.core import DecodedBatch, Record, UserBatch, decode_batch
-from spoor.streaming.worker import build_app, run_worker
+from spoor.store.publication import Rows
+from spoor.streaming.pipeline.stores import Stores
+from spoor.streaming.records.core import DecodedBatch, decode_batch
+from spoor.streaming.worker import run_worker
+from tests.conftest import DEADLINE_SECONDS
 from tests.streaming.conftest import World, some_events
+from tests.streaming.memory import MemorySource, MemoryStores, processor_in_memory, record
 
 
 def in_small_batches(world: World) -> Settings:
@@ -28,33 +28,33 @@ def in_small_batches(world: World) -> Settings:
     return dataclasses.replace(world.settings, stream=stream)
 
 
-def batches_as_written(patch: pytest.MonkeyPatch) -> list[UserBatch]:
-    """Gets each batch once it is written."""
-    write, written = BatchProcessor._write, list[UserBatch]()
+def batches_as_written(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Gets the users of each batch once it is written."""
+    update, written = Stores.update, list[list[str]]()
 
-    async def write_and_tell(self: BatchProcessor, batch: UserBatch) -> Written:
-        result = await write(self, batch)
-        written.append(batch)
+    def update_and_tell(self: Stores, batch: Any, **options: Any) -> Any:
+        result = update(self, batch, **options)
+        written.append(batch.user_ids)
         return result
 
-    patch.setattr(BatchProcessor, "_write", write_and_tell)
+    patch.setattr(Stores, "update", update_and_tell)
     return written
 
 
 def test_while_a_batch_is_published_the_next_is_written(world: World, monkeypatch: pytest.MonkeyPatch):
     events = some_events(100)
     world.produce(events)
-    publish, written = BatchProcessor._publish, batches_as_written(monkeypatch)
+    publish, written = Stores.publish, batches_as_written(monkeypatch)
     seen: list[int] = []
 
-    async def publish_after_the_next(self: BatchProcessor, batch: Written) -> int:
+    async def publish_after_the_next(self: Stores, rows: Rows) -> int:
         place = len(seen)
         seen.append(place)
         while place < 2 and len(written) < place + 2:  # the third batch is written, and not yet published
             await asyncio.sleep(0.01)
-        return await publish(self, batch)
+        return await publish(self, rows)
 
-    monkeypatch.setattr(BatchProcessor, "_publish", publish_after_the_next)
+    monkeypatch.setattr(Stores, "publish", publish_after_the_next)
     run_worker(in_small_batches(world), count=len(events), timeout_seconds=120)
     assert len(seen) >= 3
     world.assert_holds(events)
@@ -65,18 +65,18 @@ def test_what_follows_a_batch_that_failed_is_not_committed(world: World, monkeyp
     """Faust would commit the offset after it, and so what was never handled."""
     events = some_events(100)
     world.produce(events)
-    publish, settings = BatchProcessor._publish, in_small_batches(world)
+    publish, settings = Stores.publish, in_small_batches(world)
 
-    async def fail_once_the_next_is_written(self: BatchProcessor, batch: Written) -> int:
+    async def fail_once_the_next_is_written(self: Stores, rows: Rows) -> int:
         if len(written) == 1:
             while len(written) < 2:
                 await asyncio.sleep(0.01)
             raise InfrastructureError("the first batch is not published")
-        return await publish(self, batch)
+        return await publish(self, rows)
 
     with monkeypatch.context() as patch:
         written = batches_as_written(patch)
-        patch.setattr(BatchProcessor, "_publish", fail_once_the_next_is_written)
+        patch.setattr(Stores, "publish", fail_once_the_next_is_written)
         with pytest.raises(InfrastructureError, match="the first batch is not published"):
             run_worker(settings, timeout_seconds=120)
     assert len(written) >= 2
@@ -85,206 +85,137 @@ def test_what_follows_a_batch_that_failed_is_not_committed(world: World, monkeyp
     world.assert_holds(events)
 
 
-def records_of(values: Sequence[bytes], acknowledged: list[int]) -> list[Any]:
-    """Records of one partition as Faust hands them out; `acknowledged` gets their offsets."""
-    return [
-        SimpleNamespace(
-            topic="activity", partition=0, offset=offset, key=b"u", value=value, headers=None,
-            generation_id=0, timestamp=time.time(), timestamp_type=0,
-            ack=lambda consumer, offset=offset: acknowledged.append(offset),
-        )
-        for offset, value in enumerate(values)
-    ]  # fmt: skip
+EVENT = encode_event(some_events(1)[0])
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_written(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, fails: bool
-):
+def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_written(settings: Settings, fails: bool):
     """A bad record right behind an event: Faust would commit the offset after both."""
-    processor = build_app(settings).processor
-    processor.app.consumer_generation_id = 0
-    acknowledged: list[int] = []
-    event, bad = records_of([encode_event(some_events(1)[0]), b"not json"], acknowledged)
-    at_store, decoded = asyncio.Event(), asyncio.Event()
-    decode = processor._decode
+    at_store = threading.Event()
 
-    async def decode_and_tell(events: Sequence[Any]) -> DecodedBatch:
-        result = await decode(events)
-        if not result.events:
-            decoded.set()
-        return result
-
-    async def hangs(batch: UserBatch) -> None:
-        await at_store.wait()
+    def hangs(users: list[str]) -> None:
+        assert at_store.wait(DEADLINE_SECONDS)
         if fails:
             raise InfrastructureError("the store is gone")
 
-    async def nothing(*_: Any) -> None: ...
-
-    monkeypatch.setattr(processor, "_decode", decode_and_tell)
-    monkeypatch.setattr(processor, "_write", hangs)
-    monkeypatch.setattr(processor, "_commit", nothing)
-    monkeypatch.setattr(processor, "_send_dead_letters", nothing)
-
     async def run() -> list[int]:
-        await processor.take([event])
-        await processor.take([bad])
-        await decoded.wait()  # what follows it in its task has run, up to where it waits
-        before = list(acknowledged)
+        await source.records(processor, [record(EVENT, offset=0)], [record(b"not json", offset=1)])
+        while not stores.letters.letters:  # then what follows it in its task runs, up to where it waits
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        before = list(source.acknowledged)
         at_store.set()
-        await processor.finish()
+        await source.end(processor)
         return before
 
+    once = dataclasses.replace(settings, stream=dataclasses.replace(settings.stream, retries=1))
+    source, stores = MemorySource(), MemoryStores(updates=hangs)
+    processor = processor_in_memory(once, source, stores)
     assert asyncio.run(run()) == []
-    assert acknowledged == ([] if fails else [0, 1])
+    assert source.acknowledged == ([] if fails else [0, 1])
+    processor.close()
+
+
+def test_records_that_were_taken_before_a_rebalance_are_left_to_their_new_owner(settings: Settings):
+    source, stores = MemorySource(), MemoryStores()
+    processor = processor_in_memory(settings, source, stores)
+
+    async def run() -> None:
+        source.abort()
+        await source.records(processor, [record(EVENT, offset=0), record(EVENT, offset=1, generation=1)])
+        await source.end(processor)
+
+    asyncio.run(run())
+    assert source.acknowledged == [1] and processor.metrics.skipped.total == 1
     processor.close()
 
 
 def test_decoding_takes_no_thread_of_the_loop_and_keeps_no_process(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """A registry that hangs would hold the threads in which names of hosts are looked up, and Python waits for them."""
-    processor = build_app(settings).processor
-    processor.app.consumer_generation_id = 0
+    source, stores = MemorySource(), MemoryStores()
+    processor = processor_in_memory(settings, source, stores)
     threads: list[threading.Thread] = []
 
-    def decode(records: Sequence[Record], events: EventSettings) -> DecodedBatch:
+    def decode(records: Sequence[Message], events: EventSettings) -> DecodedBatch:
         threads.append(threading.current_thread())
         return decode_batch(records, events)
 
     monkeypatch.setattr("spoor.streaming.pipeline.processor.decode_batch", decode)
 
-    async def run() -> DecodedBatch:
+    async def run() -> None:
         taken = threading.Event()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         busy = loop.run_in_executor(None, taken.wait)
         try:
-            return await asyncio.wait_for(processor._decode(records_of([encode_event(some_events(1)[0])], [])), 30)
+            await source.records(processor, [record(EVENT)])
+            await asyncio.wait_for(source.end(processor), 30)
         finally:
             taken.set()
             await busy
 
-    assert len(asyncio.run(run()).events) == 1
+    asyncio.run(run())
+    assert processor.metrics.decoded.total == 1
     assert [thread.daemon for thread in threads] == [True]
     processor.close()
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_it_is_ready_for_another_batch_when_those_before_are_in_the_store(
-    fails: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
-):
-    processor = build_app(settings).processor
-    processor.app.consumer_generation_id = 0
-    (event,) = records_of([encode_event(some_events(1)[0])], [])
-    at_store, at_topic = asyncio.Event(), asyncio.Event()
+def test_it_is_ready_for_another_batch_when_those_before_are_in_the_store(fails: bool, settings: Settings):
+    at_store = threading.Event()
 
-    async def writes(batch: UserBatch) -> None:
-        await at_store.wait()
+    def writes(users: list[str]) -> None:
+        assert at_store.wait(DEADLINE_SECONDS)
         if fails:
             raise InfrastructureError("the store is gone")
 
-    async def commits() -> None:
-        await at_topic.wait()
-
-    monkeypatch.setattr(processor, "_write", writes)
-    monkeypatch.setattr(processor, "_commit", commits)
-
     async def run() -> bool:
+        at_topic = asyncio.Event()
+        source = MemorySource(commits=at_topic.wait)
+        processor = processor_in_memory(once, source, MemoryStores(updates=writes))
         await processor.ready()
-        await processor.take([event])
+        await source.records(processor, [record(EVENT)])
         ready = asyncio.ensure_future(processor.ready())
         await asyncio.wait({ready}, timeout=0.1)
         early = ready.done()
         at_store.set()
         await ready
         at_topic.set()
-        await processor.finish()
+        await source.end(processor)
+        processor.close()
         return early
 
+    once = dataclasses.replace(settings, stream=dataclasses.replace(settings.stream, retries=1))
     assert not asyncio.run(run())
-    processor.close()
 
 
-def test_a_commit_that_the_broker_answers_too_late_is_made_up_for(settings: Settings, monkeypatch: pytest.MonkeyPatch):
-    quick = dataclasses.replace(settings, kafka=dataclasses.replace(settings.kafka, request_timeout_seconds=0.01))
-    app, partition = build_app(quick), TP("activity", 0)
-    consumer = cast("FreshConsumer", app.consumer)
-
-    async def run() -> list[int | None]:
-        broker_is_back = asyncio.Event()
-
-        async def commit(_: Mapping[TP, int]) -> bool:
-            return await broker_is_back.wait()
-
-        async def flush() -> None: ...
-
-        monkeypatch.setattr(consumer, "assignment", lambda: {partition})
-        monkeypatch.setattr(consumer, "_commit", commit)
-        monkeypatch.setattr(app.producer, "flush", flush)
-        committed = consumer._committed_offset
-        committed[partition] = 10
-        consumer._acked[partition].extend([10, 11, 12])
-        with pytest.raises(TimeoutError):
-            await app.processor._commit()
-        broker_is_back.set()
-        await app.processor._commit()  # the next try
-        seen = [committed[partition]]
-        consumer._acked[partition].extend([13, 14])
-        await app.processor._commit()
-        return [*seen, committed[partition]]
-
-    assert asyncio.run(run()) == [13, 15]
-    app.processor.close()
-
-
-def test_a_worker_that_stops_also_encodes_whom_the_batch_in_flight_lets_wait(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-):
-    processor = build_app(settings).processor
-    encoded: list[str] = []
-
-    async def encode_again(users: Mapping[str, int]) -> None:
-        encoded.extend(users)
-        processor._pacer.encoded(users)
-
-    async def publish(written: None) -> None: ...
-
-    monkeypatch.setattr(processor, "_encode_again", encode_again)
-    monkeypatch.setattr(processor, "_publish", publish)
+def test_a_worker_that_stops_also_encodes_whom_the_batch_in_flight_lets_wait(settings: Settings):
+    stores = MemoryStores()
+    processor = processor_in_memory(settings, MemorySource(), stores)
 
     async def stop_during_a_batch() -> None:
         async with processor.writing:
             stopping = asyncio.create_task(processor.encode_everyone_postponed())
             await asyncio.sleep(0)  # it begins, and finds that a batch is being written
-            processor._pacer.wait({"hot": 0})
+            processor.pacer.wait({"hot": 0})
         await stopping
 
     asyncio.run(stop_during_a_batch())
     processor.close()
-    assert encoded == ["hot"]
+    assert stores.updated == ["hot"]
 
 
-def test_a_worker_that_stops_while_a_postponed_embedding_is_published_publishes_it(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-):
-    processor = build_app(settings).processor
-    published: list[str] = []
-
-    async def encode_again(users: Mapping[str, int]) -> list[str]:
-        processor._pacer.encoded(users)
-        return list(users)
-
-    async def stop_meanwhile() -> None:
+def test_a_worker_that_stops_while_a_postponed_embedding_is_published_publishes_it(settings: Settings):
+    async def stop_meanwhile() -> list[str]:
         begun, topic_answers = asyncio.Event(), asyncio.Event()
 
-        async def publish(written: list[str]) -> None:
+        async def publishes(users: list[str]) -> None:
             begun.set()
             await topic_answers.wait()
-            published.extend(written)
 
-        monkeypatch.setattr(processor, "_encode_again", encode_again)
-        monkeypatch.setattr(processor, "_publish", publish)
-        processor._pacer.wait({"hot": 0})
+        stores = MemoryStores(publishes=publishes)
+        processor = processor_in_memory(settings, MemorySource(), stores)
+        processor.pacer.wait({"hot": 0})
         following = asyncio.create_task(processor.encode_postponed())
         await begun.wait()
         following.cancel()
@@ -292,7 +223,7 @@ def test_a_worker_that_stops_while_a_postponed_embedding_is_published_publishes_
         await asyncio.wait({following})
         topic_answers.set()
         await stopping
+        processor.close()
+        return stores.published
 
-    asyncio.run(stop_meanwhile())
-    processor.close()
-    assert published == ["hot"]
+    assert asyncio.run(stop_meanwhile()) == ["hot"]

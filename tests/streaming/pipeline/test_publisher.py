@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spoor.base.errors import InfrastructureError
-from spoor.store.rows import EmbeddingRow, StoredUser, embedding_row_from_record
+from spoor.store.rows import EmbeddingRow, Version, embedding_row_from_record
 from spoor.streaming.pipeline.publisher import Publisher
 
 RELEASES = ("base-1", "base-2")
@@ -28,18 +28,16 @@ class Store:
     def put(self, row: EmbeddingRow) -> None:
         self.rows[row.model_version, row.user_id] = row
 
-    def read(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[StoredUser]:
+    def read_versions(self, user_ids: Sequence[str], releases: Sequence[str]) -> list[dict[str, Version | None]]:
         self.between(self)
-        return [
-            StoredUser(None, 0, {release: self._revision(release, user) for release in releases}) for user in user_ids
-        ]
+        return [{release: self._version(release, user) for release in releases} for user in user_ids]
 
     def read_embeddings(self, release: str, user_ids: Sequence[str]) -> list[EmbeddingRow | None]:
         return [self.rows.get((release, user)) for user in user_ids]
 
-    def _revision(self, release: str, user: str) -> int | None:
+    def _version(self, release: str, user: str) -> Version | None:
         found = self.rows.get((release, user))
-        return None if found is None else found.revision
+        return None if found is None else (found.revision, found.computed_at_ms)
 
 
 class Topic:

@@ -10,7 +10,7 @@ from spoor.base.errors import UsageError
 from spoor.config import Settings
 from spoor.encoder.release.info import read_info
 from spoor.store.repo import apply, create_repo
-from spoor.streaming.pipeline.stores import open_stores, releases_to_keep_fresh
+from spoor.streaming.pipeline.stores import open_writer, releases_to_keep_fresh
 
 
 def with_releases(settings, folder, *releases):
@@ -39,12 +39,12 @@ def test_definitions_that_were_applied_with_other_keys_are_refused_before_anythi
     apply(features)
     changed = dataclasses.replace(applied, features=dataclasses.replace(features, user_id_type="int64"))
     with pytest.raises(UsageError, match="not applied: view `user_history` has keys") as raised:
-        open_stores(changed, ["base-1"], observe=lambda step: None)
+        open_writer(changed, ["base-1"], observe=lambda step: None)
     assert "apply" in raised.value.hint
     same = dataclasses.replace(applied, features=features)
-    stores = open_stores(same, ["base-1"], observe=lambda step: None)
-    assert stores.online.dimension("base-1") > 0
-    stores.close()
+    writer, close = open_writer(same, ["base-1"], observe=lambda step: None)
+    assert writer.online.dimension("base-1") > 0
+    close()
 
 
 def test_histories_that_are_shorter_than_a_release_reads_are_warned_of(
@@ -57,5 +57,5 @@ def test_histories_that_are_shorter_than_a_release_reads_are_warned_of(
             with_releases(settings, untrained_release), history=HistorySettings(max_events=kept)
         )
         with pytest.raises(UsageError):  # nothing is applied: the warning comes before the store is asked
-            open_stores(short, ["base-1"], observe=lambda step: None)
+            open_writer(short, ["base-1"], observe=lambda step: None)
         assert (f"Set history.max_events to {length}" in caplog.text) is warned

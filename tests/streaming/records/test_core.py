@@ -1,18 +1,21 @@
 """Records in, events and dead letters out, with lists."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoor.activity.events import Event, encode_event
+from spoor.activity.events import Event, encode_event, events_table
 from spoor.activity.hashing import hash_item
+from spoor.activity.history import history_values
 from spoor.activity.settings import EventSettings
 from spoor.broker.topics import ENVELOPE_BYTES
-from spoor.streaming.records.core import DecodedBatch, Record, decode_batch, group_batch, lost_range
+from spoor.streaming.records.core import DecodedBatch, decode_batch, event_values, group_batch, lost_range
 from spoor.streaming.records.dead_letters import REPLAY_HEADER, encode_dead_letter
+from tests.streaming.memory import record as record_of
 
 NOW = 1_750_000_000_000
 SETTINGS = EventSettings(actions=("view", "like"), surfaces=("home",))
@@ -22,8 +25,7 @@ def event(user="u1", item="i1", action="view", surface="home", timestamp=NOW) ->
     return Event(user, item, action, surface, timestamp)
 
 
-def record(value: bytes | None, *, key: bytes | None = b"u1", offset=0, partition=0, append_time_ms=NOW, headers=()):
-    return Record("activity", partition, offset, append_time_ms, key, value, headers)
+record = partial(record_of, append_time_ms=NOW)
 
 
 def changed(**fields: object) -> bytes:
@@ -172,6 +174,12 @@ def test_as_of_is_the_latest_append_time_or_the_latest_event_time():
 def test_a_user_belongs_to_the_partition_of_the_newest_record():
     rows = [(event("a"), NOW, 2), (event("b"), NOW, 1), (event("a", item="i2"), NOW, 3)]
     assert group_batch(decoded(*rows), max_events=8, as_of="append").partitions == [3, 1]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_events_are_hashed_as_in_an_arrow_table(count: int):
+    events = [event(item=f"i{n % 3}", action=f"a{n % 2}", surface=f"s{n % 5}", timestamp=NOW + n) for n in range(count)]
+    assert event_values(events).tolist() == history_values(events_table(events)).tolist()
 
 
 def test_as_of_is_int64():

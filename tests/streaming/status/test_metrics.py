@@ -11,8 +11,8 @@ from spoor.activity import events, fields, json_objects
 from spoor.activity.avro import codec as avro
 from spoor.activity.avro import registry as schema_registry
 from spoor.activity.avro import schemas as avro_schemas
-from spoor.streaming import worker
 from spoor.streaming.records.dead_letters import REASONS
+from spoor.streaming.status import metrics as streaming_metrics
 from spoor.streaming.status.metrics import FRESHNESS_EDGES_MS, Freshness, FreshnessSeconds, StreamMetrics
 
 
@@ -97,7 +97,7 @@ def test_every_metric_is_in_the_worker_s_table():
         for metric in StreamMetrics().registry.collect()
     }
     assert names
-    assert [name for name in sorted(names) if f" {name} " not in (worker.__doc__ or "")] == []
+    assert [name for name in sorted(names) if f" {name} " not in (streaming_metrics.__doc__ or "")] == []
 
 
 def test_counters_with_labels_are_served_before_anything_happens():
