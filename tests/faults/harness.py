@@ -24,6 +24,7 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
+from tests.faults.zygote import Forked, Zygote
 
 from spoor.broker.create_topics import ensure_topics
 from spoor.broker.reader import group_lag
@@ -35,7 +36,6 @@ from spoor.streaming.orders.handover import rewind
 from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.faults.judge import Case
 from tests.faults.names import ACTIONS, ITEMS, SURFACES
-from tests.faults.zygote import Forked, Zygote
 from tests.releases import save_untrained_release
 
 ROOT = Path(__file__).parents[2]
