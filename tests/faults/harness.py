@@ -24,7 +24,6 @@ from typing import Any
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 from kafka.errors import KafkaError
-from tests.faults.zygote import Forked, Zygote
 
 from spoor.broker.create_topics import ensure_topics
 from spoor.broker.reader import group_lag
@@ -37,6 +36,7 @@ from tests.conftest import DEADLINE_SECONDS, wait_until
 from tests.faults.judge import Case
 from tests.faults.names import ACTIONS, ITEMS, SURFACES
 from tests.releases import save_untrained_release
+from tests.zygote import Forked, Zygote
 
 ROOT = Path(__file__).parents[2]
 SPOOR = (sys.executable, "-m", "spoor")
