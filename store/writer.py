@@ -22,9 +22,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +114,8 @@ class _Batch:
     encode_failures: int = 0
 
 
-class _Merged(NamedTuple):
+@dataclass(eq=False)
+class _Part:
     """Some users of a batch on their way into the store. All but `positions` hold one entry per user of these."""
 
     positions: Int64s  # in the batch
@@ -128,12 +129,8 @@ class _Merged(NamedTuple):
     as_of_ms: Int64s
     expected: Int64s  # the stored revisions
     revisions: Int64s  # after this write
-
-
-class _Encoded(NamedTuple):
-    merged: _Merged
-    fresh: dict[str, dict[int, EmbeddingRow]]  # release → place in `merged` → row
-    failures: int
+    fresh: dict[str, dict[int, EmbeddingRow]] = field(default_factory=dict)  # release → place in this part → row
+    encode_failures: int = 0
 
 
 class GuardedWriter:
@@ -230,10 +227,10 @@ class GuardedWriter:
         some users are encoded while others are merged or written."""
         parts = 1 if self._executor is None else -(-len(pending) // _USERS_AT_ONCE)
         again: list[Int64s] = []
-        encoding: Callable[[], _Encoded] | None = None
+        encoding: Callable[[], _Part] | None = None
         for some in np.array_split(pending, parts):
-            merged = self._merge(batch, some, cached=cached)
-            following = self._begin_to_encode(batch, merged)
+            part = self._merge(batch, some, cached=cached)
+            following = self._begin_to_encode(batch, part)
             if encoding is not None:
                 again.append(self._write(batch, encoding()))
             encoding = following
@@ -241,7 +238,7 @@ class GuardedWriter:
             again.append(self._write(batch, encoding()))
         return np.concatenate(again)
 
-    def _merge(self, batch: _Batch, positions: Int64s, *, cached: bool) -> _Merged:
+    def _merge(self, batch: _Batch, positions: Int64s, *, cached: bool) -> _Part:
         users = [batch.users[i] for i in positions]
         stored, from_cache = self._load(users, cached=cached)
         self.observe("read")
@@ -272,7 +269,7 @@ class GuardedWriter:
         revisions = np.where(forgets | lost, np.maximum(expected + 1, self.now_ms()), expected + changed)
         packed = pack(after, through)
         self.observe("merged")
-        return _Merged(
+        return _Part(
             positions=positions,
             users=users,
             stored=stored,
@@ -299,44 +296,43 @@ class GuardedWriter:
                     user,
                 )
 
-    def _begin_to_encode(self, batch: _Batch, merged: _Merged) -> Callable[[], _Encoded]:
+    def _begin_to_encode(self, batch: _Batch, part: _Part) -> Callable[[], _Part]:
         """Returns what waits for the end."""
         if self._executor is not None:
-            return self._executor.submit(self._encode_all, batch, merged).result
-        encoded = self._encode_all(batch, merged)
+            return self._executor.submit(self._encode_all, batch, part).result
+        encoded = self._encode_all(batch, part)
         return lambda: encoded
 
-    def _encode_all(self, batch: _Batch, merged: _Merged) -> _Encoded:
-        encode = (merged.histories.lengths > 0) & ~batch.postpone[merged.positions]
-        fresh, failures = {}, 0
+    def _encode_all(self, batch: _Batch, part: _Part) -> _Part:
+        encode = (part.histories.lengths > 0) & ~batch.postpone[part.positions]
         for release, encoder in list(self.encoders.items()):  # a failed update may leave this behind: see `drop`
-            who = _behind(merged.stored, release, merged.revisions, encode)
-            fresh[release] = self._encode(encoder, merged, who)
-            failures += len(who) - len(fresh[release])
-        return _Encoded(merged, fresh, failures)
+            who = _behind(part.stored, release, part.revisions, encode)
+            part.fresh[release] = self._encode(encoder, part, who)
+            part.encode_failures += len(who) - len(part.fresh[release])
+        return part
 
-    def _write(self, batch: _Batch, encoded: _Encoded) -> Int64s:
+    def _write(self, batch: _Batch, part: _Part) -> Int64s:
         """Returns the positions to be done again."""
         self.observe("encoded")
-        merged, fresh, failures = encoded
-        batch.encode_failures += failures
-        users, histories = merged.users, merged.histories
+        fresh = part.fresh
+        batch.encode_failures += part.encode_failures
+        users, histories = part.users, part.histories
         last_times, lengths = histories.last_times(), histories.lengths
         rows, writes = [], []
         for k, user in enumerate(users):
             embeddings = [of_release[k] for of_release in fresh.values() if k in of_release]
-            if merged.changed[k] or embeddings:
+            if part.changed[k] or embeddings:
                 write = UserWrite(
                     user_id=user,
-                    expected_revision=int(merged.expected[k]),
-                    revision=int(merged.revisions[k]),
-                    history=merged.packed[k],
+                    expected_revision=int(part.expected[k]),
+                    revision=int(part.revisions[k]),
+                    history=part.packed[k],
                     events=int(lengths[k]),
                     event_time_ms=int(last_times[k]),
-                    as_of_ms=int(merged.as_of_ms[k]),
+                    as_of_ms=int(part.as_of_ms[k]),
                     embeddings=embeddings,
-                    forgets=bool(merged.forgets[k]),
-                    unreadable_revision=merged.stored[k].unreadable_revision,
+                    forgets=bool(part.forgets[k]),
+                    unreadable_revision=part.stored[k].unreadable_revision,
                 )
                 rows.append(k)
                 writes.append(write)
@@ -346,25 +342,25 @@ class GuardedWriter:
 
         batch.refused += int(again.sum())
         known = {release: [fresh[release].get(k) for k in range(len(users))] for release in fresh}
-        batch.changed[merged.positions] |= merged.changed & ~again
-        again |= self._read_back(known, merged, refused=again)
-        for k, position in enumerate(merged.positions):
+        batch.changed[part.positions] |= part.changed & ~again
+        again |= self._read_back(known, part, refused=again)
+        for k, position in enumerate(part.positions):
             if again[k]:
                 self.cache.drop(users[k])
                 continue
             batch.merged[position] = histories[k]
-            batch.revisions[position] = merged.revisions[k]
+            batch.revisions[position] = part.revisions[k]
             for release, of_release in known.items():
                 batch.rows[release][position] = of_release[k]
-            if merged.revisions[k]:
+            if part.revisions[k]:
                 state = StoredUser(
-                    merged.packed[k],
-                    int(merged.revisions[k]),
+                    part.packed[k],
+                    int(part.revisions[k]),
                     {release: _revision(of_release[k]) for release, of_release in known.items()},
-                    int(merged.as_of_ms[k]),
+                    int(part.as_of_ms[k]),
                 )
                 self.cache.put(users[k], state, partition=batch.partitions[position])
-        return merged.positions[again]
+        return part.positions[again]
 
     def _load(self, users: list[str], *, cached: bool) -> tuple[list[StoredUser], Bools]:
         """The users' stored state, and for whom it is from the cache."""
@@ -376,13 +372,13 @@ class GuardedWriter:
             found[k] = user
         return [user for user in found if user is not None], hits
 
-    def _encode(self, encoder: Encoder, merged: _Merged, who: Int64s) -> dict[int, EmbeddingRow]:
-        """Rows by position in `merged`, for the positions `who`; those that could not be computed are missing."""
+    def _encode(self, encoder: Encoder, part: _Part, who: Int64s) -> dict[int, EmbeddingRow]:
+        """Rows by position in the part, for the positions `who`; those that could not be computed are missing."""
         if len(who) == 0:
             return {}
-        release, users = encoder.release, merged.users
+        release, users = encoder.release, part.users
         try:
-            vectors, used = encoder.encode(merged.histories.take(who))
+            vectors, used = encoder.encode(part.histories.take(who))
         except InfrastructureError:
             raise
         except Exception as error:  # whatever a model may raise must not hold up histories and other releases
@@ -396,15 +392,15 @@ class GuardedWriter:
         if bad.any():
             first = users[int(who[bad][0])]
             _wait_for_the_sweep(release, int(bad.sum()), f"not finite or not of norm 1, first for user {first!r}")
-        computed_at, times = self.now_ms(), merged.histories.last_times()
+        computed_at, times = self.now_ms(), part.histories.last_times()
         return {
             int(k): EmbeddingRow(
                 user_id=users[k],
                 embedding=vectors[n],
-                revision=int(merged.revisions[k]),
+                revision=int(part.revisions[k]),
                 events_used=int(used[n]),
                 event_time_ms=int(times[k]),
-                created_ms=max(int(merged.as_of_ms[k]), encoder.trained_through_ms),
+                created_ms=max(int(part.as_of_ms[k]), encoder.trained_through_ms),
                 computed_at_ms=computed_at,
                 model_version=release,
             )
@@ -412,18 +408,18 @@ class GuardedWriter:
             if not bad[n]
         }
 
-    def _read_back(self, known: dict[str, list[EmbeddingRow | None]], merged: _Merged, *, refused: Bools) -> Bools:
+    def _read_back(self, known: dict[str, list[EmbeddingRow | None]], part: _Part, *, refused: Bools) -> Bools:
         """Fills `known` with the stored rows of users that were not encoded. Returns for whom the cache was wrong."""
-        stale = np.zeros(len(merged.users), bool)
+        stale = np.zeros(len(part.users), bool)
         for release, rows in known.items():
-            before = [user.embedding_revisions[release] for user in merged.stored]
+            before = [user.embedding_revisions[release] for user in part.stored]
             missing = [k for k, row in enumerate(rows) if row is None and not refused[k] and before[k] is not None]
             if not missing:
                 continue
-            read = self.online.read_embeddings(release, [merged.users[k] for k in missing])
+            read = self.online.read_embeddings(release, [part.users[k] for k in missing])
             for k, row in zip(missing, read, strict=True):
                 rows[k] = row
-                stale[k] |= bool(merged.from_cache[k]) and _revision(row) != before[k]
+                stale[k] |= bool(part.from_cache[k]) and _revision(row) != before[k]
         return stale
 
     def _result(self, batch: _Batch) -> UpdateResult:

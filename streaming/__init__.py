@@ -1,1 +1,5 @@
-"""The Faust worker that keeps histories and embeddings fresh, its dead letters, and their replay."""
+"""The stream worker: activity events from Kafka into Feast and the embedding topics.
+
+worker runs it from start to end, app wires the Faust app, settings holds the room's settings. Below them, downwards:
+orders, pipeline (the nine steps of a batch), status, kafka, records.
+"""
