@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from spoor.activity import events, fields, json_objects
+from spoor.activity import events, fields, json_objects, rules
 from spoor.activity.avro import codec as avro
 from spoor.activity.avro import registry as schema_registry
 from spoor.activity.avro import schemas as avro_schemas
@@ -108,6 +108,8 @@ def test_counters_with_labels_are_served_before_anything_happens():
 
 
 def test_every_reason_of_the_decoder_has_its_counter():
-    sources = "".join(map(inspect.getsource, (avro, avro_schemas, events, fields, json_objects, schema_registry)))
+    sources = "".join(
+        map(inspect.getsource, (avro, avro_schemas, events, fields, json_objects, rules, schema_registry))
+    )
     found = set(re.findall(r'(?:reason=|_refused\()"([a-z-]+)"', sources))
     assert found | {"unknown-action", "unknown-surface", "decoder-error"} == set(REASONS)
