@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,8 @@ import pandas as pd
 import pyarrow as pa
 
 from spoor.base.errors import DataError
+from spoor.ranking.features.impressions import Impressions, sample_positions
+from spoor.ranking.settings import ENGAGED
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,6 +27,8 @@ ITEM_COUNTS = ("item_events_total", "item_users_total", "item_events_7d", "item_
 USER_COLUMNS = (*USER_COUNTS, "user_positive_rate")
 ITEM_COLUMNS = (*ITEM_COUNTS, "item_positive_rate")
 USER_VECTOR, ITEM_VECTOR = "embedding", "item_embedding"
+_MIN_DEVIATION = 1e-6
+_CLIP = 8.0  # standard deviations: a count far outside of training must not run away with the score
 ROW = "ranker_row"  # numbers the rows of a read: a join may return them in another order
 
 # Entity rows (user_id, item_id, event_timestamp, …) → the same rows with features, in any order.
@@ -46,6 +49,32 @@ class Inputs:
 
     values: Floats
     groups: tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Mean and deviation of each feature over what is not null in the training rows, float32[f]; 0 and 1 for a column
+    without any value or any change."""
+
+    mean: Floats
+    deviation: Floats
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Scale:
+        values = inputs.values
+        known = ~np.isnan(values)
+        count = np.maximum(known.sum(0), 1)
+        mean = np.where(known, values, 0).astype(np.float64).sum(0) / count
+        deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(0) / count)
+        deviation[deviation < _MIN_DEVIATION] = 1.0
+        return cls(mean.astype(np.float32), deviation.astype(np.float32))
+
+    def standardised(self, inputs: Inputs) -> Floats:
+        """float32[n, f + groups]: standardised values, nulls as the mean, then one indicator per group."""
+        missing = np.isnan(inputs.values)
+        values = np.clip((inputs.values - self.mean) / self.deviation, -_CLIP, _CLIP)
+        flags = [missing[:, group].any(1, keepdims=True) for group in inputs.groups]
+        return np.concatenate([np.where(missing, 0, values), *flags], 1).astype(np.float32)
 
 
 def find_requests(
@@ -74,21 +103,20 @@ def find_requests(
 
 def training_rows(
     requests: Sequence[Request], catalogue: Sequence[str], *, negatives: int = 4, max_relevant: int = 20, seed: int = 0
-) -> pd.DataFrame:
+) -> Impressions:
     """Per request up to `max_relevant` relevant items (label 1) and `negatives` times as many others (label 0), drawn
-    evenly from the unseen. Columns: request, user_id, item_id, event_timestamp, label."""
+    evenly from the unseen."""
     chance = np.random.default_rng(seed)
-    chosen: list[tuple[int, str, float]] = []
-    for number, request in enumerate(requests):
+    chosen: list[list[tuple[str, bool]]] = []
+    for request in requests:
         relevant = list(request.relevant)
         if len(relevant) > max_relevant:
             relevant = [relevant[k] for k in np.sort(chance.choice(len(relevant), max_relevant, replace=False))]
         known = request.seen.union(request.relevant)
         others = [item for item in catalogue if item not in known]
         picked = chance.choice(len(others), min(len(others), negatives * len(relevant)), replace=False)
-        chosen += [(number, item, 1.0) for item in relevant]
-        chosen += [(number, others[k], 0.0) for k in picked]
-    return _rows(requests, chosen)
+        chosen.append([*((item, True) for item in relevant), *((others[k], False) for k in picked)])
+    return _impressions(requests, chosen)
 
 
 def sample_requests(
@@ -100,41 +128,23 @@ def sample_requests(
     return [requests[k] for k in sample_positions(rows, most_rows=most_rows, seed=seed)]
 
 
-def sample_positions(rows: npt.NDArray[np.int64], *, most_rows: int, seed: int) -> npt.NDArray[np.int64]:
-    """`rows` int64[n]: of each request. All positions if they make at most `most_rows` rows, else a random choice of
-    them that does (at least one), ascending."""
-    if rows.sum() <= most_rows:
-        return np.arange(len(rows))
-    order = np.random.default_rng(seed).permutation(len(rows))
-    kept = int(np.searchsorted(np.cumsum(rows[order]), most_rows, side="right"))
-    return np.sort(order[: max(kept, 1)])
-
-
 def candidate_parts(
     requests: Sequence[Request], catalogue: Sequence[str], *, rows_at_once: int, seed: int = 0
-) -> Iterator[tuple[slice, pd.DataFrame]]:
+) -> Iterator[tuple[slice, Impressions]]:
     """Every item of the catalogue that the request's user has not seen, with its label, in a shuffled order (so that
-    equal scores favour nobody). Columns as `training_rows`; `request` numbers all requests.
+    equal scores favour nobody).
 
     In pieces of whole requests, about `rows_at_once` rows each: all together may be more than fits into memory."""
     chance = np.random.default_rng(seed)
     at_once = max(rows_at_once // max(len(catalogue), 1), 1)
     for start in range(0, len(requests), at_once):
-        part = slice(start, min(start + at_once, len(requests)))
-        yield part, _candidate_rows(requests, part, catalogue, chance)
-
-
-def _candidate_rows(
-    requests: Sequence[Request], part: slice, catalogue: Sequence[str], chance: np.random.Generator
-) -> pd.DataFrame:
-    chosen: list[tuple[int, str, float]] = []
-    for number in range(part.start, part.stop):
-        request = requests[number]
-        relevant = set(request.relevant)
-        candidates = [item for item in catalogue if item not in request.seen]
-        order = chance.permutation(len(candidates))
-        chosen += [(number, candidates[k], float(candidates[k] in relevant)) for k in order]
-    return _rows(requests, chosen)
+        part = requests[start : start + at_once]
+        chosen: list[list[tuple[str, bool]]] = []
+        for request in part:
+            relevant = set(request.relevant)
+            candidates = [item for item in catalogue if item not in request.seen]
+            chosen.append([(candidates[k], candidates[k] in relevant) for k in chance.permutation(len(candidates))])
+        yield slice(start, start + len(part)), _impressions(part, chosen)
 
 
 def read_features(rows: pd.DataFrame, read: Reader, *, chunk_rows: int = 20_000) -> Iterator[tuple[slice, pa.Table]]:
@@ -159,54 +169,34 @@ def existing_inputs(features: pa.Table) -> Inputs:
     return Inputs(np.stack(columns, 1), (slice(0, users), slice(users, len(columns))))
 
 
-def embedding_inputs(features: pa.Table) -> Inputs:
-    """The existing features, and beside them user and item vector: their product per dimension and its sum, the
-    cosine. Null where either is unknown (a vector of zeros is unknown, too)."""
-    existing = existing_inputs(features)
-    users, items = _vectors(features[USER_VECTOR]), _vectors(features[ITEM_VECTOR])
-    dimension = max(users.shape[1], items.shape[1])
-    if users.shape[1] != items.shape[1] and users.shape[1] and items.shape[1]:
-        raise DataError(
-            f"user vectors have {users.shape[1]} dimensions, item vectors {items.shape[1]}",
-            hint="read both from the service of one release",
-        )
-    products = np.full((len(features), dimension), np.nan, np.float32)
-    if users.shape[1] and items.shape[1]:
-        products = users * items
-    values = np.concatenate([existing.values, products, products.sum(1, keepdims=True)], 1)
-    return Inputs(values, (*existing.groups, slice(existing.values.shape[1], values.shape[1])))
+def vectors_of(features: pa.Table, *, dimension: int | None = None) -> tuple[Floats, Floats]:
+    """User and item vectors, float32[n, dimension] each, zeros where there is none. Without `dimension` they are as
+    long as those that were read, or of one float where there are none. Raises DataError for vectors of another
+    length."""
+    found = {which: _vectors(features[name]) for which, name in (("user", USER_VECTOR), ("item", ITEM_VECTOR))}
+    dimension = dimension or max(1, *(vectors.shape[1] for vectors in found.values()))
+    for which, vectors in found.items():
+        if vectors.shape[1] not in (0, dimension):
+            raise DataError(
+                f"{which} vectors have {vectors.shape[1]} dimensions, expected {dimension}",
+                hint="read them from the service of one release",
+            )
+    users, items = (v if v.shape[1] else np.zeros((len(v), dimension), np.float32) for v in found.values())
+    return users, items
 
 
-def has_user_vector(features: pa.Table) -> npt.NDArray[np.bool_]:
-    """Per row: did the user have an embedding at that time? bool[n]."""
-    vectors = _vectors(features[USER_VECTOR])
-    return np.isfinite(vectors[:, 0]) if vectors.shape[1] else np.zeros(len(features), bool)
-
-
-def vectors_of(features: pa.Table, which: Literal["user", "item"], *, dimension: int) -> Floats:
-    """float32[n, dimension] of Feast's user or item vectors, zeros where there is none. Raises DataError for vectors of
-    another length."""
-    vectors = _vectors(features[USER_VECTOR if which == "user" else ITEM_VECTOR])
-    if vectors.shape[1] not in (0, dimension):
-        raise DataError(
-            f"{which} vectors have {vectors.shape[1]} dimensions, the release {dimension}",
-            hint="read them from the service of the same release",
-        )
-    return np.nan_to_num(vectors) if vectors.shape[1] else np.zeros((len(features), dimension), np.float32)
-
-
-def _rows(requests: Sequence[Request], chosen: list[tuple[int, str, float]]) -> pd.DataFrame:
-    number = np.array([row[0] for row in chosen], np.int64)
-    users = np.array([request.user_id for request in requests], object)
-    times = np.array([request.time_ms for request in requests], np.int64)
-    return pd.DataFrame(
-        {
-            "request": number,
-            "user_id": users[number],
-            "item_id": [row[1] for row in chosen],
-            "event_timestamp": pd.to_datetime(times[number], unit="ms", utc=True),
-            "label": np.array([row[2] for row in chosen], np.float32),
-        }
+def _impressions(requests: Sequence[Request], chosen: Sequence[Sequence[tuple[str, bool]]]) -> Impressions:
+    """`chosen`: of each request, its items and whether each is relevant. Ages are not known."""
+    rows = [row for rows in chosen for row in rows]
+    return Impressions(
+        user_ids=tuple(request.user_id for request in requests),
+        surfaces=("",) * len(requests),
+        times_ms=np.array([request.time_ms for request in requests], np.int64),
+        offsets=np.cumsum([0, *(len(rows) for rows in chosen)]).astype(np.int64),
+        item_ids=tuple(item for item, _ in rows),
+        labels=np.array([[relevant] for _, relevant in rows], np.float32).reshape(-1, 1),
+        ages_days=np.zeros(len(rows), np.float32),
+        tasks=(ENGAGED,),
     )
 
 
@@ -216,17 +206,16 @@ def _column(features: pa.Table, name: str) -> Floats:
 
 
 def _vectors(column: pa.ChunkedArray) -> Floats:
-    """float32[n, d] of a list column; rows that are null or all zeros are NaN. d = 0 where no row has a vector.
-    Raises DataError for vectors of several lengths."""
+    """float32[n, d] of a list column; rows that are null are zeros. d = 0 where no row has a vector. Raises DataError
+    for vectors of several lengths."""
     lists = column.combine_chunks()
     if pa.types.is_null(lists.type) or lists.null_count == len(lists):
-        return np.full((len(lists), 0), np.nan, np.float32)
-    known = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
+        return np.zeros((len(lists), 0), np.float32)
     lengths = set(lists.value_lengths().drop_null().to_pylist())
     if len(lengths) != 1:
         raise DataError(f"found vectors of lengths {sorted(lengths)}, expected one", hint="run `spoor verify`")
     dimension = lengths.pop()
-    vectors = np.full((len(lists), dimension), np.nan, np.float32)
-    vectors[known] = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
-    vectors[~vectors.any(1)] = np.nan
+    vectors = np.zeros((len(lists), dimension), np.float32)
+    flat = lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimension)
+    vectors[lists.is_valid().to_numpy(zero_copy_only=False)] = np.nan_to_num(flat)
     return vectors

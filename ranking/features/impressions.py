@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from spoor.activity.history import slice_rows
 from spoor.base.errors import DataError
-from spoor.ranking.features.dataset import sample_positions
 from spoor.ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
@@ -150,6 +149,16 @@ def window_times(events: pa.Table, *, pretrain_share: float = 0.6, tune_share: f
             hint="items of the first days have no known age: use a longer log",
         )
     return t0, t1, int(times[-1]) + 1
+
+
+def sample_positions(rows: Int64s, *, most_rows: int, seed: int) -> Int64s:
+    """`rows` int64[n]: of each request. All positions if they make at most `most_rows` rows, else a random choice of
+    them that does (at least one), ascending."""
+    if rows.sum() <= most_rows:
+        return np.arange(len(rows))
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept = int(np.searchsorted(np.cumsum(rows[order]), most_rows, side="right"))
+    return np.sort(order[: max(kept, 1)])
 
 
 @dataclass

@@ -65,29 +65,38 @@ class Fused:
 
 
 class Fusion(nn.Module):
-    """`encoder`: the release's network, which this module takes over; `attributes` floats an item has."""
+    """`encoder`: the release's network, which this module takes over if it computes anything; `attributes` floats an
+    item has; `dimension` of Feast's vectors, where there is no encoder."""
 
-    def __init__(self, config: FusionConfig, encoder: UserEncoder, *, attributes: int) -> None:
+    def __init__(
+        self, config: FusionConfig, encoder: UserEncoder | None, *, attributes: int, dimension: int = 0
+    ) -> None:
         """Raises UsageError as `FusionConfig.check_attributes`."""
         super().__init__()
         config.check_attributes(attributes)
         self.config = config
+        self.dimension = dimension if encoder is None else encoder.config.dimension
+        self.encoder, self.token, self.content, self.window = None, None, None, 0
+        if encoder is None or not config.reads_histories:
+            return
         self.encoder = encoder
         self.window = config.window or encoder.config.served_length
-        self.token = nn.Parameter(torch.empty(encoder.config.width)) if config.learnable_token != "none" else None
-        self.content = nn.Linear(attributes, encoder.config.item_width) if config.content != "none" else None
-        if config.module == "frozen" or config.kind == "none":
+        if config.learnable_token != "none":
+            self.token = nn.Parameter(torch.empty(encoder.config.width))
+        if config.content != "none":
+            self.content = nn.Linear(attributes, encoder.config.item_width)
+        if config.module == "frozen":
             encoder.requires_grad_(False)
 
     @property
     def width(self) -> int:
         """Floats that it adds to a candidate's row."""
-        return 0 if self.config.kind == "none" else 3 * self.encoder.config.dimension + 1
+        return 0 if self.config.kind == "none" else 3 * self.dimension + 1
 
     def train(self, mode: bool = True) -> Fusion:
         """A frozen encoder stays in evaluation: it has no dropout either."""
         super().train(mode)
-        if self.config.module == "frozen":
+        if self.encoder is not None and self.config.module == "frozen":
             self.encoder.eval()
         return self
 
@@ -96,12 +105,11 @@ class Fusion(nn.Module):
         none = batch.features.new_zeros(())
         if self.config.kind == "none":
             return Fused(batch.features.new_zeros(len(batch.candidates), 0), None, none)
-        if not self.config.reads_histories:
-            outputs = _row(batch.user_vectors, batch.item_vectors)
-            return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), None, none)
+        if self.encoder is None:
+            return Fused(_row(batch.user_vectors, batch.item_vectors), None, none)
         candidates = self._randomised(batch.candidates, generator)
         if self.config.kind == "early":
-            fused, events, alignment = self._crossed(batch, candidates)
+            fused, events, alignment = self._crossed(self.encoder, batch, candidates)
         else:
             history = context(self.encoder, batch, token=self.token)
             fused, events, alignment = self._summary(history)[batch.candidate_context], history.outputs, none
@@ -118,19 +126,21 @@ class Fusion(nn.Module):
             nn.init.normal_(self.content.weight, std=0.02 / math.sqrt(self.content.in_features), generator=generator)
             nn.init.zeros_(self.content.bias)
 
-    def _crossed(self, batch: RankingBatch, candidates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _crossed(
+        self, encoder: UserEncoder, batch: RankingBatch, candidates: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Outputs at the candidates; user vectors after each event, which training asks for; the alignment loss."""
         content = self.content(batch.attributes) if self.content is not None else None
         gaps = batch.candidate_gaps
         asked = Candidates(candidates, batch.shown_on, batch.candidate_context, gaps, content)
         crossed, events = context_and_cross(
-            self.encoder, batch, asked, token=self.token, window=self.window, outputs=self.training
+            encoder, batch, asked, token=self.token, window=self.window, outputs=self.training
         )
         if content is None:
             return crossed, events, batch.features.new_zeros(())
         # Ties the content of an item to its own id, not to the random one that it may have in this batch.
         known = batch.candidates > 0
-        ids = self.encoder.items(batch.candidates[known])
+        ids = encoder.items(batch.candidates[known])
         return crossed, events, (1 - F.cosine_similarity(content[known], ids)).sum() / known.sum().clamp_min(1)
 
     def _summary(self, history: Context) -> Tensor:
@@ -147,6 +157,7 @@ class Fusion(nn.Module):
     def _randomised(self, candidates: Tensor, generator: torch.Generator | None) -> Tensor:
         if not self.training or self.config.cold_start == "none":
             return candidates
+        assert self.encoder is not None
         known = len(self.encoder.items.flat_rows) - 1
         chosen = torch.rand(candidates.shape, generator=generator) < RANDOM_ID_SHARE
         drawn = torch.randint(1, known + 1, candidates.shape, generator=generator)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spoor.encoder.evaluation.auc import SortedScores
-from spoor.encoder.evaluation.intervals import user_draws
+from spoor.encoder.evaluation.intervals import interval, user_draws
 from spoor.ranking.features.impressions import DAY_MS, Impressions
 
 CLAIM_POSITIVES = 200
@@ -25,11 +25,11 @@ MIN_CANDIDATES = 5
 TOP = 3
 SLICES = {"all items": np.inf, "younger than 28 days": 28.0, "younger than 7 days": 7.0}
 GroupBy = Literal["request", "user-week"]
-Values = npt.NDArray[np.floating]
+Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     mean: float  # NaN where the slice has one kind of label
     low: float  # 95 % interval
     high: float
@@ -42,7 +42,7 @@ class Measured:
     ranker: str
     slice: str
     metric: str
-    figure: Figure
+    figure: Estimate
     impressions: int
     positives: int
     groups: int  # of HIT@3; 0 for AUC
@@ -56,7 +56,7 @@ class Compared:
     second: str
     slice: str
     metric: str
-    difference: Figure
+    difference: Estimate
     positives: int
 
     @property
@@ -171,7 +171,7 @@ def _auc_figures(
 ) -> tuple[Values, Values, tuple[int, int, int]]:
     presorted = [SortedScores.of(scores, labels) for scores in scores_Sn]
     values = np.array([one.auc() for one in presorted])
-    drawn = np.array([np.mean([one.auc(times[users]) for one in presorted]) for times in times_BU])
+    drawn = np.array([np.mean([one.auc(times[users]) for one in presorted]) for times in times_BU], np.float64)
     return values, drawn, (0, 0, 0)
 
 
@@ -197,9 +197,8 @@ def _hit_figures(
         return np.array([hits.mean()]), weights @ hits / weights.sum(1), counts
 
 
-def _figure(mean: float, drawn: Values) -> Figure:
+def _figure(mean: float, drawn: Values) -> Estimate:
     known = drawn[np.isfinite(drawn)]
     if not len(known) or not np.isfinite(mean):
-        return Figure(float("nan"), float("nan"), float("nan"))
-    low, high = np.percentile(known, (2.5, 97.5))
-    return Figure(float(mean), float(low), float(high))
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    return Estimate(float(mean), *interval(known))

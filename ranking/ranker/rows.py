@@ -29,17 +29,18 @@ from spoor.ranking.features.dataset import (
     Floats,
     Inputs,
     Reader,
+    Scale,
     existing_inputs,
     read_features,
     vectors_of,
 )
 from spoor.ranking.features.impressions import Impressions
 from spoor.ranking.ranker.fusion import RankingBatch
-from spoor.ranking.ranker.ranker import moments, standardised
 
 # Rows of user_id, event_timestamp and ROW → the same rows with `history` (packed, or null) and `revision`, any order.
 HistoryReader = Callable[[pd.DataFrame], pa.Table]
 Int64s = npt.NDArray[np.int64]
+NO_ITEMS = pa.table({"item_id": pa.array([], pa.string())})
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,48 +62,56 @@ class RankingData:
     item_vectors: Floats
 
     @property
+    def has_user_vector(self) -> npt.NDArray[np.bool_]:
+        """bool [R]: whether the user had a vector. All rows of a request share it."""
+        found = np.zeros(self.impressions.requests, bool)
+        found[self.impressions.row_requests] = self.user_vectors.any(1)
+        return found
+
+    @property
     def rows_per_context(self) -> float:
         """The paper's r: candidates for each history that is encoded, were the window one batch."""
         return len(self.impressions.item_ids) / max(self.contexts.count, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """Of the training window's features; float32 [F] each."""
-
-    mean: Floats
-    deviation: Floats
-
-    @classmethod
-    def of(cls, data: RankingData) -> Scale:
-        return cls(*moments(data.features.values))
-
-
 def read_rows(
     impressions: Impressions,
     read: Reader,
-    read_histories: HistoryReader,
+    read_histories: HistoryReader | None = None,
     *,
-    items: pa.Table,
-    layout: AttributeLayout,
-    dimension: int,
+    items: pa.Table | None = None,
+    layout: AttributeLayout | None = None,
+    dimension: int | None = None,
 ) -> RankingData:
-    """Everything about these impressions as it was known at their requests. `items`: attributes by `item_id`, which
-    `layout` turns into numbers; `dimension`: E. Raises DataError."""
+    """Everything about these impressions as it was known at their requests; the rest as for `rows_of`. Raises
+    DataError."""
     parts = [part for _, part in read_features(impressions.frame(), read)]
     table = pa.concat_tables(parts, promote_options="permissive")
-    contexts, users, request_contexts, stored = _contexts(impressions, read_histories)
+    return rows_of(impressions, table, read_histories, items=items, layout=layout, dimension=dimension)
+
+
+def rows_of(
+    impressions: Impressions,
+    features: pa.Table,
+    read_histories: HistoryReader | None = None,
+    *,
+    items: pa.Table | None = None,
+    layout: AttributeLayout | None = None,
+    dimension: int | None = None,
+) -> RankingData:
+    """From the features of the rows, in their order. Without `read_histories`, all histories are empty. `items`:
+    attributes by `item_id`, which `layout` turns into numbers; `dimension`: E, if it is known. Raises DataError."""
+    layout = layout or AttributeLayout()
+    contexts = no_contexts(impressions) if read_histories is None else _contexts(impressions, read_histories)
+    user_vectors, item_vectors = vectors_of(features, dimension=dimension)
     return RankingData(
-        impressions=impressions,
-        contexts=contexts,
-        context_users=users,
-        request_contexts=request_contexts,
-        stored=stored,
-        features=existing_inputs(table),
-        attributes=layout.matrix(items, impressions.item_ids),
+        impressions,
+        *contexts,
+        features=existing_inputs(features),
+        attributes=layout.matrix(items if items is not None else NO_ITEMS, impressions.item_ids),
         layout=layout,
-        user_vectors=vectors_of(table, "user", dimension=dimension),
-        item_vectors=vectors_of(table, "item", dimension=dimension),
+        user_vectors=user_vectors,
+        item_vectors=item_vectors,
     )
 
 
@@ -123,7 +132,7 @@ class BatchMaker:
         since = np.maximum(impressions.times_ms - self._last_times[data.request_contexts], 0) / 1000.0
         since[contexts.lengths[data.request_contexts] == 0] = 0.0
         self._request_gaps = np.log1p(since).astype(np.float32)
-        self._features = standardised(data.features, scale.mean, scale.deviation)
+        self._features = scale.standardised(data.features)
 
     def batch(self, requests: Int64s) -> tuple[RankingBatch, Int64s]:
         """These requests, and the context (of the window) behind each context of the batch."""
@@ -169,9 +178,16 @@ class BatchMaker:
             yield order[start:]
 
 
-def _contexts(
-    impressions: Impressions, read: HistoryReader
-) -> tuple[Histories, tuple[str, ...], Int64s, npt.NDArray[np.bool_]]:
+Contexts = tuple[Histories, tuple[str, ...], Int64s, npt.NDArray[np.bool_]]
+
+
+def no_contexts(impressions: Impressions) -> Contexts:
+    """One empty history stands for all."""
+    requests = impressions.requests
+    return Histories.empty(1), ("",), np.zeros(requests, np.int64), np.zeros(requests, bool)
+
+
+def _contexts(impressions: Impressions, read: HistoryReader) -> Contexts:
     """The distinct histories behind the requests, their users, the one of each request, and which requests have one
     in the store. Raises DataError if the read loses or repeats a request."""
     times = pd.to_datetime(impressions.times_ms, unit="ms", utc=True)

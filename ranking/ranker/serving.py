@@ -1,38 +1,61 @@
-"""A fine-tuned ranker at work: plain Feast's online answers to scores, early fusion included.
+"""A ranker at work: plain Feast's online answers to scores and to the best unseen items, early fusion included.
 
-Per request: one read of the user's packed history, one of the features of the user beside each candidate; the history
-goes through the context pass once, the candidates through the crossing pass together. A user without a stored history
-is scored as a new one; the server counts them, and logs the first.
+Per request: one read of the features of the user beside each candidate, and, where the ranker's module computes from
+it, one of the user's packed history, which goes through the context pass once; the candidates go through the crossing
+pass together. A user without a stored history is scored as a new one; the server counts them, and logs the first.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from spoor.base.errors import UsageError
-from spoor.ranking.features.dataset import ROW, Floats
+from spoor.ranking.features.dataset import ROW, USER_VECTOR, Floats
 from spoor.ranking.features.impressions import Impressions
 from spoor.ranking.features.online import OnlineFeatures
-from spoor.ranking.ranker.rows import read_rows
+from spoor.ranking.ranker.rows import rows_of
 from spoor.ranking.ranker.tuned import TunedRanker
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Recommendation:
+    item_id: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Served:
+    """`row`: the best item's feature row, by feature name, as Feast returned it; None = null."""
+
+    user_id: str
+    recommendations: tuple[Recommendation, ...]
+    row: Mapping[str, Any]
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.row.get(USER_VECTOR) is not None
+
+
 class RankerServer:
-    """`requests`: scored so far; `without_history`: those of them whose user has no history online."""
+    """`requests`: scored so far; `without_history`: those of them whose user has no history online, of a ranker that
+    reads histories."""
 
     def __init__(self, online: OnlineFeatures, ranker: TunedRanker, items: pa.Table) -> None:
         """`items`: the attribute table with `item_id`; ids alone are enough for a ranker without attributes.
 
-        Raises UsageError for a ranker of frozen late-last where `online` reads vectors of another space, which are
-        strange to it though they may have the same length."""
-        space = ranker.about.get("space", ranker.about["release"])
+        Raises UsageError for a ranker of frozen late-last where `online` reads vectors of another space than it was
+        trained on, if it says which: they are strange to it though they may have the same length."""
+        space = ranker.about.get("space", ranker.about.get("release", online.space))
         if ranker.model.fusion.config.reads_vectors and online.space != space:
             raise UsageError(
                 f"the ranker reads vectors in the space of release `{space}`, those of `{online.release}` are in the "
@@ -48,6 +71,32 @@ class RankerServer:
     def score(self, user_id: str, candidates: Sequence[str], *, time_ms: int, surface: str = "") -> Floats:
         """Probabilities float32 [candidates, K] of the tasks for items shown now, in their order. `time_ms`:
         of the request, UTC; `surface`: where they are shown."""
+        return self._score(user_id, candidates, self._online.read(user_id, candidates), time_ms, surface)
+
+    def recommend(
+        self, user_id: str, titles: Mapping[str, str], *, time_ms: int, seen: Collection[str] = (), count: int = 10
+    ) -> Served:
+        """The `count` best items of `titles` that are not in `seen`, best first; equal scores by item id."""
+        items = sorted(titles.keys() - set(seen))
+        features = self._online.read(user_id, items)
+        return self.rank(user_id, features.append_column("item_id", [items]), titles, time_ms=time_ms, count=count)
+
+    def rank(
+        self, user_id: str, features: pa.Table, titles: Mapping[str, str], *, time_ms: int, count: int = 10
+    ) -> Served:
+        """The best items, from what `OnlineFeatures.read` returned for them, now or earlier, with their `item_id`."""
+        items = features["item_id"].to_pylist()
+        if not items:
+            return Served(user_id, (), {})
+        features = features.drop_columns(["item_id"])
+        scores = self._score(user_id, items, features, time_ms)[:, 0]
+        best = [int(k) for k in np.argsort(-scores, kind="stable")[:count]]
+        chosen = tuple(Recommendation(items[k], titles[items[k]], float(scores[k])) for k in best)
+        return Served(user_id, chosen, features.slice(best[0], 1).to_pylist()[0])
+
+    def _score(
+        self, user_id: str, candidates: Sequence[str], features: pa.Table, time_ms: int, surface: str = ""
+    ) -> Floats:
         count = len(candidates)
         asked = Impressions(
             user_ids=(user_id,),
@@ -61,36 +110,28 @@ class RankerServer:
         )
         if not count:
             return asked.labels
-        data = read_rows(
+        fusion = self._ranker.model.fusion
+
+        def read_history(rows: pd.DataFrame) -> pa.Table:
+            history, revision = self._online.read_history(user_id)
+            columns = {"history": pa.array([history], pa.binary()), "revision": pa.array([revision], pa.int64())}
+            return pa.table(columns | {ROW: pa.array(rows[ROW].to_numpy())})
+
+        data = rows_of(
             asked,
-            self._features_of(user_id),
-            self._history_of(user_id),
+            features,
+            read_history if fusion.config.reads_histories else None,
             items=self._items,
             layout=self._ranker.layout,
-            dimension=self._ranker.model.fusion.encoder.config.dimension,
+            dimension=fusion.dimension,
         )
         self._count(user_id, stored=bool(data.stored.all()))
         return self._ranker.score(data)
 
     def _count(self, user_id: str, *, stored: bool) -> None:
         self.requests += 1
-        if stored:
+        if stored or not self._ranker.model.fusion.config.reads_histories:
             return
         self.without_history += 1
         if self.without_history == 1:
             _log.warning("user %r has no history online: scored as a new user; later ones are counted only", user_id)
-
-    def _features_of(self, user_id: str) -> Callable[[pd.DataFrame], pa.Table]:
-        def read(rows: pd.DataFrame) -> pa.Table:
-            table = self._online.read(user_id, rows["item_id"].tolist())
-            return table.append_column(ROW, pa.array(rows[ROW].to_numpy()))
-
-        return read
-
-    def _history_of(self, user_id: str) -> Callable[[pd.DataFrame], pa.Table]:
-        def read(rows: pd.DataFrame) -> pa.Table:
-            history, revision = self._online.read_history(user_id)
-            columns = {"history": pa.array([history], pa.binary()), "revision": pa.array([revision], pa.int64())}
-            return pa.table(columns | {ROW: pa.array(rows[ROW].to_numpy())})
-
-        return read

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +30,20 @@ from spoor.activity.hashing import hash_items
 from spoor.base.errors import DataError
 from spoor.encoder.evaluation.auc import auc
 from spoor.encoder.model.losses import Targets, draw_items, own_positives, sampled_softmax_loss
+from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.model.vocabulary import Vocabulary
 from spoor.encoder.release.folder import Release
 from spoor.encoder.release.tuning import trainable
+from spoor.ranking.features.dataset import Scale
 from spoor.ranking.ranker.fusion import RankingBatch
 from spoor.ranking.ranker.host import HostConfig
-from spoor.ranking.ranker.rows import BatchMaker, RankingData, Scale
+from spoor.ranking.ranker.rows import BatchMaker, RankingData
 from spoor.ranking.ranker.tuned import Predictions, RankingModel, TunedRanker, build_model
 from spoor.ranking.settings import FinetuneSettings
 
 _LONGEST_GRADIENT = 1.0
 Int64s = npt.NDArray[np.int64]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +68,24 @@ class Positives:
     shares: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class Module:
+    """A release's network to put into the ranker, and what the users did."""
+
+    encoder: UserEncoder | None
+    vocabulary: Vocabulary
+    positives: Positives
+
+    @classmethod
+    def of(cls, release: Release, events: pa.Table) -> Module:
+        encoder, vocabulary = trainable(release, new_items=pc.unique(events["item_id"]).to_pylist())
+        return cls(encoder, vocabulary, _positives(events, vocabulary))
+
+
+_NOTHING = np.empty(0, np.uint64)
+NO_MODULE = Module(None, Vocabulary(_NOTHING, _NOTHING, _NOTHING, ()), Positives({}, np.zeros(1)))
+
+
 def fine_tune(
     release: Release,
     data: RankingData,
@@ -71,14 +93,34 @@ def fine_tune(
     *,
     settings: FinetuneSettings,
     host: HostConfig | None = None,
-    progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    progress: Progress = lambda line: print(line, file=sys.stderr),
 ) -> Tuned:
-    """`data`: the training window; `events`: every event before its end (of EVENT_SCHEMA), and none later.
+    """`train_ranker` with the release inside, if its fusion computes anything. `events`: every event before the end of
+    the training window (of EVENT_SCHEMA), and none later."""
+    return train_ranker(
+        data,
+        lambda: Module.of(release, events),
+        settings=settings,
+        host=host,
+        about={"release": release.info.name, "space": release.info.space, "settings": asdict(settings)},
+        progress=progress,
+    )
+
+
+def train_ranker(
+    data: RankingData,
+    module: Callable[[], Module] | None = None,
+    *,
+    settings: FinetuneSettings,
+    host: HostConfig | None = None,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress = lambda _: None,
+) -> Tuned:
+    """`data`: the training window; `module` is made only if `settings` ask for one that computes.
 
     The same arguments give the same ranker on one machine; the process's random state is left alone. Raises DataError
     without both labels, and when a loss is not finite.
     """
-    host = host or HostConfig()
     trained_on, _ = _divided(data, settings.validation_share)
     labels = data.impressions.labels[: _row_count(data, trained_on), 0]
     if not 0 < labels.sum() < len(labels):
@@ -87,29 +129,29 @@ def fine_tune(
             hint="widen the training window, or check which actions count as positive",
         )
     torch.set_num_threads(settings.threads)
-    scale = Scale.of(data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        encoder, vocabulary = trainable(release, new_items=pc.unique(events["item_id"]).to_pylist())
+        inside = module() if module is not None and settings.fusion_config.reads_histories else NO_MODULE
         model = build_model(
-            encoder,
+            inside.encoder,
             settings.fusion_config,
-            host,
+            host or HostConfig(),
             features=data.features.values.shape[1] + len(data.features.groups),
             attributes=data.attributes.shape[1],
             tasks=len(data.impressions.tasks),
+            dimension=data.user_vectors.shape[1],
         )
         model.initialise(settings.seed)
         ranker = TunedRanker(
             model=model,
-            vocabulary=vocabulary,
-            scale=scale,
+            vocabulary=inside.vocabulary,
+            scale=Scale.of(data.features),
             groups=data.features.groups,
             layout=data.layout,
             tasks=data.impressions.tasks,
-            about={"release": release.info.name, "space": release.info.space, "settings": asdict(settings)},
+            about=about or {},
         )
-        return _train(ranker, data, _positives(events, vocabulary), settings, progress)
+        return _train(ranker, data, inside.positives, settings, progress)
 
 
 def _train(
@@ -117,7 +159,7 @@ def _train(
     data: RankingData,
     positives: Positives,
     settings: FinetuneSettings,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Tuned:
     model = ranker.model
     maker = BatchMaker(data, ranker.vocabulary, ranker.scale, window=model.fusion.window)
@@ -205,6 +247,7 @@ def _sequence_loss(
     of_row = np.searchsorted(bounds, rows, side="right") - 1
     own_offsets = np.cumsum([0, *(len(items) for items in own)])
     encoder = model.fusion.encoder
+    assert encoder is not None
     own_items = np.concatenate([np.empty(0, np.int64), *own])
     return sampled_softmax_loss(
         events_NE,
@@ -217,11 +260,14 @@ def _sequence_loss(
 
 
 def _optimiser(model: RankingModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
-    slow = [p for p in model.fusion.encoder.parameters() if p.requires_grad]
-    taken_over = {id(p) for p in model.fusion.encoder.parameters()}
+    taken_over = list(model.fusion.encoder.parameters()) if model.fusion.encoder is not None else []
+    slow = {id(p) for p in taken_over}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) not in taken_over], "lr": settings.learning_rate},
-        {"params": slow, "lr": settings.learning_rate * settings.module_rate_share},
+        {"params": [p for p in model.parameters() if id(p) not in slow], "lr": settings.learning_rate},
+        {
+            "params": [p for p in taken_over if p.requires_grad],
+            "lr": settings.learning_rate * settings.module_rate_share,
+        },
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=settings.weight_decay)
 

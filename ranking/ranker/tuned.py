@@ -29,10 +29,10 @@ from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.model.vocabulary import Vocabulary
 from spoor.encoder.release.inference import new_model
 from spoor.ranking.features.attributes import AttributeLayout
-from spoor.ranking.features.dataset import Floats
+from spoor.ranking.features.dataset import Floats, Scale
 from spoor.ranking.ranker.fusion import Fusion, RankingBatch
 from spoor.ranking.ranker.host import Host, HostConfig
-from spoor.ranking.ranker.rows import BatchMaker, RankingData, Scale
+from spoor.ranking.ranker.rows import BatchMaker, RankingData
 from spoor.ranking.settings import FusionConfig
 
 FORMAT: dict[str, Any] = {"format": "spoor-ranker", "format_version": 1}
@@ -111,10 +111,17 @@ class TunedRanker:
 
 
 def build_model(
-    encoder: UserEncoder, config: FusionConfig, host: HostConfig, *, features: int, attributes: int, tasks: int
+    encoder: UserEncoder | None,
+    config: FusionConfig,
+    host: HostConfig,
+    *,
+    features: int,
+    attributes: int,
+    tasks: int,
+    dimension: int = 0,
 ) -> RankingModel:
-    """A ranker around the network, its own parameters not yet set."""
-    fusion = Fusion(config, encoder, attributes=attributes)
+    """A ranker around the network, its own parameters not yet set; arguments as for `Fusion`."""
+    fusion = Fusion(config, encoder, attributes=attributes, dimension=dimension)
     return RankingModel(fusion, host, features=features, attributes=attributes, tasks=tasks)
 
 
@@ -130,7 +137,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> None:
     """Writes the file whole or not at all. Raises UsageError as `check_free`, InfrastructureError."""
     check_free(path, overwrite=overwrite)
-    vocabulary = ranker.vocabulary
+    vocabulary, fusion = ranker.vocabulary, ranker.model.fusion
     ids = [item.encode() for item in vocabulary.item_ids]
     arrays: dict[str, npt.NDArray[Any]] = {
         "items": vocabulary.items,
@@ -146,8 +153,9 @@ def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> 
     header = FORMAT | {
         "hash_version": HASH_VERSION,
         "row_hash_version": ROW_HASH_VERSION,
-        "encoder": ranker.model.fusion.encoder.config.to_json(),
-        "fusion": asdict(ranker.model.fusion.config),
+        "encoder": fusion.encoder.config.to_json() if fusion.encoder is not None else None,
+        "dimension": fusion.dimension,
+        "fusion": asdict(fusion.config),
         "host": asdict(ranker.model.host.config),
         "attributes": ranker.layout.to_json(),
         "tasks": list(ranker.tasks),
@@ -193,17 +201,23 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
     vocabulary = Vocabulary(arrays["items"], actions, surfaces, ids)
     groups = tuple(slice(int(start), int(stop)) for start, stop in arrays["groups"])
     layout = AttributeLayout.from_json(header["attributes"])
+    fusion = FusionConfig(**header["fusion"])
+    encoder = ModelConfig.from_json(header["encoder"]) if header["encoder"] is not None else None
     model = build_model(
-        new_model(ModelConfig.from_json(header["encoder"]), vocabulary),
-        FusionConfig(**header["fusion"]),
+        new_model(encoder, vocabulary) if encoder is not None and fusion.reads_histories else None,
+        fusion,
         HostConfig(**header["host"]),
         features=len(arrays["mean"]) + len(groups),
         attributes=layout.width,
         tasks=len(header["tasks"]),
+        dimension=header["dimension"] if encoder is None else encoder.dimension,
     )
     weights = {name.removeprefix(_MODEL): value for name, value in arrays.items() if name.startswith(_MODEL)}
+    if model.fusion.encoder is None:  # older files hold one that computes nothing
+        weights = {name: value for name, value in weights.items() if not name.startswith("fusion.encoder.")}
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
-    model.fusion.encoder.freeze()
+    if model.fusion.encoder is not None:
+        model.fusion.encoder.freeze()
     return TunedRanker(
         model=model.eval(),
         vocabulary=vocabulary,

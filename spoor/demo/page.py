@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader
 
 from spoor.base.files import atomic_write
 from spoor.demo.pictures import freshness_histogram, user_map
-from spoor.ranking.ranker.evaluate import LiftTable
-from spoor.ranking.ranker.recommend import Recommendation
+from spoor.ranking.ranker.lift import LiftTable
+from spoor.ranking.ranker.serving import Recommendation
 
 CURVE, FRESHNESS, MAP, REPORT = "training_curve.png", "freshness.png", "user_map.png", "report.html"
 _TEMPLATE = "report.html.j2"

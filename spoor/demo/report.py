@@ -24,8 +24,8 @@ from spoor.demo.pictures import favourite_genres
 from spoor.demo.prepare import Demo
 from spoor.demo.steps import RELEASE, STEPS, Step, shown_user
 from spoor.encoder.release.folder import load_release
-from spoor.ranking.ranker.evaluate import Estimate, LiftRow, LiftTable
-from spoor.ranking.ranker.recommend import Recommendation
+from spoor.ranking.ranker.lift import Estimate, LiftRow, LiftTable
+from spoor.ranking.ranker.serving import Recommendation
 from spoor.store.online import open_online
 
 _HISTORY_LINES = 12

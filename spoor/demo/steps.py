@@ -137,8 +137,8 @@ def rank(demo: Demo) -> Any:
     """Trains and tests the ranker with and without the embedding, and scores the shown user's two feature tables."""
     from spoor.console import say
     from spoor.ranking.features.online import OnlineFeatures, feast_reader
-    from spoor.ranking.ranker.evaluate import measure_lift
-    from spoor.ranking.ranker.recommend import Recommender
+    from spoor.ranking.ranker.lift import measure_lift
+    from spoor.ranking.ranker.serving import RankerServer
 
     lift = measure_lift(
         demo.data.events,
@@ -149,11 +149,11 @@ def rank(demo: Demo) -> Any:
         positive_actions=demo.positive_actions,
         progress=say,
     )
-    recommender = Recommender(OnlineFeatures(demo.settings.features, RELEASE), lift.ranker, titles(demo))
+    server = RankerServer(OnlineFeatures(demo.settings.features, RELEASE), lift.ranker, demo.data.items)
     shown: dict[str, Any] = {"table": lift.table}
     for moment in ("before", "after"):
         table = pq.read_table(_features_file(demo, moment))
-        served = recommender.rank(shown_user(demo), table["item_id"].to_pylist(), table.drop_columns(["item_id"]))
+        served = server.rank(shown_user(demo), table, titles(demo), time_ms=demo.end)
         shown[moment] = {"recommendations": served.recommendations, "row": dict(served.row)}
     return shown
 

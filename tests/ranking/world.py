@@ -17,6 +17,7 @@ from spoor.base.files import atomic_write
 from spoor.feature_repo.settings import FeatureSettings, IdType
 from spoor.ranking.features.dataset import Request, candidate_parts
 from spoor.ranking.features.existing_features import write_existing_features
+from spoor.ranking.features.impressions import Impressions
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online
 from spoor.store.repo import apply, create_repo
@@ -39,7 +40,12 @@ class World:
 def candidate_rows(requests: Sequence[Request], catalogue: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
     """All pieces of `candidate_parts` at once."""
     [(_, rows)] = candidate_parts(requests, catalogue, rows_at_once=len(requests) * len(catalogue), seed=seed)
-    return rows
+    return frame_of(rows)
+
+
+def frame_of(rows: Impressions, *, first: int = 0) -> pd.DataFrame:
+    """Columns request, user_id, item_id, event_timestamp, label; `first`: the number of the first request."""
+    return rows.frame().assign(request=rows.row_requests + first, label=rows.labels[:, 0])
 
 
 def make_world(

@@ -13,7 +13,7 @@ from spoor.commands.invocation import Invocation, pass_invocation
 from spoor.console import say
 
 if TYPE_CHECKING:
-    from spoor.ranking.ranker.evaluate import LiftTable
+    from spoor.ranking.ranker.lift import LiftTable
 
 
 @click.command()
@@ -43,7 +43,7 @@ def lift(
 
     from spoor.activity.sources.event_files import read_events
     from spoor.ranking.features.online import feast_reader
-    from spoor.ranking.ranker.evaluate import measure_lift
+    from spoor.ranking.ranker.lift import measure_lift
 
     settings = invocation.settings()
     events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)

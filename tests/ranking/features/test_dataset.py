@@ -14,16 +14,15 @@ from spoor.ranking.features.dataset import (
     USER_COLUMNS,
     Request,
     candidate_parts,
-    embedding_inputs,
     existing_inputs,
     find_requests,
-    has_user_vector,
     read_features,
     sample_requests,
     training_rows,
+    vectors_of,
 )
 from spoor.ranking.features.online import feast_reader
-from tests.ranking.world import DAY, DIMENSION, RELEASE, START, TRAINED, World, candidate_rows
+from tests.ranking.world import DAY, DIMENSION, RELEASE, START, TRAINED, World, candidate_rows, frame_of
 
 MINUTE = 60_000
 
@@ -36,6 +35,17 @@ def feature_table(**columns: list) -> pa.Table:
     numbers = {name: pa.array([1.0, 2.0], pa.float64()) for name in (*USER_COLUMNS, *ITEM_COLUMNS)}
     vectors = {name: pa.array([[1.0, 0.0], [0.6, 0.8]]) for name in ("embedding", "item_embedding")}
     return pa.table(numbers | vectors | columns)
+
+
+def users_known(features: pa.Table) -> np.ndarray:
+    """Per row: did the user have an embedding at that time?"""
+    return vectors_of(features)[0].any(1)
+
+
+def products_of(features: pa.Table) -> np.ndarray:
+    """What a ranker makes of both vectors: their product per dimension and its sum."""
+    users, items = vectors_of(features)
+    return np.concatenate([users * items, (users * items).sum(1, keepdims=True)], 1)
 
 
 def test_a_visit_ends_with_a_pause_and_asks_for_what_follows_it():
@@ -75,13 +85,13 @@ def test_training_rows_hold_relevant_items_and_unseen_others_once():
     table = events_of(("u", "a", "like", 1), ("u", "b", "like", 1000 * MINUTE), ("u", "c", "like", 1001 * MINUTE))
     requests = find_requests(table, from_ms=500 * MINUTE, to_ms=2000 * MINUTE)
     catalogue = [*"abcdefghijklmnop"]
-    rows = training_rows(requests, catalogue, negatives=3)
+    rows = frame_of(training_rows(requests, catalogue, negatives=3))
     assert sorted(rows.loc[rows["label"] == 1, "item_id"]) == ["b", "c"]
     others = rows.loc[rows["label"] == 0, "item_id"]
     assert len(others) == len(set(others)) == 6
     assert not set(others) & {"a", "b", "c"}
     assert set(rows["event_timestamp"]) == {pd.Timestamp(1000 * MINUTE - 1, unit="ms", tz="UTC")}
-    pd.testing.assert_frame_equal(rows, training_rows(requests, catalogue, negatives=3))
+    pd.testing.assert_frame_equal(rows, frame_of(training_rows(requests, catalogue, negatives=3)))
 
 
 def test_candidates_are_every_unseen_item_in_an_order_that_tells_nothing():
@@ -139,10 +149,10 @@ def test_a_later_snapshot_does_not_reach_an_earlier_request(world: World):
     requests = find_requests(world.events, from_ms=TRAINED, to_ms=START + 21 * DAY)
     rows = candidate_rows(requests, world.items)
     [(_, found)] = read_features(rows, feast_reader(world.features, RELEASE))
-    assert not has_user_vector(found).any()  # the first snapshot is of day 21
+    assert not users_known(found).any()  # the first snapshot is of day 21
     later = find_requests(world.events, from_ms=START + 21 * DAY, to_ms=START + 22 * DAY)
     [(_, found)] = read_features(candidate_rows(later, world.items), feast_reader(world.features, RELEASE))
-    assert has_user_vector(found).any()
+    assert users_known(found).any()
 
 
 def test_chunks_come_back_in_order_however_the_join_returned_them(world: World):
@@ -166,38 +176,37 @@ def test_a_join_that_loses_a_row_is_an_error(world: World):
 
 
 def test_inputs_are_counts_rates_and_the_product_of_the_vectors():
-    inputs = embedding_inputs(feature_table())
-    width = len(USER_COLUMNS) + len(ITEM_COLUMNS)
-    np.testing.assert_allclose(inputs.values[:, :width], existing_inputs(feature_table()).values)
-    np.testing.assert_allclose(inputs.values[:, width:], [[1, 0, 1], [0.36, 0.64, 1]], rtol=1e-6)
+    inputs = existing_inputs(feature_table())
+    assert inputs.values.shape[1] == len(USER_COLUMNS) + len(ITEM_COLUMNS)
+    np.testing.assert_allclose(products_of(feature_table()), [[1, 0, 1], [0.36, 0.64, 1]], rtol=1e-6)
     assert inputs.values[0, 0] == pytest.approx(np.log(2))
     assert inputs.values[1, len(USER_COLUMNS) - 1] == 2.0  # the rate as it is
 
 
 @pytest.mark.parametrize("absent", [None, [0.0, 0.0]])
-def test_an_unknown_user_has_null_interactions_and_is_counted_as_such(absent):
+def test_an_unknown_user_has_no_interactions_and_is_counted_as_such(absent):
     table = feature_table(embedding=pa.array([absent, [0.6, 0.8]]))
-    assert has_user_vector(table).tolist() == [False, True]
-    assert np.isnan(embedding_inputs(table).values[0, -3:]).all()
+    assert users_known(table).tolist() == [False, True]
+    assert not products_of(table)[0].any()
 
 
 def test_when_no_user_is_known_the_layout_stays_the_same():
     table = feature_table(embedding=pa.array([None, None], pa.list_(pa.float32())))
-    assert embedding_inputs(table).groups == embedding_inputs(feature_table()).groups
-    assert not has_user_vector(table).any()
+    assert products_of(table).shape == products_of(feature_table()).shape
+    assert not users_known(table).any()
 
 
 def test_vectors_of_two_lengths_are_an_error():
     with pytest.raises(DataError, match="lengths"):
-        embedding_inputs(feature_table(embedding=pa.array([[1.0], [0.6, 0.8]])))
+        vectors_of(feature_table(embedding=pa.array([[1.0], [0.6, 0.8]])))
     with pytest.raises(DataError, match="dimensions"):
-        embedding_inputs(feature_table(embedding=pa.array([[1.0], [0.6]])))
+        vectors_of(feature_table(embedding=pa.array([[1.0], [0.6]])))
 
 
 def test_the_worlds_vectors_have_the_releases_dimension(world: World):
     rows = candidate_rows(find_requests(world.events, from_ms=START + 31 * DAY, to_ms=START + 40 * DAY), world.items)
     [(_, found)] = read_features(rows, feast_reader(world.features, RELEASE))
-    assert embedding_inputs(found).values.shape[1] == len(USER_COLUMNS) + len(ITEM_COLUMNS) + DIMENSION + 1
+    assert [vectors.shape[1] for vectors in vectors_of(found)] == [DIMENSION, DIMENSION]
 
 
 def _asking(count: int) -> list[Request]:
@@ -209,8 +218,9 @@ def test_pieces_of_candidates_are_the_candidates() -> None:
     whole = candidate_rows(requests, catalogue, seed=3)
     parts = list(candidate_parts(requests, catalogue, rows_at_once=30, seed=3))
     assert [(part.start, part.stop) for part, _ in parts] == [(0, 2), (2, 4), (4, 6), (6, 7)]
-    assert max(len(rows) for _, rows in parts) <= 30
-    pd.testing.assert_frame_equal(pd.concat([rows for _, rows in parts], ignore_index=True), whole)
+    assert max(len(rows.item_ids) for _, rows in parts) <= 30
+    frames = [frame_of(rows, first=part.start) for part, rows in parts]
+    pd.testing.assert_frame_equal(pd.concat(frames, ignore_index=True), whole)
     assert len(whole) == 7 * 11 and whole["request"].is_monotonic_increasing
 
 

@@ -9,8 +9,9 @@ from spoor.encoder.model.dcat import context, cross
 from spoor.encoder.model.events import Candidates
 from spoor.encoder.release.inference import new_model
 from spoor.encoder.release.tuning import trainable
+from spoor.ranking.features.dataset import Scale
 from spoor.ranking.ranker.fusion import Fusion, RankingBatch
-from spoor.ranking.ranker.rows import BatchMaker, Scale
+from spoor.ranking.ranker.rows import BatchMaker
 from spoor.ranking.settings import FusionConfig
 from tests.ranking.shop import DIMENSION, Shop, make_shop
 
@@ -24,7 +25,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def batch(shop: Shop) -> RankingBatch:
     data = shop.data()
     _, vocabulary = trainable(shop.release, new_items=shop.items["item_id"].to_pylist())
-    return BatchMaker(data, vocabulary, Scale.of(data), window=32).batch(np.arange(12))[0]
+    return BatchMaker(data, vocabulary, Scale.of(data.features), window=32).batch(np.arange(12))[0]
 
 
 def fusion_of(shop: Shop, config: FusionConfig) -> Fusion:

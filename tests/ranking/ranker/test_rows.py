@@ -10,9 +10,9 @@ from spoor.activity.history import Histories
 from spoor.activity.packing import pack
 from spoor.base.errors import DataError
 from spoor.encoder.release.tuning import trainable
-from spoor.ranking.features.dataset import ROW
+from spoor.ranking.features.dataset import ROW, Scale
 from spoor.ranking.features.online import history_reader
-from spoor.ranking.ranker.rows import BatchMaker, Scale
+from spoor.ranking.ranker.rows import BatchMaker
 from spoor.store.offline import open_offline
 from spoor.store.rows import UserWrite
 from tests.ranking.shop import T1, Shop, before, make_shop, read_histories, without
@@ -27,7 +27,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def maker_of(shop: Shop, window: int = 32) -> BatchMaker:
     data = shop.data()
     _, vocabulary = trainable(shop.release, new_items=shop.items["item_id"].to_pylist())
-    return BatchMaker(data, vocabulary, Scale.of(data), window=window)
+    return BatchMaker(data, vocabulary, Scale.of(data.features), window=window)
 
 
 def test_a_batch_holds_each_requests_own_history_frozen_at_its_start(shop):
@@ -106,7 +106,7 @@ def test_what_a_user_does_in_a_request_and_later_changes_nothing_that_is_read_fo
     for data in (shop.data(), silent.data()):
         at = [number for number, who in enumerate(data.impressions.user_ids) if who == user]
         one = next(number for number in at if int(data.impressions.times_ms[number]) == time)
-        found.append(BatchMaker(data, vocabulary, Scale.of(shop.data()), window=32).batch(np.array([one]))[0])
+        found.append(BatchMaker(data, vocabulary, Scale.of(shop.data().features), window=32).batch(np.array([one]))[0])
     talked, said_nothing = (vars(batch) for batch in found)
     assert not torch.equal(talked.pop("labels"), said_nothing.pop("labels"))
     for name, value in talked.items():

@@ -146,14 +146,15 @@ def test_own_positives_are_no_negatives_and_only_training_events_count(shop, tra
 def test_the_loss_is_its_formula_and_the_module_does_not_teach_the_ranker(shop, train):
     """BCE(ranker) + a BCE(module) + b |module - ranker|^2 + c L_ntl + d alignment."""
     from spoor.encoder.release.tuning import trainable
-    from spoor.ranking.ranker.rows import BatchMaker, Scale
+    from spoor.ranking.features.dataset import Scale
+    from spoor.ranking.ranker.rows import BatchMaker
     from spoor.ranking.ranker.train import _loss, _positives, _sequence_loss
     from spoor.ranking.ranker.tuned import Predictions, build_model
 
     events = before(shop.events, T1)
     encoder, vocabulary = trainable(shop.release, new_items=events["item_id"].to_pylist())
     model = build_model(encoder, QUICK.fusion_config, HostConfig(), features=11, attributes=7, tasks=3)
-    batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train), window=12).batch(np.arange(9))
+    batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train.features), window=12).batch(np.arange(9))
     positives = _positives(events, vocabulary)
     known = [positives.by_user[train.context_users[k]] for k in of_batch]
     logits, own = (torch.randn(batch.labels.shape, requires_grad=True) for _ in range(2))
@@ -182,7 +183,8 @@ def test_the_sequence_loss_is_its_slow_version(shop, train):
     """Pair by pair: the next event of the same context, against what was drawn and its user never acted on."""
     from spoor.encoder.model.losses import draw_items
     from spoor.encoder.release.tuning import trainable
-    from spoor.ranking.ranker.rows import BatchMaker, Scale
+    from spoor.ranking.features.dataset import Scale
+    from spoor.ranking.ranker.rows import BatchMaker
     from spoor.ranking.ranker.train import _positives, _sequence_loss
     from spoor.ranking.ranker.tuned import build_model
 
@@ -198,7 +200,9 @@ def test_the_sequence_loss_is_its_slow_version(shop, train):
     )
     model = build_model(encoder.eval(), QUICK.fusion_config, HostConfig(), features=11, attributes=7, tasks=3)
     positives = _positives(events, vocabulary)
-    batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train), window=12).batch(np.array([3, 50, 51, 90]))
+    batch, of_batch = BatchMaker(train, vocabulary, Scale.of(train.features), window=12).batch(
+        np.array([3, 50, 51, 90])
+    )
     users = [train.context_users[k] for k in of_batch]
     with torch.no_grad():
         vectors = encoder(batch)

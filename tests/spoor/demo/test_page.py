@@ -9,8 +9,8 @@ import pytest
 from spoor.base.errors import InfrastructureError
 from spoor.demo.page import CURVE, FRESHNESS, MAP, DemoResult, FinishedStep, HistoryLine, Rate, write_report
 from spoor.demo.pictures import freshness_histogram
-from spoor.ranking.ranker.evaluate import METRICS, Estimate, LiftRow, LiftTable
-from spoor.ranking.ranker.recommend import Recommendation
+from spoor.ranking.ranker.lift import METRICS, Estimate, LiftRow, LiftTable
+from spoor.ranking.ranker.serving import Recommendation
 
 VOID = {"meta", "img", "br"}
 

@@ -2,34 +2,50 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from feast import FeatureStore
 
-from spoor.ranking.features.dataset import embedding_inputs as inputs_of
 from spoor.ranking.features.dataset import find_requests, read_features, training_rows
 from spoor.ranking.features.online import OnlineFeatures, feast_reader
-from spoor.ranking.ranker.ranker import RankerConfig, train_ranker
-from spoor.ranking.ranker.recommend import Recommender
+from spoor.ranking.ranker.rows import read_rows
+from spoor.ranking.ranker.serving import RankerServer, Served
+from spoor.ranking.ranker.train import train_ranker
+from spoor.ranking.settings import FinetuneSettings
 from tests.ranking.world import DAY, RELEASE, START, World, make_world
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "read_features.py"
 
 
+SETTINGS = FinetuneSettings(fusion="late-last", module="frozen", epochs=60, patience=0)
+
+
+class Recommender:
+    """A ranker trained on the world, serving its catalogue."""
+
+    def __init__(self, world: World) -> None:
+        materialise(world)
+        requests = find_requests(
+            world.events, from_ms=START + 21 * DAY, to_ms=START + 40 * DAY, positive_actions=["like"]
+        )
+        data = read_rows(training_rows(requests, world.items), feast_reader(world.features, RELEASE))
+        ranker = train_ranker(data, settings=SETTINGS).ranker
+        self._server = RankerServer(
+            OnlineFeatures(world.features, RELEASE), ranker, pa.table({"item_id": list(world.items)})
+        )
+        self._titles = {item: f"Title {item}" for item in world.items}
+
+    def recommend(self, user_id: str, **options: Any) -> Served:
+        return self._server.recommend(user_id, self._titles, time_ms=START + 50 * DAY, **options)
+
+
 @pytest.fixture(scope="module")
 def recommender(world: World) -> Recommender:
-    return trained_on(world)
-
-
-def trained_on(world: World) -> Recommender:
-    materialise(world)
-    requests = find_requests(world.events, from_ms=START + 21 * DAY, to_ms=START + 40 * DAY, positive_actions=["like"])
-    rows = training_rows(requests, world.items)
-    [(_, table)] = read_features(rows, feast_reader(world.features, RELEASE))
-    ranker = train_ranker(inputs_of(table), rows["label"].to_numpy(np.float32), RankerConfig(epochs=60))
-    return Recommender(OnlineFeatures(world.features, RELEASE), ranker, {item: f"Title {item}" for item in world.items})
+    return Recommender(world)
 
 
 def materialise(world: World) -> None:
@@ -78,7 +94,7 @@ def test_online_rows_equal_the_newest_point_in_time_rows(recommender: Recommende
 
 def test_a_company_with_integer_user_ids_is_read_and_served_alike(tmp_path: Path):
     world = make_world(tmp_path, user_id_type="int64")
-    recommender = trained_on(world)
+    recommender = Recommender(world)
     served = recommender.recommend("101", seen=["i01"], count=3)
     assert served.has_embedding and served.row["user_events_total"] > 0
     assert len(served.recommendations) == 3

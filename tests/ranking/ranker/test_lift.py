@@ -6,11 +6,12 @@ import pytest
 
 from spoor.base.errors import DataError
 from spoor.ranking.features.online import feast_reader
-from spoor.ranking.ranker.evaluate import METRICS, Lift, bootstrap, measure_lift, request_metrics
-from spoor.ranking.ranker.ranker import RankerConfig
+from spoor.ranking.ranker.lift import METRICS, Lift, estimates, measure_lift, request_metrics
+from spoor.ranking.ranker.measure import Estimate
+from spoor.ranking.settings import FinetuneSettings
 from tests.ranking.world import DAY, RELEASE, START, World
 
-CONFIG = RankerConfig(epochs=40, batch_rows=256, learning_rate=5e-3)
+SETTINGS = FinetuneSettings(epochs=40, patience=0, batch_rows=64, learning_rate=1e-2)
 
 
 def by_hand(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -40,6 +41,10 @@ def test_what_cannot_be_measured_is_nan():
     assert math.isnan(request_metrics(np.ones(3), np.ones(3))["AUC"])
 
 
+def bootstrap(values: np.ndarray, *, seed: int = 0) -> Estimate:
+    return estimates(values[:, None], seed=seed)[0]
+
+
 def test_the_interval_holds_the_mean_and_shrinks_with_users():
     chance = np.random.default_rng(0)
     few, many = bootstrap(chance.normal(size=20)), bootstrap(chance.normal(size=2000))
@@ -62,7 +67,7 @@ def measured(world: World, **options: Any) -> Lift:
         train_ms=(START + 21 * DAY, START + 32 * DAY),
         test_ms=(START + 32 * DAY, START + 40 * DAY),
         positive_actions=["like"],
-        config=CONFIG,
+        settings=SETTINGS,
         **options,
     )
 
@@ -120,5 +125,5 @@ def test_too_many_rows_are_sampled_and_it_says_of_how_many(world: World, lift) -
     assert whole.sampled == "" and whole.test_requests == whole.test_requests_found
     assert 0 < sampled.test_rows <= whole.test_rows // 2 and 0 < sampled.train_rows <= whole.train_rows // 2
     assert sampled.test_requests_found == whole.test_requests > sampled.test_requests
-    expected = f"{sampled.test_requests:,} of {whole.test_requests:,} (a random sample, seed {CONFIG.seed}"
+    expected = f"{sampled.test_requests:,} of {whole.test_requests:,} (a random sample, seed {SETTINGS.seed}"
     assert expected in said[1] and "training requests and" in sampled.sampled
