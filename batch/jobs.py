@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.metrics.metric import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import PCollection
 from apache_beam.runners.runner import PipelineResult
 
 from spoor.base.errors import DataError, InfrastructureError, SpoorError, UsageError
@@ -113,6 +114,32 @@ def run_pipeline(
                 ) from error
             _LOG.warning("the Beam runner %s failed, the job is run again: %s", runner.name, _first_line(error))
     raise AssertionError("a runner has no tries")
+
+
+def run_items(
+    items: Sequence[Any], work: beam.DoFn, *, of: str, doing: str, runner: Runner, failures: Failures, namespace: str
+) -> dict[str, int]:
+    """As `run_pipeline`, for one DoFn that gets every work item. `of` and `doing` name the items and the work in Beam's
+    steps."""
+    return run_pipeline(
+        lambda pipeline: spread(pipeline, items, of) | doing >> beam.ParDo(work),
+        runner=runner,
+        failures=failures,
+        namespace=namespace,
+    )
+
+
+def spread(pipeline: beam.Pipeline, items: Sequence[Any], of: str) -> PCollection[Any]:
+    """The work items as elements that the runner may give to any worker."""
+    return (
+        pipeline | f"List {of}" >> beam.Create(items, reshuffle=False) | f"Spread {of} over workers" >> beam.Reshuffle()
+    )
+
+
+def add_counts(namespace: str, counts: Mapping[str, int]) -> None:
+    """For a DoFn: adds to the counters that `run_pipeline` returns."""
+    for name, count in counts.items():
+        Metrics.counter(namespace, name).inc(count)
 
 
 def _await_end(result: PipelineResult) -> None:

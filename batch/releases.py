@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,22 @@ from typing import TYPE_CHECKING
 from spoor.base.errors import UsageError
 from spoor.batch.settings import BatchSettings
 from spoor.feature_repo.releases import live_releases
+from spoor.feature_repo.settings import FeatureSettings
 from spoor.kernels.backend import force
+from spoor.kernels.settings import KernelSettings
 
 if TYPE_CHECKING:
     from spoor.encoder.release.inference import FrozenEncoder
+
+
+@dataclass(frozen=True)
+class Releases:
+    """`chosen`: the releases that a job is about. `live`: all that Feast knows and that are not retired. `not_applied`:
+    live releases that Feast does not know; none where the caller names its releases."""
+
+    chosen: tuple[str, ...]
+    live: tuple[str, ...]
+    not_applied: tuple[str, ...]
 
 
 def live_names(settings: BatchSettings) -> list[str]:
@@ -23,13 +36,7 @@ def live_names(settings: BatchSettings) -> list[str]:
     return live_names(settings.features).usable
 
 
-def left_out(settings: BatchSettings, releases: Collection[str]) -> tuple[str, ...]:
-    """The live releases that are not among these."""
-    live = [release.name for release in live_releases(settings.features.releases_folder)]
-    return tuple(name for name in live if name not in releases)
-
-
-def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> list[str]:
+def choose_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> Releases:
     """The wanted ones, else all live ones that are applied, in order of their names. Raises UsageError for an unknown
     one or none; that a wanted one is not applied is found when the store is opened."""
     folder = settings.features.releases_folder
@@ -40,14 +47,16 @@ def chosen_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> li
             raise UsageError(f"release `{name}` is not in `{folder}`: {found}", hint="`spoor release list` shows them")
     if not live:
         raise UsageError(f"no release in `{folder}`: {found}", hint="train one with `spoor pretrain --release NAME`")
-    return sorted(set(wanted or live_names(settings)))
+    applied = live_names(settings)
+    not_applied = () if wanted else tuple(name for name in live if name not in applied)
+    return Releases(tuple(sorted(set(wanted or applied))), tuple(applied), not_applied)
 
 
-def encoders(settings: BatchSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:
+def encoders(features: FeatureSettings, kernels: KernelSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:
     """By release; this process, which may be a worker elsewhere, computes with the kernels that the settings choose.
     Raises UsageError or DataError for a missing or damaged release."""
-    force(settings.kernels.backend)
-    folder = settings.features.releases_folder
+    force(kernels.backend)
+    folder = features.releases_folder
     return {name: _encoder(folder / name, _changed_ns(folder / name)) for name in names}
 
 

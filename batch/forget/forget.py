@@ -108,13 +108,9 @@ def run_forget(
                 kept=kept,
             )
         _LOG.info("%s: %d users, %d of them online", result.job, len(users), known)
-        publisher = stack.enter_context(Publisher(settings.kafka, online, releases))  # makes missing topics
-        kept = kept_until(settings.kafka, now_ms=now_ms)
-        topics = embedding_topics(settings, kept)
-        rows = forget_everywhere(
-            settings, online, publisher, users, lake=lake, topics=topics, through_ms=through, now_ms=now_ms
-        )
-        result = replace(result, lake_rows=rows[0], offline_rows=rows[1], topics=topics, kept=kept)
+        reach = stack.enter_context(open_reach(settings, lake, online, releases, now_ms=now_ms))
+        rows = forget_everywhere(reach, users, through_ms=through)
+        result = replace(result, lake_rows=rows[0], offline_rows=rows[1], topics=reach.topics, kept=reach.kept)
         result = replace(result, seconds=time.monotonic() - started)
         append_audit(settings.state_folder / AUDIT, asdict(result))
     return result
@@ -134,22 +130,69 @@ def alone(settings: BatchSettings, lake: Lake) -> Iterator[None]:
         yield
 
 
-def forget_everywhere(
-    settings: BatchSettings,
-    online: OnlineStore,
-    publisher: Publisher,
-    users: Sequence[str],
-    *,
-    lake: Lake,
-    topics: Sequence[str],
-    through_ms: int,
-    now_ms: int,
-) -> tuple[int, int]:
-    """Steps 1 to 3, in the block of `alone`. Returns the rows removed from the lake and from the offline log."""
-    lake.forgotten.add(users, through_ms=through_ms, at_ms=now_ms)
-    _forget_online(settings, online, publisher, users, topics=topics, through_ms=through_ms, now_ms=now_ms)
-    remove_listings(settings.state_folder)
-    return _rewrite(lake, open_offline(settings.features), users)
+@dataclass(frozen=True)
+class Reach:
+    """What a deletion writes to, and the topics that only Kafka can clean."""
+
+    lake: Lake
+    offline: OfflineLog
+    writer: GuardedWriter
+    publisher: Publisher
+    journal: Journal
+    state_folder: Path
+    kept: list[Kept]
+    topics: tuple[str, ...]  # of every release that was ever published
+    unwritten: tuple[str, ...]  # of these: of releases that the writer does not write
+    now_ms: int
+
+
+@contextmanager
+def open_reach(
+    settings: BatchSettings, lake: Lake, online: OnlineStore, releases: Sequence[str], *, now_ms: int
+) -> Iterator[Reach]:
+    """In the block of `alone`. What interrupted jobs have left is published first."""
+    with Publisher(settings.kafka, online, releases) as publisher:  # makes missing topics
+        kept = kept_until(settings.kafka, now_ms=now_ms)
+        topics = embedding_topics(settings, kept)
+        journal = Journal(settings.state_folder / "jobs" / "unpublished")
+        journal.publish_left(publisher)
+        loaded = encoders(settings.features, settings.kernels, releases)
+        yield Reach(
+            lake=lake,
+            offline=open_offline(settings.features),
+            writer=GuardedWriter(online, list(loaded.values()), history=settings.history),
+            publisher=publisher,
+            journal=journal,
+            state_folder=settings.state_folder,
+            kept=kept,
+            topics=topics,
+            unwritten=tuple(sorted(set(topics).difference(map(settings.kafka.embedding_topic, releases)))),
+            now_ms=now_ms,
+        )
+
+
+def forget_everywhere(reach: Reach, users: Sequence[str], *, through_ms: int) -> tuple[int, int]:
+    """Steps 1 to 3. Returns the rows removed from the lake and from the offline log."""
+    reach.lake.forgotten.add(users, through_ms=through_ms, at_ms=reach.now_ms)
+    _forget_online(reach, users, through_ms=through_ms)
+    remove_listings(reach.state_folder)
+    return _rewrite(reach.lake, reach.offline, users)
+
+
+def _forget_online(reach: Reach, users: Sequence[str], *, through_ms: int) -> None:
+    """Step 2."""
+    for start in range(0, len(users), BATCH_USERS):
+        part = users[start : start + BATCH_USERS]
+        with reach.journal.published(part, reach.publisher):
+            reach.writer.update(
+                part,
+                Histories.empty(len(part)),
+                as_of_ms=np.full(len(part), reach.now_ms),
+                forget_through=np.full(len(part), through_ms),
+                replace_unreadable=True,
+            )
+            for topic in reach.unwritten:
+                reach.publisher.publish_gone(topic, part)
 
 
 def read_ids(path: Path) -> list[str]:
@@ -195,36 +238,6 @@ def _known(online: OnlineStore, users: Sequence[str]) -> int:
 def embedding_topics(settings: BatchSettings, kept: Sequence[Kept]) -> tuple[str, ...]:
     """Of every release that was ever published, live or not."""
     return tuple(each.topic for each in kept if each.topic.startswith(settings.kafka.embedding_topic_prefix))
-
-
-def _forget_online(
-    settings: BatchSettings,
-    online: OnlineStore,
-    publisher: Publisher,
-    users: Sequence[str],
-    *,
-    topics: Sequence[str],
-    through_ms: int,
-    now_ms: int,
-) -> None:
-    releases = live_names(settings)
-    others = set(topics).difference(map(settings.kafka.embedding_topic, releases))
-    journal = Journal(settings.state_folder / "jobs" / "unpublished")
-    journal.publish_left(publisher)
-    loaded = list(encoders(settings, releases).values())
-    writer = GuardedWriter(online, loaded, history=settings.history)
-    for start in range(0, len(users), BATCH_USERS):
-        part = users[start : start + BATCH_USERS]
-        with journal.published(part, publisher):
-            writer.update(
-                part,
-                Histories.empty(len(part)),
-                as_of_ms=np.full(len(part), now_ms),
-                forget_through=np.full(len(part), through_ms),
-                replace_unreadable=True,
-            )
-            for topic in sorted(others):
-                publisher.publish_gone(topic, part)
 
 
 def _rewrite(lake: Lake, offline: OfflineLog, users: Sequence[str]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ them; its later events stay its own, until the next merge.
 
  1. write the moved events to the lake                  the item is named after their offsets: repeating replaces it
  2. merge them into the new id's history, publish it    merging twice is merging once
- 3. forget the old id (forget.py), audit record   each step may be repeated; a run that finds the old id listed
+ 3. forget the old id (forget.py), audit record         each step may be repeated; a run that finds the old id listed
                                                         as forgotten goes on from here
 """
 
@@ -26,21 +26,12 @@ from spoor.activity.history import NEVER, group_events, history_values, not_amon
 from spoor.activity.lake import LAKE_SCHEMA, Lake, open_lake
 from spoor.activity.packing import unpack
 from spoor.base.errors import UsageError
-from spoor.batch.forget.forget import (
-    AUDIT,
-    alone,
-    append_audit,
-    check_ids,
-    embedding_topics,
-    forget_everywhere,
-)
+from spoor.batch.forget.forget import AUDIT, Reach, alone, append_audit, check_ids, forget_everywhere, open_reach
 from spoor.batch.jobs import fingerprint
-from spoor.batch.kafka.publish import Journal, Publisher
 from spoor.batch.kafka.retention import Kept, kept_until
-from spoor.batch.releases import encoders, live_names
+from spoor.batch.releases import live_names
 from spoor.batch.settings import BatchSettings
 from spoor.store.online import OnlineStore, open_online
-from spoor.store.writer import GuardedWriter
 
 
 @dataclass(frozen=True)
@@ -83,16 +74,12 @@ def run_merge_users(settings: BatchSettings, old: str, new: str, *, dry_run: boo
         result = MergeResult(f"merge-{uuid.uuid4().hex[:16]}", len(rows), through, dry_run)
         if dry_run:
             return replace(result, kept=kept_until(settings.kafka, now_ms=now_ms))
-        publisher = stack.enter_context(Publisher(settings.kafka, online, releases))
-        kept = kept_until(settings.kafka, now_ms=now_ms)
-        topics = embedding_topics(settings, kept)
+        reach = stack.enter_context(open_reach(settings, lake, online, releases, now_ms=now_ms))
         moved = lake.forgotten.without_past(_moved(rows, new, now_ms=now_ms))
-        changed = _move(settings, lake, online, publisher, moved, new, now_ms=now_ms) if len(moved) else False
-        lake_rows, offline_rows = forget_everywhere(
-            settings, online, publisher, [old], lake=lake, topics=topics, through_ms=through, now_ms=now_ms
-        )
+        changed = _move(reach, moved, new, max_events=settings.history.max_events) if len(moved) else False
+        lake_rows, offline_rows = forget_everywhere(reach, [old], through_ms=through)
         result = replace(result, changed=changed, lake_rows=lake_rows, offline_rows=offline_rows)
-        result = replace(result, topics=topics, kept=kept, seconds=time.monotonic() - started)
+        result = replace(result, topics=reach.topics, kept=reach.kept, seconds=time.monotonic() - started)
         append_audit(settings.state_folder / AUDIT, asdict(result))
     return result
 
@@ -143,24 +130,12 @@ def _moved(rows: pa.Table, new: str, *, now_ms: int) -> pa.Table:
     return rows
 
 
-def _move(
-    settings: BatchSettings,
-    lake: Lake,
-    online: OnlineStore,
-    publisher: Publisher,
-    moved: pa.Table,
-    new: str,
-    *,
-    now_ms: int,
-) -> bool:
+def _move(reach: Reach, moved: pa.Table, new: str, *, max_events: int) -> bool:
     """Steps 1 and 2. Returns whether the new id's history changed."""
     item = f"merged-{fingerprint(moved['partition'].to_pylist(), moved['offset'].to_pylist())}"
-    lake.write(item, moved, {"merged": True})
-    journal = Journal(settings.state_folder / "jobs" / "unpublished")
-    journal.publish_left(publisher)
-    writer = GuardedWriter(online, list(encoders(settings, live_names(settings)).values()), history=settings.history)
-    users, histories = group_events([new] * len(moved), history_values(moved), max_events=settings.history.max_events)
-    through = lake.forgotten.through(users)
-    with journal.published(users, publisher):
-        result = writer.update(users, histories, as_of_ms=np.array([now_ms]), forget_through=through)
+    reach.lake.write(item, moved, {"merged": True})
+    users, histories = group_events([new] * len(moved), history_values(moved), max_events=max_events)
+    through = reach.lake.forgotten.through(users)
+    with reach.journal.published(users, reach.publisher):
+        result = reach.writer.update(users, histories, as_of_ms=np.array([reach.now_ms]), forget_through=through)
     return bool(result.changed[0])

@@ -22,8 +22,6 @@ from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.metrics.metric import Metrics
-from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
 from spoor.activity.events import decode_event, unknown_names
@@ -32,7 +30,7 @@ from spoor.activity.settings import EventSettings, LakeSettings
 from spoor.base.errors import DataError, EventError, InfrastructureError, UsageError
 from spoor.base.locks import exclusive
 from spoor.batch.job_metrics import JobMetrics, gauge, gauges
-from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.jobs import LOCAL, Failures, Runner, add_counts, run_items
 from spoor.batch.kafka.archive_embeddings import (
     BAD_ROWS,
     COMPACTED,
@@ -269,40 +267,27 @@ def plan_archive(
     return ArchivePlan(items, begins, lost, watermarks, topic_id)
 
 
-def build(
-    pipeline: beam.Pipeline, items: list[KafkaRange], settings: ArchiveSettings, failures: Failures
-) -> PCollection[str]:
-    """The pipeline: one element per offset range, one DoFn that lands it."""
-    landing = LandRange(settings.kafka, settings.events, settings.lake, failures)
-    return (
-        pipeline
-        | "List offset ranges" >> beam.Create(items, reshuffle=False)
-        | "Spread ranges over workers" >> beam.Reshuffle()
-        | "Land range in the lake" >> beam.ParDo(landing)
-    )
-
-
+@dataclass(eq=False)
 class LandRange(beam.DoFn):
     """Reads one KafkaRange, decodes it, writes it to the lake; yields the range's key."""
 
-    def __init__(self, kafka: KafkaSettings, events: EventSettings, lake: LakeSettings, failures: Failures) -> None:
-        self._kafka = kafka
-        self._events = events
-        self._lake = lake
-        self._failures = failures
+    kafka: KafkaSettings
+    events: EventSettings
+    lake: LakeSettings
+    failures: Failures
 
     def setup(self) -> None:
-        with self._failures.recorded():
-            self._reader = RangeReader(self._kafka)
+        with self.failures.recorded():
+            self._reader = RangeReader(self.kafka)
 
     def teardown(self) -> None:
         if hasattr(self, "_reader"):
             self._reader.close()
 
     def process(self, element: KafkaRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        with self._failures.recorded():
-            lake = open_lake(self._lake)
-            table, counts = read_events(self._reader, element, self._events)
+        with self.failures.recorded():
+            lake = open_lake(self.lake)
+            table, counts = read_events(self._reader, element, self.events)
             kept = lake.forgotten.without_past(table)
             counts[FORGOTTEN] = len(table) - len(kept)
             counts[EVENTS] = len(kept)
@@ -315,8 +300,7 @@ class LandRange(beam.DoFn):
                 "bad": {name.removeprefix(BAD): count for name, count in counts.items() if name.startswith(BAD)},
             }
             lake.write(element.key, kept, record)
-        for name, count in counts.items():
-            Metrics.counter(NAMESPACE, name).inc(count)
+        add_counts(NAMESPACE, counts)
         yield element.key
 
 
@@ -386,10 +370,14 @@ def _run(
     settings: ArchiveSettings, lake: Lake, items: list[KafkaRange], metrics: JobMetrics, *, runner: Runner
 ) -> dict[str, int]:
     failures = Failures(settings.state_folder / "jobs" / "archive")
+    landing = LandRange(settings.kafka, settings.events, settings.lake, failures)
     keys = {item.key for item in items}
     with progress("archive", total=len(items), finished=lambda: lake.manifest.keys() & keys, metrics=metrics):
-        return run_pipeline(
-            lambda pipeline: build(pipeline, items, settings, failures),
+        return run_items(
+            items,
+            landing,
+            of="offset ranges",
+            doing="Land range in the lake",
             runner=runner,
             failures=failures,
             namespace=NAMESPACE,

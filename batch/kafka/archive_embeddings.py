@@ -20,15 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.metrics.metric import Metrics
-from apache_beam.pvalue import PCollection
 
 from spoor.activity.forgotten import ForgottenUsers
 from spoor.activity.lake import Lake
 from spoor.activity.settings import LakeSettings
 from spoor.base.errors import DataError, InfrastructureError, UsageError
 from spoor.base.files import Manifest
-from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.jobs import LOCAL, Failures, Runner, add_counts, run_items
 from spoor.batch.kafka.kafka_source import RangeReader, check_same_topic, gaps, plan_ranges
 from spoor.batch.settings import ArchiveSettings
 from spoor.broker.admin import topic_configs, topic_ids
@@ -140,19 +138,6 @@ def check_compaction_lag(kafka: KafkaSettings) -> None:
             )  # fmt: skip
 
 
-def build(
-    pipeline: beam.Pipeline, items: list[TopicRange], settings: ArchiveSettings, failures: Failures
-) -> PCollection[str]:
-    """The pipeline: one element per offset range, one DoFn that lands it."""
-    landing = LandEmbeddings(settings.kafka, settings.features, settings.lake, failures)
-    return (
-        pipeline
-        | "List offset ranges of embeddings" >> beam.Create(items, reshuffle=False)
-        | "Spread ranges over workers" >> beam.Reshuffle()
-        | "Land range in the offline log" >> beam.ParDo(landing)
-    )
-
-
 def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runner: Runner) -> dict[str, int]:
     """Runs the pipeline; returns its counters."""
     if not items:
@@ -161,8 +146,11 @@ def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runne
         if topic_id is not None:
             _manifest(settings.features, release).add(_TOPIC, {"topic_id": topic_id, "files": [], "rows": 0})
     failures = Failures(settings.state_folder / "jobs" / "archive")
-    return run_pipeline(
-        lambda pipeline: build(pipeline, items, settings, failures),
+    return run_items(
+        items,
+        LandEmbeddings(settings.kafka, settings.features, settings.lake, failures),
+        of="offset ranges of embeddings",
+        doing="Land range in the offline log",
         runner=runner,
         failures=failures,
         namespace=NAMESPACE,
@@ -177,24 +165,24 @@ def land_release(settings: ArchiveSettings, release: str, *, runner: Runner = LO
     return land_embeddings(settings, items, runner=runner).get(EMBEDDING_ROWS, 0)
 
 
+@dataclass(eq=False)
 class LandEmbeddings(beam.DoFn):
     """Reads one TopicRange, writes its rows as one item of the offline log; yields the range's key."""
 
-    def __init__(self, kafka: KafkaSettings, features: FeatureSettings, lake: LakeSettings, failures: Failures) -> None:
-        self._kafka = kafka
-        self._features = features
-        self._lake = lake
-        self._failures = failures
+    kafka: KafkaSettings
+    features: FeatureSettings
+    lake: LakeSettings
+    failures: Failures
 
     def setup(self) -> None:
         # These import Feast: seconds that an archive without rows need not wait.
         from spoor.store.guarded.protobytes import EntityKeys
         from spoor.store.offline import open_offline
 
-        with self._failures.recorded():
-            self._reader = RangeReader(self._kafka)
-            self._offline = open_offline(self._features)
-            self._keys = EntityKeys(self._features.user_join_key, self._features.user_id_type)
+        with self.failures.recorded():
+            self._reader = RangeReader(self.kafka)
+            self._offline = open_offline(self.features)
+            self._keys = EntityKeys(self.features.user_join_key, self.features.user_id_type)
 
     def teardown(self) -> None:
         if hasattr(self, "_reader"):
@@ -203,8 +191,8 @@ class LandEmbeddings(beam.DoFn):
     def process(self, element: TopicRange) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         item = element.range
         rows, counts = [], Counter({EMBEDDING_ROWS: 0, BAD_ROWS: 0, COMPACTED: item.end - item.start})
-        with self._failures.recorded():
-            dimension = read_info(self._features.releases_folder / element.release).dimension
+        with self.failures.recorded():
+            dimension = read_info(self.features.releases_folder / element.release).dimension
             for records in self._reader.read(item):
                 counts[COMPACTED] -= len(records)
                 for record in records:
@@ -217,7 +205,7 @@ class LandEmbeddings(beam.DoFn):
                         _LOG.warning(
                             "%s, partition %d, offset %d: %s", item.topic, item.partition, record.offset, error
                         )
-            rows = _without_past(rows, Lake(self._lake.folder, buckets=self._lake.buckets).forgotten)
+            rows = _without_past(rows, Lake(self.lake.folder, buckets=self.lake.buckets).forgotten)
             counts[EMBEDDING_ROWS] = len(rows)
             if counts[COMPACTED]:
                 _LOG.warning(
@@ -225,8 +213,7 @@ class LandEmbeddings(beam.DoFn):
                     item.topic, item.partition, item.start, item.end - 1, counts[COMPACTED],
                 )  # fmt: skip
             self._offline.write_embeddings(element.release, f"{_PREFIX}{item.key}", rows)
-        for name, count in counts.items():
-            Metrics.counter(NAMESPACE, name).inc(count)
+        add_counts(NAMESPACE, counts)
         yield item.key
 
     def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:

@@ -2,8 +2,7 @@
 
 Work items are user buckets, small ones together. They are read once and travel as slices (Arrow tables of up to
 SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest, by the span of
-users' hashes that it covers. The id derives from what the job computes (the lake's contents, the releases, the times,
-the options) and for which stores, so a run that resumes can only find its own work: what is noted is skipped.
+users' hashes that it covers. What is noted is skipped by a run that resumes.
 
 Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
 the lake's alone, because the store's may hold events from after the as-of time.
@@ -14,49 +13,32 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
-from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
-from spoor.activity.lake import Lake, open_lake
-from spoor.base.errors import UsageError
-from spoor.base.files import Manifest
+from spoor.activity.lake import open_lake
 from spoor.base.locks import exclusive
 from spoor.batch.job_metrics import JobMetrics, gauge
-from spoor.batch.jobs import LOCAL, Failures, Runner, fingerprint, run_pipeline
+from spoor.batch.jobs import LOCAL, Runner, run_pipeline, spread
 from spoor.batch.kafka.publish import publish_left
+from spoor.batch.kafka.retention import iso_time
 from spoor.batch.progress import progress
-from spoor.batch.releases import chosen_releases, left_out, live_names
+from spoor.batch.releases import Releases, choose_releases
 from spoor.batch.settings import BatchSettings
+from spoor.batch.users.backfill_plan import BackfillPlan, Into, backfill_options, plan_backfill
 from spoor.batch.users.backfill_steps import (
-    CHANGED,
-    EMBEDDINGS,
     ENCODE_FAILURES,
-    ITEM_VECTORS,
     NAMESPACE,
-    OFFLINE_ROWS,
-    PUBLISHED,
-    READABLE_ROWS,
-    REFUSED,
+    NOTED,
     ROWS,
-    ROWS_IN_TIME,
-    UNFIT_IDS,
-    BackfillOptions,
     EncodeAndWrite,
     ReadBuckets,
     WriteItems,
-    group_key,
-    items_key,
-    last_time,
-    offline_key,
-    spans_left,
 )
-from spoor.batch.users.histories import bucket_groups, snapshot_times
 from spoor.batch.users.sweep import Swept, sweep
 from spoor.encoder.release.info import read_info, short_histories
 from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
@@ -65,23 +47,6 @@ from spoor.store.offline_stores import warn_of_offline_store
 from spoor.store.online import OnlineStore, open_online
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BackfillPlan:
-    """`groups` of user buckets are still to be done, `finished` items were done by an earlier run of this job."""
-
-    job: str
-    folder: Path
-    options: BackfillOptions
-    lake_items: frozenset[str]  # what the lake holds now; every try reads that, whatever an archive adds meanwhile
-    groups: tuple[tuple[int, ...], ...]
-    item_releases: tuple[str, ...]
-    finished: int
-
-    @property
-    def manifest(self) -> Manifest:
-        return Manifest(self.folder / "manifest")
 
 
 @dataclass(frozen=True)
@@ -147,7 +112,7 @@ class BackfillResult:
         way_out = 'train with `spoor pretrain --until`, or set stream.as_of = "event" for imported events'
         if self.readable_rows < self.offline_rows:
             return (
-                f"{self.readable_rows:,} of {self.offline_rows:,} rows readable before {_moment(self.last_ms)}: "
+                f"{self.readable_rows:,} of {self.offline_rows:,} rows readable before {iso_time(self.last_ms)}: "
                 f"the release was trained through a later time, or the events were appended later; {way_out}"
             )
         return f"{self.rows_in_time:,} of {self.offline_rows:,} rows readable at their snapshot's time; {way_out}"
@@ -156,11 +121,10 @@ class BackfillResult:
 def run_backfill(
     settings: BatchSettings,
     *,
-    releases: Sequence[str] | None = None,
+    releases: Sequence[str] | Releases | None = None,
     as_of_ms: int | None = None,
     snapshots: tuple[int, int, int] | None = None,
-    online: bool = True,
-    offline: bool = True,
+    into: Into = "both",
     publish: bool = True,
     resume: bool = False,
     dry_run: bool = False,
@@ -168,7 +132,8 @@ def run_backfill(
     unwritten: Callable[[Sequence[str]], Sequence[str]] = lambda releases: (),
 ) -> BackfillResult:
     """Backfills `releases` (all live ones by default) with the lake's events before `as_of_ms` (all by default), or
-    with `snapshots` (from, to, every; ms) for the offline log: at each time, who changed since the one before.
+    with `snapshots` (from, to, every; ms) for the offline log: at each time, the users that have changed since the one
+    before. `into`: the stores to write; snapshots need "offline".
 
     A row's created time is the later of its as-of time and the release's trained-through time. `publish` sends rows
     that changed online to the embedding topics. Online, it ends with a sweep of embeddings that are behind their
@@ -177,64 +142,56 @@ def run_backfill(
     """
     started = time.monotonic()
     metrics = JobMetrics(settings.state_folder, "backfill")
-    options = _options(settings, releases, as_of_ms, snapshots, online, offline, publish)
+    found = releases if isinstance(releases, Releases) else choose_releases(settings, releases)
+    options = backfill_options(found.chosen, as_of_ms, snapshots, into, publish=publish)
     infos = [read_info(settings.features.releases_folder / name) for name in options.releases]
     if warning := short_histories(infos, kept=settings.history.max_events):
         _LOG.warning(warning)
     lake = open_lake(settings.lake)
     with exclusive(settings.state_folder / "jobs" / "backfill.lock", job="spoor backfill"):
         ends = lake.ends()
-        plan = plan_backfill(settings, lake, options, resume=resume)
-        _LOG.info("%s: %d work items, %d finished before", plan.job, _todo(plan), plan.finished)
-        counts: dict[str, int] = {}
+        plan = plan_backfill(settings, lake, options, found, resume=resume)
+        _LOG.info("%s: %d work items, %d finished before", plan.job, plan.left, plan.finished)
+        result = BackfillResult(
+            job=plan.job,
+            releases=options.releases,
+            as_of_ms=as_of_ms,
+            snapshots=len(options.snapshots),
+            items=plan.left + plan.finished,
+            skipped=plan.finished,
+            dry_run=dry_run,
+            online=options.online,
+            offline=options.offline,
+            last_ms=options.last_ms,
+            not_applied=found.not_applied,
+        )
+        if dry_run:
+            return replace(result, seconds=time.monotonic() - started)
+        if not resume:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        store = open_online(settings.features) if options.online else None
+        counts = _run(settings, store, plan, metrics, runner=runner)
+        if store is not None and as_of_ms is None:
+            lake.note_backfilled(ends)
+        # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
+        streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
         swept = Swept()
-        store = open_online(settings.features) if options.online and not dry_run else None
-        if not dry_run:
-            if not resume:
-                shutil.rmtree(plan.folder, ignore_errors=True)
-            counts = _run(settings, store, plan, metrics, runner=runner)
-            if store is not None and as_of_ms is None:
-                lake.note_backfilled(ends)
-            # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
-            streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
-            if store is not None and streamed and not counts.get(ENCODE_FAILURES):
-                swept = sweep(settings, store, streamed, publish=options.publish, unwritten=unwritten)
+        if store is not None and streamed and not counts.get(ENCODE_FAILURES):
+            swept = sweep(settings, store, streamed, publish=options.publish, unwritten=unwritten)
     seconds = time.monotonic() - started
-    records = [] if dry_run else list(plan.manifest.records().values())
-
-    def total(name: str) -> int:
-        return sum(record.get(name, 0) for record in records)
-
-    result = BackfillResult(
-        job=plan.job,
-        releases=options.releases,
-        as_of_ms=as_of_ms,
-        snapshots=len(options.snapshots),
-        items=_todo(plan) + plan.finished,
-        skipped=plan.finished,
-        dry_run=dry_run,
-        online=options.online,
-        offline=options.offline,
-        rows=total(ROWS),
-        changed=total(CHANGED),
-        embeddings=total(EMBEDDINGS),
-        refused=total(REFUSED),
-        published=total(PUBLISHED),
-        offline_rows=total(OFFLINE_ROWS),
-        readable_rows=total(READABLE_ROWS),
-        rows_in_time=total(ROWS_IN_TIME),
-        last_ms=last_time(options),
-        item_vectors=total(ITEM_VECTORS),
-        not_applied=() if releases else left_out(settings, options.releases),
-        unfit_ids=total(UNFIT_IDS),
+    totals: Counter[str] = Counter()
+    for record in plan.manifest.records().values():
+        totals.update(record)
+    result = replace(
+        result,
+        **{name: totals[name] for name in NOTED},
         swept=swept.users,
         encode_failures=counts.get(ENCODE_FAILURES, 0) + swept.encode_failures,
         unwritten=swept.unwritten,
         seconds=seconds,
         users_per_second=counts.get(ROWS, 0) / seconds,
     )
-    if not dry_run:
-        metrics.ended(*figures(result))
+    metrics.ended(*figures(result))
     return result
 
 
@@ -249,129 +206,44 @@ def figures(result: BackfillResult) -> list[Metric]:
     ]
 
 
-def plan_backfill(settings: BatchSettings, lake: Lake, options: BackfillOptions, *, resume: bool) -> BackfillPlan:
-    """Which work items are to be done; with `resume`, without those that the manifest holds."""
-    described = [asdict(read_info(settings.features.releases_folder / name)) for name in _written(settings, options)]
-    groups, archived = bucket_groups(lake), lake.manifest.records()
-    stores = settings.features.feature_repo / "feature_store.yaml"
-    identity = (
-        groups,
-        archived,
-        described,
-        asdict(options),
-        asdict(settings.history),
-        asdict(settings.features),
-        stores.read_text(encoding="utf-8", errors="replace") if stores.is_file() else "",
-        settings.stream.as_of,
-        "slices by hash",  # nothing is resumed that an earlier version began: it cut them otherwise
-    )
-    job = f"backfill-{fingerprint(*identity)}"
-    folder = settings.state_folder / "jobs" / job
-    noted = set(Manifest(folder / "manifest").records()) if resume else set()
-    items = options.releases
-    todo = tuple(group for group in groups if spans_left(group, options, noted))
-    todo_items = tuple(release for release in items if items_key(release) not in noted)
-    finished = len(groups) - len(todo) + len(items) - len(todo_items)
-    return BackfillPlan(job, folder, options, frozenset(archived), todo, todo_items, finished)
-
-
-def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> PCollection[str]:
+def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> object:
     """The pipeline: user buckets → slices of histories → written; and one element per release's item vectors."""
-    failures = Failures(plan.folder)
-    options = plan.options
-    written = _written(settings, options)
     if plan.item_releases:
         _ = (
             pipeline
             | "List releases" >> beam.Create(plan.item_releases, reshuffle=False)
-            | "Write item vectors" >> beam.ParDo(WriteItems(settings, options, plan.manifest, failures))
+            | "Write item vectors" >> beam.ParDo(WriteItems(settings.features, settings.kernels, plan))
         )
+    reading = ReadBuckets(settings.lake, settings.history.max_events, settings.stream.as_of, plan)
     return (
-        pipeline
-        | "List user buckets" >> beam.Create(plan.groups, reshuffle=False)
-        | "Spread buckets over workers" >> beam.Reshuffle()
-        | "Read histories of buckets"
-        >> beam.ParDo(ReadBuckets(settings, options, plan.lake_items, plan.manifest, failures))
-        | "Encode and write histories"
-        >> beam.ParDo(EncodeAndWrite(settings, options, written, plan.job, plan.manifest, failures))
+        spread(pipeline, plan.groups, "user buckets")
+        | "Read histories of buckets" >> beam.ParDo(reading)
+        | "Encode and write histories" >> beam.ParDo(EncodeAndWrite(settings, plan))
     )
-
-
-def _options(
-    settings: BatchSettings,
-    releases: Sequence[str] | None,
-    as_of_ms: int | None,
-    snapshots: tuple[int, int, int] | None,
-    online: bool,
-    offline: bool,
-    publish: bool,
-) -> BackfillOptions:
-    if not (online or offline):
-        raise UsageError(
-            "snapshots go to the offline log, and only the online store is to be written"
-            if snapshots is not None
-            else "a backfill of neither store",
-            hint="leave out --into, or the snapshots",
-        )
-    times: list[int] = []
-    if snapshots is not None:
-        if online or as_of_ms is not None:
-            raise UsageError(
-                "snapshots go to the offline log alone, each with its own as-of time",
-                hint="use `--into offline` and leave --as-of out",
-            )
-        if snapshots[2] <= 0:
-            raise UsageError(f"snapshots {snapshots[2]} ms apart", hint="set --every to an hour or more")
-        times = snapshot_times(*snapshots)
-        if not times:
-            raise UsageError(
-                f"snapshots from {_moment(snapshots[0])} to {_moment(snapshots[1])}: the end lies before the start",
-                hint="exchange --from and --to",
-            )
-    chosen = tuple(chosen_releases(settings, releases))
-    return BackfillOptions(chosen, as_of_ms, tuple(times), online, offline, publish and online)
-
-
-def _written(settings: BatchSettings, options: BackfillOptions) -> list[str]:
-    """The releases whose encoders the job loads: online, a history changes together with every live embedding."""
-    return sorted({*options.releases, *(live_names(settings) if options.online else ())})
-
-
-def _moment(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
-
-
-def _todo(plan: BackfillPlan) -> int:
-    return len(plan.groups) + len(plan.item_releases)
 
 
 def _run(
     settings: BatchSettings, store: OnlineStore | None, plan: BackfillPlan, metrics: JobMetrics, *, runner: Runner
 ) -> dict[str, int]:
+    publishes = store if plan.options.publish else None
     if store is not None:
-        store.check(_written(settings, plan.options))
+        store.check(plan.written)
         store.require_durable()
-        if plan.options.publish:
-            publish_left(settings, store, live_names(settings))
-    if not _todo(plan):
+    if publishes is not None:
+        publish_left(settings, publishes, plan.written)
+    if not plan.left:
         return {}
     if plan.options.offline and store is not None:
         warn_of_offline_store(store.feast.config)
-
-    def finished() -> set[str]:
-        noted = plan.manifest.keys()
-        groups = {f"buckets {group_key(group)}" for group in plan.groups if not spans_left(group, plan.options, noted)}
-        return groups | {key for key in map(items_key, plan.item_releases) if key in noted}
-
-    with progress("backfill", total=_todo(plan), finished=finished, metrics=metrics):
+    with progress("backfill", total=plan.left, finished=plan.finished_items, metrics=metrics):
         counts = run_pipeline(
             lambda pipeline: build(pipeline, settings, plan),
             runner=runner,
-            failures=Failures(plan.folder),
+            failures=plan.failures,
             namespace=NAMESPACE,
         )
-    if store is not None and plan.options.publish:
-        publish_left(settings, store, live_names(settings))  # a runner may have lost a try
+    if publishes is not None:
+        publish_left(settings, publishes, plan.written)  # a runner may have lost a try
     if plan.options.offline and not counts.get(ENCODE_FAILURES):
         _remove_replaced(settings, plan)
     return counts
@@ -380,7 +252,7 @@ def _run(
 def _remove_replaced(settings: BatchSettings, plan: BackfillPlan) -> None:
     """An earlier job of the same times may have cut its slices elsewhere: what this one did not replace goes."""
     offline = open_offline(settings.features)
-    prefix = f"{offline_key(plan.options, plan.job)}-"
+    prefix = f"{plan.offline_key}-"
     written = {f"{prefix}{key}" for key in plan.manifest.records()}
 
     def left(view: str) -> list[str]:

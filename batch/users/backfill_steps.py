@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.metrics.metric import Metrics
 
 from spoor.activity.fields import is_of_type
 from spoor.activity.history import equal_rows
 from spoor.activity.lake import open_lake
 from spoor.activity.packing import pack
-from spoor.base.files import Manifest
-from spoor.batch.jobs import Failures
-from spoor.batch.kafka.kafka_source import gaps
+from spoor.activity.settings import LakeSettings
+from spoor.batch.jobs import add_counts
 from spoor.batch.kafka.publish import Journal, Note, Publisher, open_publisher
 from spoor.batch.releases import encoders
 from spoor.batch.settings import BatchSettings
+from spoor.batch.users.backfill_plan import BackfillPlan, items_key, slice_key, spans_left
 from spoor.batch.users.histories import (
-    PLACES,
     SLICE_USERS,
     Span,
     UserBatch,
@@ -35,6 +34,8 @@ from spoor.batch.users.histories import (
     newest_slices,
     snapshot_slices,
 )
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.kernels.settings import KernelSettings
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online
 from spoor.store.rows import EmbeddingRow, UserWrite
@@ -52,21 +53,12 @@ READABLE_ROWS = "readable_rows"  # of these, known at the job's last time
 ROWS_IN_TIME = "rows_in_time"  # of these, known at their own snapshot's time
 ITEM_VECTORS = "item_vectors"
 UNFIT_IDS = "unfit_ids"  # users and items of the lake that Feast's entities cannot hold: left out
+NOTED = (
+    ROWS, CHANGED, EMBEDDINGS, REFUSED, PUBLISHED, OFFLINE_ROWS, READABLE_ROWS, ROWS_IN_TIME, ITEM_VECTORS, UNFIT_IDS,
+)  # fmt: skip
 ENCODE_FAILURES = "encode_failures"  # embeddings that could not be computed; their slice is not noted as done
 _LOG = logging.getLogger(__name__)
 NOT_STORED = 0  # revision of a row that was computed from the lake and is not the store's
-
-
-@dataclass(frozen=True)
-class BackfillOptions:
-    """What a job computes and where it puts it; part of its id."""
-
-    releases: tuple[str, ...]  # offline rows and item vectors; online, every live release is kept whole
-    as_of_ms: int | None  # events before this; None = every event of the lake
-    snapshots: tuple[int, ...]  # times in ms, ascending; empty = one state
-    online: bool
-    offline: bool
-    publish: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,56 +69,24 @@ class Slice:
     table: pa.Table
 
 
-def items_key(release: str) -> str:
-    """The work item of a release's item vectors."""
-    return f"items-{release}"
-
-
-def group_key(buckets: Sequence[int]) -> str:
-    """The work item of a group of user buckets."""
-    return f"b{buckets[0]:02d}"
-
-
-def slice_key(buckets: Sequence[int], span: Span) -> str:
-    """The manifest's key of a slice of a group."""
-    return f"{group_key(buckets)}-{span[0]:012x}-{span[1]:012x}"
-
-
-def spans_left(buckets: Sequence[int], options: BackfillOptions, noted: Collection[str]) -> list[Span]:
-    """The places of the group that no slice among the manifest's keys covers; none when the group is finished."""
-    prefix = f"{group_key(buckets)}-"
-    covered = [key.removeprefix(prefix).split("-") for key in noted if key.startswith(prefix)]
-    spans = sorted((int(start, 16), int(end, 16)) for start, end in covered)
-    return gaps(spans, begin=0, high=PLACES * max(len(options.snapshots), 1))
-
-
+@dataclass(eq=False)
 class ReadBuckets(beam.DoFn):
     """Group of user buckets → the histories in slices that the manifest does not cover, of the lake's items at the
-    start. Who comes or goes between two tries of a job, by a forget or an archive, moves nobody else."""
+    start. Users who come or go between two tries of a job, by a forget or an archive, move no other user."""
 
-    def __init__(
-        self,
-        settings: BatchSettings,
-        options: BackfillOptions,
-        lake_items: Collection[str],
-        manifest: Manifest,
-        failures: Failures,
-        *,
-        slice_users: int = SLICE_USERS,
-    ) -> None:
-        self._settings = settings
-        self._options = options
-        self._lake_items = lake_items
-        self._manifest = manifest
-        self._failures = failures
-        self._slice_users = slice_users
+    lake: LakeSettings
+    max_events: int
+    as_of: Literal["append", "event"]
+    plan: BackfillPlan
+    slice_users: int = field(default=SLICE_USERS, kw_only=True)
 
     def process(self, element: tuple[int, ...]) -> Iterator[Slice]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        with self._failures.recorded():
-            spans = spans_left(element, self._options, self._manifest.keys())
+        failures = self.plan.failures
+        with failures.recorded():
+            spans = spans_left(element, self.plan.options, self.plan.manifest.keys())
             slices = self._slices(element, spans) if spans else iter(())
         while True:
-            with self._failures.recorded():
+            with failures.recorded():
                 following = next(slices, None)
             if following is None:
                 return
@@ -134,58 +94,44 @@ class ReadBuckets(beam.DoFn):
             yield Slice(slice_key(element, span), batch.to_arrow())
 
     def _slices(self, buckets: tuple[int, ...], spans: list[Span]) -> Iterator[tuple[Span, UserBatch]]:
-        lake, options = open_lake(self._settings.lake, items=self._lake_items), self._options
-        max_events, as_of = self._settings.history.max_events, self._settings.stream.as_of
+        lake, options = open_lake(self.lake, items=self.plan.lake_items), self.plan.options
         if options.snapshots:
             return snapshot_slices(
                 lake,
                 buckets,
                 spans,
                 times_ms=options.snapshots,
-                max_events=max_events,
-                as_of=as_of,
-                slice_users=self._slice_users,
+                max_events=self.max_events,
+                as_of=self.as_of,
+                slice_users=self.slice_users,
             )
-        batch = newest_histories(lake, buckets, max_events=max_events, to_ms=options.as_of_ms, as_of=as_of)
-        return newest_slices(batch, spans, slice_users=self._slice_users)
+        batch = newest_histories(lake, buckets, max_events=self.max_events, to_ms=options.as_of_ms, as_of=self.as_of)
+        return newest_slices(batch, spans, slice_users=self.slice_users)
 
 
+@dataclass(eq=False)
 class EncodeAndWrite(beam.DoFn):
     """Slice → online store, embedding topics, offline log, manifest. Yields the slice's key; one that the manifest
     already holds is passed over."""
 
-    def __init__(
-        self,
-        settings: BatchSettings,
-        options: BackfillOptions,
-        written: Sequence[str],
-        job: str,
-        manifest: Manifest,
-        failures: Failures,
-    ) -> None:
-        """`written`: the releases to encode with; all live ones where the job writes online."""
-        self._settings = settings
-        self._options = options
-        self._written = list(written)
-        self._job = job
-        self._manifest = manifest
-        self._failures = failures
+    settings: BatchSettings
+    plan: BackfillPlan
 
     def setup(self) -> None:
-        with self._failures.recorded():
-            self._encoders = encoders(self._settings, self._written)
-            self._lake = open_lake(self._settings.lake)
-            self._offline = open_offline(self._settings.features)
-            self._journal = Journal(self._settings.state_folder / "jobs" / "unpublished")
+        with self.plan.failures.recorded():
+            self._encoders = encoders(self.settings.features, self.settings.kernels, self.plan.written)
+            self._lake = open_lake(self.settings.lake)
+            self._offline = open_offline(self.settings.features)
+            self._journal = Journal(self.settings.state_folder / "jobs" / "unpublished")
             self._publisher = None
             self._started_ms = 0
-            if self._options.online:
-                online = open_online(self._settings.features)
+            if self.plan.options.online:
+                online = open_online(self.settings.features)
                 self._writer = GuardedWriter(
-                    online, list(self._encoders.values()), history=self._settings.history, now_ms=self._now_ms
+                    online, list(self._encoders.values()), history=self.settings.history, now_ms=self._now_ms
                 )
-                if self._options.publish:
-                    self._publisher = open_publisher(self._settings.kafka, online, self._written)
+                if self.plan.options.publish:
+                    self._publisher = open_publisher(self.settings.kafka, online, self.plan.written)
 
     def teardown(self) -> None:
         publisher: Publisher | None = getattr(self, "_publisher", None)
@@ -193,23 +139,22 @@ class EncodeAndWrite(beam.DoFn):
             publisher.close()
 
     def process(self, element: Slice) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if self._manifest.get(element.key) is not None:
+        if self.plan.manifest.get(element.key) is not None:
             return
-        with self._failures.recorded():
+        with self.plan.failures.recorded():
             whole = UserBatch.from_arrow(element.table)
-            batch = whole.of_type(self._settings.features.user_id_type)
+            batch = whole.of_type(self.settings.features.user_id_type)
             unfit = len(whole.user_ids) - len(batch.user_ids)
             if unfit:
                 _LOG.warning("%d users of the lake have ids that are no int64: they get no rows", unfit)
             batch = self._without_past(batch)
             counts = {ROWS: len(batch.user_ids), UNFIT_IDS: unfit}
-            result = self._write_online(batch, counts) if self._options.online else None
-            if self._options.offline and not counts.get(ENCODE_FAILURES):
+            result = self._write_online(batch, counts) if self.plan.options.online else None
+            if self.plan.options.offline and not counts.get(ENCODE_FAILURES):
                 self._write_offline(element.key, batch, result, counts)
             if not counts.get(ENCODE_FAILURES):
-                self._manifest.add(element.key, counts)
-        for name, count in counts.items():
-            Metrics.counter(NAMESPACE, name).inc(count)
+                self.plan.manifest.add(element.key, counts)
+        add_counts(NAMESPACE, counts)
         yield element.key
 
     def _without_past(self, batch: UserBatch) -> UserBatch:
@@ -220,7 +165,7 @@ class EncodeAndWrite(beam.DoFn):
         return UserBatch(batch.user_ids, histories, batch.as_of_ms).take(left)
 
     def _write_online(self, batch: UserBatch, counts: dict[str, int]) -> UpdateResult:
-        with self._journal.noted(batch.user_ids) if self._options.publish else nullcontext() as note:
+        with self._journal.noted(batch.user_ids) if self.plan.options.publish else nullcontext() as note:
             return self._write_noted(batch, counts, note)
 
     def _write_noted(self, batch: UserBatch, counts: dict[str, int], note: Note | None) -> UpdateResult:
@@ -250,11 +195,11 @@ class EncodeAndWrite(beam.DoFn):
         return max(_wall_ms(), self._started_ms)
 
     def _write_offline(self, key: str, batch: UserBatch, result: UpdateResult | None, counts: dict[str, int]) -> None:
-        item = f"{offline_key(self._options, self._job)}-{key}"
+        options, item = self.plan.options, f"{self.plan.offline_key}-{key}"
         self._offline.write_histories(item, list(_history_writes(batch, result)))
-        times, last = self._options.snapshots, last_time(self._options)
+        times, last = options.snapshots, options.last_ms
         counts |= {OFFLINE_ROWS: 0, READABLE_ROWS: 0, ROWS_IN_TIME: 0}
-        for release in self._options.releases:
+        for release in options.releases:
             embeddings = embedding_rows(batch, self._encoders[release], result)
             self._offline.write_embeddings(release, item, embeddings)
             created = np.array([row.created_ms for row in embeddings], np.int64)
@@ -264,48 +209,30 @@ class EncodeAndWrite(beam.DoFn):
             counts[ROWS_IN_TIME] += int(in_time.sum() if times or last is None else (created <= last).sum())
 
 
+@dataclass(eq=False)
 class WriteItems(beam.DoFn):
     """Release → the vectors of the items it knows, into its item view and the offline log; yields the work item's
     key."""
 
-    def __init__(
-        self, settings: BatchSettings, options: BackfillOptions, manifest: Manifest, failures: Failures
-    ) -> None:
-        self._settings = settings
-        self._options = options
-        self._manifest = manifest
-        self._failures = failures
+    features: FeatureSettings
+    kernels: KernelSettings
+    plan: BackfillPlan
 
     def process(self, element: str) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        with self._failures.recorded():
-            encoder = encoders(self._settings, [element])[element]
-            features = self._settings.features
-            fit = [n for n, item in enumerate(encoder.item_ids) if is_of_type(item, features.item_id_type)]
+        with self.plan.failures.recorded():
+            encoder = encoders(self.features, self.kernels, [element])[element]
+            fit = [n for n, item in enumerate(encoder.item_ids) if is_of_type(item, self.features.item_id_type)]
             if unfit := len(encoder.item_ids) - len(fit):
                 _LOG.warning("%d items of release %s have ids that are no int64: they get no vector", unfit, element)
             item_ids, vectors = [encoder.item_ids[n] for n in fit], encoder.item_vectors(encoder.item_hashes[fit])
             created_ms = encoder.trained_through_ms
-            if self._options.online:
-                open_online(features).write_items(element, item_ids, vectors, created_ms)
-            if self._options.offline:
-                open_offline(features).write_items(element, items_key(element), item_ids, vectors, created_ms)
-            self._manifest.add(items_key(element), {ITEM_VECTORS: len(vectors), UNFIT_IDS: unfit})
-        Metrics.counter(NAMESPACE, ITEM_VECTORS).inc(len(vectors))
+            if self.plan.options.online:
+                open_online(self.features).write_items(element, item_ids, vectors, created_ms)
+            if self.plan.options.offline:
+                open_offline(self.features).write_items(element, items_key(element), item_ids, vectors, created_ms)
+            self.plan.manifest.add(items_key(element), {ITEM_VECTORS: len(vectors), UNFIT_IDS: unfit})
+        add_counts(NAMESPACE, {ITEM_VECTORS: len(vectors)})
         yield items_key(element)
-
-
-def last_time(options: BackfillOptions) -> int | None:
-    """The newest time of the past that the job computes; None for one that computes the present."""
-    return options.snapshots[-1] if options.snapshots else options.as_of_ms
-
-
-def offline_key(options: BackfillOptions, job: str) -> str:
-    """The first part of the names of a job's offline files. Times that are given stand for themselves, so a later job
-    with the same times replaces the rows; a backfill of the present adds its own beside those of earlier days."""
-    if options.snapshots:
-        first, last = options.snapshots[0], options.snapshots[-1]
-        return f"snapshots-{first}-{last}-{len(options.snapshots)}"
-    return job if options.as_of_ms is None else f"as-of-{options.as_of_ms}"
 
 
 def embedding_rows(batch: UserBatch, encoder: Encoder, result: UpdateResult | None) -> list[EmbeddingRow]:

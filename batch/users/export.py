@@ -30,19 +30,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.pvalue import PCollection
 
 from spoor.activity.lake import Lake, open_lake
 from spoor.base.errors import UsageError
 from spoor.base.files import Manifest, atomic_path, atomic_write, replace_folder, restore_folder, writing
 from spoor.base.locks import exclusive
-from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_items
 from spoor.batch.progress import progress
-from spoor.batch.releases import chosen_releases, encoders
+from spoor.batch.releases import choose_releases, encoders
 from spoor.batch.settings import BatchSettings
 from spoor.batch.users.histories import SLICE_USERS
 from spoor.batch.users.listing import list_users, listed_users, listing_folder, require_run
 from spoor.encoder.release.info import read_info
+from spoor.feature_repo.settings import FeatureSettings
+from spoor.kernels.settings import KernelSettings
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.rows import EmbeddingRow
 
@@ -101,7 +102,7 @@ def run_export(
     release), InfrastructureError (store, disk, or another export running).
     """
     started = time.monotonic()
-    chosen = chosen_releases(settings, releases)
+    chosen = choose_releases(settings, releases).chosen
     to = Path(os.path.realpath(to)) if to.is_symlink() else to.absolute()
     check_target(to, overwrite=overwrite)
     with (
@@ -168,54 +169,33 @@ def _is_summary(path: Path) -> bool:
     return isinstance(content, dict) and {"exported_at", "releases"} <= content.keys()
 
 
-def build(
-    pipeline: beam.Pipeline,
-    settings: BatchSettings,
-    items: list[ExportItem],
-    *,
-    releases: list[str],
-    work: Path,
-    target: Path,
-    failures: Failures,
-) -> PCollection[str]:
-    """The pipeline: one element per bucket of users and per release's items, a record per element in work/manifest."""
-    return (
-        pipeline
-        | "List work items" >> beam.Create(items, reshuffle=False)
-        | "Spread work items over workers" >> beam.Reshuffle()
-        | "Write vectors to Parquet" >> beam.ParDo(WriteVectors(settings, releases, work, target, failures))
-    )
-
-
+@dataclass(eq=False)
 class WriteVectors(beam.DoFn):
     """ExportItem → its Parquet files, and what they hold in work/manifest; yields the item's key."""
 
-    def __init__(
-        self, settings: BatchSettings, releases: list[str], work: Path, target: Path, failures: Failures
-    ) -> None:
-        self._settings = settings
-        self._releases = releases
-        self._work = work
-        self._target = target
-        self._failures = failures
+    features: FeatureSettings
+    kernels: KernelSettings
+    releases: Sequence[str]
+    work: Path
+    target: Path
 
     def setup(self) -> None:
-        with self._failures.recorded():
-            self._online = open_online(self._settings.features)
+        with Failures(self.work).recorded():
+            self._online = open_online(self.features)
 
     def process(self, element: ExportItem) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        with self._failures.recorded():
-            require_run(self._work)
+        with Failures(self.work).recorded():
+            require_run(self.work)
             record = self._items(element.release) if element.release else self._users(element)
-            require_run(self._work)
-            Manifest(self._work / "manifest").add(element.key, record)
+            require_run(self.work)
+            Manifest(self.work / "manifest").add(element.key, record)
         yield element.key
 
     def _users(self, item: ExportItem) -> dict[str, object]:
-        users = listed_users(self._work / "users", item.bucket)
+        users = listed_users(self.work / "users", item.bucket)
         counts: dict[str, int] = {}
-        for release in self._releases:
-            folder = self._target / "users" / release
+        for release in self.releases:
+            folder = self.target / "users" / release
             tables = self._embeddings(release, users)
             counts[release] = write_parts(folder, f"{item.key}-", tables)
         return {"users": counts, "missing": len(users) * len(counts) - sum(counts.values())}
@@ -227,7 +207,7 @@ class WriteVectors(beam.DoFn):
             yield user_table([row for row in rows if row is not None], dimension)
 
     def _items(self, release: str) -> dict[str, object]:
-        encoder = encoders(self._settings, [release])[release]
+        encoder = encoders(self.features, self.kernels, [release])[release]
 
         def tables() -> Iterator[pa.Table]:
             for start in range(0, len(encoder.item_ids), SLICE_USERS):
@@ -235,7 +215,7 @@ class WriteVectors(beam.DoFn):
                 vectors = encoder.item_vectors(encoder.item_hashes[part])
                 yield item_table(encoder.item_ids[part], vectors, release)
 
-        return {"items": {release: write_parts(self._target / "items" / release, "", tables())}}
+        return {"items": {release: write_parts(self.target / "items" / release, "", tables())}}
 
 
 def write_parts(folder: Path, prefix: str, tables: Iterator[pa.Table], *, part_rows: int = PART_ROWS) -> int:
@@ -306,24 +286,31 @@ def _planned(settings: BatchSettings, release: str, what: What) -> ExportedRelea
 
 
 def _run(
-    settings: BatchSettings, items: list[ExportItem], releases: list[str], *, work: Path, target: Path, runner: Runner
+    settings: BatchSettings,
+    items: list[ExportItem],
+    releases: Sequence[str],
+    *,
+    work: Path,
+    target: Path,
+    runner: Runner,
 ) -> list[dict]:
-    manifest, failures = Manifest(work / "manifest"), Failures(work)
+    manifest = Manifest(work / "manifest")
     if items:
         with progress("export", total=len(items), finished=manifest.keys):
-            run_pipeline(
-                lambda pipeline: build(
-                    pipeline, settings, items, releases=releases, work=work, target=target, failures=failures
-                ),
+            run_items(
+                items,
+                WriteVectors(settings.features, settings.kernels, releases, work, target),
+                of="work items",
+                doing="Write vectors to Parquet",
                 runner=runner,
-                failures=failures,
+                failures=Failures(work),
                 namespace=NAMESPACE,
             )
     return list(manifest.records().values())
 
 
 def _result(
-    records: list[dict], to: Path, what: What, listed: int, releases: list[str], settings: BatchSettings
+    records: list[dict], to: Path, what: What, listed: int, releases: Sequence[str], settings: BatchSettings
 ) -> ExportResult:
     def total(kind: str, release: str) -> int:
         return sum(record.get(kind, {}).get(release, 0) for record in records)

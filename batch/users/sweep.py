@@ -101,7 +101,9 @@ class _Writing:
     def __init__(
         self, settings: BatchSettings, online: OnlineStore, releases: Sequence[str], stack: ExitStack, *, publish: bool
     ) -> None:
-        self._writer = GuardedWriter(online, list(encoders(settings, releases).values()), history=settings.history)
+        self._writer = GuardedWriter(
+            online, list(encoders(settings.features, settings.kernels, releases).values()), history=settings.history
+        )
         self._journal = Journal(settings.state_folder / "jobs" / "unpublished") if publish else None
         self._publisher = open_publisher(settings.kafka, online, releases) if publish else None
         if self._publisher is not None:

@@ -14,10 +14,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import apache_beam as beam
-from apache_beam.pvalue import PCollection
 from prometheus_client.metrics_core import Metric
 
 from spoor.activity.lake import Lake, open_lake
@@ -25,11 +22,11 @@ from spoor.base.errors import SpoorError
 from spoor.base.files import Manifest
 from spoor.base.locks import exclusive
 from spoor.batch.job_metrics import JobMetrics, gauge, gauges
-from spoor.batch.jobs import LOCAL, Failures, Runner, run_pipeline
+from spoor.batch.jobs import LOCAL, Failures, Runner, run_items
 from spoor.batch.kafka.kafka_source import RangeReader, gaps
 from spoor.batch.kafka.publish import publish_left
 from spoor.batch.progress import progress
-from spoor.batch.releases import chosen_releases, left_out
+from spoor.batch.releases import choose_releases
 from spoor.batch.settings import BatchSettings
 from spoor.batch.users.histories import bucket_groups
 from spoor.batch.users.listing import list_users, listing_folder
@@ -94,7 +91,8 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
     """
     started = time.monotonic()
     metrics = JobMetrics(settings.state_folder, "verify")
-    releases = chosen_releases(settings, None)
+    found = choose_releases(settings, None)
+    releases = found.chosen
     lake = open_lake(settings.lake)
     jobs = settings.state_folder / "jobs"
     with (
@@ -110,22 +108,22 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
         groups = bucket_groups(lake)
         groups += [(bucket,) for bucket in listing if not any(bucket in group for group in groups)]
         reports = Manifest(folder / "manifest")
-        failures = Failures(folder)
         with progress("verify", total=len(groups), finished=reports.keys, metrics=metrics):
-            run_pipeline(
-                lambda pipeline: build(
-                    pipeline, settings, groups, releases=releases, folder=folder, repair=repair, failures=failures
-                ),
+            run_items(
+                groups,
+                VerifyBuckets(settings, releases, folder, repair=repair),
+                of="user buckets",
+                doing="Compare buckets with the store",
                 runner=runner,
-                failures=failures,
+                failures=Failures(folder),
                 namespace=NAMESPACE,
             )
         if repair:
             publish_left(settings, online, releases)  # a runner may have lost a try
         lag = unarchived(settings, lake)
         result = replace(
-            _result(reports, tuple(releases), lag, time.monotonic() - started),
-            not_applied=left_out(settings, releases),
+            _result(reports, releases, lag, time.monotonic() - started),
+            not_applied=found.not_applied,
             lake_events=sum(record["rows"] for record in lake.manifest.records().values()),
             repair=repair,
         )
@@ -148,26 +146,6 @@ def figures(result: VerifyResult) -> list[Metric]:
     ]
 
 
-def build(
-    pipeline: beam.Pipeline,
-    settings: BatchSettings,
-    groups: list[tuple[int, ...]],
-    *,
-    releases: list[str],
-    folder: Path,
-    repair: bool,
-    failures: Failures,
-) -> PCollection[str]:
-    """The pipeline: one element per group of user buckets, one report per element in folder/manifest."""
-    comparing = VerifyBuckets(settings, releases, folder, failures, repair=repair)
-    return (
-        pipeline
-        | "List user buckets" >> beam.Create(groups, reshuffle=False)
-        | "Spread buckets over workers" >> beam.Reshuffle()
-        | "Compare buckets with the store" >> beam.ParDo(comparing)
-    )
-
-
 def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
     """Records per partition that Kafka has and the lake has not; None, after a warning, if Kafka is not there."""
     try:
@@ -183,23 +161,17 @@ def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
 
 
 def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | None, seconds: float) -> VerifyResult:
-    found: Counter[str] = Counter()
-    remaining: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("found", "remaining", "rows", "stale")}
+    totals: Counter[str] = Counter()
     examples: list[Difference] = []
-    rows: Counter[str] = Counter()
-    stale: Counter[str] = Counter()
-    users = outdated = unfit_ids = 0
     for report in reports.records().values():
-        users += report["users"]
-        unfit_ids += report["unfit_ids"]
-        outdated += report["outdated"]
-        found.update(report["found"])
-        remaining.update(report["remaining"])
-        rows.update(report["rows"])
-        stale.update(report["stale"])
+        totals.update({name: report[name] for name in ("users", "unfit_ids", "outdated")})
+        for name, counter in counts.items():
+            counter.update(report[name])
         examples += [Difference(**example) for example in report["examples"]]
+    found, remaining = counts["found"], counts["remaining"]
     return VerifyResult(
-        users=users,
+        users=totals["users"],
         differences=found.total(),
         kinds={kind: found[kind] for kind in KINDS},
         examples=examples[:MAX_EXAMPLES],
@@ -209,8 +181,8 @@ def _result(reports: Manifest, releases: tuple[str, ...], lag: dict[int, int] | 
         lag=lag,
         seconds=seconds,
         remaining_kinds={kind: remaining[kind] for kind in KINDS},
-        rows={release: rows[release] for release in releases},
-        stale_rows={release: stale[release] for release in releases},
-        outdated=outdated,
-        unfit_ids=unfit_ids,
+        rows={release: counts["rows"][release] for release in releases},
+        stale_rows={release: counts["stale"][release] for release in releases},
+        outdated=totals["outdated"],
+        unfit_ids=totals["unfit_ids"],
     )

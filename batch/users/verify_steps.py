@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
-from apache_beam.metrics.metric import Metrics
 
 from spoor.activity.history import Histories, Values, concat, not_among, same_events
 from spoor.activity.lake import open_lake
 from spoor.activity.packing import unpack_readable
 from spoor.base.files import Manifest
 from spoor.base.numbers import number_text
-from spoor.batch.jobs import Failures
+from spoor.batch.jobs import Failures, add_counts
 from spoor.batch.kafka.publish import Journal, Publisher, open_publisher
 from spoor.batch.releases import encoders
 from spoor.batch.settings import BatchSettings
@@ -66,25 +65,22 @@ class Compared:
         return {difference.user_id for difference in self.differences}.union(self.outdated)
 
 
+@dataclass(eq=False)
 class VerifyBuckets(beam.DoFn):
     """Group of user buckets → a report in folder/manifest; yields its key."""
 
-    def __init__(
-        self, settings: BatchSettings, releases: Sequence[str], folder: Path, failures: Failures, *, repair: bool
-    ) -> None:
-        self._settings = settings
-        self._releases = list(releases)
-        self._folder = folder
-        self._failures = failures
-        self._repair = repair
+    settings: BatchSettings
+    releases: Sequence[str]
+    folder: Path
+    repair: bool = field(kw_only=True)
 
     def setup(self) -> None:
-        with self._failures.recorded():
-            self._online = open_online(self._settings.features)
-            self._encoders = encoders(self._settings, self._releases)
+        with Failures(self.folder).recorded():
+            self._online = open_online(self.settings.features)
+            self._encoders = encoders(self.settings.features, self.settings.kernels, self.releases)
             self._mender: Mender | None = None
-            if self._repair:
-                self._mender = Mender(self._settings, self._online, list(self._encoders.values()))
+            if self.repair:
+                self._mender = Mender(self.settings, self._online, list(self._encoders.values()))
 
     def teardown(self) -> None:
         mender: Mender | None = getattr(self, "_mender", None)
@@ -93,15 +89,15 @@ class VerifyBuckets(beam.DoFn):
 
     def process(self, element: tuple[int, ...]) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         key = f"buckets-{element[0]:02d}"
-        if Manifest(self._folder / "manifest").get(key) is not None:  # by a try that the runner lost
+        if Manifest(self.folder / "manifest").get(key) is not None:  # by a try that the runner lost
             return
-        with self._failures.recorded():
-            require_run(self._folder)
+        with Failures(self.folder).recorded():
+            require_run(self.folder)
             found: list[Difference] = []
             remaining: list[Difference] = []
-            users, outdated, stored = 0, 0, Counter(dict.fromkeys(self._releases, 0))
+            users, outdated, stored = 0, 0, Counter(dict.fromkeys(self.releases, 0))
             whole = self._lake_histories(element)
-            lake = whole.of_type(self._settings.features.user_id_type)
+            lake = whole.of_type(self.settings.features.user_id_type)
             for batch, in_lake in self._slices(element, lake):
                 users += len(batch.user_ids)
                 compared = self._compare(batch, in_lake)
@@ -124,21 +120,20 @@ class VerifyBuckets(beam.DoFn):
                 "stale": Counter(each.release for each in remaining if each.kind == REVISION_BEHIND),
                 "examples": [asdict(difference) for difference in found[:MAX_EXAMPLES]],
             }
-            require_run(self._folder)
-            Manifest(self._folder / "manifest").add(key, report)
-        Metrics.counter(NAMESPACE, USERS).inc(users)
-        Metrics.counter(NAMESPACE, DIFFERENCES).inc(len(found))
+            require_run(self.folder)
+            Manifest(self.folder / "manifest").add(key, report)
+        add_counts(NAMESPACE, {USERS: users, DIFFERENCES: len(found)})
         yield key
 
     def _lake_histories(self, buckets: Sequence[int]) -> UserBatch:
-        settings = self._settings
+        settings = self.settings
         return newest_histories(
             open_lake(settings.lake), buckets, max_events=settings.history.max_events, as_of=settings.stream.as_of
         )
 
     def _slices(self, buckets: Sequence[int], lake: UserBatch) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
         """The buckets' users, those that only the store knows last and without events, and bool[U]: in the lake."""
-        listed = chain.from_iterable(listed_users(self._folder / "online", bucket) for bucket in buckets)
+        listed = chain.from_iterable(listed_users(self.folder / "online", bucket) for bucket in buckets)
         extra = sorted(set(listed).difference(lake.user_ids))
         both = UserBatch(
             [*lake.user_ids, *extra],

@@ -92,7 +92,7 @@ def backfill_snapshots(demo: Demo) -> Any:
     from spoor.batch.users.backfill import run_backfill
 
     times = (demo.t70, demo.t90, DAY_MS)
-    return run_backfill(demo.settings, snapshots=times, online=False, publish=False, resume=True)
+    return run_backfill(demo.settings, snapshots=times, into="offline", publish=False, resume=True)
 
 
 def backfill(demo: Demo) -> Any:

@@ -8,7 +8,6 @@ import pytest
 
 from spoor.base.errors import InfrastructureError
 from spoor.base.files import Manifest
-from spoor.batch.jobs import Failures
 from spoor.batch.users.export import ExportItem, WriteVectors
 from spoor.batch.users.listing import list_users, listing_folder
 from spoor.batch.users.verify_steps import VerifyBuckets
@@ -35,7 +34,7 @@ def test_a_task_of_an_ended_run_stops_and_writes_nothing(filled: Any, tmp_path: 
     with listing_folder(settings.state_folder, "export") as running:
         for work, stops in ((ended, True), (running, False)):
             lists(work) if not stops else None
-            task = WriteVectors(settings, ["base-1"], work, target, Failures(work))
+            task = WriteVectors(settings.features, settings.kernels, ["base-1"], work, target)
             task.setup()
             if stops:
                 with pytest.raises(InfrastructureError, match="has ended"):
@@ -50,7 +49,7 @@ def test_a_verification_of_an_ended_run_reports_to_nobody(filled: Any) -> None:
     settings = filled.settings
     with listing_folder(settings.state_folder, "verify") as ended:
         lists(ended)
-    task = VerifyBuckets(settings, ["base-1"], ended, Failures(ended), repair=False)
+    task = VerifyBuckets(settings, ["base-1"], ended, repair=False)
     task.setup()
     with pytest.raises(InfrastructureError, match="has ended"):
         list(task.process((0,)))

@@ -37,7 +37,7 @@ def test_a_worker_computes_with_the_kernels_of_the_settings(
     values["item"], values["action"] = hash_items(["i"])[0], hash_names(["view"])[0]
     histories = Histories(values, np.array([0, 2]))
     if answers:
-        assert encoders(settings, ["base-1"])["base-1"].encode(histories)[1].tolist() == [2]
+        assert encoders(settings.features, settings.kernels, ["base-1"])["base-1"].encode(histories)[1].tolist() == [2]
     else:
         with pytest.raises(UsageError, match=r"kernels\.backend is triton, which needs tensors on a GPU"):
-            encoders(settings, ["base-1"])
+            encoders(settings.features, settings.kernels, ["base-1"])

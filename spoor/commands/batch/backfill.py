@@ -57,28 +57,28 @@ def backfill(
     """
     if (from_ms is None) != (to_ms is None):
         raise UsageError("--from and --to belong together: one is missing", hint="give both, or neither")
-    from spoor.batch.releases import chosen_releases, live_names
+    from spoor.batch.releases import choose_releases
     from spoor.batch.users.backfill import run_backfill
     from spoor.broker.create_topics import ensure_topics
     from spoor.operations.orders import unwritten, way_to_write
     from spoor.services.flink import batch_runner
 
     snapshots = None if from_ms is None or to_ms is None else (from_ms, to_ms, every_ms)
-    online = into != "offline" and snapshots is None
+    if snapshots is not None and into == "both":
+        into = "offline"
     settings = invocation.settings()
-    chosen_releases(settings, releases)  # refuses before a topic is made
-    if publish and online and not dry_run:
-        for topic in ensure_topics(settings.kafka, releases=live_names(settings), reads_events=True):
+    chosen = choose_releases(settings, releases)  # refuses before a topic is made
+    if publish and snapshots is None and into != "offline" and not dry_run:
+        for topic in ensure_topics(settings.kafka, releases=chosen.live, reads_events=True):
             say(topic.describe())
     with batch_runner(settings, runner, runner_options, start=not dry_run) as started:
         result = run_backfill(
             settings,
-            releases=releases or None,
+            releases=chosen,
             as_of_ms=as_of_ms,
             snapshots=snapshots,
-            online=online,
-            offline=into != "online",
-            publish=publish and online,
+            into=into,
+            publish=publish,
             resume=resume,
             dry_run=dry_run,
             runner=started,

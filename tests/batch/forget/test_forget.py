@@ -119,7 +119,7 @@ def test_lists_of_users_that_killed_jobs_left_go_too(archived: Any, monkeypatch:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            "spoor.batch.users.export.run_pipeline" if job == "export" else "spoor.batch.users.verify.run_pipeline",
+            "spoor.batch.users.export.run_items" if job == "export" else "spoor.batch.users.verify.run_items",
             killed,
         )
         if job == "export":

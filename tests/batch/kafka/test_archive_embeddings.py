@@ -38,7 +38,7 @@ def _published(world: Any) -> None:
     """20 users' rows on the topic, and none in the offline log."""
     world.produce(world.events(1, 200), 0)
     run_archive(world.settings)
-    run_backfill(world.settings, offline=False)
+    run_backfill(world.settings, into="online")
 
 
 def test_published_rows_land_in_the_offline_log_once(world: Any) -> None:
@@ -104,7 +104,7 @@ def test_a_topic_of_both_forms_is_archived_and_followed(world: Any) -> None:
     world = dataclasses.replace(world, settings=dataclasses.replace(world.settings, kafka=in_arrow))
     world.produce(world.events(2, 60, users=8), 0)
     run_archive(world.settings)
-    run_backfill(world.settings, offline=False)
+    run_backfill(world.settings, into="online")
     topic = in_arrow.embedding_topic("base-1")
     with KafkaProducer(**in_arrow.client_options()) as producer:
         producer.send(topic, key=b"user-1", value=None)

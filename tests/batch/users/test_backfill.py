@@ -21,18 +21,12 @@ from spoor.activity.history import Histories
 from spoor.activity.packing import unpack
 from spoor.base.errors import DataError, UsageError
 from spoor.base.files import Manifest
-from spoor.batch.jobs import LOCAL, Failures, Runner
+from spoor.batch.jobs import LOCAL, Runner
 from spoor.batch.kafka.archive import open_lake, run_archive
-from spoor.batch.users.backfill import BackfillResult, plan_backfill, run_backfill
-from spoor.batch.users.backfill_steps import (
-    BackfillOptions,
-    EncodeAndWrite,
-    ReadBuckets,
-    Slice,
-    items_key,
-    slice_key,
-    spans_left,
-)
+from spoor.batch.releases import choose_releases
+from spoor.batch.users.backfill import BackfillResult, run_backfill
+from spoor.batch.users.backfill_plan import BackfillOptions, items_key, plan_backfill, slice_key, spans_left
+from spoor.batch.users.backfill_steps import EncodeAndWrite, ReadBuckets, Slice
 from spoor.batch.users.histories import PLACES, Span
 from spoor.config import Settings
 from spoor.encoder.release.inference import FrozenEncoder, load_encoders
@@ -175,7 +169,7 @@ def test_created_is_never_before_the_model_was_trained(world: Any) -> None:
     world.produce(world.events(8, 100), 0)
     run_archive(world.settings)
     times = (START_MS + DAY_MS, START_MS + 4 * DAY_MS, DAY_MS)
-    run_backfill(_replaying(world.settings), snapshots=times, online=False)
+    run_backfill(_replaying(world.settings), snapshots=times, into="offline")
     late = {row["created_ms"] for row in _offline(world.settings, user_embedding_view("late-1"))}
     assert late == {trained_through, START_MS + 4 * DAY_MS}
     base = {row["created_ms"] for row in _offline(world.settings, user_embedding_view("base-1"))}
@@ -200,7 +194,7 @@ def test_snapshots_that_no_honest_read_sees_are_announced_with_their_number(
     stream = dataclasses.replace(world.settings.stream, as_of=as_of)
     settings = dataclasses.replace(world.settings, stream=stream)
     times = (START_MS + DAY_MS, START_MS + 4 * DAY_MS, DAY_MS)
-    result = run_backfill(settings, releases=["late-1"], snapshots=times, online=False)
+    result = run_backfill(settings, releases=["late-1"], snapshots=times, into="offline")
     created = [row["created_ms"] for row in _offline(settings, user_embedding_view("late-1"))]
     assert result.offline_rows == len(created) > 0
     assert result.readable_rows == sum(time <= START_MS + 4 * DAY_MS for time in created)
@@ -216,7 +210,7 @@ def test_snapshots_are_what_sql_says_at_each_time(world: Any, sql_histories: Sql
     world.produce(events, 0)
     run_archive(world.settings)
     first, last, step = START_MS + DAY_MS, START_MS + 3 * DAY_MS, DAY_MS // 2
-    result = run_backfill(_replaying(world.settings), snapshots=(first, last, step), online=False)
+    result = run_backfill(_replaying(world.settings), snapshots=(first, last, step), into="offline")
     assert result.snapshots == 5
     rows = _offline(world.settings, USER_HISTORY)
     assert result.rows == len(rows)
@@ -327,10 +321,10 @@ def test_rows_of_an_earlier_job_with_the_same_times_are_replaced_however_it_was_
     world.produce(world.events(18, 200), 0)
     run_archive(world.settings)
     as_of = START_MS + 4 * DAY_MS
-    run_backfill(world.settings, as_of_ms=as_of, online=False)
+    run_backfill(world.settings, as_of_ms=as_of, into="offline")
     before = _offline(world.settings, user_embedding_view("base-1"))
     monkeypatch.setattr(spoor.batch.users.histories, "GROUP_EVENTS", 1_000)
-    run_backfill(world.settings, as_of_ms=as_of, online=False)
+    run_backfill(world.settings, as_of_ms=as_of, into="offline")
     assert _same_rows(before, _offline(world.settings, user_embedding_view("base-1")))
     assert len({row["user_id"] for row in before}) == len(before) == 20
 
@@ -379,11 +373,11 @@ def test_who_comes_or_goes_between_two_tries_of_a_job_moves_nobody_from_slice_to
         yield from process(self, element)
 
     monkeypatch.setattr(EncodeAndWrite, "process", lost_at_the_second_slice)
-    result = run_backfill(world.settings, online=False, runner=Runner(LOCAL.name, retries=1))
+    result = run_backfill(world.settings, into="offline", runner=Runner(LOCAL.name, retries=1))
     users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
     assert (sorted(users), result.rows) == (sorted(f"user-{n}" for n in range(20)), 20)
     assert slices.count(slices[0]) == 1
-    again = run_backfill(world.settings, online=False, resume=True)
+    again = run_backfill(world.settings, into="offline", resume=True)
     users = [row["user_id"] for row in _offline(world.settings, user_embedding_view("base-1"))]
     # What the lake holds makes the job: of other events it is another one, and begins anew.
     assert (users.count(FIRST), again.skipped) == {_fewer_users: (0, 2)}.get(meanwhile, (1, 0))
@@ -394,11 +388,10 @@ def test_who_is_forgotten_while_a_slice_is_on_its_way_is_written_nowhere(world: 
     world.produce(world.events(22, 200), 0)
     run_archive(world.settings)
     lake = open_lake(world.settings.lake)
-    options = BackfillOptions(("base-1",), None, (), online=True, offline=True, publish=False)
-    plan = plan_backfill(world.settings, lake, options, resume=False)
-    failures = Failures(plan.folder)
-    (element,) = ReadBuckets(world.settings, options, plan.lake_items, plan.manifest, failures).process(plan.groups[0])
-    writing = EncodeAndWrite(world.settings, options, ["base-1"], plan.job, plan.manifest, failures)
+    options = BackfillOptions(("base-1",), None, (), "both", publish=False)
+    plan = plan_backfill(world.settings, lake, options, choose_releases(world.settings, None), resume=False)
+    (element,) = ReadBuckets(world.settings.lake, 8, "append", plan).process(plan.groups[0])
+    writing = EncodeAndWrite(world.settings, plan)
     writing.setup()
     lake.forgotten.add(["user-1"], through_ms=START_MS + 5 * DAY_MS, at_ms=START_MS + 5 * DAY_MS)
     assert list(writing.process(element)) == [element.key]
@@ -484,12 +477,12 @@ def test_embeddings_that_fail_are_counted_and_computed_by_a_resumed_run(
 def test_what_was_finished_for_another_store_is_not_taken_for_done(world: Any, tmp_path: Path) -> None:
     world.produce(world.events(20, 200), 0)
     run_archive(world.settings)
-    run_backfill(world.settings, online=False)
+    run_backfill(world.settings, into="offline")
     features = dataclasses.replace(world.settings.features, offline_folder=tmp_path / "other")
     other = dataclasses.replace(world.settings, features=features)
-    assert run_backfill(other, online=False, resume=True).skipped == 0
+    assert run_backfill(other, into="offline", resume=True).skipped == 0
     assert len(_offline(other, user_embedding_view("base-1"))) == 20
-    assert run_backfill(other, online=False, resume=True).skipped == 2
+    assert run_backfill(other, into="offline", resume=True).skipped == 2
 
 
 def test_an_unknown_release_is_named_with_the_known_ones(world: Any) -> None:
@@ -499,16 +492,15 @@ def test_an_unknown_release_is_named_with_the_known_ones(world: Any) -> None:
 
 def test_snapshots_and_online_do_not_go_together(world: Any) -> None:
     with pytest.raises(UsageError, match="offline log alone"):
-        run_backfill(world.settings, snapshots=(1, 2, 1), online=True)
+        run_backfill(world.settings, snapshots=(1, 2, 1), into="both")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"snapshots": (10, 5, 1), "online": False}, "end lies before the start"),
-        ({"snapshots": (5, 10, 0), "online": False}, "0 ms apart"),
-        ({"snapshots": (5, 10, 1), "online": False, "offline": False}, "snapshots go to the offline log"),
-        ({"online": False, "offline": False}, "neither store"),
+        ({"snapshots": (10, 5, 1), "into": "offline"}, "end lies before the start"),
+        ({"snapshots": (5, 10, 0), "into": "offline"}, "0 ms apart"),
+        ({"snapshots": (5, 10, 1), "into": "online"}, "snapshots go to the offline log"),
     ],
 )
 def test_options_that_contradict_each_other_are_told_with_a_hint(world: Any, options: Any, message: str) -> None:
@@ -547,7 +539,7 @@ def test_a_damaged_release_stops_the_job_with_one_message(online_histories: Onli
     ],
 )
 def test_what_is_left_of_a_group_are_the_places_that_no_slice_covers(noted: list[Span], left: list[Span]) -> None:
-    options = BackfillOptions(("base-1",), None, (10, 20), online=False, offline=True, publish=False)
+    options = BackfillOptions(("base-1",), None, (10, 20), "offline", publish=False)
     keys = {slice_key((3, 4), span) for span in noted} | {slice_key((30,), (0, 2 * PLACES)), items_key("b03-1")}
     assert spans_left((3, 4), options, keys) == left
 

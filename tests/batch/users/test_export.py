@@ -37,7 +37,7 @@ def test_embeddings_and_item_vectors_are_those_of_the_store_and_the_release(fill
         assert row is not None
         assert exported == dataclasses.asdict(row) | {"embedding": row.embedding.tolist()}
     items = read(tmp_path / "vectors" / "items" / "base-1")
-    encoder = encoders(filled.settings, ["base-1"])["base-1"]
+    encoder = encoders(filled.settings.features, filled.settings.kernels, ["base-1"])["base-1"]
     assert items["item_id"].to_pylist() == list(encoder.item_ids)
     vectors = items["item_embedding"].combine_chunks().flatten().to_numpy().reshape(40, -1)
     np.testing.assert_array_equal(vectors, encoder.item_vectors(encoder.item_hashes))

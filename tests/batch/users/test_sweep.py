@@ -40,7 +40,11 @@ def old_worker_writes(world: Any, seed: int, count: int) -> set[str]:
     events = world.events(seed, count)
     users, histories = _grouped(events)
     online = open_online(world.settings.features)
-    writer = GuardedWriter(online, list(encoders(world.settings, ["base-1"]).values()), history=world.settings.history)
+    writer = GuardedWriter(
+        online,
+        list(encoders(world.settings.features, world.settings.kernels, ["base-1"]).values()),
+        history=world.settings.history,
+    )
     result = writer.update(users, histories, as_of_ms=np.full(len(users), max(event.timestamp for event in events)))
     return {user for user, changed in zip(users, result.changed, strict=True) if changed}
 
@@ -112,7 +116,9 @@ def test_forgotten_users_are_not_behind(filled: Any) -> None:
     settings = filled.settings
     online = open_online(settings.features)
     user = next(online.user_ids())
-    writer = GuardedWriter(online, list(encoders(settings, BOTH).values()), history=settings.history)
+    writer = GuardedWriter(
+        online, list(encoders(settings.features, settings.kernels, BOTH).values()), history=settings.history
+    )
     through = np.array([2**45])
     writer.update([user], Histories.empty(1), as_of_ms=np.zeros(1, np.int64), forget_through=through)
     assert sweep(settings, online, BOTH, publish=False) == Swept(users=0, passes=1)
