@@ -30,8 +30,8 @@ class Releases:
 
 
 def live_names(settings: BatchSettings) -> list[str]:
-    """The releases in the folder that are not retired and that Feast knows (store/applied.py)."""
-    from spoor.store.applied import live_names  # imports Feast
+    """The releases in the folder that are not retired and that Feast knows (store/feast_store.py)."""
+    from spoor.store.feast_store import live_names  # imports Feast
 
     return live_names(settings.features).usable
 

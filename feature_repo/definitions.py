@@ -63,8 +63,7 @@ def build(
     have, and for a prefix other than that of the offline log.
     """
     _check_prefix(settings)
-    wanted = [to_register(settings, user_entity(settings), user), to_register(settings, item_entity(settings), item)]
-    entities = [entity for entity in wanted if entity is not None]
+    entities = to_register(settings, user, item)
     # The stream's state, and what a ranker with early fusion reads.
     views, services = [log_view(settings, settings.named(USER_HISTORY), user_entity(settings), HISTORY_FIELDS)], []
     live = live_releases(settings.releases_folder)

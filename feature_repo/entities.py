@@ -29,21 +29,24 @@ def item_entity(settings: FeatureSettings) -> Entity:
     return _entity(settings.item_entity, settings.item_join_key, settings.item_id_type)
 
 
-def to_register(settings: FeatureSettings, ours: Entity, theirs: Entity | None) -> Entity | None:
-    """What the definitions must return of an entity; None where the repo's own files return it.
+def to_register(settings: FeatureSettings, user: Entity | None, item: Entity | None) -> list[Entity]:
+    """The entities that the definitions must return: those that neither the caller gave (`user`, `item`) nor a file of
+    the repo defines; as they are registered, if they are, for then nothing changes.
 
-    Raises UsageError where the repo's entity has another join key or type than the settings have.
+    Raises UsageError where an entity of the repo has another join key or type than the settings have.
     """
+    repo, ours = settings.feature_repo, (user_entity(settings), item_entity(settings))
+    missing = [own for own, given in zip(ours, (user, item), strict=True) if not _fits(given, own)]
+    defined = _defined(repo, {own.name: own for own in missing})
+    missing = [own for own in missing if not _fits(defined.get(own.name), own)]
+    registered = _registered(repo) if missing else {}
+    return [registered[own.name] if _fits(registered.get(own.name), own) else own for own in missing]
+
+
+def _fits(theirs: Entity | None, ours: Entity) -> bool:
     if theirs is not None:
         check_shape(theirs, ours)
-        return None
-    if (defined := _defined(settings.feature_repo, ours)) is not None:
-        check_shape(defined, ours)
-        return None
-    registered = _registered(settings.feature_repo, ours.name)
-    if registered is not None:
-        check_shape(registered, ours)
-    return registered or ours  # as it is registered: then nothing changes
+    return theirs is not None
 
 
 def check_shape(theirs: Entity, ours: Entity) -> None:
@@ -73,12 +76,13 @@ def _entity(name: str, join_key: str, id_type: IdType) -> Entity:
     return Entity(name=name, join_keys=[join_key], value_type=value_type)
 
 
-def _defined(repo: Path, ours: Entity) -> Entity | None:
-    """The entity of our name that a file which Feast imports of this repo defines, `Entity(name="…")`, as far as it is
+def _defined(repo: Path, ours: Mapping[str, Entity]) -> dict[str, Entity]:
+    """Those of our names that files which Feast imports of this repo define, `Entity(name="…")`, as far as they are
     written out there: what is computed counts as ours."""
     from feast.repo_operations import get_repo_files
 
-    for path in get_repo_files(repo.absolute()) if repo.is_dir() else []:
+    found: dict[str, Entity] = {}
+    for path in get_repo_files(repo.absolute()) if ours and repo.is_dir() else []:
         try:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
@@ -86,9 +90,10 @@ def _defined(repo: Path, ours: Entity) -> Entity | None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _name_of(node.func) == "Entity":
                 given = {keyword.arg: keyword.value for keyword in node.keywords}
-                if _literal(given.get("name")) == ours.name:
-                    return _as_given(given, ours)
-    return None
+                name = _literal(given.get("name"))
+                if isinstance(name, str) and name in ours:
+                    found.setdefault(name, _as_given(given, ours[name]))
+    return found
 
 
 def _as_given(given: Mapping[str | None, ast.expr], ours: Entity) -> Entity:
@@ -113,14 +118,14 @@ def _literal(node: ast.expr | None) -> object:
         return None
 
 
-def _registered(repo: Path, name: str) -> Entity | None:
-    """Of a registry that is there already: to open it is not to make it."""
+def _registered(repo: Path) -> dict[str, Entity]:
+    """By name, of a registry that is there already: to open it is not to make it."""
     file = repo.absolute() / "feature_store.yaml"
     if not file.is_file():
-        return None
+        return {}
     config = load_repo_config(repo.absolute(), file)
     registry = registry_file(repo, config)
     if registry is not None and not registry.exists():
-        return None
-    entities = FeatureStore(repo_path=str(repo.absolute()), config=config).list_entities()
-    return next((entity for entity in entities if entity.name == name), None)
+        return {}
+    store = FeatureStore(repo_path=str(repo.absolute()), config=config)
+    return {entity.name: entity for entity in store.list_entities()}

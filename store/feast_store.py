@@ -5,8 +5,10 @@ feature_store.yaml stays plain, so readers need nothing but Feast.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import yaml
 from feast import FeatureService, FeatureStore, FeatureView
@@ -22,6 +24,7 @@ from spoor.base.errors import InfrastructureError, UsageError
 from spoor.feature_repo.definitions import OWNER_TAG
 from spoor.feature_repo.entities import registry_file
 from spoor.feature_repo.names import user_embedding_view
+from spoor.feature_repo.releases import live_releases
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.guarded.fallback import UnguardedStore
 from spoor.store.guarded.guard import GuardedStore
@@ -29,8 +32,17 @@ from spoor.store.guarded.protobytes import KEY_VERSION
 from spoor.store.guarded.redis_guard import GuardedRedisOnlineStore
 from spoor.store.guarded.sqlite_guard import GuardedSqliteOnlineStore
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+_LOG = logging.getLogger(__name__)
+
+
+class LiveNames(NamedTuple):
+    applied: list[str]
+    not_applied: list[str]
+
+    @property
+    def usable(self) -> list[str]:
+        """The applied ones; all of them where none is, which whoever opens the store reports."""
+        return self.applied or self.not_applied
 
 
 def open_feature_store(features: FeatureSettings, *, create: bool = False) -> tuple[FeatureStore, GuardedStore]:
@@ -79,6 +91,25 @@ def registered_user_views(store: FeatureStore, features: FeatureSettings) -> lis
     views = store.registry.list_feature_views(store.project, allow_cache=True)
     owned = [view for view in views if is_ours(view) and features.owns(view.name)]
     return sorted(view.name for view in owned if view.join_keys == [features.user_join_key])
+
+
+def live_names(features: FeatureSettings) -> LiveNames:
+    """The names of the live releases, in order. A release has no view between placing its folder and `feast apply`:
+    readers and writers leave it out, and a warning says so. Raises DataError for a damaged release."""
+    live = [release.name for release in live_releases(features.releases_folder)]
+    try:
+        known = set(registered_releases(open_feature_store(features)[0], features)) if live else set()
+    except (UsageError, FeastError):  # no Feast repo, or one that was never applied: reported where the store is opened
+        known = set[str]()
+    found = LiveNames([name for name in live if name in known], [name for name in live if name not in known])
+    if found.applied:
+        for name in found.not_applied:
+            _LOG.warning(
+                "release %s is in %s and not applied: it is left out, in use are %s. Run `feast -c %s apply`, then "
+                "`spoor stream reload`",
+                name, features.releases_folder, ", ".join(found.applied), features.feature_repo,
+            )  # fmt: skip
+    return found
 
 
 def is_ours(registered: BaseFeatureView | FeatureService) -> bool:

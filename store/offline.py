@@ -12,10 +12,12 @@ and Spark read such a folder, and dask and Spark no other that has folders in it
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from feast.repo_config import RepoConfig
 
 from spoor.activity.fields import is_int64
 from spoor.base.errors import DataError
@@ -44,9 +47,11 @@ from spoor.store.rows import (
     times,
 )
 
+USE_DUCKDB = "set offline_store: {type: duckdb} in feature_store.yaml"
 SCHEMA_FILE = "day=1970-01-01/schema.parquet"  # below the folder of a view
 _EPOCH_DAY = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_US = 86_400_000_000
+_log = logging.getLogger(__name__)
 _ARROW = {"Int64": pa.int64(), "Float32": pa.float32(), "String": pa.string()}
 
 
@@ -179,14 +184,6 @@ class OfflineLog:
         """The days that have finished rows, oldest first, e.g. 2026-01-31."""
         return sorted({name.partition("/")[0].removeprefix("day=") for name in self._finished(view)})
 
-    def remove_view(self, view: str) -> None:
-        """Removes a retired release's log, manifest first: what a crash leaves over is no longer named."""
-        for folder in (self.folder / "_manifest" / view, source_folder(self.features, view)):
-            for path in sorted(folder.rglob("*"), reverse=True):
-                path.unlink() if path.is_file() else path.rmdir()
-            if folder.is_dir():
-                folder.rmdir()
-
     def _finished(self, view: str) -> list[str]:
         """Files of finished work items, `day=…/<item>.parquet`."""
         return [name for record in self.manifest(view).records().values() for name in record["files"]]
@@ -213,6 +210,24 @@ class OfflineLog:
                 ids = int64_ids(ids, column)
             table = table.set_column(index, pa.field(join_key, ids.type, nullable=False), ids)
         return table
+
+
+def warn_of_offline_store(config: RepoConfig) -> None:
+    """Warns once a process of an offline store of Feast's that leaves out some point-in-time reads (docs/feast.md)."""
+    found = config.offline_config  # none: dask
+    _warn(str((found.get("type") if isinstance(found, dict) else getattr(found, "type", found)) or "dask"))
+
+
+@cache
+def _warn(kind: str) -> None:
+    if kind == "duckdb":
+        return
+    problem = "was not tried with Spoor: point-in-time reads of its views need one that reads folders of Parquet files "
+    problem += "(FileSource); online reads work with any"
+    if kind in ("dask", "file"):
+        problem = "reads the offline log, but leaves out rows that repeat a key and time and rows before a key's first "
+        problem += "value, and may fail on keys without any"
+    _log.warning("Feast's offline store `%s` %s (hint: %s)", kind, problem, USE_DUCKDB)
 
 
 def int64_ids(ids: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -31,22 +31,14 @@ from spoor.store.feast_store import (
 from spoor.store.guarded import protobytes
 from spoor.store.guarded.fallback import UnguardedStore
 from spoor.store.guarded.guard import GuardedStore, GuardedWrite, ViewRow
-from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite, Version
+from spoor.store.rows import EMBEDDING_NUMBERS, HISTORY_NUMBERS, EmbeddingRow, StoredUser, UserWrite, Version
 from spoor.store.validation import check_vectors
 
 T = TypeVar("T")
 _CHUNK_USERS = 1000  # rows per transaction or pipeline
 _HISTORY_READ = ("history", "revision", "as_of_ms")
 _VERSION_READ = ("revision", "computed_at_ms")
-_EMBEDDING_READ = (
-    "embedding",
-    "revision",
-    "events_used",
-    "event_time_ms",
-    "created_ms",
-    "computed_at_ms",
-    "model_version",
-)
+_EMBEDDING_READ = ("embedding", "model_version", *EMBEDDING_NUMBERS)
 
 
 def open_online(features: FeatureSettings) -> OnlineStore:
@@ -195,12 +187,7 @@ class OnlineStore:
             rows = []
             for index in part:
                 values = {"item_embedding": protobytes.floats_value(vectors[index])}
-                rows.append(
-                    (
-                        self._item_keys.to_bytes(item_ids[index]),
-                        ViewRow(view, values, created_ms, created_ms),
-                    )
-                )
+                rows.append((self._item_keys.to_bytes(item_ids[index]), ViewRow(view, values, created_ms, created_ms)))
             with self._errors():
                 self._guard.put(self._config, rows)
 
@@ -247,13 +234,7 @@ class OnlineStore:
             raise ValueError(f"revision {write.revision} written over {write.expected_revision}")
         rows = []
         if write.revision > write.expected_revision:
-            values = {
-                "history": protobytes.bytes_value(write.history),
-                "revision": protobytes.int_value(write.revision),
-                "events": protobytes.int_value(write.events),
-                "event_time_ms": protobytes.int_value(write.event_time_ms),
-                "as_of_ms": protobytes.int_value(write.as_of_ms),
-            }
+            values = {"history": protobytes.bytes_value(write.history), **_numbers(write, HISTORY_NUMBERS)}
             rows.append(ViewRow(self._history_view, values, write.event_time_ms, write.as_of_ms))
         for row in write.embeddings:
             if row.revision != write.revision or row.user_id != write.user_id:
@@ -271,12 +252,8 @@ class OnlineStore:
     def _embedding_view_row(self, row: EmbeddingRow) -> ViewRow:
         values = {
             "embedding": protobytes.floats_value(row.embedding),
-            "revision": protobytes.int_value(row.revision),
-            "events_used": protobytes.int_value(row.events_used),
-            "event_time_ms": protobytes.int_value(row.event_time_ms),
-            "created_ms": protobytes.int_value(row.created_ms),
-            "computed_at_ms": protobytes.int_value(row.computed_at_ms),
             "model_version": protobytes.string_value(row.model_version),
+            **_numbers(row, EMBEDDING_NUMBERS),
         }
         return ViewRow(self._user_view(row.model_version), values, row.event_time_ms, row.created_ms)
 
@@ -376,20 +353,20 @@ def _readable(read: Callable[[bytes], T], value: bytes | None) -> T | None:
         return None
 
 
+def _numbers(row: EmbeddingRow | UserWrite, names: Sequence[str]) -> dict[str, bytes]:
+    return {name: protobytes.int_value(getattr(row, name)) for name in names}
+
+
 def _embedding_row(user: str, row: list[bytes | None], dimension: int) -> EmbeddingRow | None:
     if any(value is None for value in row):
         return None
-    embedding, revision, used, event_time, created, computed, version = (value or b"" for value in row)
+    embedding, version, *numbers = (value or b"" for value in row)
     try:
         found = EmbeddingRow(
             user_id=user,
             embedding=protobytes.read_floats(embedding, dimension),
-            revision=protobytes.read_int(revision),
-            events_used=protobytes.read_int(used),
-            event_time_ms=protobytes.read_int(event_time),
-            created_ms=protobytes.read_int(created),
-            computed_at_ms=protobytes.read_int(computed),
             model_version=protobytes.read_string(version),
+            **dict(zip(EMBEDDING_NUMBERS, map(protobytes.read_int, numbers), strict=True)),
         )
     except DataError:
         return None

@@ -13,8 +13,7 @@ from spoor.base.errors import DataError
 from spoor.feature_repo.names import ITEM_ACTIVITY, USER_ACTIVITY, USER_HISTORY, ranker_service
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.feast_store import open_feature_store
-from spoor.store.offline import open_offline
-from spoor.store.offline_stores import USE_DUCKDB
+from spoor.store.offline import USE_DUCKDB, open_offline
 from spoor.store.online import OnlineStore, open_online
 
 

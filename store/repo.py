@@ -22,8 +22,7 @@ from spoor.feature_repo.definitions import build
 from spoor.feature_repo.entities import check_shape, item_entity, user_entity
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.store.feast_store import is_ours, open_feature_store
-from spoor.store.offline import open_offline
-from spoor.store.offline_stores import warn_of_offline_store
+from spoor.store.offline import open_offline, warn_of_offline_store
 
 _DEFINITIONS = '''\
 """Spoor's definitions, and the example views that its demo reads beside them. Add your own below."""

@@ -41,14 +41,13 @@ TIME_FIELDS = [
     pa.field("event_timestamp", pa.timestamp("us", "UTC"), nullable=False),
     pa.field("created_timestamp", pa.timestamp("us", "UTC"), nullable=False),
 ]
+EMBEDDING_NUMBERS = ("revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms")
+HISTORY_NUMBERS = ("revision", "events", "event_time_ms", "as_of_ms")
 EMBEDDING_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32()), nullable=False),
-        *(
-            pa.field(name, pa.int64(), nullable=False)
-            for name in ("revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms")
-        ),
+        *(pa.field(name, pa.int64(), nullable=False) for name in EMBEDDING_NUMBERS),
         pa.field("model_version", pa.string(), nullable=False),
     ]
 )
@@ -57,7 +56,7 @@ HISTORY_LOG_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("history", pa.binary(), nullable=False),
-        *(pa.field(name, pa.int64(), nullable=False) for name in ("revision", "events", "event_time_ms", "as_of_ms")),
+        *(pa.field(name, pa.int64(), nullable=False) for name in HISTORY_NUMBERS),
         *TIME_FIELDS,
     ]
 )
@@ -195,34 +194,23 @@ def embedding_log_table(rows: Sequence[EmbeddingRow]) -> pa.Table:
     lengths = np.fromiter((len(row.embedding) for row in rows), np.int32, count=len(rows))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     values = np.concatenate([np.empty(0, np.float32), *(row.embedding for row in rows)])
-    columns = {
-        "user_id": [row.user_id for row in rows],
-        "embedding": pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32())),
-        "revision": [row.revision for row in rows],
-        "events_used": [row.events_used for row in rows],
-        "event_time_ms": [row.event_time_ms for row in rows],
-        "created_ms": [row.created_ms for row in rows],
-        "computed_at_ms": [row.computed_at_ms for row in rows],
-        "model_version": [row.model_version for row in rows],
-        "event_timestamp": times([row.event_time_ms for row in rows]),
-        "created_timestamp": times([row.created_ms for row in rows]),
-    }
+    columns: dict[str, Any] = _columns(rows, ("user_id", *EMBEDDING_NUMBERS, "model_version"))
+    columns["embedding"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, pa.float32()))
+    columns["event_timestamp"] = times(columns["event_time_ms"])
+    columns["created_timestamp"] = times(columns["created_ms"])
     return pa.table(columns, schema=EMBEDDING_LOG_SCHEMA)
 
 
 def history_log_table(writes: Sequence[UserWrite]) -> pa.Table:
     """Rows of HISTORY_LOG_SCHEMA, in the given order."""
-    columns = {
-        "user_id": [write.user_id for write in writes],
-        "history": [write.history for write in writes],
-        "revision": [write.revision for write in writes],
-        "events": [write.events for write in writes],
-        "event_time_ms": [write.event_time_ms for write in writes],
-        "as_of_ms": [write.as_of_ms for write in writes],
-        "event_timestamp": times([write.event_time_ms for write in writes]),
-        "created_timestamp": times([write.as_of_ms for write in writes]),
-    }
+    columns: dict[str, Any] = _columns(writes, ("user_id", "history", *HISTORY_NUMBERS))
+    columns["event_timestamp"] = times(columns["event_time_ms"])
+    columns["created_timestamp"] = times(columns["as_of_ms"])
     return pa.table(columns, schema=HISTORY_LOG_SCHEMA)
+
+
+def _columns(rows: Sequence[object], names: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: [getattr(row, name) for row in rows] for name in names}
 
 
 def times(times_ms: Sequence[int]) -> pa.Array:

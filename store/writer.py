@@ -22,48 +22,26 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from spoor.activity.history import NEVER, Histories, equal_rows, merge
+from spoor.activity.history import NEVER, Histories, Values, equal_rows, merge
 from spoor.activity.packing import pack, unpack_readable
 from spoor.activity.settings import HistorySettings
-from spoor.base.errors import DataError, InfrastructureError, SpoorError
+from spoor.base.errors import InfrastructureError
 from spoor.store.cache import HistoryCache
+from spoor.store.encoding import Bools, Encoder, Int64s, Part, encode, wrong_dimension
 from spoor.store.online import OnlineStore
 from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
-from spoor.store.validation import bad_vectors
 
-__all__ = ["Encoder", "GuardedWriter", "HistoryCache", "UpdateResult"]
 _MAX_ROUNDS = 100
 _QUIET_ROUNDS = 3  # refusals before a writer waits a moment for the others
 _LONGEST_WAIT_SECONDS = 0.1
 _MOST_TOLD = 10_000  # users set aside that the log names one by one
 _USERS_AT_ONCE = 128  # encoded while others are merged and written
 _log = logging.getLogger(__name__)
-Bools = npt.NDArray[np.bool_]
-Int64s = npt.NDArray[np.int64]
-
-
-class Encoder(Protocol):
-    """A frozen model of one release."""
-
-    @property
-    def release(self) -> str: ...
-    @property
-    def dimension(self) -> int: ...
-    @property
-    def max_events(self) -> int: ...
-    @property
-    def trained_through_ms(self) -> int: ...
-
-    def encode(self, histories: Histories) -> tuple[npt.NDArray[np.float32], Int64s]:
-        """float32[U, d] of norm 1 (zeros without usable events), int64[U] events used."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +78,7 @@ class _Batch:
     events: Histories
     as_of_ms: Int64s
     partitions: Sequence[int | None]
-    merged: list[npt.NDArray[np.void]]
+    merged: list[Values]
     revisions: Int64s
     changed: Bools
     rows: dict[str, list[EmbeddingRow | None]]
@@ -111,25 +89,6 @@ class _Batch:
     set_aside: set[str]
     refused: int = 0
     cache_hits: int = 0
-    encode_failures: int = 0
-
-
-@dataclass(eq=False)
-class _Part:
-    """Some users of a batch on their way into the store. All but `positions` hold one entry per user of these."""
-
-    positions: Int64s  # in the batch
-    users: list[str]
-    stored: list[StoredUser]
-    from_cache: Bools
-    histories: Histories
-    packed: list[bytes]
-    changed: Bools
-    forgets: Bools
-    as_of_ms: Int64s
-    expected: Int64s  # the stored revisions
-    revisions: Int64s  # after this write
-    fresh: dict[str, dict[int, EmbeddingRow]] = field(default_factory=dict)  # release → place in this part → row
     encode_failures: int = 0
 
 
@@ -153,7 +112,7 @@ class GuardedWriter:
         for encoder in encoders:
             expected = online.dimension(encoder.release)
             if encoder.dimension != expected:
-                raise _wrong_dimension(encoder.release, encoder.dimension, expected)
+                raise wrong_dimension(encoder.release, encoder.dimension, expected)
         self.online = online
         self.encoders = {encoder.release: encoder for encoder in encoders}
         self.history = history
@@ -227,10 +186,9 @@ class GuardedWriter:
         some users are encoded while others are merged or written."""
         parts = 1 if self._executor is None else -(-len(pending) // _USERS_AT_ONCE)
         again: list[Int64s] = []
-        encoding: Callable[[], _Part] | None = None
+        encoding: Callable[[], Part] | None = None
         for some in np.array_split(pending, parts):
-            part = self._merge(batch, some, cached=cached)
-            following = self._begin_to_encode(batch, part)
+            following = self._begin_to_encode(batch, self._merge(batch, some, cached=cached))
             if encoding is not None:
                 again.append(self._write(batch, encoding()))
             encoding = following
@@ -238,7 +196,7 @@ class GuardedWriter:
             again.append(self._write(batch, encoding()))
         return np.concatenate(again)
 
-    def _merge(self, batch: _Batch, positions: Int64s, *, cached: bool) -> _Part:
+    def _merge(self, batch: _Batch, positions: Int64s, *, cached: bool) -> Part:
         users = [batch.users[i] for i in positions]
         stored, from_cache = self._load(users, cached=cached)
         self.observe("read")
@@ -269,7 +227,7 @@ class GuardedWriter:
         revisions = np.where(forgets | lost, np.maximum(expected + 1, self.now_ms()), expected + changed)
         packed = pack(after, through)
         self.observe("merged")
-        return _Part(
+        return Part(
             positions=positions,
             users=users,
             stored=stored,
@@ -296,31 +254,24 @@ class GuardedWriter:
                     user,
                 )
 
-    def _begin_to_encode(self, batch: _Batch, part: _Part) -> Callable[[], _Part]:
+    def _begin_to_encode(self, batch: _Batch, part: Part) -> Callable[[], Part]:
         """Returns what waits for the end."""
+        encoders = list(self.encoders.values())
+        wanted = ~batch.postpone[part.positions]
         if self._executor is not None:
-            return self._executor.submit(self._encode_all, batch, part).result
-        encoded = self._encode_all(batch, part)
-        return lambda: encoded
+            return self._executor.submit(encode, part, encoders, wanted, self.now_ms).result
+        encode(part, encoders, wanted, self.now_ms)
+        return lambda: part
 
-    def _encode_all(self, batch: _Batch, part: _Part) -> _Part:
-        encode = (part.histories.lengths > 0) & ~batch.postpone[part.positions]
-        for release, encoder in list(self.encoders.items()):  # a failed update may leave this behind: see `drop`
-            who = _behind(part.stored, release, part.revisions, encode)
-            part.fresh[release] = self._encode(encoder, part, who)
-            part.encode_failures += len(who) - len(part.fresh[release])
-        return part
-
-    def _write(self, batch: _Batch, part: _Part) -> Int64s:
+    def _write(self, batch: _Batch, part: Part) -> Int64s:
         """Returns the positions to be done again."""
         self.observe("encoded")
-        fresh = part.fresh
-        batch.encode_failures += part.encode_failures
+        batch.encode_failures += part.failures
         users, histories = part.users, part.histories
         last_times, lengths = histories.last_times(), histories.lengths
         rows, writes = [], []
         for k, user in enumerate(users):
-            embeddings = [of_release[k] for of_release in fresh.values() if k in of_release]
+            embeddings = [row for of_release in part.rows.values() if (row := of_release[k]) is not None]
             if part.changed[k] or embeddings:
                 write = UserWrite(
                     user_id=user,
@@ -341,22 +292,21 @@ class GuardedWriter:
         self.observe("written")
 
         batch.refused += int(again.sum())
-        known = {release: [fresh[release].get(k) for k in range(len(users))] for release in fresh}
         batch.changed[part.positions] |= part.changed & ~again
-        again |= self._read_back(known, part, refused=again)
+        again |= self._read_back(part, refused=again)
         for k, position in enumerate(part.positions):
             if again[k]:
                 self.cache.drop(users[k])
                 continue
             batch.merged[position] = histories[k]
             batch.revisions[position] = part.revisions[k]
-            for release, of_release in known.items():
+            for release, of_release in part.rows.items():
                 batch.rows[release][position] = of_release[k]
             if part.revisions[k]:
                 state = StoredUser(
                     part.packed[k],
                     int(part.revisions[k]),
-                    {release: _revision(of_release[k]) for release, of_release in known.items()},
+                    {release: _revision(of_release[k]) for release, of_release in part.rows.items()},
                     int(part.as_of_ms[k]),
                 )
                 self.cache.put(users[k], state, partition=batch.partitions[position])
@@ -372,46 +322,10 @@ class GuardedWriter:
             found[k] = user
         return [user for user in found if user is not None], hits
 
-    def _encode(self, encoder: Encoder, part: _Part, who: Int64s) -> dict[int, EmbeddingRow]:
-        """Rows by position in the part, for the positions `who`; those that could not be computed are missing."""
-        if len(who) == 0:
-            return {}
-        release, users = encoder.release, part.users
-        try:
-            vectors, used = encoder.encode(part.histories.take(who))
-        except InfrastructureError:
-            raise
-        except Exception as error:  # whatever a model may raise must not hold up histories and other releases
-            _log.debug("encoding failed", exc_info=error)
-            why = error.message if isinstance(error, SpoorError) else f"{type(error).__name__}: {error}"
-            _wait_for_the_sweep(release, len(who), why)
-            return {}
-        if vectors.shape != (len(who), encoder.dimension):
-            raise _wrong_dimension(release, vectors.shape[-1], encoder.dimension)
-        bad = bad_vectors(vectors, used)
-        if bad.any():
-            first = users[int(who[bad][0])]
-            _wait_for_the_sweep(release, int(bad.sum()), f"not finite or not of norm 1, first for user {first!r}")
-        computed_at, times = self.now_ms(), part.histories.last_times()
-        return {
-            int(k): EmbeddingRow(
-                user_id=users[k],
-                embedding=vectors[n],
-                revision=int(part.revisions[k]),
-                events_used=int(used[n]),
-                event_time_ms=int(times[k]),
-                created_ms=max(int(part.as_of_ms[k]), encoder.trained_through_ms),
-                computed_at_ms=computed_at,
-                model_version=release,
-            )
-            for n, k in enumerate(who)
-            if not bad[n]
-        }
-
-    def _read_back(self, known: dict[str, list[EmbeddingRow | None]], part: _Part, *, refused: Bools) -> Bools:
-        """Fills `known` with the stored rows of users that were not encoded. Returns for whom the cache was wrong."""
+    def _read_back(self, part: Part, *, refused: Bools) -> Bools:
+        """Adds the stored rows of users that were not encoded. Returns for whom the cache was wrong."""
         stale = np.zeros(len(part.users), bool)
-        for release, rows in known.items():
+        for release, rows in part.rows.items():
             before = [user.embedding_revisions[release] for user in part.stored]
             missing = [k for k, row in enumerate(rows) if row is None and not refused[k] and before[k] is not None]
             if not missing:
@@ -437,22 +351,5 @@ class GuardedWriter:
         )
 
 
-def _behind(stored: list[StoredUser], release: str, revisions: Int64s, encode: Bools) -> Int64s:
-    """Positions of the users to encode whose embedding is not of their history's revision to be."""
-    have = np.array([user.embedding_revisions[release] or 0 for user in stored], np.int64)
-    return np.flatnonzero((have != revisions) & encode)
-
-
 def _revision(row: EmbeddingRow | None) -> int | None:
     return None if row is None else row.revision
-
-
-def _wait_for_the_sweep(release: str, count: int, why: str) -> None:
-    _log.error("release %s: %d embeddings wait for the sweep: %s", release, count, why)
-
-
-def _wrong_dimension(release: str, found: int, expected: int) -> DataError:
-    return DataError(
-        f"release `{release}` computes embeddings of dimension {found}, its view in Feast holds {expected}",
-        hint="check the release folder, then apply the definitions again",
-    )

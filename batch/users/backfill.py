@@ -42,8 +42,7 @@ from spoor.batch.users.backfill_steps import (
 from spoor.batch.users.sweep import Swept, sweep
 from spoor.encoder.release.info import read_info, short_histories
 from spoor.feature_repo.names import USER_HISTORY, user_embedding_view
-from spoor.store.offline import open_offline
-from spoor.store.offline_stores import warn_of_offline_store
+from spoor.store.offline import open_offline, warn_of_offline_store
 from spoor.store.online import OnlineStore, open_online
 
 _LOG = logging.getLogger(__name__)

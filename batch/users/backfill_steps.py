@@ -36,11 +36,12 @@ from spoor.batch.users.histories import (
 )
 from spoor.feature_repo.settings import FeatureSettings
 from spoor.kernels.settings import KernelSettings
+from spoor.store.encoding import Encoder
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online
 from spoor.store.rows import EmbeddingRow, UserWrite
 from spoor.store.validation import check_vectors
-from spoor.store.writer import Encoder, GuardedWriter, UpdateResult
+from spoor.store.writer import GuardedWriter, UpdateResult
 
 NAMESPACE = "spoor.backfill"
 ROWS = "rows"  # users, or users × snapshot times

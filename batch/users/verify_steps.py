@@ -24,9 +24,10 @@ from spoor.batch.releases import encoders
 from spoor.batch.settings import BatchSettings
 from spoor.batch.users.histories import SLICE_USERS, UserBatch, newest_histories
 from spoor.batch.users.listing import listed_users, require_run
+from spoor.store.encoding import Encoder
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.rows import EmbeddingRow, StoredUser, UserWrite
-from spoor.store.writer import Encoder, GuardedWriter
+from spoor.store.writer import GuardedWriter
 
 NAMESPACE = "spoor.verify"
 USERS = "users"

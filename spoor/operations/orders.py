@@ -78,7 +78,7 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 
     Raises as `pause`, and ProblemsFound where a worker keeps the releases that it had, or those that it was started
     for."""
-    from spoor.store.applied import live_names  # imports Feast
+    from spoor.store.feast_store import live_names  # imports Feast
 
     live = live_names(settings.features).usable
     ensure_topics(settings.kafka, releases=live, reads_events=True)

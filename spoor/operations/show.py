@@ -75,7 +75,7 @@ class ShownUser:
 def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
     """`nearest`: how many items. Raises UsageError where Feast is not set up, InfrastructureError where the store does
     not answer."""
-    from spoor.store.applied import live_names
+    from spoor.store.feast_store import live_names
     from spoor.store.online import open_online
 
     releases = live_names(settings.features).usable

@@ -94,9 +94,9 @@ class Stores:
 
 
 def releases_to_keep_fresh(settings: WorkerSettings) -> list[str]:
-    """The configured releases, else every live one in the folder that Feast knows (store/applied.py). Raises UsageError
-    for an unknown name or none. Slow: it opens the registry."""
-    from spoor.store.applied import live_names
+    """The configured releases, else every live one in the folder that Feast knows (store/feast_store.py). Raises
+    UsageError for an unknown name or none. Slow: it opens the registry."""
+    from spoor.store.feast_store import live_names
 
     folder = settings.features.releases_folder
     live = [release.name for release in live_releases(folder)]
@@ -145,8 +145,9 @@ def open_writer(
 ) -> tuple[GuardedWriter, Callable[[], None]]:
     """The writer, and what ends its encoders. Asks store and definitions whether they are as the settings say: keys of
     another type would be rows that no ranker reads."""
+    from spoor.store.cache import HistoryCache
     from spoor.store.online import open_online
-    from spoor.store.writer import GuardedWriter, HistoryCache
+    from spoor.store.writer import GuardedWriter
 
     infos = [read_info(settings.features.releases_folder / name) for name in releases]
     if warning := short_histories(infos, kept=settings.history.max_events):

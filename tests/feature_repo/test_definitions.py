@@ -107,7 +107,7 @@ added = {".".join(name.split(".")[:2]) for name in set(sys.modules) - before}
 print(*sorted(name for name in added if name.partition(".")[0] not in sys.stdlib_module_names))
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert ran.stdout.split() == ["spoor", "spoor.activity", "spoor.feature_repo"]
+    assert ran.stdout.split() == ["spoor", "spoor.activity", "spoor.base", "spoor.feature_repo"]
 
 
 def test_importing_the_definitions_as_a_package_reads_no_settings_and_registers_nothing():

@@ -17,12 +17,13 @@ from spoor.activity.history import EVENT_DTYPE, NEVER, Histories, equal_rows
 from spoor.activity.packing import pack, read_forgotten_through, unpack
 from spoor.activity.settings import HistorySettings
 from spoor.base.errors import UsageError
+from spoor.store.cache import HistoryCache
 from spoor.store.feast_store import registered_view
 from spoor.store.guarded.guard import ViewRow
 from spoor.store.guarded.protobytes import int_value
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.rows import UserWrite
-from spoor.store.writer import GuardedWriter, HistoryCache, UpdateResult
+from spoor.store.writer import GuardedWriter, UpdateResult
 from tests.store.conftest import make_repo, open_unguarded
 from tests.store.toys import START_MS, ToyEncoder, as_of, events_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import Mock
@@ -217,9 +218,15 @@ def test_activity_rows_of_a_company_have_their_schema(features, log):
     ]
 
 
+def remove_view(log: OfflineLog, view: str) -> None:
+    """As an operator removes a retired release's log: manifest first."""
+    shutil.rmtree(log.folder / "_manifest" / view)
+    shutil.rmtree(source_folder(log.features, view))
+
+
 def test_a_removed_view_leaves_no_file(features, log):
     log.write_embeddings("base-1", "slice-1", [row("ann", START_MS, START_MS, 1)])
-    log.remove_view(VIEW)
+    remove_view(log, VIEW)
     assert not source_folder(features, VIEW).exists() and not log.has(VIEW, "slice-1")
     add_release(features, "base-1", retired=True)
     apply(features)

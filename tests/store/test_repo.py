@@ -13,7 +13,7 @@ from feast.types import Int64, String
 from spoor.base.errors import UsageError
 from spoor.feature_repo.definitions import build
 from spoor.feature_repo.settings import FeatureSettings
-from spoor.store import offline_stores
+from spoor.store import offline
 from spoor.store.feast_store import registered_user_views
 from spoor.store.online import open_online
 from spoor.store.repo import apply
@@ -184,7 +184,7 @@ def test_an_offline_store_that_does_not_answer_every_read_is_named_once(tmp_path
     file = features.feature_repo / "feature_store.yaml"
     content = yaml.safe_load(file.read_text()) | {"offline_store": offline_store}
     file.write_text(yaml.safe_dump({name: value for name, value in content.items() if value is not None}))
-    offline_stores._warn.cache_clear()
+    offline._warn.cache_clear()
     for _ in range(2):
         apply(features)
     assert len(caplog.records) == bool(said) and said in caplog.text

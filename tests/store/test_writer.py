@@ -16,10 +16,11 @@ from spoor.activity.settings import HistorySettings
 from spoor.base.errors import DataError, InfrastructureError
 from spoor.feature_repo.names import USER_HISTORY
 from spoor.feature_repo.settings import FeatureSettings
+from spoor.store.cache import HistoryCache
 from spoor.store.guarded.redis_guard import _field
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.rows import EmbeddingRow
-from spoor.store.writer import GuardedWriter, HistoryCache
+from spoor.store.writer import GuardedWriter
 from tests.store.toys import DIMENSION, START_MS, ToyEncoder, as_of, events_of
 from tests.unreadable import UNREADABLE, plant
 

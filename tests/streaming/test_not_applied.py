@@ -17,7 +17,7 @@ from spoor.batch.users.backfill import run_backfill
 from spoor.batch.users.verify import run_verify
 from spoor.operations.releases import promote
 from spoor.operations.show import show_user
-from spoor.store.applied import live_names
+from spoor.store.feast_store import live_names
 from spoor.store.repo import apply
 from spoor.streaming.worker import run_worker
 from tests.releases import save_untrained_release
