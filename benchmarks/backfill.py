@@ -31,8 +31,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore
 
-from benchmarks.repo import NOW_MS, applied_repo
-from benchmarks.rows import circumstances, finish, own_mb
+from benchmarks.shared.repo import NOW_MS, applied_repo
+from benchmarks.shared.rows import circumstances, finish, own_mb
 from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.lake import LAKE_SCHEMA, Lake

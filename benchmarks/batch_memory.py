@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.backfill import fill_lake, settings_in
-from benchmarks.rows import circumstances, finish, own_mb
+from benchmarks.shared.rows import circumstances, finish, own_mb
 from spoor.activity.lake import Lake
 from spoor.batch.users.backfill import run_backfill
 from spoor.batch.users.verify import run_verify

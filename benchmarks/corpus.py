@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.rows import circumstances, own_mb
+from benchmarks.shared.rows import circumstances, own_mb
 
 RESULTS = Path(__file__).parent / "results" / "corpus.jsonl"
 SIZES = (1_000_000, 50_000_000)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.dcat_serving [--repeats 3] [--threads 2] [--device cuda --dtype bfloat16] --json [--keep]
 
-d = L = 256, same weights, inference. The peers (benchmarks/naive.py):
+d = L = 256, same weights, inference. The peers (benchmarks/shared/naive.py):
 
     naive           history + candidate for every candidate; the last layer only at the candidate, as DCAT's
     naive, no skip  the same with all outputs of the last layer
@@ -29,9 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.naive import gathering_cross, model_of, naive_cross
-from benchmarks.rows import finish
-from benchmarks.timing import Run, add_device_options, best_seconds_apart, device_circumstances, fastest, use_device
+from benchmarks.shared.naive import gathering_cross, model_of, naive_cross
+from benchmarks.shared.rows import finish
+from benchmarks.shared.timing import (
+    Run,
+    add_device_options,
+    best_seconds_apart,
+    device_circumstances,
+    fastest,
+    use_device,
+)
 from spoor.encoder.model.dcat import context_and_cross
 from spoor.encoder.model.events import Candidates, Events
 from spoor.encoder.model.user_encoder import UserEncoder

@@ -3,7 +3,8 @@
     python -m benchmarks.dcat_training [--repeats 3] [--threads 2] [--device cuda --dtype bfloat16] --json [--keep]
 
 d = L = 256, 4 layers, same weights, 4 users with 16 candidates each (r = 16): forward and backward. The peer
-(benchmarks/naive.py) runs every history + candidate, as many sequences at once as is best for it, tried beforehand.
+(benchmarks/shared/naive.py) runs every history + candidate, as many sequences at once as is best for it, tried
+beforehand.
 
     ratio             a loss on the candidates' outputs alone; the last layer only at the candidates on both sides
     ratio_with_ntl    and the next-token loss over the histories; the peer takes it from one sequence of each user, but
@@ -26,9 +27,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.dcat_serving import ITEMS, LENGTH, WIDTH, Request, flops
-from benchmarks.naive import model_of, naive_outputs, padded_blocks
-from benchmarks.rows import finish
-from benchmarks.timing import add_device_options, best_seconds, device_circumstances, fastest, use_device
+from benchmarks.shared.naive import model_of, naive_outputs, padded_blocks
+from benchmarks.shared.rows import finish
+from benchmarks.shared.timing import (
+    add_device_options,
+    best_seconds,
+    device_circumstances,
+    fastest,
+    use_device,
+)
 from spoor.encoder.model.dcat import context_and_cross
 from spoor.encoder.model.losses import Drawn, Targets, sampled_softmax_loss
 from spoor.encoder.model.user_encoder import UserEncoder

@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.rows import circumstances, finish, tree_mb
+from benchmarks.shared.rows import circumstances, finish, tree_mb
 from spoor.activity.simulator import SimulatorSettings, simulate
 
 RESULTS = Path(__file__).parent / "results" / "demo_memory.jsonl"

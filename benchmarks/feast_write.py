@@ -24,8 +24,8 @@ import numpy as np
 import pandas as pd
 from feast import FeatureStore
 
-from benchmarks.repo import NOW_MS, applied_repo
-from benchmarks.rows import circumstances, finish
+from benchmarks.shared.repo import NOW_MS, applied_repo
+from benchmarks.shared.rows import circumstances, finish
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import pack
 from spoor.feature_repo.names import USER_HISTORY, user_embedding_view

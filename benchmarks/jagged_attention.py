@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.rows import finish
-from benchmarks.timing import add_device_options, best_seconds, device_circumstances, use_device
+from benchmarks.shared.rows import finish
+from benchmarks.shared.timing import add_device_options, best_seconds, device_circumstances, use_device
 from spoor.kernels.jagged_attention import jagged_attention
 
 RESULTS = Path(__file__).parent / "results" / "jagged_attention.jsonl"

@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.naive import padded_block, padded_blocks, padded_last_block, with_direct_items
-from benchmarks.rows import circumstances, finish
-from benchmarks.timing import best_seconds, fastest
+from benchmarks.shared.naive import padded_block, padded_blocks, padded_last_block, with_direct_items
+from benchmarks.shared.rows import circumstances, finish
+from benchmarks.shared.timing import best_seconds, fastest
 from spoor.encoder.model.config import MODEL_CONFIGS
 from spoor.encoder.model.events import Events
 from spoor.encoder.model.user_encoder import UserEncoder

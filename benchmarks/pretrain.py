@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.rows import circumstances, finish
+from benchmarks.shared.rows import circumstances, finish
 from spoor.encoder.baselines.sasrec import SasrecModel, SasrecSettings, newest, next_item_loss, user_batches
 from spoor.encoder.data.corpus import Corpus
 from spoor.encoder.data.split import TRAIN, Split

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.repo import NOW_MS, applied_repo
-from benchmarks.rows import circumstances, finish
+from benchmarks.shared.repo import NOW_MS, applied_repo
+from benchmarks.shared.rows import circumstances, finish
 from spoor.activity.hashing import hash_items
 from spoor.activity.history import EVENT_DTYPE, Histories
 from spoor.activity.packing import unpack

@@ -21,8 +21,8 @@ from typing import Any
 import redis as redis_client
 
 from benchmarks.feast_write import DIMENSION, RELEASE, writes_of
-from benchmarks.repo import applied_repo
-from benchmarks.rows import circumstances, finish
+from benchmarks.shared.repo import applied_repo
+from benchmarks.shared.rows import circumstances, finish
 from spoor.activity.simulator import SimulatorSettings
 from spoor.batch.kafka.archive import run_archive
 from spoor.batch.users.backfill import run_backfill

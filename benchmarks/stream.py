@@ -40,8 +40,8 @@ import tomli_w
 from feast import FeatureStore
 from kafka import KafkaProducer
 
-from benchmarks.repo import NOW_MS, applied_repo
-from benchmarks.rows import circumstances, finish, tree_mb
+from benchmarks.shared.repo import NOW_MS, applied_repo
+from benchmarks.shared.rows import circumstances, finish, tree_mb
 from spoor.activity.events import Event, encode_event
 from spoor.activity.hashing import hash_items, hash_names
 from spoor.activity.history import EVENT_DTYPE, Histories

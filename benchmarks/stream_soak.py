@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.repo import applied_repo
-from benchmarks.rows import circumstances, finish, tree_mb
+from benchmarks.shared.repo import applied_repo
+from benchmarks.shared.rows import circumstances, finish, tree_mb
 from benchmarks.stream import ITEMS, RELEASE, running_broker, write_settings, zipf_events
 from spoor.broker.reader import group_lag
 from spoor.config import load_settings

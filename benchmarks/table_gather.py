@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from benchmarks.rows import circumstances, finish, own_mb
+from benchmarks.shared.rows import circumstances, finish, own_mb
 from spoor.encoder.release.packed_tables import RECORD_FILE, ROWS_FILE, PackedTables, write_packed
 from spoor.kernels.hashed_gather.reference import reference_hashed_gather
 

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import circumstances, finish, own_mb
+from benchmarks.shared.rows import circumstances, finish, own_mb
 
 RESULTS = Path(__file__).parent / "results" / "table_rows.jsonl"
 ROWS = (1_000_000, 10_000_000, 50_000_000)

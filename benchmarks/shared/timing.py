@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import circumstances
+from benchmarks.shared.rows import circumstances
 from spoor.encoder.release.allocator import keep_freed_memory
 
 Run = Callable[[], object]
