@@ -77,10 +77,6 @@ class Histories:
         from_start = np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
         return self._keep(from_start < np.repeat(lengths, self.lengths))
 
-    def up_to(self, time_ms: int) -> Histories:
-        """Only events before `time_ms` (exclusive): what was known then."""
-        return self._keep(self.values["timestamp"] < time_ms)
-
     def after(self, times_ms: Int64s) -> Histories:
         """Only events after `times_ms` int64[U] (exclusive), each user's own: what is left of who was forgotten.
         A user with NEVER keeps all."""

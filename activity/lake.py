@@ -186,10 +186,6 @@ class Lake:
                 table = table.filter(pc.less(table["timestamp"], to_ms))
             yield table.select(wanted).cast(pa.schema([LAKE_SCHEMA.field(name) for name in wanted]))
 
-    def buckets_with_data(self) -> list[int]:
-        entries = self.manifest.records().values()
-        return sorted({file["bucket"] for entry in entries for file in entry["files"]})
-
     def remove_orphans(self) -> int:
         """Deletes data files that no manifest entry names (only while nothing else writes). Returns how many."""
         named = set(self.files())

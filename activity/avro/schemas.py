@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastavro import parse_schema
@@ -101,8 +102,10 @@ def _conversion(name: str, leaves: list[_Schema]) -> Callable[[Any], Any]:
         return _as_it_is
     if name != "timestamp" or len(kinds) > 1 or kinds - _PER_MS.keys():
         expected = "text or an integer" if name != "timestamp" else "a time with a zone, in one unit"
-        return _Refuse(EventError(reason="bad-type", field=name, found=", ".join(sorted(kinds)), expected=expected))
-    return _Divide(_PER_MS[times.pop()])
+        return partial(
+            _refuse, EventError(reason="bad-type", field=name, found=", ".join(sorted(kinds)), expected=expected)
+        )
+    return partial(_divide, _PER_MS[times.pop()])
 
 
 def _logical(leaf: _Schema) -> str:
@@ -117,22 +120,13 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class _Divide:
-    per_ms: int
-
-    def __call__(self, value: Any) -> Any:
-        return value // self.per_ms if isinstance(value, int) else value
+def _divide(per_ms: int, value: Any) -> Any:
+    return value // per_ms if isinstance(value, int) else value
 
 
-@dataclass(frozen=True)
-class _Refuse:
-    error: EventError
-
-    def __call__(self, value: Any) -> Any:
-        if value is None:
-            return None
-        raise self.error.with_traceback(None)
+def _refuse(error: EventError, value: Any) -> None:
+    if value is not None:
+        raise error.with_traceback(None)
 
 
 def _plain(schema: _Schema) -> Any:
@@ -144,12 +138,7 @@ def _plain(schema: _Schema) -> Any:
     kept = {key: value for key, value in schema.items() if not key.startswith("__")}
     if kept.get("logicalType") != _KEPT:
         kept.pop("logicalType", None)
-    for key in ("type", "items", "values"):
-        if key in kept:
-            kept[key] = _plain(kept[key])
-    if "fields" in kept:
-        kept["fields"] = [{**field, "type": _plain(field["type"])} for field in kept["fields"]]
-    return kept
+    return _with_types(kept, _plain)
 
 
 def _defined_once(schema: _Schema, known: set[str]) -> Any:
@@ -162,10 +151,12 @@ def _defined_once(schema: _Schema, known: set[str]) -> Any:
         if schema["name"] in known:
             return schema["name"]
         known.add(schema["name"])
-    kept = dict(schema)
-    for key in ("type", "items", "values"):
-        if key in kept and not isinstance(kept[key], str):
-            kept[key] = _defined_once(kept[key], known)
+    return _with_types(schema, lambda inner: _defined_once(inner, known))
+
+
+def _with_types(schema: Mapping[str, Any], change: Callable[[_Schema], _Schema]) -> dict[str, Any]:
+    """A copy in which `change` was applied to every type directly within the schema."""
+    kept = {key: change(value) if key in ("type", "items", "values") else value for key, value in schema.items()}
     if "fields" in kept:
-        kept["fields"] = [{**field, "type": _defined_once(field["type"], known)} for field in kept["fields"]]
+        kept["fields"] = [{**field, "type": change(field["type"])} for field in kept["fields"]]
     return kept

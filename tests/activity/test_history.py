@@ -158,14 +158,14 @@ def test_equal_rows_compares_user_by_user(a, b):
 
 
 @given(st.lists(events, max_size=6), st.data())
-def test_take_newest_and_up_to_agree_with_lists(per_user, data):
+def test_take_newest_and_oldest_agree_with_lists(per_user, data):
     histories = concat([history(x) for x in per_user])
     chosen = data.draw(st.lists(st.integers(0, len(per_user) - 1), max_size=8)) if per_user else []
     taken = histories.take(chosen)
     assert [listed(taken, i) for i in range(taken.count)] == [model(per_user[i]) for i in chosen]
     newest = histories.newest(2)
     assert [listed(newest, i) for i in range(newest.count)] == [model(x)[-2:] for x in per_user]
-    before = histories.up_to(6)
+    before = histories.oldest(np.array([sum(e[0] < 6 for e in model(x)) for x in per_user], np.int64))
     assert [listed(before, i) for i in range(before.count)] == [[e for e in model(x) if e[0] < 6] for x in per_user]
     assert histories.last_times().tolist() == [model(x)[-1][0] if x else 0 for x in per_user]
 
@@ -176,7 +176,7 @@ def test_no_users_and_no_events_are_fine():
     assert group_events([], np.empty(0, EVENT_DTYPE), max_events=L)[0] == []
     three = Histories.empty(3)
     assert merge(three, three, max_events=L).lengths.tolist() == [0, 0, 0]
-    assert three.newest(1).count == three.up_to(9).count == three.take([2, 0]).count + 1 == 3
+    assert three.newest(1).count == three.oldest(np.zeros(3, np.int64)).count == three.take([2, 0]).count + 1 == 3
 
 
 def test_values_carry_the_hashes_of_the_names():

@@ -93,7 +93,7 @@ def test_newest_histories_are_what_sql_says(
 def test_as_of_is_the_latest_append_or_event_time_of_the_user(tmp_path: Path) -> None:
     late = Event("user-1", "a", "view", "web", 10)
     lake = _lake(tmp_path, [[Event("user-1", "b", "view", "web", 50)], [late]])
-    (bucket,) = lake.buckets_with_data()
+    (bucket,) = (bucket for bucket in range(lake.buckets) if lake.files(bucket))
     assert newest_histories(lake, [bucket], max_events=L).as_of_ms.tolist() == [5_000_001]
     assert newest_histories(lake, [bucket], max_events=L, as_of="event").as_of_ms.tolist() == [50]
     assert newest_histories(lake, [bucket], max_events=L, to_ms=70, as_of="event").as_of_ms.tolist() == [70]
@@ -242,7 +242,7 @@ def test_small_buckets_are_grouped_up_to_a_number_of_events(tmp_path: Path) -> N
 
 def test_a_bucket_without_events_gives_no_rows(tmp_path: Path) -> None:
     lake = _lake(tmp_path, [[Event("user-1", "a", "view", "web", 10)]])
-    empty = next(bucket for bucket in range(lake.buckets) if bucket not in lake.buckets_with_data())
+    empty = next(bucket for bucket in range(lake.buckets) if not lake.files(bucket))
     assert newest_histories(lake, [empty], max_events=L).user_ids == []
     (batch,) = _snapshot_batches(lake, empty, [100])
     assert batch.user_ids == []
