@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from spoor.activity.history import Histories
 from spoor.base.errors import DataError, InfrastructureError, SpoorError
-from spoor.store.rows import EmbeddingRow, StoredUser
-from spoor.store.validation import bad_vectors
+from spoor.store.rows import EmbeddingRow, StoredUser, bad_vectors
 
 _log = logging.getLogger(__name__)
 Bools = npt.NDArray[np.bool_]

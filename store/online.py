@@ -31,8 +31,15 @@ from spoor.store.feast_store import (
 from spoor.store.guarded import protobytes
 from spoor.store.guarded.fallback import UnguardedStore
 from spoor.store.guarded.guard import GuardedStore, GuardedWrite, ViewRow
-from spoor.store.rows import EMBEDDING_NUMBERS, HISTORY_NUMBERS, EmbeddingRow, StoredUser, UserWrite, Version
-from spoor.store.validation import check_vectors
+from spoor.store.rows import (
+    EMBEDDING_NUMBERS,
+    HISTORY_NUMBERS,
+    EmbeddingRow,
+    StoredUser,
+    UserWrite,
+    Version,
+    check_vectors,
+)
 
 T = TypeVar("T")
 _CHUNK_USERS = 1000  # rows per transaction or pipeline

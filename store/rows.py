@@ -1,4 +1,5 @@
-"""What goes into the store and comes out of it, and how an embedding row looks on its topic and in the offline log.
+"""What goes into the store and comes out of it, how an embedding row looks on its topic and in the offline log, and
+what a vector must be before it is stored: of the release's dimension, finite, of norm 1.
 
 An embedding row on the topic `user-embeddings.<release>` is keyed by the user id (a record without value: the user has
 no embedding any more). Its value is one JSON object in UTF-8, or one row of EMBEDDING_SCHEMA as an Arrow IPC stream,
@@ -29,8 +30,10 @@ import pyarrow as pa
 
 from spoor.activity.packing import holds_events
 from spoor.base.errors import DataError
+from spoor.base.numbers import number_text
 from spoor.broker.settings import EmbeddingFormat
 
+_NORM_TOLERANCE = 1e-3
 _MOST_BYTES = 1 << 20  # of a row as JSON: room for a vector of 40,000 floats
 _INT64 = 2**63 - 1
 _MOST_MS = 62_135_596_800_000  # before and after 1970: the years 1, where dates begin, to 3938
@@ -216,3 +219,31 @@ def _columns(rows: Sequence[object], names: Sequence[str]) -> dict[str, list[Any
 def times(times_ms: Sequence[int]) -> pa.Array:
     """ms since 1970 UTC → Arrow timestamps that Feast joins on."""
     return pa.array(np.asarray(times_ms, np.int64) * 1000).cast(pa.timestamp("us", "UTC"))
+
+
+def bad_vectors(vectors: npt.NDArray[np.float32], events_used: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """bool[n] of float32[n, d]: values that are not finite, or a norm that is not 1. Zeros are right exactly where no
+    event was used."""
+    norms = np.linalg.norm(np.asarray(vectors, np.float64), axis=1)  # not finite where a value is not
+    none = (events_used == 0) & (norms == 0)
+    return ~(none | (np.abs(norms - 1) <= _NORM_TOLERANCE))
+
+
+def check_vectors(
+    vectors: npt.NDArray[np.float32], events_used: npt.NDArray[np.int64], release: str, dimension: int
+) -> None:
+    """Raises DataError that names the first vector at fault."""
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise DataError(
+            f"embeddings of release `{release}` have shape {vectors.shape}, expected (n, {dimension})",
+            hint="apply the definitions of the release that computed them",
+        )
+    bad = bad_vectors(vectors, events_used)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        norm = number_text(float(np.linalg.norm(vectors[first])))
+        raise DataError(
+            f"release `{release}` gave {int(bad.sum()):,} of {len(bad):,} embeddings that cannot be stored; row "
+            f"{first} has norm {norm} from {int(events_used[first])} events, expected 1 (0 only without events)",
+            hint=f"check the release with `spoor release show {release}`",
+        )

@@ -219,8 +219,7 @@ class LandEmbeddings(beam.DoFn):
     def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
         """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
         have sent it."""
-        from spoor.store.rows import embedding_row_from_record
-        from spoor.store.validation import bad_vectors
+        from spoor.store.rows import bad_vectors, embedding_row_from_record
 
         row = embedding_row_from_record(record.value)
         self._keys.to_bytes(row.user_id)  # raises where it is no id of this type

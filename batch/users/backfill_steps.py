@@ -39,8 +39,7 @@ from spoor.kernels.settings import KernelSettings
 from spoor.store.encoding import Encoder
 from spoor.store.offline import open_offline
 from spoor.store.online import open_online
-from spoor.store.rows import EmbeddingRow, UserWrite
-from spoor.store.validation import check_vectors
+from spoor.store.rows import EmbeddingRow, UserWrite, check_vectors
 from spoor.store.writer import GuardedWriter, UpdateResult
 
 NAMESPACE = "spoor.backfill"
