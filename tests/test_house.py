@@ -4,8 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +43,21 @@ def test_no_file_imports_a_room_without_spoor():
     for path in tracked("*.py", "*.md", "*.toml", "Makefile", "Dockerfile", "deploy/*"):
         if path.name != "CHANGELOG.md":
             assert not short.findall(path.read_text()), path
+
+
+def test_no_circle_of_files():
+    """Imports inside functions and for type checkers count."""
+    graph = grimp.build_graph("spoor", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 200
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_room_has_at_most_twelve_files():
+    folders = Counter(path.parent for path in tracked("*.py") if path.name != "__init__.py")
+    for folder, files in folders.items():
+        if folder.relative_to(ROOT).parts[:1] in [(room,) for room in (*ROOMS, "spoor")]:
+            assert files <= 12, f"{folder.relative_to(ROOT)} has {files} files"
 
 
 def test_no_file_is_data_weights_or_a_lock_with_addresses():
