@@ -102,7 +102,8 @@ def test_a_batch_without_events_is_not_acknowledged_before_one_that_is_still_wri
         await source.records(processor, [record(EVENT, offset=0)], [record(b"not json", offset=1)])
         while not stores.letters.letters:  # then what follows it in its task runs, up to where it waits
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)
+        for _ in range(100):
+            await asyncio.sleep(0)
         before = list(source.acknowledged)
         at_store.set()
         await source.end(processor)
