@@ -1,7 +1,7 @@
 """One pre-LN transformer block of the user encoder, with rotary positions.
 
-Legend: N events of all users together (jagged), H heads, D floats per head, F = D / 2, P of queries, keys and values,
-C = config.width.
+Legend: N events of all users together (jagged), H heads, D floats per head, F = D / 2, P = 3 (queries, keys, values)
+or fewer, C = config.width.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and valu
 
 
 class _Before(NamedTuple):
-    """What a block reads up to its attention. `projection`: to queries, keys and values, [3 * C, C] and [3 * C], in
-    the order of `Block.pairs`."""
+    """Weights used before attention. `projection`: to queries, keys and values, [3 * C, C] and [3 * C], in the order
+    of `Block.pairs`."""
 
     norm: Affine
     projection: Affine
 
 
 class _After(NamedTuple):
-    """What it reads from there on."""
+    """Weights used after attention."""
 
     attention_out: Affine
     norm: Affine
@@ -37,7 +37,7 @@ class _After(NamedTuple):
 
 
 class Block(nn.Module):
-    """In two halves, with any attention between them."""
+    """Two halves; the caller supplies the attention between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class Block(nn.Module):
         self.frozen: tuple[_Before, _After] | None = None
 
     def forward(self, x_NC: Tensor, turn_NP1F: Tensor, attend: Attention) -> Tensor:
-        """[N, C] to [N, C]; `turn_NP1F`: of the rows' positions, see `UserEncoder.rotary`."""
+        """[N, C] to [N, C]; `turn_NP1F`: rotations of the rows' positions, from `UserEncoder.rotary`."""
         return self.after_attention(x_NC, attend(*self.queries_keys_values(x_NC, turn_NP1F)))
 
     def queries_keys_values(self, x_NC: Tensor, turn_NP1F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, C] to three times [N, H, D], queries and keys turned by their positions."""
+        """[N, C] to three times [N, H, D]; queries and keys are rotated by their positions."""
         q, k, v = self._projected(x_NC, turn_NP1F).unbind(1)
         return q, k, v
 
@@ -68,11 +68,11 @@ class Block(nn.Module):
         return k, v
 
     def queries(self, x_NC: Tensor, turn_NP1F: Tensor) -> Tensor:
-        """As `queries_keys_values`, the queries alone."""
+        """As `queries_keys_values`, only the queries."""
         return self._projected(x_NC, turn_NP1F, slice(0, 1)).squeeze(1)
 
     def after_attention(self, x_NC: Tensor, attended_NHD: Tensor) -> Tensor:
-        """The block's input [N, C] and what its attention gave [N, H, D], to its output [N, C]."""
+        """The block's input [N, C] and its attention's output [N, H, D] to the block's output [N, C]."""
         weights = self.frozen[1] if self.frozen else self._after()
         dropout = self.dropout if self.training else same
         x_NC = x_NC + dropout(F.linear(attended_NHD.flatten(1), *weights.attention_out))
@@ -80,19 +80,19 @@ class Block(nn.Module):
         return x_NC + dropout(feed_forward(normed_NC, weights.hidden, weights.out, dropout))
 
     def freeze(self) -> None:
-        """See `UserEncoder.freeze`. (A module takes microseconds to find a parameter, and a small request is short.)"""
+        """See `UserEncoder.freeze`. Looking up a module's parameter takes microseconds, which small requests notice."""
         with torch.no_grad():
             self.frozen = self._before(), self._after()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Block:
-        """To another device or type: what was frozen follows."""
+        """Moves to another device or type, the frozen weights too."""
         super()._apply(fn, recurse)
         if self.frozen:
             self.freeze()
         return self
 
     def _projected(self, x_NC: Tensor, turn_NP1F: Tensor, kinds: slice | None = None) -> Tensor:
-        """[N, C] to [N, P, H, D]; `kinds`: which of queries, keys and values; None: all."""
+        """[N, C] to [N, P, H, D]; `kinds` selects among queries, keys and values; None: all."""
         weights, width = self.frozen[0] if self.frozen else self._before(), x_NC.shape[1]
         weight, bias = weights.projection
         if kinds is not None:
@@ -112,8 +112,8 @@ class Block(nn.Module):
 
 
 def _pairs_side_by_side(config: ModelConfig) -> Tensor:
-    """int64 [3 * C]: the rows of `qkv` in the order in which they are used. Rotary positions turn the pairs
-    (d, d + D / 2) of each head's queries and keys; side by side each pair is one complex number."""
+    """int64 [3 * C]: the order in which the rows of `qkv` are used. Rotary positions rotate the pairs (d, d + D / 2)
+    of each head's queries and keys; this order puts each pair side by side, as one complex number."""
     rows = torch.arange(3 * config.width).view(3, config.heads, 2, -1)
     rows[:2] = rows[:2].transpose(-1, -2).reshape(rows[:2].shape)
     return rows.flatten()

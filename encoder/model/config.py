@@ -1,6 +1,6 @@
 """The size and shape of a model, part of its identity: the same numbers always build the same network.
 
-Named ones stand in configs/: `tiny` for tests, `base` for two processor cores, `paper` for PinFM's tables.
+configs/ holds the named configurations: `tiny` for tests, `base` for two CPU cores, `paper` for PinFM's tables.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from spoor.base.errors import DataError, UsageError
 class ModelConfig:
     """Raises ValueError when the numbers do not fit together."""
 
-    segment_length: int  # events of one training segment at most
-    served_length: int  # newest events of a user that the model reads when it serves
-    items: Literal["hashed", "direct"]  # rows shared by hashing, or a row of its own for each known item
-    hash_functions: int  # tables; an item's rows in all of them, concatenated, are its embedding; direct: 1
-    table_rows: int  # rows of each table, row 0 reserved for unknown items; direct: 0, as many as the items ask for
+    segment_length: int  # maximum events of a training segment
+    served_length: int  # newest events of a user that the model reads when serving
+    items: Literal["hashed", "direct"]  # items share rows by hashing, or each known item has its own row
+    hash_functions: int  # tables; an item's embedding concatenates its row of each table; direct: 1
+    table_rows: int  # rows of each table, row 0 reserved for unknown items; direct: 0, the vocabulary decides
     table_width: int  # floats in one row
     width: int  # floats of an event inside the transformer
     layers: int  # transformer blocks
     heads: int  # attention heads of each block
     feed_forward_width: int  # floats inside a block's feed-forward part
     dimension: int  # floats of a user vector and of an item vector
-    projections: Literal["mlp", "residual"] = "mlp"  # phi_in, phi_out, psi: MLPs, or the identity + MLPs from zero
-    projection_width: int = 64  # hidden floats of these three; residual: 0 leaves the identity alone
-    score: Literal["cosine", "dot"] = "cosine"  # of a user and an item vector; dot: without norms and temperature
-    time_gaps: bool = False  # whether the time since the previous event is added to an event
-    rotated: bool = False  # whether vectors are turned into another release's space (encoder/release/align.py)
+    projections: Literal["mlp", "residual"] = "mlp"  # phi_in, phi_out, psi: MLPs, or identity + MLPs that start at 0
+    projection_width: int = 64  # hidden floats of phi_in, phi_out and psi; residual: 0 = identity only
+    score: Literal["cosine", "dot"] = "cosine"  # of a user and an item vector; dot: no norms, no temperature
+    time_gaps: bool = False  # whether an event's embedding includes the time since the previous event
+    rotated: bool = False  # whether vectors are rotated into another release's space (encoder/release/align.py)
     input_dropout: float = 0.2  # share of the activations dropped before the first block
     dropout: float = 0.2  # share of the activations dropped inside the blocks
-    temperature: float = 0.05  # of the loss at the start; learned from there
-    temperature_floor: float = 0.01  # which the learned temperature never goes below
+    temperature: float = 0.05  # initial temperature of the loss; learned
+    temperature_floor: float = 0.01  # lower bound of the learned temperature
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -91,7 +91,7 @@ class ModelConfig:
         return self.served_length
 
     def rows_for(self, known_items: int) -> int:
-        """Rows of each table for a vocabulary of this size, the reserved one included."""
+        """Rows of each table for a vocabulary of this size, including the reserved row."""
         return known_items + 1 if self.items == "direct" else self.table_rows
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ MODEL_CONFIGS: dict[str, ModelConfig] = {name: _named(name) for name in ("tiny",
 def named_config(name: str) -> ModelConfig:
     """One of MODEL_CONFIGS, or a JSON file of the same fields (`name` ends in .json).
 
-    Raises UsageError for neither, DataError for a file that is no configuration.
+    Raises UsageError for an unknown name or an unreadable file, DataError for a JSON object that is no configuration.
     """
     if name in MODEL_CONFIGS:
         return MODEL_CONFIGS[name]

@@ -1,14 +1,13 @@
-"""DCAT's two passes over a user encoder (PinFM, arXiv 2507.12704): each history once, however many candidates it has.
+"""DCAT's two passes over a user encoder (PinFM, arXiv 2507.12704): each history is encoded once for all candidates.
 
 `context` runs the causal transformer over the histories and keeps every layer's keys and values; `cross` appends each
 candidate as a last token without action and reads them; `context_and_cross` does both at once. Attention is causal, so
-no history ever sees a candidate and the result is that of the plain transformer over history + candidate
-(dcat_reference.py).
+no history sees a candidate and the result equals the plain transformer over history + candidate (dcat_reference.py).
 
-- A candidate takes index n, the one that the next event had in pretraining. A learnable token, where there is one, is
-  put between history and candidate as a part of the context, at index n too: it shifts nobody.
-- Rotate replace: with `window` slots, a candidate that finds them full takes the place of the oldest, which it then
-  does not see. Its index stays n, and the events' own outputs stay those of the full window.
+- A candidate takes index n, the index of the next event in pretraining. The optional learnable token comes between
+  history and candidate as part of the context. It has index n too, so no other index changes.
+- Rotate replace: `window` limits the slots. If they are full, a candidate replaces the oldest context row and does not
+  see it. Its index stays n, and the outputs of the events stay those of the full window.
 
 Legend: N events of all users together (jagged), U users, C candidates, H heads, D floats per head, A = config.width,
 I = config.item_width, E = config.dimension.
@@ -31,7 +30,7 @@ from spoor.kernels.joint_attention import joint_attention
 @dataclass(frozen=True, eq=False)
 class Context:
     """`keys` and `values`: per layer [N', H, D], N' = N, or N + U with a learnable token; `offsets` int64 [U + 1] into
-    them; `lengths` int64 [U]: events of each history; `outputs` [N, E]: user vectors after each event, if asked for."""
+    them; `lengths` int64 [U]: events of each history; `outputs` [N, E]: user vectors after each event, if requested."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -43,8 +42,8 @@ class Context:
 def context(model: UserEncoder, events: Events, *, token: Tensor | None = None, outputs: bool = True) -> Context:
     """The context pass. Users without events are allowed.
 
-    `token` float [A]: the learnable token. Without `outputs` the last layer stops at its keys and values, which is all
-    that candidates need.
+    `token` float [A]: the learnable token. Without `outputs` the last layer only computes its keys and values, which
+    suffice for candidates.
     """
     entered = _enter(model, events, token)
     x, turn = entered.x, model.rotary(entered.positions)
@@ -52,7 +51,7 @@ def context(model: UserEncoder, events: Events, *, token: Tensor | None = None, 
     for layer, block in enumerate(model.every_block, 1):
         if outputs or layer < model.config.layers:
             q, *own = block.queries_keys_values(x, turn)
-            k, v = (y.contiguous() for y in own)  # kept: a view would keep what lies beside it, too
+            k, v = (y.contiguous() for y in own)  # a view would keep the whole projection in memory
             x = block.after_attention(x, jagged_attention(q, k, v, entered.offsets))
         else:
             k, v = (y.contiguous() for y in block.keys_values(x, turn))
@@ -63,8 +62,7 @@ def context(model: UserEncoder, events: Events, *, token: Tensor | None = None, 
 
 
 def cross(model: UserEncoder, history: Context, candidates: Candidates, *, window: int | None = None) -> Tensor:
-    """The crossing pass: the output at each candidate, [C, E]. `window`: slots for rotate replace, None = as many as it
-    takes."""
+    """The crossing pass: the output at each candidate, [C, E]. `window`: slots for rotate replace, None = no limit."""
     positions = history.lengths[candidates.users]
     x, turn = model.embed(candidates, positions), model.rotary(positions)
     skipped = None if window is None else skipped_rows(history.offsets, window=window)
@@ -86,14 +84,14 @@ def context_and_cross(
     window: int | None = None,
     outputs: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Both passes in one, for contexts that are read once: events and candidates go through each layer together, so
-    that its weights are read once. The output at each candidate [C, E], and the user vectors after each event [N, E],
-    if asked for. `token` and `window` as `context` and `cross` take them.
+    """Both passes in one, for contexts that are read once: events and candidates pass each layer together, so its
+    weights are read once. Returns the output at each candidate [C, E] and, if requested, the user vectors after each
+    event [N, E]. `token` and `window` as in `context` and `cross`.
     """
     entered = _enter(model, events, token)
     positions = entered.lengths[candidates.users]
     x = torch.cat([entered.x, model.embed(candidates, positions)])
-    rows = entered.x.shape[0]  # len() would fix it in an export
+    rows = entered.x.shape[0]  # len() would make it a constant in an export
     turn = model.rotary(torch.cat([entered.positions, positions]))
     skipped = None if window is None else skipped_rows(entered.offsets, window=window)
     attention = joint_attention(entered.offsets, candidates.users, rows=rows, skipped=skipped, like=x)
@@ -108,14 +106,14 @@ def context_and_cross(
 
 
 def skipped_rows(offsets: Tensor, *, window: int) -> Tensor:
-    """int64 [U]: how many of a context's oldest rows its candidates do not see, so that with themselves they see at
-    most `window`."""
+    """int64 [U]: how many of a context's oldest rows are hidden from its candidates, so that each candidate sees at
+    most `window` rows, itself included."""
     return (offsets.diff() + 1 - window).clamp_min(0)
 
 
 @dataclass(frozen=True, eq=False)
 class _Entered:
-    """What enters the first block: `x` [N', A], its `positions` int64 [N'], `offsets` int64 [U + 1] into it; `lengths`
+    """Input of the first block: `x` [N', A], its `positions` int64 [N'], `offsets` int64 [U + 1] into it; `lengths`
     int64 [U]: events of each history; `events` int64 [N]: the rows of events, None = all."""
 
     x: Tensor

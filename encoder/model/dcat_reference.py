@@ -1,6 +1,6 @@
-"""What DCAT must equal: the transformer over history + candidate, once for every candidate, under an explicit mask.
+"""Reference for dcat.py: the transformer over history + candidate, run once per candidate under an explicit mask.
 
-Nothing here is fast or shared between candidates; it uses the model's own layers and a softmax written out.
+Slow, and nothing is shared between candidates; it uses the model's layers and an explicit softmax.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def reference_cross(
         x_LA = torch.cat([history, candidate])
         seen_LL = torch.ones(len(x_LA), len(x_LA), dtype=torch.bool).tril()
         if window is not None:
-            seen_LL[-1, : max(0, len(x_LA) - window)] = False  # the slots that the candidate has taken over
+            seen_LL[-1, : max(0, len(x_LA) - window)] = False  # rotate replace: the candidate takes the oldest slots
         turn = model.rotary(positions)
         for block in model.every_block:
             q, k, v = block.queries_keys_values(x_LA, turn)

@@ -1,7 +1,7 @@
-"""Pointwise operations that a training step on processors would otherwise spend much of its time on.
+"""Pointwise operations that compute the same as PyTorch's, and take less of a training step on CPUs.
 
-PyTorch's dropout draws one random number an element; its normalisation, and rotary positions written with it, pass over
-their operands a dozen times (forward and backward), each time through memory. These here compute the same things.
+PyTorch's dropout draws one random number per element. Its normalisation, and rotary positions written with it, read
+their operands from memory a dozen times (forward and backward).
 
 Legend: M rows, E floats in a row; N events, P kinds of projections, H heads, D floats per head, F = D / 2 pairs.
 """
@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LEAST_NORM = 1e-12  # as F.normalize
-_ROWS_AT_ONCE = 1024  # of some hundred floats: what one pass writes is still in the cache when the next reads it
-_DRAWS = 4  # elements that share one random number of 64 bits
-_LEVELS = 2**16  # of an element's share of it
+_ROWS_AT_ONCE = 1024  # with a few hundred floats a row, the output of one pass is still in the cache for the next
+_DRAWS = 4  # elements that share one 64-bit random number
+_LEVELS = 2**16  # values of an element's 16 bits of it
 Affine = tuple[Tensor, Tensor]  # a weight and a bias
 Pointwise = Callable[[Tensor], Tensor]
 
 
 class Dropout(nn.Module):
-    """`share`, in [0, 1), of the elements becomes 0 and the others grow, so that the mean stays. Shares are kept to
-    1 / 65,536."""
+    """Sets a `share`, in [0, 1), of the elements to 0 and scales the others up to keep the mean. On a CPU the share is
+    rounded to 1 / 65,536."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class Dropout(nn.Module):
 
 
 def unit_rows(x_ME: Tensor) -> Tensor:
-    """[M, E] to [M, E], each row divided by its L2 norm; a row of zeros stays."""
+    """[M, E] to [M, E], each row divided by its L2 norm; a row of zeros stays zeros."""
     return _UnitRows.apply(x_ME) if torch.is_grad_enabled() else _unit_rows(x_ME)[0]  # type: ignore[no-any-return]
 
 
 def _unit_rows(x_ME: Tensor) -> tuple[Tensor, Tensor]:
-    """The unit rows, and the norms [M, 1] by which they were divided."""
+    """The unit rows and their former norms [M, 1]."""
     norm_M1 = torch.linalg.vector_norm(x_ME, dim=1, keepdim=True).clamp_min_(_LEAST_NORM)
     return x_ME / norm_M1, norm_M1
 
@@ -74,7 +74,7 @@ class _UnitRows(torch.autograd.Function):
 
 
 def affine(module: nn.Linear | nn.LayerNorm) -> Affine:
-    """What a module with a weight and a bias holds."""
+    """The weight and the bias of a module."""
     return module.weight, module.bias
 
 
@@ -84,8 +84,8 @@ def same(x: Tensor) -> Tensor:
 
 
 def feed_forward(x: Tensor, hidden: Affine, out: Affine, dropout: Pointwise = same) -> Tensor:
-    """A linear layer of dropout(gelu(one before)), [N, inputs] to [N, outputs]. Without gradients some rows at a time:
-    what is hidden then stays in the cache."""
+    """out(dropout(gelu(hidden(x)))), [N, inputs] to [N, outputs]. Without gradients it processes some rows at a time,
+    so that the hidden activations stay in the cache."""
 
     def of(rows: Tensor) -> Tensor:
         return F.linear(dropout(F.gelu(F.linear(rows, *hidden))), *out)
@@ -97,8 +97,8 @@ def feed_forward(x: Tensor, hidden: Affine, out: Affine, dropout: Pointwise = sa
 
 
 def turned(x_NPHD: Tensor, turn_NP1F: Tensor) -> Tensor:
-    """Rotary positions: neighbours (x[2f], x[2f + 1]) are a complex number, multiplied by the event's `turn_NP1F`,
-    complex [N, P, 1, F]. Without gradients it may be x itself that is turned and given back."""
+    """Rotary positions: neighbours (x[2f], x[2f + 1]) form a complex number, multiplied by the event's `turn_NP1F`,
+    complex [N, P, 1, F]. Without gradients x may be changed in place and returned."""
     pairs = torch.view_as_complex(_at_least_float32(x_NPHD).unflatten(-1, (-1, 2)))
     if torch.is_grad_enabled() or torch.compiler.is_exporting() or x_NPHD.dtype != torch.float32:
         return torch.view_as_real(pairs * turn_NP1F).flatten(-2).to(x_NPHD.dtype)
@@ -107,5 +107,5 @@ def turned(x_NPHD: Tensor, turn_NP1F: Tensor) -> Tensor:
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """There are no complex numbers of two bfloat16."""
+    """PyTorch has no complex numbers of two bfloat16."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

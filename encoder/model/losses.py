@@ -1,13 +1,13 @@
-"""InfoNCE between user vectors and items (PinFM), over every item or over drawn ones.
+"""InfoNCE between user vectors and items (PinFM), over all items or a sample of them.
 
     loss = sum over pairs of weight * -log( e^{s(t)} / ( e^{s(t)} + sum_{j != t} w_j e^{s(j)} ) )
     s = user vector . item vector / temperature
 
-Drawn candidates are the distinct items of the batch's answers and of a uniform draw. w_j = (times drawn) / (times
-expected) is the logQ correction: without it popular items, which are drawn often, are pushed away for being popular.
-The weight makes the sum an unbiased estimate of the sum over all items, which is what `full_softmax_loss` computes.
+The sampled candidates are the distinct items of the batch's targets and of a uniform draw. w_j = (times drawn) /
+(times expected) is the logQ correction: without it, popular items are drawn more often and so pushed away more. The
+weight makes the sum an unbiased estimate of the sum over all items, which `full_softmax_loss` computes.
 
-Legend: R events asked, P pairs, M candidates, V known items, S segments, E = config.dimension.
+Legend: R user vectors, P pairs, M candidates, V known items, S segments, E = config.dimension.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from spoor.encoder.model.vocabulary import Indexes
 
-_SAFE_EXPONENT = 60.0  # e^60 times the largest catalogue, and e^-60, are normal numbers of float32
-_ROWS_AT_ONCE = 512  # of the full softmax: V x 512 scores fit the processor's last cache for some thousand items
+_SAFE_EXPONENT = 60.0  # e^60 times the largest catalogue, and e^-60, are normal float32 numbers
+_ROWS_AT_ONCE = 512  # of the full softmax: with a few thousand items, V x 512 scores fit the CPU's last-level cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What R user vectors are asked. `rows` int64 [P], not decreasing: the vector of each pair; `items` int64 [P]:
+    """Targets of R user vectors. `rows` int64 [P], not decreasing: the vector of each pair; `items` int64 [P]:
     vocabulary indexes; `weights` float [P]."""
 
     rows: Tensor
@@ -52,8 +52,8 @@ def draw_items(
 ) -> Drawn:
     """In-batch negatives and `uniform` more from all items.
 
-    `answers` int64[n]: the items asked for in the batch, once per event; `answer_shares` float64[V + 1]: the share of
-    each item among all answers of the training data, by which its number in a batch is expected.
+    `answers` int64[n]: the target items of the batch, once per event; `answer_shares` float64[V + 1]: the share of
+    each item among all targets of the training data, which gives its expected count in a batch.
     """
     vocabulary_size = len(answer_shares) - 1
     drawn = rng.integers(1, vocabulary_size + 1, uniform)
@@ -63,8 +63,8 @@ def draw_items(
 
 
 def own_positives(drawn: Drawn, own_items: Indexes, own_offsets: Indexes) -> Tensor:
-    """bool [S, M]: which drawn items are among the positive items of each segment's user, and so no negatives of
-    theirs. `own_items` int64[K]: these items, one segment after the other; `own_offsets` int64[S + 1]."""
+    """bool [S, M]: whether a drawn item is a positive item of the segment's user, and so not a negative. `own_items`
+    int64[K]: the positive items, one segment after the other; `own_offsets` int64[S + 1]."""
     items = drawn.items.numpy()
     mask = np.zeros((len(own_offsets) - 1, len(items)), bool)
     if len(items):
@@ -86,12 +86,12 @@ def sampled_softmax_loss(
 ) -> Tensor:
     """The weighted sum over pairs, a scalar.
 
-    Shapes: user_vectors [R, E]; item_vectors [M, E], of the drawn items, among which each target is; left_out
-    bool [P, M]: drawn items that are no negatives of a pair (its target always counts).
+    Shapes: user_vectors [R, E]; item_vectors [M, E] of the drawn items, which include every target; left_out
+    bool [P, M]: drawn items that are not negatives of a pair (its target always counts).
     """
     scores_PM = (user_vectors[targets.rows] / temperature) @ item_vectors.T
     place_P1 = torch.searchsorted(drawn.items, targets.items).unsqueeze(1)
-    # The target is certain to be among the candidates, whatever was drawn: its weight is 1.
+    # A pair's target is always among the candidates, so its weight is 1.
     weighted_PM = (scores_PM + drawn.log_weights).scatter(1, place_P1, scores_PM.gather(1, place_P1))
     if left_out is not None:
         weighted_PM = weighted_PM.masked_fill(left_out.scatter(1, place_P1, False), float("-inf"))
@@ -99,21 +99,20 @@ def sampled_softmax_loss(
 
 
 def full_softmax_loss(user_vectors: Tensor, item_vectors: Tensor, targets: Targets, *, temperature: Tensor) -> Tensor:
-    """The weighted sum over pairs, every item a candidate; memory for a few hundred rows of scores at once.
+    """The weighted sum over pairs, with every item as a candidate; it holds _ROWS_AT_ONCE rows of scores in memory.
 
-    Shapes: user_vectors [R, E]; item_vectors [V, E], of the vocabulary indexes 1 to V. Its gradient is computed on the
-    way forward.
+    Shapes: user_vectors [R, E]; item_vectors [V, E], of the vocabulary indexes 1 to V. The forward pass also computes
+    the gradient.
     """
     places = targets.items - 1
     return _FullSoftmax.apply(user_vectors / temperature, item_vectors, targets.rows, places, targets.weights)  # type: ignore[no-any-return]
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Gradients are taken while the scores are at hand: keeping or computing them again would cost another product.
+    """Forward also computes the gradients: storing all scores costs memory, computing them again another product.
 
-    The scores are the largest thing here, so they are passed over as seldom as possible. Their greatest is looked for
-    only where their exponentials could leave float32, and they are never divided by their total: what is multiplied
-    with them is.
+    The scores are the largest tensor, so the code passes over them as rarely as possible. It takes their maximum only
+    if their exponentials could overflow or underflow float32, and divides the products by the total, not the scores.
     """
 
     @staticmethod
@@ -134,7 +133,7 @@ class _FullSoftmax(torch.autograd.Function):
             loss += (of_row * (total.log() + highest)).sum()
             share = of_row / total
             torch.mm(scores, w_VE, out=grad_x[part]).mul_(share)
-            grad_w.addmm_(scores.T, x * share, beta=min(number, 1))  # the first overwrites what was never written
+            grad_w.addmm_(scores.T, x * share, beta=min(number, 1))  # beta 0 at first: grad_w is not initialised
         grad_x.index_add_(0, rows, w_VE[targets] * -weights[:, None])
         grad_w.index_add_(0, targets, x_RE[rows] * -weights[:, None])
         ctx.save_for_backward(grad_x, grad_w)

@@ -1,21 +1,21 @@
-"""The user encoder, after PinFM (arXiv 2507.12704, sections 1.2 to 1.5 of our notes).
+"""The user encoder, after PinFM (arXiv 2507.12704).
 
-- An item is n rows of n hashed tables, concatenated, or one row of its own; unknown items share row 0.
-- An event is the sum of its item, action and surface embeddings and, as an option, of the time since the one before.
+- An item embedding concatenates one row from each of n hashed tables, or is one row; unknown items share row 0.
+- An event is the sum of its item, action and surface embeddings and, optionally, of the time since the previous event.
 - phi_in (MLP, L2 norm), a pre-LN causal transformer with rotary positions, phi_out (MLP, L2 norm).
-- Targets have a head of their own, psi (MLP, L2 norm), over the same tables: a user vector times an item vector is the
+- Targets have a separate head, psi (MLP, L2 norm), over the same tables: a user vector times an item vector is the
   score of the next item.
-- `residual` projections start as the identity, so that a user vector starts as a mixture of item vectors; phi_in then
-  has no norm of its own, the items it reads have norm 1.
+- `residual` projections start as the identity, so a user vector starts as a mixture of item vectors; phi_in then has no
+  norm, because the item embeddings it reads have norm 1.
 - The `dot` score leaves out the norms of user and item vectors, and the temperature.
-- Rotary positions, not learned ones: a score depends on how far apart two events are, not on where a history starts.
+- Positions are rotary, not learned: a score depends on the distance of two events, not on the start of the history.
   A position is the event's index within its segment or window.
-- The learned temperature has a floor, so that the loss cannot sharpen without end.
-- `rotated`: user and item vectors are turned by a matrix that is stored, not trained; their products stay the same.
+- The learned temperature has a floor, which bounds how sharp the loss can get.
+- `rotated`: a stored, untrained matrix rotates user and item vectors; their products stay the same.
 - Left out: content vectors in the history, an output bias per item.
 
 Legend: N events of all users together (jagged), U users, T tables, R rows, W floats in a row, H heads, D floats per
-head, F = D / 2, P of queries, keys and values, M items, C = config.width, E = config.dimension.
+head, F = D / 2, P = 3 (queries, keys, values), M items, C = config.width, E = config.dimension.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from spoor.kernels.dcat_attention import dcat_attention
 from spoor.kernels.jagged_attention import jagged_attention
 
 _ROTARY_BASE = 10_000.0
-_GAP_WIDTH = 32  # hidden floats between a time gap and its embedding
+_GAP_WIDTH = 32  # hidden floats of a time gap's MLP
 Gather = Callable[[Tensor], Tensor]
 
 
 class ItemTables(nn.Module):
-    """Item embeddings. `rows` int64 [vocabulary + 1, T]: the rows of each known item, index 0 the unknown. `gather`:
-    where the embeddings are packed and no parameters, int64 [M, T] rows to float32 [M, T * W]."""
+    """Item embeddings. `rows` int64 [vocabulary + 1, T]: the rows of each known item, index 0 the unknown item.
+    `gather`: reads packed tables in place of parameters, int64 [M, T] rows to float32 [M, T * W]."""
 
     def __init__(self, config: ModelConfig, rows: Tensor, gather: Gather | None = None) -> None:
         super().__init__()
         table_rows = config.rows_for(len(rows) - 1)
         self.direct = config.items == "direct"
         self.unit = config.projections == "residual" and config.score == "cosine"
-        self.sparse = False  # whether only the rows that were read get a gradient
+        self.sparse = False  # whether gradients are sparse: only of the rows read
         self._gather = gather
         if gather is None:
             self.weight = nn.Parameter(torch.empty(config.hash_functions * table_rows, config.table_width))
@@ -71,12 +71,12 @@ class ItemTables(nn.Module):
         """As `forward` for all known items in order, [vocabulary, T * W]."""
         if not self.direct or self._gather is not None:
             return self(torch.arange(1, len(self.flat_rows), device=self.flat_rows.device))
-        embedded = self.weight[1:]  # spares a copy and the scattering of its gradient
+        embedded = self.weight[1:]  # a slice avoids a copy and a scattered gradient
         return unit_rows(embedded) if self.unit else embedded
 
 
 class Projection(nn.Module):
-    """A pointwise two-layer MLP, with `residual` added to its input; `unit`: each row of its output has L2 norm 1."""
+    """A pointwise two-layer MLP; `residual`: added to its input; `unit`: each row of its output has L2 norm 1."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, residual: bool, unit: bool) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class TimeGap(nn.Module):
 
 
 class UserEncoder(nn.Module):
-    """`item_rows` int64 [vocabulary + 1, T]; `actions` and `surfaces` count the known names, without the unknown;
+    """`item_rows` int64 [vocabulary + 1, T]; `actions` and `surfaces`: numbers of known names, without the unknown;
     `gather`: of packed item tables (see ItemTables)."""
 
     def __init__(
@@ -115,7 +115,7 @@ class UserEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False  # whether training keeps only the blocks' inputs, and computes the rest a second time
+        self.recompute = False  # whether training keeps only the blocks' inputs and recomputes the rest backward
         self.items = ItemTables(config, item_rows, gather)
         self.actions = nn.Embedding(1 + actions, config.item_width)
         self.surfaces = nn.Embedding(1 + surfaces, config.item_width)
@@ -125,7 +125,7 @@ class UserEncoder(nn.Module):
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.final_norm = nn.LayerNorm(config.width)
         self.phi_out = _projection(config, config.width, config.dimension, unit=config.score == "cosine")
-        has_norm_1 = self.items.unit and not config.projection_width  # and psi leaves it as it is
+        has_norm_1 = self.items.unit and not config.projection_width  # and psi is the identity
         psi_unit = config.score == "cosine" and not has_norm_1
         self.psi = _projection(config, config.item_width, config.dimension, unit=psi_unit)
         self.register_buffer("rotation", torch.eye(config.dimension) if config.rotated else None)
@@ -135,21 +135,21 @@ class UserEncoder(nn.Module):
         )
 
     def forward(self, events: Events) -> Tensor:
-        """[N, E]: a user vector after each event, of norm 1 where the score is the cosine."""
+        """[N, E]: a user vector after each event, of norm 1 if the score is the cosine."""
         x_NC, _ = self._transform(events, blocks=self.config.layers)
         return self.user_vectors(x_NC)
 
     def last(self, events: Events, *, lengths: Tensor | None = None) -> Tensor:
         """As `forward`, but [U, E]: only the vector after each user's last event. No user may be empty. `lengths` int64
-        [U]: the events of each user that count, its first ones; None: all.
+        [U]: only the first `lengths` events of each user count; None: all.
 
-        Of the other events the last block needs keys and values alone: a last event crosses them as DCAT's candidates
-        do, which spares most of the block. An exported program would not take batches of single events alone."""
+        In the last block the other events need only keys and values. A last event attends to them like a DCAT
+        candidate, which saves most of the block. An exported program would reject batches of only single events."""
         x_NC, turn_NP1F = self._transform(events, blocks=self.config.layers - 1)
         offsets = events.offsets
         lengths = offsets.diff() if lengths is None else lengths
         users = torch.arange(lengths.shape[0], device=offsets.device)
-        earlier_offsets = F.pad((lengths - 1).cumsum(0), (1, 0))  # of each user, the last event is left out
+        earlier_offsets = F.pad((lengths - 1).cumsum(0), (1, 0))  # without each user's last event
         rows, owners = rows_and_owners(earlier_offsets, int(lengths.sum()) - lengths.shape[0])
         earlier, last = rows + (offsets[:-1] - earlier_offsets[:-1])[owners], offsets[:-1] + lengths - 1
         block = self.every_block[-1]
@@ -164,8 +164,8 @@ class UserEncoder(nn.Module):
         return self.user_vectors(block(x_last, turn_last, attend))
 
     def freeze(self) -> UserEncoder:
-        """For inference with weights that stay from now on as they are: what they alone decide is computed here, once.
-        Weights that are loaded later do not count. Returns itself."""
+        """For inference with final weights: computes once what depends only on them. Ignores weights that are loaded
+        later. Returns itself."""
         for block in self.every_block:
             block.freeze()
         return self.eval().requires_grad_(False)
@@ -179,7 +179,7 @@ class UserEncoder(nn.Module):
         return self._rotated(self.psi(self.items.every_known()))
 
     def embed(self, rows: Events | Candidates, positions: Tensor) -> Tensor:
-        """What enters the first block, [N, C]. A candidate has no action yet."""
+        """The input of the first block, [N, C]. A candidate has no action yet."""
         summed = self.items(rows.items) + self.surfaces(rows.surfaces)
         if isinstance(rows, Events):
             summed = summed + self.actions(rows.actions)
@@ -188,14 +188,14 @@ class UserEncoder(nn.Module):
         if self.time_gap is not None:
             if rows.log_gaps is None:
                 raise ValueError("this model's configuration has time_gaps, so it needs log_gaps")
-            # A window may begin anywhere in a history: the gap before its first event must not matter.
+            # A window may begin anywhere in a history, so the gap before its first event counts as 0.
             summed = summed + self.time_gap(rows.log_gaps.masked_fill(positions == 0, 0.0))
-        # Times sqrt(C): a unit vector has elements far below 1, where the residual stream wants about 1.
+        # Times sqrt(C): the elements of a unit vector are far below 1, the residual stream needs about 1.
         return self.dropout(self.phi_in(summed) * math.sqrt(self.config.width))
 
     def rotary(self, positions: Tensor) -> Tensor:
-        """int64 [N] indexes of events within their windows to complex64 [N, 3, 1, F]: by what each pair of a query's, a
-        key's and a value's floats is multiplied; a value's by 1."""
+        """int64 [N] indexes of events within their windows to complex64 [N, 3, 1, F]: the factors of the pairs of
+        floats in queries, keys and values; those of values are 1."""
         half = self.config.width // self.config.heads // 2
         speeds = _ROTARY_BASE ** (-torch.arange(half, device=positions.device) / half)
         angles = positions[:, None, None, None] * speeds
@@ -208,18 +208,18 @@ class UserEncoder(nn.Module):
 
     @property
     def every_block(self) -> list[Block]:
-        """The blocks, with the type that nn.ModuleList forgets."""
+        """The blocks, with their type, which nn.ModuleList loses."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def temperature(self) -> Tensor:
-        """By which scores are divided in the loss: a positive scalar, never below the floor; 1 for the dot score."""
+        """The divisor of scores in the loss: a positive scalar, never below the floor; 1 for the dot score."""
         if self.log_temperature is None:
             return self.actions.weight.new_ones(())
         return self.log_temperature.exp().clamp_min(self.config.temperature_floor)
 
     def initialise(self, seed: int) -> None:
-        """Draws every parameter anew, independent of the process's own random state.
+        """Draws every parameter from `seed`, independent of the process's random state.
 
         | layer                                      | distribution                                          |
         |--------------------------------------------|-------------------------------------------------------|
@@ -250,7 +250,7 @@ class UserEncoder(nn.Module):
         return vectors if self.rotation is None else vectors @ self.rotation
 
     def _transform(self, events: Events, *, blocks: int) -> tuple[Tensor, Tensor]:
-        """What leaves the first `blocks` blocks, [N, C], and the turns of the events' positions."""
+        """The output of the first `blocks` blocks, [N, C], and the rotations of the events' positions."""
         rows, owners = rows_and_owners(events.offsets, events.count)
         positions = rows - events.offsets[owners]
         x_NC, turn_NP1F = self.embed(events, positions), self.rotary(positions)

@@ -1,7 +1,7 @@
-"""What a release knows: the items, actions and surfaces it was trained on, as hashes, each with a small number.
+"""The vocabulary of a release: the items, actions and surfaces of its training events, as hashes with an index each.
 
-Numbers start at 1 in the order of the hashes; 0 is what the release does not know. Releases of hash version 1 know
-names by 16 bits, as do events that were stored then; each finds its counterpart by them.
+Indexes start at 1 in the order of the hashes; 0 is the unknown. Releases of hash version 1 hold 16-bit hashes of action
+and surface names, and so do events stored then; those 16 bits match names across the versions.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Vocabulary:
 
 
 def name_indexes(hashes: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> Indexes:
-    """As `vocabulary_index` for names, where either side may be of hash version 1. An old name that several known ones
-    begin with is unknown."""
+    """As `vocabulary_index` for names; either side may be of hash version 1. An old name that several known names
+    match is unknown."""
     if len(known) and known[-1] < OLD_NAMES:  # an old release
         return vocabulary_index(old_names(hashes), known)
     found = vocabulary_index(hashes, known)
