@@ -1,7 +1,7 @@
-"""Columns of a file or frame → columns of events, by the rule of each single value (activity/rules.py).
+"""Columns of a file or frame → columns of events, by the rules for single values (activity/rules.py).
 
-A column holds few distinct values: each is judged once, and no columnar cast can come to another verdict than a record
-would. Times in integers and timestamps are computed by column, which rounds as the rule does: down to the millisecond.
+A column has few distinct values: each is validated once, so a column gets the same verdicts as records do. Only integer
+and timestamp times are computed by column, with the rule's rounding: down to the millisecond.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def convert(column: Column, name: str, settings: EventSettings) -> pa.Array:
     if name == "timestamp" and (times := _times(plain)) is not None:
         return times
     if any(test(plain.type) for test in _TEXT):
-        plain = plain.cast(pa.large_binary())  # whose values need not be UTF-8 to be looked at
+        plain = plain.cast(pa.large_binary())  # bytes, because the text may be invalid UTF-8
     if not any(test(plain.type) for test in _DISTINCT):
         return pa.array(_convert_values(python_values(plain, name), one), kind)
     encoded = pc.dictionary_encode(plain, null_encoding="encode").combine_chunks()
@@ -69,26 +69,25 @@ def convert(column: Column, name: str, settings: EventSettings) -> pa.Array:
 
 
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values themselves, where a column numbers or counts them."""
+    """The plain values of a dictionary-encoded or run-end-encoded column."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-        if kind.value_type in views:  # which Arrow cannot take
+        if kind.value_type in views:  # Arrow's `take` does not support them
             return decoded(column.cast(pa.dictionary(kind.index_type, views[kind.value_type])))
         values = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]
         return decoded(pa.chunked_array(values, kind.value_type))
     if pa.types.is_run_end_encoded(kind):
         try:
             values = [pc.run_end_decode(chunk) for chunk in column.chunks]
-        except pa.ArrowNotImplementedError:  # of nested values, which are no ids
+        except pa.ArrowNotImplementedError:  # nested values, which are never ids
             return column
         return decoded(pa.chunked_array(values, kind.value_type))
     return column
 
 
 def _times(column: pa.ChunkedArray) -> pa.Array | None:
-    """ms of a column of integers or of timestamps with a zone; None for others, and where the rule has to say which
-    value is none."""
+    """ms of a column of integers or of timestamps with a zone; None if the rule must check each value."""
     kind = column.type
     if column.null_count:
         return None
@@ -102,8 +101,8 @@ def _times(column: pa.ChunkedArray) -> pa.Array | None:
 
 @dataclass(frozen=True)
 class ArrowValue:
-    """A value whose type says enough: Python's own dates and times do not reach as far as Arrow's, and what an
-    extension type stores is not what it means (the number of a month)."""
+    """A value reduced to its type. Python's dates and times have a smaller range than Arrow's, and the storage of an
+    extension type is not its meaning (the number of a month)."""
 
     kind: pa.DataType
 
@@ -112,8 +111,8 @@ class ArrowValue:
 
 
 def python_values(column: pa.ChunkedArray, name: str) -> list[Any]:
-    """What the column of the event's field `name`, or of `pos`, holds; an ArrowValue for what Python cannot hold. Text
-    that is no UTF-8 comes with surrogates."""
+    """The values of the column of the event's field `name`, or of `pos`; an ArrowValue for each value that Python
+    cannot represent. Invalid UTF-8 becomes surrogates."""
     column = decoded(column)
     kind = column.type
     if any(test(kind) for test in _TEXT):

@@ -1,8 +1,8 @@
-"""Events from files, folders of files and frames, with the columns user_id, item_id, action, surface, timestamp or what
-[events.fields] calls them.
+"""Events from files, folders of files and frames. The columns are user_id, item_id, action, surface and timestamp, or
+their names in [events.fields].
 
-A `pos` column, where there is one, is the place of an event in its user's published sequence. It decides the order:
-it breaks ties of equal times, and an event dated before its predecessor is raised to the predecessor's time.
+An optional `pos` column is the position of an event in its user's published sequence. It decides the order: it breaks
+ties of equal times, and an event dated before its predecessor is raised to the predecessor's time.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ from spoor.activity.sources.tables import (
 from spoor.activity.sources.ties import raise_times, shuffle_keys, spread_times
 from spoor.base.errors import EventError, UsageError
 
-Frame = Any  # a pandas DataFrame; this room does without pandas
-FRAME = Path("the frame")  # in messages, where rows come from no file
+Frame = Any  # a pandas DataFrame; this room does not import pandas
+FRAME = Path("the frame")  # in messages about rows that come from no file
 _IDS = ("user_id", "item_id")
 
 
 def scan_events(
     source: Path | pa.Table | Frame, settings: EventSettings, *, now_ms: int, unfit: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The events of a file, a folder of files or a frame piece by piece in the order of its rows: the columns of
-    EVENT_SCHEMA, and `pos` (int64) if there is one.
+    """Yields the events of a file, a folder of files or a frame, piece by piece in row order: the columns of
+    EVENT_SCHEMA, and `pos` (int64) if the source has it.
 
-    Raises UsageError that names the first bad column or row: a file is mended before it is produced, not dead-lettered
-    row by row. With `unfit`, rows whose ids are no int64 where the settings want one are left out, and told there.
+    Raises UsageError that names the first bad column or row: files are corrected before they are produced, not
+    dead-lettered row by row. With `unfit`, a row is skipped if the settings want int64 ids and one of its ids is not;
+    its error is appended to `unfit`.
     """
     if isinstance(source, Path):
         pieces = scan_rows(source, lambda names: _wanted(names, settings))
@@ -90,9 +91,8 @@ def read_events(
     shuffle_ties: int | None = None,
     unfit: list[str] | None = None,
 ) -> pa.Table:
-    """The source's events as EVENT_SCHEMA, oldest first; a user's equal times keep the order of `pos`, else the file's,
-    else (`shuffle_ties`) one drawn from that seed. Times that fall along `pos` are raised. Errors and `unfit` as
-    `scan_events`."""
+    """The source's events as EVENT_SCHEMA, oldest first. Equal times are ordered by `shuffle_ties` (a seed) if it is
+    given, else by `pos`, else by row. Times that fall along `pos` are raised. Errors and `unfit` as `scan_events`."""
     pieces = list(scan_events(source, settings, now_ms=now_ms, unfit=unfit))
     events = pa.concat_tables(pieces or [EVENT_SCHEMA.empty_table()])
     keys: list[Any] = [np.arange(len(events))]
@@ -108,9 +108,8 @@ def read_events(
 
 
 def spread_ties(events: pa.Table, *, resolution_ms: int) -> pa.Table:
-    """Events of one user whose times are equal at a coarse resolution (1000 for seconds) are spread over it, in the
-    order of the rows: the k-th of m gets k · resolution / m ms more. Order across distinct times is untouched, and
-    the times of a user end up distinct."""
+    """Spreads each user's events of equal time over a coarse resolution (1000 for seconds), in row order: the k-th of m
+    gets k · resolution / m ms more. Distinct times keep their order, and the times of a user become distinct."""
     times = events["timestamp"].to_numpy()
     users = _user_indexes(events)
     order = np.lexsort((np.arange(len(times)), times, users))
@@ -120,8 +119,8 @@ def spread_ties(events: pa.Table, *, resolution_ms: int) -> pa.Table:
 
 
 def read_table(path: Path, settings: EventSettings | None = None) -> pa.Table:
-    """Any table file or folder, for instance of items. The columns user_id and item_id are text by the rules of events;
-    the types of others are guessed where the format has none. Raises UsageError."""
+    """Reads any table file or folder, for instance of items. The columns user_id and item_id become text by the rules
+    of events; other types are inferred if the format has none. Raises UsageError."""
     tables = [_read_part(part, settings or EventSettings()) for part in parts(path)]
     with reading(path):
         return pa.concat_tables(tables, promote_options="permissive")
@@ -171,13 +170,13 @@ def _guessed_csv(path: Path, delimiter: str) -> tuple[list[str], list[Any]]:
             convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in _IDS}),
         )
     for field in table.schema:
-        if pa.types.is_binary(field.type):  # what Arrow makes of text in another encoding
+        if pa.types.is_binary(field.type):  # Arrow's type for text in another encoding
             raise _no_text(path, field.name, "bytes that are no UTF-8")
     return table.column_names, table.columns
 
 
 def _guessed_json(path: Path, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[str], list[Any]]:
-    """A column whose values have no type in common holds them as JSON."""
+    """A column whose values have no common type holds them as JSON."""
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     _check_names(path, names, "an unpaired surrogate")
     columns: list[Any] = []
@@ -203,9 +202,9 @@ def _check_names(path: Path, names: Sequence[str], found: str) -> None:
 
 
 def _check_texts(path: Path, name: str, column: pa.ChunkedArray) -> None:
-    """Parquet's writers need not check that text is UTF-8, and its readers do not."""
+    """Checks that text is UTF-8: Parquet's writers need not, and its readers do not."""
     if name in _IDS:
-        return  # whose rule says in which row
+        return  # checked by the rule for ids, which names the row
     try:
         column.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -218,13 +217,13 @@ def _no_text(path: Path, name: str, found: str) -> UsageError:
 
 
 def _wanted(names: Sequence[str], settings: EventSettings) -> list[str]:
-    """The columns of a file that hold the event's fields, and `pos`."""
+    """The columns of a file with the event's fields, and `pos`."""
     sources = [source if source in names else source.partition(".")[0] for source in settings.source_names]
     return [name for name in dict.fromkeys((*sources, "pos")) if name in names]
 
 
 def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
-    """A column of Python objects stays one of values, as a frame may mix them; others become Arrow's."""
+    """A column of Python objects stays a list of values, as it may mix types; other columns become Arrow's."""
     names = [str(name) for name in frame.columns]
     chosen(FRAME, names, lambda names: _wanted(names, settings))
 
@@ -240,7 +239,7 @@ def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
             return None
         try:
             return pa.chunked_array([pa.array(values, from_pandas=True)])
-        except (pa.ArrowException, UnicodeEncodeError):  # of a type that Arrow has not, or no Unicode
+        except (pa.ArrowException, UnicodeEncodeError):  # a type that Arrow lacks, or invalid Unicode
             return _frame_values(values)
 
     return Rows(FRAME, len(frame), column, lambda row: f"row {row + 1}", tuple(names))
@@ -249,7 +248,7 @@ def _frame_rows(frame: Frame, settings: EventSettings) -> Rows:
 def _frame_values(column: Any) -> list[Any]:
     try:
         absent = column.isna()
-    except InvalidOperation:  # a signalling NaN allows no comparison; it is a value, and no missing one
+    except InvalidOperation:  # a signalling NaN cannot be compared; it is a value, not a missing one
         absent = column.map(lambda value: 0 if isinstance(value, Decimal) and value.is_snan() else value).isna()
     return [None if missing else value for value, missing in zip(column, absent, strict=True)]
 
@@ -286,7 +285,7 @@ def _events(rows: Rows, settings: EventSettings, now_ms: int) -> pa.Table:
 
 
 def _fit(rows: Rows, settings: EventSettings, now_ms: int, unfit: list[str]) -> pa.Table:
-    """The events whose ids have the types of the settings; what is wrong with each other row goes to `unfit`."""
+    """The events whose ids have the configured types; the error of each other row goes to `unfit`."""
     events = _events(rows, replace(settings, user_id_type="string", item_id_type="string"), now_ms)
     wrong: dict[int, str] = {}
     for name, source in settings.sources[: len(_IDS)]:
@@ -340,7 +339,7 @@ def _bad_row(path: Path, where: str, source: str, error: EventError) -> UsageErr
 
 
 def _user_indexes(events: pa.Table) -> npt.NDArray[np.int64]:
-    """int64[N]: users numbered in the order of their first row."""
+    """int64[N]: user indexes, numbered by first row."""
     distinct = pc.unique(events["user_id"])
     return pc.index_in(events["user_id"], value_set=distinct).to_numpy().astype(np.int64)
 
@@ -352,19 +351,19 @@ def _with_times(events: pa.Table, times: npt.NDArray[np.int64]) -> pa.Table:
 
 
 def _json_places(rows: Rows) -> Column | None:
-    """`pos` of objects, if any of them has it."""
+    """`pos` of JSON objects; None if no object has it."""
     values = rows.column("pos") if rows.names is None else None
     return None if values is None or all(value is None for value in values) else values
 
 
 def _places(column: Column, rows: Rows) -> pa.Array:
-    """An integer in every row; the digits of one, where a CSV has nothing but text."""
+    """`pos` as int64, an integer in every row; its digits in formats that have only text. Raises UsageError."""
     if isinstance(column, pa.ChunkedArray):
         plain = decoded(column)
         if pa.types.is_integer(plain.type) and not plain.null_count:
             try:
                 return plain.cast(pa.int64()).combine_chunks()
-            except pa.ArrowInvalid:  # beyond int64: below is said where
+            except pa.ArrowInvalid:  # beyond int64: the loop below names the row
                 pass
         values = python_values(plain, "pos")
     else:

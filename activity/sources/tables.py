@@ -1,7 +1,7 @@
-"""Files of rows as a user hands them in: CSV, TSV, JSON lines and Parquet, compressed or not, or a folder of parts.
+"""Rows of a user's files: CSV, TSV, JSON lines and Parquet, compressed or not, or a folder of parts.
 
-Values come as the file has them: text of a CSV, JSON's own types, columns of Parquet. No type is guessed: what a value
-means is for activity/fields.py. A file that breaks its format is a UsageError with the line or row.
+Values keep the file's types: text of a CSV, JSON's own types, columns of Parquet. No type is guessed:
+activity/fields.py interprets the values. A malformed file is a UsageError with the line or row.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from spoor.base.errors import EventError, UsageError
 from spoor.base.handed_in import foreign_encoding
 
 PIECE_ROWS = 131_072  # rows read at once
-_CELL_BYTES = 1 << 24  # of a CSV; more is a quote that is not closed
-_LINE_BYTES = 1 << 26  # of JSON
+_CELL_BYTES = 1 << 24  # of a CSV; a larger cell is an unclosed quote
+_LINE_BYTES = 1 << 26  # of a line of JSON
 CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_KINDS = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet", ".pq")
@@ -35,21 +35,21 @@ KINDS = (*_PARQUET[:1], *CSV_DELIMITERS, *JSON_KINDS)
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file. `column(name)` is an Arrow array or a list of Python values, or None if there is no such
-    column; `where(row)` tells the place of a row to a person."""
+    """Some rows of a file. `column(name)`: an Arrow array or a list of Python values, None for a missing column;
+    `where(row)`: the place of a row, for messages."""
 
     path: Path
     count: int
     column: Callable[[str], Any]
     where: Callable[[int], str]
-    names: tuple[str, ...] | None  # of the columns; None: each row has its own
-    texts: bool = False  # the format has nothing but text
+    names: tuple[str, ...] | None  # of the columns; None: each row has its own names
+    texts: bool = False  # the format has only text
 
 
 def parts(path: Path) -> list[Path]:
-    """The file, or the data files in a folder and below, in the order of their names; hidden ones and those that begin
-    with `_` are not data. Links are followed. Raises UsageError for what is not there or of an unknown kind, for a
-    folder that cannot be listed and for links that lead nowhere or back to a folder above."""
+    """The file, or the data files in a folder and its subfolders, sorted by name. Entries that begin with `.` or `_`
+    are skipped, links are followed. Raises UsageError for an unknown kind of file, for a folder that is empty or cannot
+    be listed, and for a link that is broken or leads back to a folder above it."""
     if not path.is_dir():
         kind(path)
         return [path]
@@ -62,7 +62,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def kind(path: Path) -> str:
-    """Its suffix, without that of compression. Raises UsageError for one that cannot be read."""
+    """The file's suffix, without that of compression. Raises UsageError for a kind that cannot be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compressed = suffixes[-1:] and suffixes[-1] in _CODECS
     found = suffixes[-2] if compressed and len(suffixes) == 2 else "" if compressed else "".join(suffixes[-1:])
@@ -73,8 +73,8 @@ def kind(path: Path) -> str:
 
 
 def scan_rows(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]]) -> Iterator[Rows]:
-    """The file's rows, PIECE_ROWS at a time and at least once. `wanted` chooses among the columns' names, where the
-    format has them."""
+    """The file's rows, PIECE_ROWS at a time and at least once. `wanted` chooses among the column names, if the format
+    has them."""
     for part in parts(path):
         suffix = kind(part)
         with reading(part):
@@ -88,7 +88,7 @@ def scan_rows(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]]) -> I
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Errors of disk and format become UsageErrors that name the file."""
+    """Turns errors of disk and format into UsageErrors that name the file."""
     try:
         yield
     except (OSError, EOFError, pa.ArrowException) as error:
@@ -97,7 +97,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def count_rows(path: Path) -> int | None:
-    """Of Parquet; None for kinds that do not tell."""
+    """The number of rows of Parquet; None for other kinds, which do not record it."""
     found = parts(path)
     if any(kind(part) not in _PARQUET for part in found):
         return None
@@ -109,8 +109,8 @@ def count_rows(path: Path) -> int | None:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed, without a byte order mark. Raises UsageError for UTF-16 and UTF-32 (UTF-16
-    without a mark too), OSError."""
+    """The file's bytes, decompressed, without a byte order mark. Raises UsageError for UTF-16 (even without a mark) and
+    UTF-32, OSError."""
     codec = _CODECS.get(path.suffix.lower())
     plain: Any = io.FileIO(path) if codec is None else pa.input_stream(str(path), compression=codec)
     stream = io.BufferedReader(plain, 1 << 20)
@@ -126,8 +126,8 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def scan_csv(path: Path, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line at which it begins, cells) of each record, the header first. Bytes that are no UTF-8 come as surrogates.
-    Raises UsageError with the line for an open quote and for records that are longer or shorter than the header."""
+    """(first line, cells) of each record, the header first. Invalid UTF-8 becomes surrogates. Raises UsageError with
+    the line for an unclosed quote and for a record that is longer or shorter than the header."""
     csv.field_size_limit(max(csv.field_size_limit(), _CELL_BYTES))
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
@@ -135,7 +135,7 @@ def scan_csv(path: Path, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         width, line = 0, 1
         try:
             for cells in reader:
-                if cells:  # an empty line is none
+                if cells:  # empty lines are skipped
                     width = width or len(cells)
                     if len(cells) != width:
                         message = (
@@ -150,7 +150,7 @@ def scan_csv(path: Path, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def scan_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of each line that is not empty. Raises UsageError with the line."""
+    """(line, object) of each non-empty line. Raises UsageError with the line."""
     with open_bytes(path) as stream:
         line = 0
         while data := stream.readline(_LINE_BYTES):
@@ -169,7 +169,7 @@ def scan_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _files(folder: Path, *, within: tuple[Path, ...]) -> Iterator[Path]:
-    """`within`: the folders above, as they are without links."""
+    """`within`: the folders above, with links resolved."""
     with reading(folder):
         within = (*within, folder.resolve())
         for entry in folder.iterdir():
@@ -217,7 +217,7 @@ def _csv_rows(path: Path, header: list[str], places: dict[str, int], rows: list[
         if name not in places:
             return None
         place = places[name]
-        return [row[place] or None for row in rows]  # a CSV has no other way to say that nothing is there
+        return [row[place] or None for row in rows]  # an empty cell is a missing value in CSV
 
     return Rows(path, len(rows), column, lambda row: f"line {lines[row]}", tuple(header), texts=True)
 
@@ -242,7 +242,7 @@ def _json_rows(path: Path, objects: list[dict[str, Any]], lines: list[int]) -> R
 
 
 def json_column(path: Path, rows: Iterable[tuple[int, dict[str, Any]]], name: str) -> list[Any]:
-    """What each object, whose line comes with it, has under this name. Raises UsageError where one has it twice."""
+    """The value of each object under this name. `rows`: (line, object). Raises UsageError for a repeated name."""
     found: list[Any] = []
     for line, fields in rows:
         try:
@@ -258,14 +258,14 @@ def _parquet(path: Path, wanted: Callable[[Sequence[str]], Sequence[str]]) -> It
         taken = list(dict.fromkeys(chosen(path, names, wanted)))
         first = 1
         yield table_rows(file.schema_arrow.empty_table().select(taken), path, names=names, first=first)
-        for group in range(file.num_row_groups):  # one reader of all keeps the bytes of every group it has read
+        for group in range(file.num_row_groups):  # a reader of all groups would keep the bytes of each
             for batch in file.iter_batches(batch_size=PIECE_ROWS, columns=taken, row_groups=[group]):
                 yield table_rows(pa.Table.from_batches([batch]), path, names=names, first=first)
                 first += len(batch)
 
 
 def table_rows(table: pa.Table, path: Path, *, names: Sequence[str], first: int = 1) -> Rows:
-    """Rows of a table, which are numbered from `first` on. `names`: those of all columns that the source has."""
+    """Rows of a table, numbered from `first`. `names`: all column names of the source."""
 
     def column(name: str) -> pa.ChunkedArray | None:
         if name in table.column_names:
@@ -277,14 +277,14 @@ def table_rows(table: pa.Table, path: Path, *, names: Sequence[str], first: int 
         for part in path:
             if not pa.types.is_struct(found.type) or found.type.get_field_index(part) < 0:
                 return None
-            found = pc.struct_field(found, part)  # null where the struct itself is
+            found = pc.struct_field(found, part)  # null if the struct is null
         return found
 
     return Rows(path, len(table), column, lambda row: f"row {first + row}", tuple(names))
 
 
 def chosen(path: Path, names: Sequence[str], wanted: Callable[[Sequence[str]], Sequence[str]]) -> Sequence[str]:
-    """Raises UsageError for a chosen column that comes twice."""
+    """The columns that `wanted` chooses. Raises UsageError if one of them occurs twice."""
     found = wanted(names)
     for name in found:
         if names.count(name) > 1:

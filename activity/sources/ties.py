@@ -1,8 +1,8 @@
 """Events of one user at one time: their order, and times that keep it.
 
-Files often know the second or the day of an event but not more. What is kept is the published order (a `pos` column,
-else the order of rows) or an order drawn from a seed; the events then get distinct milliseconds in that order, because
-a history orders its events by time. All functions work on arrays of one length, a user index per event.
+Times in files are often whole seconds or days. Events of equal time keep the published order (a `pos` column, else the
+row order) or get one drawn from a seed. They then get distinct milliseconds in that order, because a history orders its
+events by time. All functions take arrays of one length, with a user index per event.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from spoor.activity.hashing import mix_bits, old_names
 from spoor.activity.history import Values
 
 Int64s = npt.NDArray[np.int64]
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's: without it 0 would stay 0
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment: without it 0 would stay 0
 _DAY_MS, _MINUTE_MS, _SECOND_MS = 86_400_000, 60_000, 1_000
 
 
 def resolution_ms(times_ms: Int64s) -> int:
-    """The coarsest of a day, a minute, a second and a millisecond that all times are multiples of; a day for none."""
+    """The coarsest of day, minute, second and millisecond that divides all times; a day if there are none."""
     return next(unit for unit in (_DAY_MS, _MINUTE_MS, _SECOND_MS, 1) if not np.any(times_ms % unit))
 
 
 def raise_times(users: Int64s, times_ms: Int64s, places: Int64s) -> Int64s:
     """int64[N]: times that never fall along a user's `places`. An event dated before its predecessor gets the
-    predecessor's time; where the times agree with the places nothing changes."""
+    predecessor's time; all others are unchanged."""
     order = np.lexsort((times_ms, places, users))
     sorted_users, sorted_times = users[order], times_ms[order]
     falls = (np.diff(sorted_times) < 0) & (np.diff(sorted_users) == 0)
@@ -38,8 +38,9 @@ def raise_times(users: Int64s, times_ms: Int64s, places: Int64s) -> Int64s:
 
 
 def separate_times(users: Int64s, times_ms: Int64s) -> Int64s:
-    """Events sorted by (user, time) → strictly increasing times of each user: what is not later than its predecessor
-    comes 1 ms after it. A time depends on earlier events alone, so no gap tells what is still to come."""
+    """Events sorted by (user, time) → strictly increasing times of each user: an event that is not later than its
+    predecessor gets the predecessor's time + 1 ms. A time depends only on earlier events, so gaps reveal nothing about
+    later ones."""
     separate = times_ms.copy()
     late = np.flatnonzero((np.diff(times_ms) <= 0) & (np.diff(users) == 0))
     for user in np.unique(users[late]):
@@ -50,8 +51,8 @@ def separate_times(users: Int64s, times_ms: Int64s) -> Int64s:
 
 
 def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
-    """As `separate_times`, but the k-th of m equal times gets k · resolution / m ms more: for a replay, in which they
-    should not come all at once. A time then tells how many events share it: nothing to train on."""
+    """Like `separate_times`, but the k-th of m equal times gets k · resolution / m ms more, so that a replay does not
+    send them all at once. A time then reveals how many events share it: do not train on it."""
     if not len(times_ms):
         return times_ms.copy()
     new_user = np.append(True, np.diff(users) != 0)
@@ -62,9 +63,9 @@ def spread_times(users: Int64s, times_ms: Int64s, *, resolution: int) -> Int64s:
 
 
 def shuffle_keys(user_hashes: npt.NDArray[np.integer], values: Values, *, seed: int) -> npt.NDArray[np.uint64]:
-    """uint64[N]: what to sort a user's equal times by for an order drawn from `seed`, any whole number. A key depends
-    on its own event and on the seed alone, so neither the order of rows nor other events move it. Names count by hash
-    version 1, as in the orders that earlier releases were trained on."""
+    """uint64[N]: sort keys that give a user's equal times an order drawn from `seed`, any integer. A key depends only
+    on its event and the seed, so neither the row order nor other events change it. Names are hashed by version 1, as in
+    the orders on which earlier releases were trained."""
     key = np.full(len(values), seed % 2**64, np.uint64)
     names = old_names(values["action"]), old_names(values["surface"])
     for part in (user_hashes, values["timestamp"], values["item"], *names):
