@@ -1,6 +1,6 @@
-"""One event, as it travels: JSON or Avro in Kafka, an Arrow row in files.
+"""One event as it travels: JSON or Avro in Kafka, an Arrow row in files.
 
-`decode_event` is the border: what it returns has been validated, what it refuses becomes a dead letter.
+`decode_event` is the border: it returns valid events, and a record that it refuses becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Event(NamedTuple):
 
 
 def encode_event(event: Event) -> bytes:
-    """The value of a Kafka record in JSON; its key is the user id in UTF-8."""
+    """The value of a Kafka record in JSON; the record's key is the user id in UTF-8."""
     return _json_bytes(event._asdict())
 
 
 def event_encoder(settings: EventSettings, topic: str) -> Callable[[Event], bytes]:
-    """`encode_event` for the configured format and names. Raises InfrastructureError if a registry is needed and
-    away."""
+    """`encode_event` for the configured format and names. Raises InfrastructureError if a needed registry does not
+    answer."""
     if settings.format == "json":
         if settings.fields == EventFields():
             return encode_event
@@ -57,8 +57,8 @@ def events_table(events: Iterable[Event]) -> pa.Table:
 
 
 def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSettings) -> Event:
-    """A record's value → Event. `append_time_ms`: when the broker appended the record. Raises EventError, and
-    InfrastructureError where the record's schema cannot be asked for: that is not the record's fault."""
+    """Decodes and validates a record's value. `append_time_ms`: when the broker appended the record. Raises EventError,
+    and InfrastructureError if the registry cannot give the record's schema: that is not the record's fault."""
     if value is None:
         raise EventError(reason="no-value", field="value", found="none", expected="an event")
     if len(value) > settings.max_record_bytes:
@@ -68,7 +68,7 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
             found=f"{len(value)} bytes",
             expected=f"at most {settings.max_record_bytes} bytes",
         )
-    if append_time_ms > LATEST_MS:  # a topic that keeps its producers' times may say anything
+    if append_time_ms > LATEST_MS:  # with message.timestamp.type=CreateTime a producer sets any time
         raise EventError(
             reason="in-the-future", field="append time", found=str(append_time_ms), expected=f"at most {LATEST_MS}"
         )
@@ -90,17 +90,17 @@ def decode_event(value: bytes | None, *, append_time_ms: int, settings: EventSet
 
 
 def unknown_names(event: Event, settings: EventSettings) -> tuple[str, ...]:
-    """Which of `action` and `surface` carry a name that the configuration does not list."""
+    """Which of `action` and `surface` have a name that the configuration does not list."""
     action = "action" if settings.actions and event.action not in settings.actions else None
     surface = "surface" if settings.surfaces and event.surface not in settings.surfaces else None
     return tuple(name for name in (action, surface) if name)
 
 
 def json_values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
-    """The values of an event's fields in the order of FIELDS, as a JSON object has them under the configured names;
-    None where there is none. Raises EventError."""
+    """The values of an event's fields in the order of FIELDS, found in a JSON object under the configured names; a
+    missing value is its default or None. Raises EventError."""
     fields = parse_object(value)
-    if type(fields) is dict:  # nearly always, and then nothing is missing
+    if type(fields) is dict:  # the usual case: no repeated names
         values = tuple(map(fields.get, settings.source_names))
         if None not in values:
             return values
@@ -114,6 +114,6 @@ def _json_bytes(fields: Mapping[str, Any]) -> bytes:
 def _values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
     if settings.format == "json":
         return json_values(value, settings)
-    from spoor.activity.avro.codec import avro_values  # what fastavro costs, those who send JSON do without
+    from spoor.activity.avro.codec import avro_values  # JSON does not load fastavro
 
     return avro_values(value, settings)

@@ -1,14 +1,14 @@
-"""One value of one field of an event: what it may be, and what it becomes, whatever the settings (activity/rules.py has
-what they add).
+"""The rules for one value of an event's field that hold under all settings (activity/rules.py adds the configured
+ones).
 
 | value | id, action, surface | time |
 |---|---|---|
-| text | to the letter | digits: ms; else ISO 8601 with a zone |
+| text | unchanged | digits: ms; else ISO 8601 with a zone |
 | integer of any size | its decimal digits | ms |
-| decimal without a fraction | as the integer | as the integer |
-| bytes | as the text that they are in UTF-8 | as the text |
-| a moment with a zone | refused | ms, rounded down |
-| missing, true or false, floating-point number, anything else | refused | refused |
+| decimal without a fraction | like the integer | like the integer |
+| bytes | like their text in UTF-8 | like the text |
+| datetime with a zone | refused | ms, rounded down |
+| missing, boolean, floating-point number, anything else | refused | refused |
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from spoor.base.times import TimeTextError, datetime_ms, iso_ms
 FIELDS = ("user_id", "item_id", "action", "surface", "timestamp")
 INT64 = range(-(2**63), 2**63)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL, C1
-_MOST_DIGITS = 4300  # that Python writes
+_MOST_DIGITS = 4300  # Python's limit for integers as text
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
 def name_of(value: object, name: str, max_bytes: int, accepted: Sequence[str]) -> str:
-    """The name of an action or surface. `name`: action or surface; `accepted`: the names it may have, empty = any."""
+    """Validates the name of an action or surface. `name`: action or surface; `accepted`: the allowed names, empty =
+    any."""
     text = text_of(value, name, max_bytes)
     if accepted and text not in accepted:
         expected = f"one of the configured {name}s"
@@ -40,12 +41,12 @@ def name_of(value: object, name: str, max_bytes: int, accepted: Sequence[str]) -
 
 
 def is_of_type(text: str, kind: Literal["string", "int64"]) -> bool:
-    """Whether an entity of Feast's with keys of this type holds the id to the letter."""
+    """Whether a Feast entity with keys of this type keeps the id unchanged."""
     return kind == "string" or is_int64(text)
 
 
 def time_ms(value: object) -> int:
-    """ms since 1970 in UTC."""
+    """ms since 1970 in UTC. Raises EventError."""
     if type(value) is int and value in INT64:
         return value
     found = None
@@ -62,7 +63,7 @@ def time_ms(value: object) -> int:
             return datetime_ms(value)
     except TimeTextError as error:
         found = error
-    except TypeError:  # no moment: pandas' NaT is a datetime, and no time
+    except TypeError:  # pandas' NaT is a datetime but not a time
         value = None
     if value is None:
         raise EventError(reason="missing-field", field="timestamp", found="nothing", expected=_TIME)
@@ -74,7 +75,7 @@ _TIME = "an integer of ms since 1970 (UTC), or an ISO 8601 time with a zone"
 
 
 def is_int64(text: str) -> bool:
-    """Whether it is a 64-bit integer in its shortest form: what a join key of that type gives back to the letter."""
+    """Whether the text is a 64-bit integer in its shortest form: a join key of that type then returns it unchanged."""
     try:
         return len(text) <= 20 and str(number := int(text)) == text and number in INT64
     except ValueError:
@@ -108,7 +109,7 @@ def text_of(value: object, name: str, max_bytes: int) -> str:
 
 
 def _as_text(value: object, name: str) -> str:
-    """What is not plain text, as text."""
+    """Converts a value other than a plain str to text. Raises EventError."""
     if value is None:
         raise EventError(reason="missing-field", field=name, found="nothing", expected="text or an integer")
     if isinstance(value, str):
@@ -116,7 +117,7 @@ def _as_text(value: object, name: str) -> str:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return _digits(int(value), name)
     if isinstance(value, Decimal) and value.is_finite() and int(value.as_tuple().exponent) >= 0:
-        if value.adjusted() >= _MOST_DIGITS:  # Python would take hours over some
+        if value.adjusted() >= _MOST_DIGITS:  # Python would need hours for some
             found = f"an integer of {value.adjusted() + 1:,} digits"
             raise EventError(reason="bad-length", field=name, found=found, expected="a shorter one")
         return _digits(int(value), name)
@@ -133,6 +134,6 @@ def _as_text(value: object, name: str) -> str:
 def _digits(number: int, name: str) -> str:
     try:
         return str(number)
-    except ValueError:  # more digits than Python writes
+    except ValueError:  # more digits than Python's limit
         found = f"an integer of {number.bit_length():,} bits"
         raise EventError(reason="bad-length", field=name, found=found, expected="a shorter one") from None

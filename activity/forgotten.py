@@ -1,10 +1,10 @@
-"""Who was forgotten, and through when: a file of the lake that holds no ids.
+"""Deleted users and their cut-off times: a file of the lake that holds no ids.
 
     FOLDER/_forgotten.json      {"key": 32 random bytes, "users": {keyed hash of the id: [through_ms, at_ms]}}
 
-`through_ms`: events up to and including this time are the past. `at_ms`: when it was forgotten, by the wall clock:
-what was computed before may be made of the past. The hash is BLAKE2b under the lake's own key, so the file tells only
-who asks for an id whether it was forgotten. `spoor forget --expire` takes out whom nothing can bring back any more.
+`through_ms`: the cut-off; events up to and including this time are deleted. `at_ms`: wall clock of the deletion; rows
+computed earlier may contain deleted events. The hash is BLAKE2b with the lake's own key: only a reader who has an id
+can find out whether it was deleted. `spoor forget --expire` drops entries that no source can restore.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HASH_BYTES = 16
 
 
 class ForgottenUsers:
-    """The file as it was when it was read. Raises DataError if it is damaged."""
+    """The file's content when it was read. Raises DataError if the file is damaged."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,8 +39,8 @@ class ForgottenUsers:
         return len(self._users)
 
     def add(self, user_ids: Iterable[str], *, through_ms: int, at_ms: int) -> None:
-        """Writes the file with these users added; of a user who was forgotten before, the later times count. One
-        process at a time may call it. Raises InfrastructureError."""
+        """Writes the file with these users added; a user already in it keeps the later of both times. Only one process
+        at a time may call it. Raises InfrastructureError."""
         key = self._key or secrets.token_bytes(32)
         users = dict(self._users)
         for user in user_ids:
@@ -50,27 +50,27 @@ class ForgottenUsers:
         self._replace(key, users)
 
     def before(self, time_ms: int, *, but: Iterable[str] = ()) -> int:
-        """How many were forgotten before `time_ms` by the wall clock, without the users `but`."""
+        """The number of users deleted before `time_ms` by the wall clock, without the users `but`."""
         return len(self._before(time_ms, but))
 
     def drop_before(self, time_ms: int, *, but: Iterable[str] = ()) -> int:
-        """Writes the file without whom `before` counts; returns how many. One process at a time may call it. Raises
-        InfrastructureError."""
+        """Writes the file without the users that `before` counts; returns their number. Only one process at a time may
+        call it. Raises InfrastructureError."""
         gone = self._before(time_ms, but)
         if gone:
             self._replace(self._key, {name: times for name, times in self._users.items() if name not in gone})
         return len(gone)
 
     def through(self, user_ids: Sequence[str]) -> Int64s:
-        """int64[n] in ms; NEVER for who was not forgotten."""
+        """int64[n] in ms: each user's cut-off; NEVER for a user who was not deleted."""
         return self._times(user_ids, 0)
 
     def at(self, user_ids: Sequence[str]) -> Int64s:
-        """int64[n] in ms: when, by the wall clock; NEVER for who was not forgotten."""
+        """int64[n] in ms: the wall clock of each user's deletion; NEVER for a user who was not deleted."""
         return self._times(user_ids, 1)
 
     def past(self, events: pa.Table) -> npt.NDArray[np.bool_]:
-        """bool[n]: which rows (of `user_id` and `timestamp`) are a forgotten user's past."""
+        """bool[n]: which rows (of `user_id` and `timestamp`) are deleted, at or before their user's cut-off."""
         if not self._users or not len(events):
             return np.zeros(len(events), bool)
         distinct = pc.unique(events["user_id"])
@@ -78,7 +78,7 @@ class ForgottenUsers:
         return events["timestamp"].to_numpy() <= self.through(distinct.to_pylist())[codes]
 
     def without_past(self, events: pa.Table) -> pa.Table:
-        """The rows that are not a forgotten user's past."""
+        """The rows that are not deleted."""
         past = self.past(events)
         return events.filter(pa.array(~past)) if past.any() else events
 
@@ -105,7 +105,7 @@ def _read(path: Path) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
         return b"", {}
 
 
-@lru_cache(maxsize=2)  # a file that has not changed is not read again: it may name millions
+@lru_cache(maxsize=2)  # an unchanged file is not read again: it may hold millions of users
 def _parsed(path: Path, version: tuple[int, int, int]) -> tuple[bytes, Mapping[str, tuple[int, int]]]:
     del version  # part of the cache's key only
     try:

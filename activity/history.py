@@ -1,11 +1,12 @@
 """Histories: each user's newest L events as a bounded ordered set.
 
-An event is identified and ordered by (timestamp, item, action, surface), all but the first as unsigned 64-bit hashes.
-merge(A, B) = the newest L of A ∪ B: associative, commutative and idempotent, so a history depends on the set of events
-seen and on nothing else. A batch of histories is jagged: (values, offsets).
+(timestamp, item, action, surface) identifies and orders an event; all but the first are unsigned 64-bit hashes.
+merge(A, B) = the newest L of A ∪ B: associative, commutative and idempotent, so a history depends only on the set of
+events seen. A batch of histories is jagged: (values, offsets).
 
-An old event, one stored by hash version 1, has names of 16 bits. Among events of the same time and item, one whose
-names begin with these 16 bits replaces it. docs/decisions/0015-names-of-64-bits.md shows that merging keeps its laws.
+An old event was stored by hash version 1 and has names of 16 bits. Among events of the same time and item, an event
+whose names begin with these 16 bits replaces it. docs/decisions/0015-names-of-64-bits.md shows that merging keeps its
+laws.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from spoor.activity.hashing import OLD_NAMES, hash_items, hash_names, old_names
 EVENT_DTYPE = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u8"), ("surface", "<u8")])
 Values = npt.NDArray[np.void]  # of EVENT_DTYPE
 Int64s = npt.NDArray[np.int64]
-NEVER = int(np.iinfo(np.int64).min)  # through when a user was forgotten who was not: before every event
+NEVER = int(np.iinfo(np.int64).min)  # cut-off of a user who was never deleted: before every event
 
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """`values` EVENT_DTYPE[N], user u's events are values[offsets[u]:offsets[u + 1]], oldest first; `offsets`
-    int64[U + 1]."""
+    """A batch of histories. `values` EVENT_DTYPE[N], oldest first per user; `offsets` int64[U + 1]. The events of user
+    u are values[offsets[u]:offsets[u + 1]]."""
 
     values: Values
     offsets: Int64s
@@ -41,7 +42,7 @@ class Histories:
 
     @classmethod
     def of(cls, per_user: Sequence[Values]) -> Histories:
-        """From one array of events per user."""
+        """Builds a batch from one array of events per user."""
         lengths = np.fromiter((len(values) for values in per_user), np.int64, count=len(per_user))
         values = np.concatenate([np.empty(0, EVENT_DTYPE), *per_user])
         return cls(values, offsets_of(lengths))
@@ -66,7 +67,7 @@ class Histories:
         return Histories(self.values[rows], offsets)
 
     def newest(self, max_events: int) -> Histories:
-        """At most `max_events` events per user: the newest."""
+        """The newest `max_events` events of each user, at most."""
         if self.count == 0 or self.lengths.max() <= max_events:
             return self
         from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
@@ -78,14 +79,14 @@ class Histories:
         return self._keep(from_start < np.repeat(lengths, self.lengths))
 
     def after(self, times_ms: Int64s) -> Histories:
-        """Only events after `times_ms` int64[U] (exclusive), each user's own: what is left of who was forgotten.
-        A user with NEVER keeps all."""
+        """Each user's events after `times_ms` int64[U] (exclusive): the rest of a deleted user's history. A user with
+        NEVER keeps all."""
         if (times_ms == NEVER).all():
             return self
         return self._keep(self.values["timestamp"] > np.repeat(times_ms, self.lengths))
 
     def last_times(self) -> Int64s:
-        """int64[U]: time of each user's newest event in ms, 0 where there is none."""
+        """int64[U]: time of each user's newest event in ms, 0 for a user without events."""
         times = np.zeros(self.count, np.int64)
         some = self.lengths > 0
         times[some] = self.values["timestamp"][self.offsets[1:][some] - 1]
@@ -98,7 +99,7 @@ class Histories:
         return held
 
     def repeats(self) -> int:
-        """How many events have an item that their user had before."""
+        """The number of events whose item occurs earlier in the same history."""
         users, items = _users(self), self.values["item"]
         order = np.lexsort((items, users))
         return int(((np.diff(items[order]) == 0) & (np.diff(users[order]) == 0)).sum())
@@ -109,21 +110,21 @@ class Histories:
 
 
 def slice_rows(starts: Int64s, lengths: Int64s) -> tuple[Int64s, Int64s]:
-    """The rows of jagged slices one after the other, int64[sum of lengths], and where each slice begins and ends among
-    them, int64[slices + 1]. Slice i holds the rows starts[i] to starts[i] + lengths[i] - 1."""
+    """The rows of jagged slices, concatenated, int64[sum of lengths], and the slices' offsets among them, int64[slices
+    + 1]. Slice i holds the rows starts[i] to starts[i] + lengths[i] - 1."""
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
 
 
 def concat(batches: Sequence[Histories]) -> Histories:
-    """The users of all batches, one batch after the other."""
+    """The users of all batches, batch after batch."""
     values = np.concatenate([np.empty(0, EVENT_DTYPE), *(batch.values for batch in batches)])
     lengths = np.concatenate([np.empty(0, np.int64), *(batch.lengths for batch in batches)])
     return Histories(values, offsets_of(lengths))
 
 
 def merge(a: Histories, b: Histories, *, max_events: int) -> Histories:
-    """User by user: the newest `max_events` of the union. `a` and `b` hold the same users in the same order."""
+    """Per user the newest `max_events` of the union. `a` and `b` hold the same users in the same order."""
     if a.count != b.count:
         raise ValueError(f"merge of {a.count} with {b.count} users")
     users = np.concatenate([_users(a), _users(b)])
@@ -143,7 +144,7 @@ def equal_rows(a: Histories, b: Histories) -> npt.NDArray[np.bool_]:
 
 
 def same_events(stored: Histories, known: Histories) -> npt.NDArray[np.bool_]:
-    """bool[U]: as `equal_rows`, where an old event of `stored` counts as the event of `known` that replaces it."""
+    """bool[U]: like `equal_rows`, but an old event of `stored` equals the event of `known` that replaces it."""
     equal = equal_rows(stored, known)
     rows = np.flatnonzero(stored.hold_old_events() & (stored.lengths == known.lengths))
     if len(rows):
@@ -153,26 +154,27 @@ def same_events(stored: Histories, known: Histories) -> npt.NDArray[np.bool_]:
 
 
 def not_among(events: Values, known: Values) -> Values:
-    """One user's `events` that `known` lacks. An old event is among others if one of them replaces it."""
+    """One user's `events` that `known` lacks. `known` has an old event if it has an event that replaces it."""
     both = canonical(np.zeros(len(events) + len(known), np.int64), np.concatenate([events, known]), 1).values
     return np.setdiff1d(both, known)
 
 
 def group_events(user_ids: Sequence[str], values: Values, *, max_events: int) -> tuple[list[str], Histories]:
-    """Events in any order, one user id each → the distinct users (in order of first appearance) and their histories."""
+    """Groups events in any order, one user id each. Returns the distinct users in order of first appearance, and their
+    histories."""
     index: dict[str, int] = {}
     users = np.fromiter((index.setdefault(user, len(index)) for user in user_ids), np.int64, count=len(user_ids))
     return list(index), canonical(users, values, len(index)).newest(max_events)
 
 
 def canonical(users: Int64s, values: Values, count: int) -> Histories:
-    """Events in any order, each with its user's index below `count` → the users' histories; equal events once, and no
-    old event beside one that replaces it."""
+    """Builds the histories of `count` users from events in any order, each with its user's index. Equal events are kept
+    once; an old event is dropped if another event replaces it."""
     order = np.lexsort((values["item"], values["timestamp"], users))
     users, values = users[order], values[order]
     times, items = values["timestamp"], values["item"]
     tied = (items[1:] == items[:-1]) & (times[1:] == times[:-1]) & (users[1:] == users[:-1])
-    if tied.any():  # names decide; elsewhere they need not be looked at
+    if tied.any():  # only tied events are compared by names
         repeated = tied & _same_names(values)
         kept = np.append(True, ~repeated)
         users, values, tied = users[kept], values[kept], tied[~repeated]
@@ -183,8 +185,8 @@ def canonical(users: Int64s, values: Values, count: int) -> Histories:
 
 
 def _order_ties(values: Values, tied: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Sorts, in place, events of one user, time and item by their names. `tied` bool[N - 1]: whether the next event is
-    such a one. Returns bool[N]: which events stay."""
+    """Sorts events of one user, time and item by their names, in place. `tied` bool[N - 1]: whether the next event has
+    the same user, time and item. Returns bool[N]: which events to keep."""
     rows = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
     groups = np.cumsum(np.append(True, ~tied))[rows]
     part = values[rows]
@@ -212,7 +214,7 @@ def _old(values: Values) -> npt.NDArray[np.bool_]:
 
 
 def history_values(events: pa.Table) -> Values:
-    """Rows of EVENT_SCHEMA → EVENT_DTYPE[n], names replaced by their hashes."""
+    """Rows of EVENT_SCHEMA → EVENT_DTYPE[n], with hashes for names."""
     values = np.empty(len(events), EVENT_DTYPE)
     values["timestamp"] = events["timestamp"].to_numpy()
     for column, name, hashes in (
@@ -231,5 +233,5 @@ def _users(histories: Histories) -> Int64s:
 
 
 def offsets_of(lengths: npt.NDArray[np.integer]) -> Int64s:
-    """Where slices of these lengths begin and end when they lie one after the other, int64[slices + 1]."""
+    """The offsets of consecutive slices with these lengths, int64[slices + 1]."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,9 +1,9 @@
-"""One JSON object from bytes: the one decoder, of records in Kafka and of lines in files. And names with dots, which
-lead into the objects of a record, in JSON or Avro.
+"""Decodes one JSON object, of a Kafka record or a line of a file, and finds dotted names in nested objects of JSON or
+Avro.
 
-The same bytes get the same verdict wherever they are read: nesting is limited to MAX_DEPTH before anything is parsed,
-so that no process's stack decides it. NaN and Infinity are not JSON. Integers are exact. Of names that come twice in an
-object, the last value counts, unless it is an event's field: `Repeated` tells.
+The same bytes get the same verdict everywhere: nesting is limited to MAX_DEPTH before parsing, so that the stack of a
+process does not decide. NaN and Infinity are not JSON. Integers are exact. If an object has a name twice, the last
+value counts, but a repeated event field is refused (`Repeated`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from spoor.activity.fields import brief
 from spoor.base.errors import EventError
 
-MAX_DEPTH = 100  # objects and arrays within each other, the outermost included
+MAX_DEPTH = 100  # of nested objects and arrays, the outermost included
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 _SPACE = " \t\r\n"
 
 
 class Repeated(dict[str, Any]):
-    """An object with names that came twice."""
+    """An object in which `names` occurred more than once."""
 
     names: frozenset[str]
 
 
 def parse_object(value: bytes) -> dict[str, Any]:
-    """Raises EventError (`not-json`)."""
+    """The JSON object in `value`. Raises EventError (`not-json`)."""
     if len(value) > 2 * MAX_DEPTH and value.count(b"{") + value.count(b"[") > MAX_DEPTH and depth(value) > MAX_DEPTH:
         raise _refused(f"objects or arrays more than {MAX_DEPTH} deep", f"at most {MAX_DEPTH}")
     try:
@@ -46,7 +46,8 @@ def parse_object(value: bytes) -> dict[str, Any]:
 
 
 def found_at(fields: dict[str, Any], source: str) -> Any:
-    """What the object has under this name; else, where the name has dots, under its parts within each other."""
+    """The object's value under this name; if there is none and the name has dots, the value at that path of nested
+    objects. Raises EventError for a repeated name."""
     value = _value(fields, source)
     if value is None and "." in source:
         value = fields
@@ -64,7 +65,7 @@ def _value(fields: dict[str, Any], name: str) -> Any:
 
 
 def nested_values(fields: Mapping[str, Any], sources: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The values of `fields` where each (field, name with dots) of `sources` puts them."""
+    """The values of `fields` under the names of `sources`, pairs of (field, dotted name); dots make nested objects."""
     nested: dict[str, Any] = {}
     for name, source in sources:
         inside = nested
@@ -76,7 +77,7 @@ def nested_values(fields: Mapping[str, Any], sources: Iterable[tuple[str, str]])
 
 
 def depth(value: bytes) -> int:
-    """How deep brackets outside strings lie within each other."""
+    """The nesting depth of brackets outside strings."""
     at = deepest = 0
     for bracket in _BRACKETS.findall(_STRING.sub(b"", value)):
         at += 1 if bracket in b"[{" else -1

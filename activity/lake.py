@@ -1,12 +1,12 @@
-"""The lake: every event that Kafka carried, in Parquet, with the place it came from.
+"""The lake: every event from Kafka, in Parquet, with its partition and offset.
 
     FOLDER/day=2026-01-31/bucket=03/<item>.parquet    day = the broker's append day, so old days never change
-    FOLDER/_manifest/<item>.json                      one per finished work item: the truth about what is in the lake
-    FOLDER/_backfilled.json                           up to which offsets a backfill has written the online store
-    FOLDER/_forgotten.json                            who was forgotten (activity/forgotten.py): `read` and `batches`
-                                                      leave their past out, removed from the files yet or not
+    FOLDER/_manifest/<item>.json                      one per finished work item: it decides what the lake contains
+    FOLDER/_backfilled.json                           offsets up to which a backfill has written the online store
+    FOLDER/_forgotten.json                            deleted users (activity/forgotten.py): `read` and `batches`
+                                                      leave out their deleted events, even if files still hold them
 
-A file that no manifest entry names is left over from a crash: readers never look at it.
+Readers ignore data files that no manifest entry names: a crash has left them.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _DAY_MS = 86_400_000
 
 
 def open_lake(settings: LakeSettings, *, items: Collection[str] | None = None) -> Lake:
-    """The lake that the settings describe; to be read, `items` alone."""
+    """The lake of the settings. `items`: readers see these work items only."""
     return Lake(settings.folder, buckets=settings.buckets, items=items)
 
 
 class Lake:
-    """`buckets`: into how many parts users are divided; fixed when the lake's first file is written. `items`: `files`,
-    `read` and `batches` know these work items alone, so that they stay the same while an archive adds others."""
+    """`buckets`: the number of user buckets, fixed by the lake's first write. `items`: `files`, `read` and `batches`
+    see only these work items, so that their results do not change while an archive job adds others."""
 
     def __init__(self, folder: Path, *, buckets: int, items: Collection[str] | None = None) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Lake:
 
     def write(self, item: str, events: pa.Table, record: dict[str, Any]) -> None:
         """Writes the rows (LAKE_SCHEMA) of one work item, then its manifest entry: `record` (partition, start, end, …)
-        with `files` and `rows` added. Repeating it gives the same files. Raises InfrastructureError."""
+        with `files` and `rows` added. A repeated call writes the same files. Raises InfrastructureError."""
         events = events.select(LAKE_SCHEMA.names).cast(LAKE_SCHEMA)
         if not self._marker.exists():
             atomic_write(self._marker, f"{self.buckets}\n".encode())
@@ -78,16 +78,16 @@ class Lake:
         return self.manifest.get(item) is not None
 
     def ranges(self) -> dict[str, dict[str, Any]]:
-        """The manifest entries that stand for ranges of Kafka's offsets, by work item; events that `spoor merge-users`
-        has moved to another user are an item of their own, without a range."""
+        """The manifest entries of Kafka offset ranges, by work item. Events that `spoor merge-users` has moved to
+        another user are items without a range."""
         return {item: entry for item, entry in self.manifest.records().items() if "partition" in entry}
 
     def partitions(self) -> list[int]:
-        """The Kafka partitions of which the lake holds something."""
+        """The Kafka partitions with a range in the lake."""
         return sorted({entry["partition"] for entry in self.ranges().values()})
 
     def covered(self, partition: int) -> list[tuple[int, int]]:
-        """The offset ranges [start, end) of a Kafka partition that the lake holds, merged and ascending."""
+        """The offset ranges [start, end) of a Kafka partition in the lake, merged and ascending."""
         ranges: list[tuple[int, int]] = []
         entries = self.ranges().values()
         for start, end in sorted((e["start"], e["end"]) for e in entries if e["partition"] == partition):
@@ -98,21 +98,21 @@ class Lake:
         return ranges
 
     def ends(self) -> dict[int, int]:
-        """By Kafka partition: where the first unbroken range of offsets in the lake ends."""
+        """By Kafka partition: the end of the first contiguous range of offsets in the lake."""
         return {partition: self.covered(partition)[0][1] for partition in self.partitions()}
 
     def note_backfilled(self, ends: dict[int, int]) -> None:
-        """Remembers that the online store holds everything before these offsets (`ends`, when the backfill began)."""
+        """Records that the online store holds everything before these offsets (`ends` when the backfill began)."""
         atomic_write(self._backfilled, json.dumps(ends).encode())
 
     def backfilled(self) -> dict[int, int]:
-        """What `note_backfilled` was last told; empty before the first backfill."""
+        """The offsets of the last `note_backfilled`; empty before the first backfill."""
         if not self._backfilled.exists():
             return {}
         return {int(partition): end for partition, end in json.loads(self._backfilled.read_bytes()).items()}
 
     def files(self, bucket: int | None = None) -> list[Path]:
-        """The data files that count, of one user bucket or of all."""
+        """The data files in the manifest, of one user bucket or of all."""
         records = self.manifest.records()
         entries = [record for item, record in records.items() if self._items is None or item in self._items]
         listed = [file for entry in entries for file in entry["files"] if bucket in (None, file["bucket"])]
@@ -120,13 +120,13 @@ class Lake:
 
     @property
     def forgotten(self) -> ForgottenUsers:
-        """As the file is at every call: another process may have added to it."""
+        """The deleted users, read at every access: another process may have added some."""
         return ForgottenUsers(self.folder / "_forgotten.json")
 
     def purge(self, item: str, buckets: Sequence[int], forgotten: ForgottenUsers) -> int:
-        """Rewrites the work item's files of these user buckets without the past of forgotten users; returns how many
-        rows went. Nobody else may write the item meanwhile. A run that was killed may be repeated: each file is
-        replaced as a whole, and the manifest gets the rows that are there. Raises DataError on a damaged file,
+        """Rewrites the work item's files of these user buckets without deleted events; returns the number of removed
+        rows. No other process may write the item meanwhile. An interrupted run can be repeated: each file is replaced
+        as a whole, and the manifest gets the actual number of rows. Raises DataError on a damaged file,
         InfrastructureError."""
         record = self.manifest.get(item)
         if record is None:
@@ -144,8 +144,8 @@ class Lake:
         return removed
 
     def users_with_past(self) -> set[str]:
-        """The forgotten users whose past still lies in files, hidden from `read`: their forgetting did not come to its
-        end. Reads two columns of every file. Raises DataError on a damaged file."""
+        """The users with deleted events still in files, hidden from `read`: their deletion was interrupted. Reads two
+        columns of every file. Raises DataError on a damaged file."""
         forgotten, users = self.forgotten, set[str]()
         for path in self.files() if len(forgotten) else ():
             events = _read(path, ["user_id", "timestamp"], self.manifest.folder)
@@ -160,8 +160,7 @@ class Lake:
         to_ms: int | None = None,
         columns: list[str] | None = None,
     ) -> pa.Table:
-        """Events with from_ms <= timestamp < to_ms, in no particular order. Raises DataError on a missing or damaged
-        file."""
+        """Events with from_ms <= timestamp < to_ms, unordered. Raises DataError on a missing or damaged file."""
         tables = list(self.batches(bucket=bucket, from_ms=from_ms, to_ms=to_ms, columns=columns))
         schema = LAKE_SCHEMA if columns is None else pa.schema([LAKE_SCHEMA.field(name) for name in columns])
         return pa.concat_tables([schema.empty_table(), *tables])
@@ -174,7 +173,7 @@ class Lake:
         to_ms: int | None = None,
         columns: list[str] | None = None,
     ) -> Iterator[pa.Table]:
-        """As `read`, one table per file."""
+        """Like `read`, one table per file."""
         wanted = LAKE_SCHEMA.names if columns is None else columns
         forgotten = self.forgotten
         needed = {*wanted, "timestamp", "user_id"} if len(forgotten) else {*wanted, "timestamp"}
@@ -187,7 +186,7 @@ class Lake:
             yield table.select(wanted).cast(pa.schema([LAKE_SCHEMA.field(name) for name in wanted]))
 
     def remove_orphans(self) -> int:
-        """Deletes data files that no manifest entry names (only while nothing else writes). Returns how many."""
+        """Deletes data files that no manifest entry names; returns their number. Nothing else may write meanwhile."""
         named = set(self.files())
         ours = (path for path in self.folder.glob("day=*/bucket=*/*") if ".parquet" in path.name and path.is_file())
         found = [path for path in ours if path not in named]
@@ -196,7 +195,7 @@ class Lake:
         return len(found)
 
     def _purge_file(self, path: Path, forgotten: ForgottenUsers) -> tuple[int, int]:
-        """Rows removed and rows left. A file that loses all its rows stays: somebody may be about to read it."""
+        """The numbers of removed and remaining rows. An empty file stays: a reader may be about to open it."""
         past = forgotten.past(_read(path, ["user_id", "timestamp"], self.manifest.folder))
         if past.any():
             kept = _read(path, LAKE_SCHEMA.names, self.manifest.folder).filter(pa.array(~past))
@@ -215,7 +214,7 @@ class Lake:
     def _check_buckets(self) -> None:
         if not self._marker.exists():
             if foreign := next(self.folder.glob("day=*/bucket=*"), None):
-                # An archive deletes here what its manifest does not name.
+                # An archive job deletes files in this folder that its manifest does not name.
                 raise UsageError(
                     f"`{self.folder}` holds {foreign.relative_to(self.folder)}, which Spoor has not written: "
                     "`_buckets` is missing",

@@ -1,22 +1,22 @@
-"""The packed history: one user's events as bytes, as they are stored in Feast.
+"""The packed history: one user's events as bytes, as stored in Feast.
 
-Little-endian, columns one after the other (n events, k distinct (action, surface) pairs, m distinct names in them):
+Little-endian, column after column (n events, k distinct (action, surface) pairs, m distinct names in them):
 
     header   24 bytes   magic "SPH", codec version u8, header length u16, hash version u8, code width u8,
                         events n u32, pairs k u32, CRC-32 of everything after the header u32,
-                        CRC-32 of the header after these 24 bytes u32 (0 where there is nothing)
-              8 bytes   forgotten through i64, ms since 1970: only of a user who was forgotten
+                        CRC-32 of the header after these 24 bytes u32 (0 if it ends there)
+              8 bytes   cut-off i64, ms since 1970: only of a deleted user
     names    4 + 8·m    m u32, then the name hashes u64, ascending
     pairs    2·w·k      action and surface as indexes into names
     times    6·n        ms since 1970 + 2^47, unsigned
     items    8·n        item hash u64
     codes    c·n        index into pairs; c is the code width
 
-Indexes are unsigned and as wide as their table asks for: 1 byte up to 256 entries, 2 up to 65,536, else 4 (w follows
-from m). So an event takes 15 bytes, 16 where more than 256 pairs are in use. Later versions may lengthen the header:
-readers skip what lies between the fields they know and its stated length.
+Indexes are unsigned; their width depends on their table: 1 byte up to 256 entries, 2 up to 65,536, else 4 (w follows
+from m). So an event takes 15 bytes, or 16 with more than 256 pairs. Later versions may lengthen the header: readers
+skip the bytes between the fields they know and its stated length.
 
-Codec version 1 is read too. In the place of names and pairs it has k times action u16, surface u16: names of 16 bits.
+Codec version 1 can be read too. In place of names and pairs it has k times action u16, surface u16: names of 16 bits.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _COUNT = struct.Struct("<I")
 
 
 def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[bytes]:
-    """One byte string per user. `forgotten_through` int64[U] in ms: through when each user was forgotten, NEVER for
-    the others; by default nobody was. Raises DataError for a time beyond ±2^47 ms (the years -2490 to 6429)."""
+    """One byte string per user. `forgotten_through` int64[U] in ms: each user's cut-off, NEVER for a user who was not
+    deleted; the default is NEVER for all. Raises DataError for a time beyond ±2^47 ms (the years -2490 to 6429)."""
     times = histories.values["timestamp"]
     if len(times) and not (times.min() >= -_TIME_ORIGIN and times.max() < _TIME_ORIGIN):
         raise DataError("a history holds a time beyond ±2^47 ms, which its packed form cannot carry")
     through = [NEVER] * histories.count if forgotten_through is None else forgotten_through.tolist()
     tables = _tables(histories)
-    # Columns of all users as bytes, which each user's slices are cut from: NumPy is called once, not once per user.
+    # NumPy is called once per column, not once per user; each user's slices are cut from the columns' bytes.
     name_bytes, item_bytes = tables.names.tobytes(), histories.values["item"].astype("<u8").tobytes()
     shifted = (times + _TIME_ORIGIN).astype("<u8").view(np.uint8).reshape(-1, 8)
     time_bytes = shifted[:, :_TIME_BYTES].tobytes()
@@ -80,7 +80,7 @@ def pack(histories: Histories, forgotten_through: Int64s | None = None) -> list[
 
 
 def unpack(packed: Sequence[bytes]) -> Histories:
-    """The histories in the given order. Raises DataError if any is damaged or of another version."""
+    """The histories in the given order. Raises DataError if any is damaged or has another version."""
     bodies = [_body(data) for data in packed]
     lengths, pair_counts, name_counts = np.array([body[:3] for body in bodies], np.int64).reshape(-1, 3).T
     offsets = offsets_of(lengths)
@@ -100,15 +100,15 @@ def unpack(packed: Sequence[bytes]) -> Histories:
 
 
 class Readable(NamedTuple):
-    """What can be read of some stored histories."""
+    """The readable part of some stored histories."""
 
-    histories: Histories  # empty where the bytes cannot be read
-    forgotten_through: Int64s  # as `read_forgotten_through`; NEVER where the bytes cannot be read
+    histories: Histories  # empty if the bytes cannot be read
+    forgotten_through: Int64s  # as `read_forgotten_through`; NEVER if the bytes cannot be read
     unreadable: npt.NDArray[np.bool_]  # [U]
 
 
 def unpack_readable(packed: Sequence[bytes | None]) -> Readable:
-    """As `unpack` and `read_forgotten_through`, where damaged bytes and those of another version stop nobody else. None
+    """Like `unpack` and `read_forgotten_through`, but damaged bytes and other versions do not affect other users. None
     is a history without events."""
     given = [_EMPTY if data is None else data for data in packed]
     try:
@@ -128,26 +128,26 @@ def _is_readable(data: bytes) -> bool:
 
 
 def holds_events(packed: bytes) -> bool:
-    """Whether there is any event, by the header alone: a forgotten user's history may be a marker and nothing more.
-    Raises DataError where there is no header."""
+    """Whether the history has events, by its header: a deleted user's history may be a marker only. Raises DataError if
+    the header is incomplete."""
     if len(packed) < _HEADER.size:
         raise _damaged(f"{len(packed)} bytes, shorter than its header")
     return _HEADER.unpack_from(packed)[5] > 0
 
 
 def read_forgotten_through(packed: Sequence[bytes]) -> Int64s:
-    """int64[U] in ms: through when each user was forgotten, NEVER for who was not. Raises DataError as `unpack`."""
+    """int64[U] in ms: each user's cut-off, NEVER for a user who was not deleted. Raises DataError as `unpack`."""
     return np.fromiter((_marker(data) for data in packed), np.int64, count=len(packed))
 
 
 class _Tables(NamedTuple):
-    """Names and pairs of all users, one user after the other, each user's ascending."""
+    """Names and pairs of all users, user after user, ascending within a user."""
 
     names: npt.NDArray[np.uint64]
     name_offsets: Int64s  # [U + 1]
-    pairs: Int64s  # [2P]: action and surface of each pair, as places among its user's names
+    pairs: Int64s  # [2P]: action and surface of each pair, as indexes into its user's names
     pair_offsets: Int64s  # [U + 1]
-    codes: Int64s  # [N]: the place of each event's pair among its user's
+    codes: Int64s  # [N]: the index of each event's pair among its user's pairs
 
 
 def _tables(histories: Histories) -> _Tables:
@@ -170,8 +170,8 @@ def _tables(histories: Histories) -> _Tables:
 
 
 def _factorised(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Int64s]:
-    """The distinct numbers, ascending, and the place of each number among them. Faster than np.unique where few are
-    distinct: only these are sorted."""
+    """The distinct numbers, ascending, and the index of each number among them. It sorts the distinct numbers only, so
+    with few of them it is faster than np.unique."""
     array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
     encoded = array.dictionary_encode()
     distinct, indices = _numpy(encoded.dictionary, numbers.dtype), _numpy(encoded.indices, np.dtype(np.int32))
@@ -182,12 +182,12 @@ def _factorised(numbers: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Int64s]:
 
 
 def _numpy(array: pa.Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """As `to_numpy`, which imports pandas."""
+    """Like `to_numpy`, which imports pandas."""
     return np.frombuffer(array.buffers()[1], dtype, count=len(array))
 
 
 def _distinct(keys: Int64s, bound: int) -> tuple[Int64s, Int64s]:
-    """The distinct keys, ascending, and the place of each key among them. Keys are in [0, bound)."""
+    """The distinct keys, ascending, and the index of each key among them. Keys are in [0, bound)."""
     if bound > 8 * len(keys):
         return np.unique(keys, return_inverse=True)
     present = np.zeros(bound, bool)
@@ -196,18 +196,18 @@ def _distinct(keys: Int64s, bound: int) -> tuple[Int64s, Int64s]:
 
 
 def _width(entries: int) -> int:
-    """Bytes of an index into a table of that many entries."""
+    """Bytes of an index into a table with that many entries."""
     return 1 if entries <= 1 << 8 else 2 if entries <= 1 << 16 else 4
 
 
 def _index_bytes(indexes: Int64s, table_offsets: Int64s) -> tuple[dict[int, bytes], list[int]]:
-    """All indexes as bytes, by their width, and each user's width."""
+    """All indexes as bytes, by width, and each user's width."""
     widths = [_width(entries) for entries in np.diff(table_offsets).tolist()]
     return {width: indexes.astype(f"<u{width}").tobytes() for width in set(widths)}, widths
 
 
 def _indexes(columns: Sequence[bytes], widths: Sequence[int]) -> Int64s:
-    """Users' indexes one after the other, from columns of these widths."""
+    """All users' indexes, concatenated, from columns of these widths."""
     if len(set(widths)) <= 1:
         width = widths[0] if widths else 1
         return np.frombuffer(b"".join(columns), f"<u{width}").astype(np.int64)
@@ -216,7 +216,8 @@ def _indexes(columns: Sequence[bytes], widths: Sequence[int]) -> Int64s:
 
 
 def _look_up(table: npt.NDArray[Any], indexes: Int64s, entries: Int64s, counts: Int64s) -> npt.NDArray[Any]:
-    """What each user's `counts` indexes refer to in the user's `entries` of the table. Raises DataError."""
+    """The entries for each user's `counts` indexes, which refer to the user's own `entries` of the table. Raises
+    DataError for an index out of range."""
     if (indexes >= np.repeat(entries, counts)).any():
         raise _damaged("it refers to an entry of its tables that is not there")
     return table[indexes + np.repeat(offsets_of(entries)[:-1], counts)]
@@ -256,7 +257,7 @@ class _Body(NamedTuple):
 
 
 def _body(data: bytes) -> _Body:
-    """Raises DataError where anything but an index is wrong."""
+    """Splits a packed history into its columns. Raises DataError for any damage except a bad index."""
     if len(data) < _HEADER.size:
         raise _damaged(f"{len(data)} bytes, shorter than its header")
     magic, version, header_length, hash_version, width, events, pairs, crc, _ = _HEADER.unpack_from(data)
@@ -290,7 +291,7 @@ def _body(data: bytes) -> _Body:
 
 
 def _names_of(data: bytes, at: int) -> tuple[int, int]:
-    """Where the names begin, and how many there are."""
+    """The position and the number of the names. Raises DataError."""
     if len(data) < at + _COUNT.size:
         raise _damaged("the number of its names is missing")
     return at + _COUNT.size, _COUNT.unpack_from(data, at)[0]

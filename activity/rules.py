@@ -1,5 +1,7 @@
-"""The rules of the configured events: one value of one field → what the event holds, else an EventError. Every source
-of events uses them, so the same value gets the same verdict from JSON, Avro, CSV, JSON lines, Parquet and a DataFrame.
+"""The rules of the configured events: one value of one field → the event's value, else an EventError.
+
+Every source of events uses them: the same value gets the same verdict from JSON, Avro, CSV, JSON lines, Parquet and a
+DataFrame.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from spoor.base.times import LATEST_MS
 
 
 def rule(name: str, settings: EventSettings) -> Callable[[object], str | int]:
-    """The function from a value of this field to what the event holds. It raises EventError. The range of times
-    (`check_time`) is not part of it."""
+    """The function that validates and converts a value of this field. It raises EventError, and does not check the
+    range of times (`check_time`)."""
     if name == "timestamp":
         return time_ms
     return partial(entity_id if name.endswith("_id") else event_name, name=name, settings=settings)
 
 
 def entity_id(value: object, name: str, settings: EventSettings) -> str:
-    """`name`: user_id or item_id."""
+    """Validates a user or item id. `name`: user_id or item_id."""
     text = text_of(value, name, settings.max_id_bytes)
     if not fits(text, name, settings):
         expected = f"a 64-bit integer in its shortest form, as events.{name}_type = int64 says"
@@ -32,18 +34,19 @@ def entity_id(value: object, name: str, settings: EventSettings) -> str:
 
 
 def fits(text: str, name: str, settings: EventSettings) -> bool:
-    """Whether an id has the type of Feast's entity. `name`: user_id or item_id."""
+    """Whether an id has the type of its Feast entity. `name`: user_id or item_id."""
     kind = settings.user_id_type if name == "user_id" else settings.item_id_type
     return is_of_type(text, kind)
 
 
 def event_name(value: object, name: str, settings: EventSettings) -> str:
-    """`name`: action or surface."""
+    """Validates the name of an action or surface. `name`: action or surface."""
     return name_of(value, name, settings.max_name_bytes, settings.accepted_names(name))
 
 
 def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) -> int:
-    """Returns `timestamp` (ms) if it lies between the configured epoch and the append time plus the skew."""
+    """Returns `timestamp` (ms) if it is between the configured earliest time and the append time plus the skew. Raises
+    EventError."""
     if timestamp < settings.earliest_ms:
         raise EventError(
             reason="too-early",
@@ -63,7 +66,7 @@ def check_time(timestamp: int, *, append_time_ms: int, settings: EventSettings) 
 
 
 def with_default(value: Any, name: str, settings: EventSettings) -> Any:
-    """The configured constant in place of a missing action or surface."""
+    """`value`, or the configured default for a missing action or surface."""
     if value is None and name in ("action", "surface"):
         return getattr(settings.defaults, name) or None
     return value

@@ -1,4 +1,4 @@
-"""The settings of events, histories and the lake, which several rooms share."""
+"""The settings of events, histories and the lake, shared by several rooms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EventFormat = Literal["json", "avro"]
 
 @dataclass(frozen=True)
 class EventFields:
-    """What an event's fields are called in your records and files. Dots lead into nested ones: `payload.user.id`."""
+    """The names of an event's fields in your records and files. Dots lead into nested fields: `payload.user.id`."""
 
     user_id: str = "user_id"  # for example userId, or nested: payload.user.id
     item_id: str = "item_id"  # likewise
@@ -43,7 +43,7 @@ class EventFields:
 
 @dataclass(frozen=True)
 class EventDefaults:
-    """Constants in place of what an event lacks, or has null for."""
+    """Defaults for fields that are missing or null in an event."""
 
     action: str = ""  # of events without one; empty = they are refused
     surface: str = ""  # of events without one; empty = they are refused
@@ -51,7 +51,7 @@ class EventDefaults:
 
 @dataclass(frozen=True)
 class EventSettings:
-    """What an event may be. Everything else is a dead letter."""
+    """Which events are valid. All other records become dead letters."""
 
     format: EventFormat = "json"  # of records' values in Kafka
     schema_registry: str = ""  # URL, if records carry the ids of schemas; empty = all are of activity/avro/event.avsc
@@ -71,7 +71,7 @@ class EventSettings:
     defaults: EventDefaults = EventDefaults()  # constants for what they lack
 
     def __post_init__(self) -> None:
-        """What is wrong here would otherwise be found in every event, and make each of them a dead letter."""
+        """Checks the settings at the start: a mistake here would make every event a dead letter."""
         require_at_least("events", self, 1, "max_id_bytes", "max_name_bytes", "max_record_bytes")
         require_at_least("events", self, 0, "max_skew_seconds")
         self._check_registry()
@@ -96,7 +96,7 @@ class EventSettings:
             )
 
     def _check_defaults(self) -> None:
-        """A constant that no event may have would make a dead letter of every event without one."""
+        """Checks the defaults: an invalid one would make every event without a value a dead letter."""
         for name in ("action", "surface"):
             if value := getattr(self.defaults, name):
                 try:
@@ -105,7 +105,7 @@ class EventSettings:
                     raise UsageError(f"events.defaults.{error}", hint="set a name that events may have") from None
 
     def accepted_names(self, name: str) -> tuple[str, ...]:
-        """What an `action` or `surface` may be called; empty = anything."""
+        """The accepted names of an `action` or `surface`; empty = any."""
         if self.unknown_names == "keep":
             return ()
         return self.actions if name == "action" else self.surfaces
@@ -116,7 +116,7 @@ class EventSettings:
 
     @cached_property
     def sources(self) -> tuple[tuple[str, str], ...]:
-        """(field of an event, its name in records and files), in the order of an event's fields."""
+        """(event field, its name in records and files), in the order of an event's fields."""
         return tuple((known.name, getattr(self.fields, known.name)) for known in fields(self.fields))
 
     @cached_property

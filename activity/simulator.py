@@ -1,7 +1,7 @@
-"""Made-up activity that behaves like people: a few users do most, a few items get most, and it comes in sessions.
+"""Simulated activity with the skew of real users: a few users do most, a few items get most, and it comes in sessions.
 
-User activity and item popularity follow Zipf laws; within a session a user stays with one surface and mostly with the
-items of one taste, which is what a sequence model can learn from. The same settings always give the same events.
+User activity and item popularity follow Zipf laws. Within a session a user stays on one surface and mostly with the
+items of one taste, so a sequence model can learn from it. The same settings always give the same events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spoor.activity.events import EVENT_SCHEMA
 from spoor.base.errors import UsageError
 from spoor.base.times import iso_text
 
-# Users, items and slices of events are held in memory.
+# Limits: users, items and slices of events are held in memory.
 _RANGES = (
     ("users", 1, 100_000_000),
     ("items", 1, 100_000_000),
@@ -25,7 +25,7 @@ _RANGES = (
     ("events", 0, 10_000_000_000),
     ("seed", 0, 2**63 - 1),
 )
-_SLICE_EVENTS = 100_000  # events made at once: a long simulation needs no more memory than a short one
+_SLICE_EVENTS = 100_000  # events made at once: memory does not grow with the simulation
 _OWN_TASTE = 0.7  # share of events on items of the session's taste
 
 
@@ -58,7 +58,7 @@ class SimulatorSettings:
 
 
 def simulate(settings: SimulatorSettings) -> Iterator[pa.Table]:
-    """Tables of EVENT_SCHEMA, oldest first within and across tables. Ids are decimal numbers as text, which fit a user
+    """Tables of EVENT_SCHEMA, oldest first within and across tables. Ids are decimal numbers as text, valid for a user
     entity of either type."""
     world = _World(settings)
     slices = max(1, -(-settings.events // _SLICE_EVENTS))
@@ -71,7 +71,7 @@ def simulate(settings: SimulatorSettings) -> Iterator[pa.Table]:
 
 
 class _World:
-    """Who is active, what is popular, and who likes what: drawn once from the seed."""
+    """The activity of users, the popularity of items and the tastes, drawn once from the seed."""
 
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings
@@ -92,7 +92,7 @@ class _World:
         session_surfaces = rng.integers(0, len(settings.surfaces), sessions)
         offsets = _within_sessions(rng.exponential(settings.pause_seconds * 1000, count), lengths)
         span = end_ms - start_ms
-        # A session that would run past the end goes on at the start of the range, so that the range is kept exactly.
+        # A session that passes the end continues at the start of the range, so every time is within the range.
         times = start_ms + (rng.integers(0, span, sessions)[session] + offsets.astype(np.int64)) % span
         actions = rng.choice(len(settings.actions), count, p=_zipf(len(settings.actions), 1.5))
         columns = [

@@ -1,8 +1,8 @@
-"""Events in Avro. `event.avsc` beside this file is the schema of records without a registry.
+"""Encodes and decodes events in Avro.
 
-Without a registry every record is written with that schema and nothing around it. With one, a record is in Confluent's
-wire format: a zero byte, the id of the schema that it was written with (4 bytes, big-endian), the Avro record. That
-schema may be any record that has the event's fields, under the configured names; other fields are read over.
+Without a registry, every record is plain Avro with the schema `event.avsc` beside this file. With a registry, a record
+has Confluent's wire format: a zero byte, the id of its writer schema (4 bytes, big-endian), the Avro record. The writer
+schema may be any record with the event's fields under the configured names; other fields are ignored.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def event_schema() -> dict[str, Any]:
 
 
 def avro_values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
-    """The values of an event's fields in the order of FIELDS: times as ms, what is missing as None. Raises EventError
-    for bytes or schemas that are none, InfrastructureError if the registry does not answer."""
+    """The values of an event's fields in the order of FIELDS: times in ms, a missing value as its default or None.
+    Raises EventError for an invalid record or schema, InfrastructureError if the registry does not answer."""
     data = BytesIO(value)
     plan = _plans(settings).plan(_schema_id(data.read(_HEADER_BYTES))) if settings.schema_registry else _own_plan()
     try:
         fields: Any = schemaless_reader(data, plan.writer, plan.reader)
-    except Exception as error:  # fastavro lets through whatever the bytes provoke
+    except Exception as error:  # bad bytes make fastavro raise errors of many types
         raise _refused("not-avro", f"{type(error).__name__} {error}", "a record of its schema") from None
     if left := len(value) - data.tell():
         raise _refused("not-avro", f"{left} bytes after the record", "one record")
@@ -52,9 +52,9 @@ def avro_values(value: bytes, settings: EventSettings) -> tuple[Any, ...]:
 
 
 def avro_encoder(settings: EventSettings, topic: str) -> Callable[[Mapping[str, Any]], bytes]:
-    """What turns an event's fields into a record's value. With a registry, event.avsc under the configured names is
-    registered as the topic's schema first, as Kafka's own serializers do. Raises UsageError for names that Avro does
-    not allow, InfrastructureError."""
+    """Returns the function that encodes an event's fields as a record's value. With a registry, event.avsc with the
+    configured names is first registered as the topic's schema, as Kafka's own serializers do. Raises UsageError for
+    names that Avro does not allow, InfrastructureError."""
     sources = settings.sources if settings.schema_registry else tuple((name, name) for name in FIELDS)
     for name, source in sources:
         if not all(_NAME.fullmatch(part) for part in source.split(".")):
@@ -79,14 +79,14 @@ def avro_encoder(settings: EventSettings, topic: str) -> Callable[[Mapping[str, 
 
 @lru_cache(maxsize=8)
 def registry(settings: EventSettings) -> SchemaRegistry:
-    """One per process and settings, so that what it has answered is remembered."""
+    """The registry client of these settings. A process has one per settings, so that its cache is shared."""
     return SchemaRegistry(
         settings.schema_registry, user=settings.schema_registry_user, password=settings.schema_registry_password
     )
 
 
 class _Plans:
-    """How to read records by the schemas of a registry, which are planned once."""
+    """Read plans by schema id; each schema of the registry is planned once."""
 
     def __init__(self, settings: EventSettings) -> None:
         self._settings = settings
@@ -104,7 +104,7 @@ class _Plans:
                 self._plans[schema_id] = error
         plan = self._plans[schema_id]
         if isinstance(plan, EventError):
-            raise plan.with_traceback(None)  # which would grow with every record
+            raise plan.with_traceback(None)  # a kept traceback would grow with every record
         return plan
 
 

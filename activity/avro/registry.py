@@ -1,7 +1,7 @@
-"""A schema registry that speaks Confluent's HTTP interface (also Apicurio, Karapace, Redpanda): Avro schemas by id.
+"""Avro schemas by id, from a schema registry with Confluent's HTTP interface (also Apicurio, Karapace, Redpanda).
 
-An id's schema never changes, so each is asked for once. What the registry says about a schema is about the record; a
-registry that cannot be asked, or says something else, is a server's failure: no event may be refused for it.
+The schema of an id never changes, so each is requested once. A bad schema is the record's fault: EventError. A registry
+that is down or gives an invalid answer is a server failure, InfrastructureError: no event may be refused for it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spoor.activity.json_objects import MAX_DEPTH, depth
 from spoor.base.errors import EventError, InfrastructureError
 from spoor.base.numbers import number_text
 
-MAX_SCHEMAS = 1_000  # kept at once
+MAX_SCHEMAS = 1_000  # cached at once
 MAX_ANSWER_BYTES = 1 << 20
 ANSWER_SECONDS = 10.0
-REFUSED_SECONDS = 60.0  # before a schema that would not do is asked for again
+REFUSED_SECONDS = 60.0  # before a refused schema is requested again
 _SCHEMA_NOT_FOUND = 40403
 _MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 
@@ -37,16 +37,16 @@ class SchemaRegistry:
             self._headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._schemas: dict[int, dict[str, Any]] = {}
-        self._refused: dict[int, tuple[float, EventError]] = {}  # id → when, and why
+        self._refused: dict[int, tuple[float, EventError]] = {}  # id → time of the refusal, and its error
 
     def schema(self, schema_id: int) -> dict[str, Any]:
-        """The parsed Avro schema. Raises EventError if the registry has no such id or it is not of an Avro record,
-        InfrastructureError if it does not answer as a registry does."""
+        """The parsed Avro schema. Raises EventError if the registry has no such id or its schema is not an Avro record,
+        InfrastructureError if the registry does not answer or its answer is invalid."""
         if schema_id in self._schemas:
             return self._schemas[schema_id]
         when, why = self._refused.get(schema_id, (0.0, None))
         if why is not None and time.monotonic() - when < REFUSED_SECONDS:
-            raise why.with_traceback(None)  # which would grow with every record
+            raise why.with_traceback(None)  # a kept traceback would grow with every record
         try:
             schema = _parsed(schema_id, self._asked_for(schema_id))
         except EventError as error:
@@ -58,7 +58,8 @@ class SchemaRegistry:
         return schema
 
     def register(self, subject: str, schema: Mapping[str, Any]) -> int:
-        """The id of `schema` under `subject`, where it is added if it is not there. Raises InfrastructureError."""
+        """Returns the id of `schema` under `subject`, and adds the schema if it is missing. Raises
+        InfrastructureError."""
         content = json.dumps({"schema": json.dumps(schema)}).encode()
         answer = self._ask(f"/subjects/{subject}/versions", content)
         if not isinstance(answer.get("id"), int):
@@ -79,15 +80,15 @@ class SchemaRegistry:
         return answer
 
     def _ask(self, path: str, content: bytes | None = None) -> dict[str, Any]:
-        """`_answer` within `answer_seconds`. urllib's own limit is for each piece: a name that is not resolved, or a
-        server that sends a byte now and then, would keep the caller. The thread that asks may outlive the call, and
-        keeps no process."""
+        """`_answer`, limited to `answer_seconds` in all. urllib limits each read only: slow name resolution, or a
+        server that sends single bytes, would block the caller. The thread may outlive the call; as a daemon, it does
+        not keep the process alive."""
         answer: Future[dict[str, Any]] = Future()
 
         def ask() -> None:
             try:
                 answer.set_result(self._answer(path, content))
-            except BaseException as error:  # belongs to the caller
+            except BaseException as error:  # raised again in the caller
                 answer.set_exception(error)
 
         threading.Thread(target=ask, name="schema-registry", daemon=True).start()
@@ -97,7 +98,8 @@ class SchemaRegistry:
             raise self._failed(f"no whole answer within {number_text(self._answer_seconds)} s") from None
 
     def _answer(self, path: str, content: bytes | None) -> dict[str, Any]:
-        """The answer's JSON object. That of a 404 too: a proxy's, or a wrong path's, has not the registry's code."""
+        """The answer's JSON object, also of a 404: only the registry's own 404 has its error code, a proxy's or a wrong
+        path's has not."""
         request = urllib.request.Request(self._url + path, data=content, headers=self._headers)
         try:
             try:
@@ -111,7 +113,7 @@ class SchemaRegistry:
             answer = json.loads(body)
         except InfrastructureError:
             raise
-        except Exception as error:  # whatever a server sends: no event is to blame
+        except Exception as error:  # whatever the server sends: it is not an event's fault
             raise self._failed(str(error) or type(error).__name__) from error
         if not isinstance(answer, dict):
             raise self._failed(f"a JSON {type(answer).__name__}")
@@ -136,7 +138,7 @@ class SchemaRegistry:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The user's password is meant for the configured server alone."""
+    """Follows no redirects: only the configured server may get the user's password."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
@@ -152,7 +154,7 @@ def _parsed(schema_id: int, answer: dict[str, Any]) -> dict[str, Any]:
         raise _mismatch(schema_id, f"nested more than {MAX_DEPTH} deep")
     try:
         schema: Any = parse_schema(json.loads(answer["schema"]))
-    except Exception as error:  # for instance a name that another schema defines
+    except Exception as error:  # for instance a reference to another schema's type
         raise _mismatch(schema_id, f"that cannot be parsed: {error}") from None
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise _mismatch(schema_id, "of no record")
@@ -164,10 +166,12 @@ def _parsed(schema_id: int, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _least_bytes(schema: Any, named: Mapping[str, Any], known: dict[str, int | None]) -> int:
-    """The fewest bytes that a value of a parsed schema takes. `known`: of each named type, None while it is looked at.
+    """The minimum size of a value of a parsed schema, in bytes. `known`: minimum by named type, None while it is
+    computed.
 
-    Raises ValueError for a type that contains itself and for arrays of items that take no byte: a field that is read
-    and dropped may have either, and then a few bytes claim any depth or any length."""
+    Raises ValueError for a type that contains itself and for an array of zero-byte items. A field that is read and
+    dropped may have either, and then a few bytes can claim any depth or any length.
+    """
     if isinstance(schema, list):
         for branch in schema:
             _least_bytes(branch, named, known)

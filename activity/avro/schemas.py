@@ -1,7 +1,7 @@
-"""Avro schemas of events: how to read a record that was written with any of them, and the one that Spoor writes.
+"""Avro schemas of events: how to read a record of any schema, and the schema that Spoor writes.
 
-Values are read as Avro's plain types: a logical type says what an integer means, and nothing else. So a time of any
-unit becomes ms by one division, rounded down, and a date is no id.
+Values are read as Avro's plain types; a logical type only gives the meaning of an integer. So a time of any unit
+becomes ms by one division, rounded down, and a date is refused as an id.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fastavro.schema import expand_schema
 from spoor.activity.settings import EventSettings
 from spoor.base.errors import EventError
 
-_KEPT = "decimal"  # the logical type whose bytes say nothing without it
+_KEPT = "decimal"  # the only logical type whose bytes are meaningless without it
 _PER_MS = {"timestamp-millis": 1, "timestamp-micros": 1_000, "timestamp-nanos": 1_000_000}
-_NO_NUMBERS = ("date", "time-", "timestamp-", "local-timestamp-")  # integers that are no numbers
+_NO_NUMBERS = ("date", "time-", "timestamp-", "local-timestamp-")  # logical types whose integers are not numbers
 _Schema = Any
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """`writer` and `reader` go to fastavro. `columns`: of each field its name, where it is in the record, and what
-    makes of its value one that activity/fields.py judges."""
+    """How to read records of one schema. `writer` and `reader`: schemas for fastavro. `columns`: per event field its
+    name, its place in the record, and the conversion of its value for activity/fields.py."""
 
     writer: _Schema
     reader: _Schema  # None: the whole record
@@ -35,8 +35,8 @@ class ReadPlan:
 
 
 def read_plan(schema: Mapping[str, Any], settings: EventSettings) -> ReadPlan:
-    """For records written with `schema`, one that does not contain itself. Raises EventError (`schema-mismatch`) if it
-    lacks a field that has no default."""
+    """The plan for records of `schema`, which must not contain itself. Raises EventError (`schema-mismatch`) if the
+    schema lacks a field that has no default."""
     whole: Any = expand_schema(json.loads(json.dumps(schema, default=_no_cache)))
     roots: list[str] = []
     columns: list[tuple[str, str, Callable[[Any], Any]]] = []
@@ -58,7 +58,7 @@ def read_plan(schema: Mapping[str, Any], settings: EventSettings) -> ReadPlan:
 
 
 def nested_schema(schema: Mapping[str, Any], sources: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """`schema` with its fields under other names, each (field, name with dots) of `sources`: records within it."""
+    """`schema` with its fields renamed by `sources`, pairs of (field, dotted name); dots make nested records."""
     types = {field["name"]: field for field in schema["fields"]}
     fields: list[dict[str, Any]] = []
     for name, source in sources:
@@ -76,7 +76,7 @@ def nested_schema(schema: Mapping[str, Any], sources: Sequence[tuple[str, str]])
 
 
 def _no_cache(value: object) -> None:
-    """What fastavro keeps in a parsed schema besides it."""
+    """Writes null for the objects that fastavro caches in a parsed schema."""
 
 
 def _field(record: _Schema, name: str) -> Any:
@@ -84,7 +84,7 @@ def _field(record: _Schema, name: str) -> Any:
 
 
 def _leaves(schema: _Schema, path: Sequence[str]) -> list[_Schema]:
-    """The types, null left out, that a value at the end of the path may have."""
+    """The types, without null, of a value at the end of the path."""
     branches = [branch for branch in (schema if isinstance(schema, list) else [schema]) if branch != "null"]
     if not path:
         return branches
@@ -130,7 +130,7 @@ def _refuse(error: EventError, value: Any) -> None:
 
 
 def _plain(schema: _Schema) -> Any:
-    """Without logical types, `decimal` apart."""
+    """The schema without logical types, except `decimal`."""
     if isinstance(schema, list):
         return [_plain(branch) for branch in schema]
     if not isinstance(schema, dict):
@@ -142,7 +142,7 @@ def _plain(schema: _Schema) -> Any:
 
 
 def _defined_once(schema: _Schema, known: set[str]) -> Any:
-    """A named type that was defined before is called by its name: `expand_schema` repeats it."""
+    """Replaces repeated definitions of a named type by its name: `expand_schema` repeats them."""
     if isinstance(schema, list):
         return [_defined_once(branch, known) for branch in schema]
     if not isinstance(schema, dict):
@@ -155,7 +155,7 @@ def _defined_once(schema: _Schema, known: set[str]) -> Any:
 
 
 def _with_types(schema: Mapping[str, Any], change: Callable[[_Schema], _Schema]) -> dict[str, Any]:
-    """A copy in which `change` was applied to every type directly within the schema."""
+    """A copy with `change` applied to every type directly within the schema."""
     kept = {key: change(value) if key in ("type", "items", "values") else value for key, value in schema.items()}
     if "fields" in kept:
         kept["fields"] = [{**field, "type": change(field["type"])} for field in kept["fields"]]
