@@ -1,14 +1,14 @@
 """Typed settings from a TOML file, the environment and flags, with the origin of each value.
 
-Sections are frozen dataclasses; a key that no dataclass knows is an error that names the nearest known one. Later
-sources win: default < file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. A dataclass
-within a section is a section within it: `events.fields.user_id`, SPOOR_EVENTS__FIELDS__USER_ID. Relative paths
-in the file are relative to it, others to the working folder; `{state_folder}` in a path is the state folder. Variables
-that Kubernetes sets for a service called spoor, or spoor-…, are no settings, nor are others without `__` that resemble
-none (SPOOR_HOME, SPOOR_VERSION of somebody's scripts).
+Sections are frozen dataclasses; a dataclass within a section is a section within it: `events.fields.user_id`,
+SPOOR_EVENTS__FIELDS__USER_ID. An unknown key is an error that names the nearest known one. Later sources win: default <
+file < environment (SPOOR_<SECTION>__<KEY>, SPOOR_<KEY> outside sections) < flag. Relative paths in the file are
+relative to it, others to the working folder; `{state_folder}` in a path is the state folder. Two kinds of variables are
+ignored: those that Kubernetes sets for a service called spoor, or spoor-…, and those without `__` that resemble no
+setting (SPOOR_HOME, SPOOR_VERSION).
 
-A secret (a field whose metadata say so) may lie in a file of its own, named by its key with `_file` behind it. It is
-refused as a flag, since every user of a machine sees command lines, and no error repeats it.
+A secret (a field whose metadata say so) may be in its own file, named by its key plus `_file`. It is refused as a flag,
+since every user of a machine sees command lines, and no error repeats it.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from spoor.base.errors import UsageError
 from spoor.base.handed_in import decode_text, read_text, refuse_url
 
 ENV_PREFIX = "SPOOR_"
-_SECRET_BYTES = 65_536  # of a secret's file, at most
-_SETTINGS_BYTES = 1 << 20  # of a settings file
+_SECRET_BYTES = 65_536  # maximum of a secret's file
+_SETTINGS_BYTES = 1 << 20  # maximum of a settings file
 
 
 @dataclass(frozen=True)
 class TopSettings:
-    """Keys that stand outside every section."""
+    """Keys outside every section."""
 
     state_folder: Path = Path(".spoor")  # Kafka's data, lake, offline log, Feast's registry, manifests of jobs
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """`sections`: the dataclass instances by section name ("" is TopSettings); `origins`: where each `section.key`
-    came from: `default`, `file FILE`, `env NAME` or `flag`."""
+    """`sections`: the dataclass instances by section name ("" is TopSettings); `origins`: the source of each
+    `section.key`: `default`, `file FILE`, `env NAME` or `flag`."""
 
     sections: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def load(
 ) -> Loaded:
     """Builds every section. `flags` maps `section.key` to a value. Raises UsageError.
 
-    `ignore_unknown` is for a program that reads only some of the sections of a shared file.
+    `ignore_unknown`: for a program that reads only some sections of a shared file.
     """
     classes: dict[str, type] = {"": TopSettings, **sections}
     known, hints = {}, {}
@@ -94,7 +94,7 @@ def load(
 
 
 def find_file(environ: Mapping[str, str], *, flag: Path | None = None) -> Path | None:
-    """The settings file in force: the flag, else SPOOR_CONFIG, else ./spoor.toml if it exists."""
+    """The settings file to use: the flag, else SPOOR_CONFIG, else ./spoor.toml if it exists. Raises UsageError."""
     chosen = flag or (Path(environ["SPOOR_CONFIG"]) if environ.get("SPOOR_CONFIG") else None)
     if chosen is None:
         return Path("spoor.toml") if Path("spoor.toml").is_file() else None
@@ -105,7 +105,7 @@ def find_file(environ: Mapping[str, str], *, flag: Path | None = None) -> Path |
 
 
 def settings_of(section: str, cls: type) -> Iterator[tuple[str, Field[Any], Any]]:
-    """(key, field, type) of every setting of a section's dataclass, those of dataclasses within it included."""
+    """(key, field, type) of every setting of a section's dataclass, including the dataclasses within it."""
     hints = get_type_hints(cls)
     for known in fields(cls):
         key, hint = _key(section, known.name), hints[known.name]
@@ -146,7 +146,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _read_secret(key: str, given: dict[str, tuple[object, str, Path]]) -> None:
-    """Takes `key`_file out of `given` and puts what that file holds in, as the value of `key`."""
+    """Replaces `key`_file in `given` by `key` with the content of that file."""
     variable = _variable(key)
     if key in given and given[key][1] == "flag":
         raise UsageError(
@@ -164,7 +164,7 @@ def _read_secret(key: str, given: dict[str, tuple[object, str, Path]]) -> None:
             content = file.read(_SECRET_BYTES + 1)
         text = decode_text(content).strip()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"  # what it holds is not shown
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"  # its content is not shown
         raise UsageError(
             f"`{key}_file` ({origin}): cannot read `{path}`: {reason}", hint="check the path and its permissions"
         ) from None
@@ -198,14 +198,15 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 def _of_kubernetes(variable: str, text: str, *, known: bool) -> bool:
-    """Whether Kubernetes has set it; SPOOR_PORT and the like are told from a typing error by their value."""
+    """Whether Kubernetes has set the variable. The value decides for names like SPOOR_PORT, which may also be a
+    misspelt setting."""
     if variable.endswith("_PORT") and _SERVICE_ADDRESS.match(text):
         return True
     return not known and _SERVICE_VARIABLE.fullmatch(variable) is not None
 
 
 def _resembles_setting(key: str, known: Iterable[str]) -> bool:
-    """False for a variable of somebody else's: it names no section, and no setting under a part of its name."""
+    """False for another program's variable: it names no section, and resembles no setting's name or part of one."""
     if "." in key or any(key.startswith(f"{setting.partition('.')[0]}_") for setting in known if "." in setting):
         return True
     names = {name for setting in known for name in (setting.rpartition(".")[2], setting.replace(".", "_"))}
@@ -213,7 +214,7 @@ def _resembles_setting(key: str, known: Iterable[str]) -> bool:
 
 
 def _is_misspelt_config(key: str) -> bool:
-    """Whether a variable is SPOOR_CONFIG, nearly."""
+    """Whether the key is close to `config`: SPOOR_CONFIG, misspelt."""
     return bool(difflib.get_close_matches(key, ["config", "config_file"], n=1, cutoff=0.75))
 
 
@@ -253,8 +254,8 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _parse(raw: object, hint: Any, base: Path) -> Any:
-    """Raises TypeError, ValueError, KeyError, OverflowError or RuntimeError (no such user's home) where `raw` is no
-    `hint`."""
+    """Raises TypeError, ValueError, KeyError, OverflowError or RuntimeError (unknown user in `~user`) if `raw` is not a
+    valid `hint`."""
     if get_origin(hint) is tuple:
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
         if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
@@ -266,9 +267,9 @@ def _parse(raw: object, hint: Any, base: Path) -> Any:
         return raw if isinstance(raw, bool) else _BOOLEANS[raw.lower() if isinstance(raw, str) else ""]
     elif hint in (int, float) and isinstance(raw, str | int | hint) and not isinstance(raw, bool):
         number = hint(raw)
-        if not math.isfinite(number):  # NaN is below and above nothing, and no wait or loop ends with infinity
+        if not math.isfinite(number):  # limits do not catch NaN, and no wait or loop ends at infinity
             raise ValueError
-        if hint is int and not -(2**63) <= number < 2**63:  # arrays, Kafka and PyTorch hold no other
+        if hint is int and not -(2**63) <= number < 2**63:  # the range of integers in arrays, Kafka and PyTorch
             raise ValueError
         return number
     elif hint is str and isinstance(raw, str):

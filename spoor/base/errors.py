@@ -1,12 +1,12 @@
 """Every error that Spoor raises on purpose, by what the caller can do about it.
 
 SpoorError
-├── UsageError            exit 2  something typed or configured is wrong: change it
-├── InfrastructureError   exit 3  a server, disk or folder is not there: bring it back, run again
-├── ProblemsFound         exit 1  the command worked and found problems in what it looked at
-├── Declined              exit 1  the command asked and was answered no: nothing was changed
-└── DataError             exit 1  bytes, rows or files break a contract: mend or replace them
-    └── EventError                one event could not be accepted
+├── UsageError            exit 2  a wrong argument or setting: change it
+├── InfrastructureError   exit 3  a server, disk or folder is unavailable: restore it, run again
+├── ProblemsFound         exit 1  the command worked and found problems in the data
+├── Declined              exit 1  confirmation declined: nothing was changed
+└── DataError             exit 1  bytes, rows or files break a contract: repair or replace them
+    └── EventError                one event was refused
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DataError(SpoorError):
 
 
 class EventError(DataError):
-    """One event was not accepted. `reason` is a stable code for counters and dead letters."""
+    """One event was refused. `reason` is a stable code for counters and dead letters."""
 
     def __init__(self, *, reason: str, field: str, found: str, expected: str) -> None:
         super().__init__(f"{field}: found {found}, expected {expected}")

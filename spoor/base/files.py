@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and manifests of finished work."""
+"""Atomic writes of files and folders, and manifests of finished work."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 
 from spoor.base.errors import DataError, InfrastructureError, UsageError
 
-_HEAD_BYTES = 1 << 20  # by which a file is told from another
+_HEAD_BYTES = 1 << 20  # read to recognise a file's kind
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """The block writes this file or folder: its OSErrors become InfrastructureErrors that name it."""
+    """For a block that writes this file or folder: turns OSErrors into InfrastructureErrors that name it."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (its name starts with a dot); on success it is synced and renamed to
+    """Yields a temporary path beside `path` (its name starts with a dot). On success it is synced and renamed to
     `path`, on any error removed. Raises InfrastructureError if the folder cannot be written."""
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     with writing(path):
@@ -57,7 +57,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def read_at_most(path: Path, most_bytes: int) -> bytes:
-    """The whole file. Raises ValueError for a larger one, before more of it is in memory, and OSError."""
+    """The whole file. Raises ValueError for a larger one, without reading the rest into memory, and OSError."""
     with open(path, "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -66,8 +66,8 @@ def read_at_most(path: Path, most_bytes: int) -> bytes:
 
 
 def refuse_foreign_file(path: Path, *, ours: Callable[[bytes], bool], what: str) -> None:
-    """Raises UsageError where something stands at `path` that is no `what`: `ours` looks at its first bytes. An empty
-    file may be replaced."""
+    """Raises UsageError if `path` exists and is not a `what`: `ours` checks its first bytes. An empty file may be
+    replaced."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -81,8 +81,8 @@ def refuse_foreign_file(path: Path, *, ours: Callable[[bytes], bool], what: str)
 
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which the block fills and puts in its place (`replace_folder`), else it goes.
-    Raises InfrastructureError where the block raises OSError."""
+    """Yields a new folder beside `folder`. The block fills it and puts it in place (`replace_folder`), else it is
+    removed. Raises InfrastructureError if the block raises OSError."""
     place = _behind_link(folder)
     temporary = place.parent / f".{place.name}.{uuid.uuid4().hex}"
     with writing(folder):
@@ -94,8 +94,8 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, temporary: Path) -> None:
-    """Puts a finished folder, which lies beside `folder`, in its place: its files are synced, an earlier folder goes.
-    A link stays, and what it leads to is replaced. Raises OSError; the earlier folder then stands as it was."""
+    """Replaces `folder` by a finished folder beside it: syncs its files and removes the earlier folder. A link stays,
+    and its target is replaced. Raises OSError; the earlier folder is then unchanged."""
     for path in temporary.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -106,18 +106,18 @@ def replace_folder(folder: Path, temporary: Path) -> None:
     else:
         if not _exchanged(temporary, place):
             _swap(temporary, place)
-        shutil.rmtree(temporary, ignore_errors=True)  # by now the earlier one
+        shutil.rmtree(temporary, ignore_errors=True)  # after the exchange, the earlier folder
     _sync_folder(place.parent)
 
 
 def restore_folder(folder: Path) -> None:
-    """Puts an earlier folder back whose replacement a crash has interrupted; else does nothing. That needs a file
-    system without an atomic exchange: elsewhere there is no moment without the folder."""
+    """Restores an earlier folder if a crash interrupted its replacement; else does nothing. Only file systems without
+    an atomic exchange need it: elsewhere the folder exists at every moment."""
     place = _behind_link(folder)
     if os.path.lexists(place) or not place.parent.is_dir():
         return
     for aside in place.parent.glob(f".{glob.escape(place.name)}.*{_ASIDE}"):
-        with suppress(OSError):  # a read-only folder, or somebody else was faster
+        with suppress(OSError):  # a read-only folder, or another process was faster
             os.rename(aside, place)
 
 
@@ -126,7 +126,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchanges two paths in one step; False where the system or the file system cannot. Raises OSError."""
+    """Exchanges two paths in one step; False if the system or the file system cannot. Raises OSError."""
     if sys.platform != "linux" or (renameat2 := getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)) is None:
         return False
     if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
@@ -138,7 +138,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _swap(temporary: Path, place: Path) -> None:
-    """As `_exchanged`, in three steps; a failed second one is taken back."""
+    """Like `_exchanged`, in three steps; if the second fails, the first is undone."""
     aside = temporary.with_name(temporary.name + _ASIDE)
     os.rename(place, aside)
     try:
@@ -154,8 +154,8 @@ def _behind_link(path: Path) -> Path:
 
 
 class Manifest:
-    """Which work items are done: one small JSON file each, so that finishing an item is one atomic rename and
-    processes need no lock. Keys are file names."""
+    """The finished work items: one small JSON file each. Finishing an item is one atomic rename, so processes need no
+    lock. Keys are file names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -164,18 +164,18 @@ class Manifest:
         atomic_write(self._path(key), json.dumps(record, sort_keys=True).encode())
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """None for an item that is not finished. Raises DataError for a damaged entry."""
+        """The item's record; None if the item is not finished. Raises DataError for a damaged entry."""
         try:
             return _entry(self._path(key))
         except FileNotFoundError:
             return None
 
     def keys(self) -> set[str]:
-        """Of every finished item, without reading an entry."""
+        """The keys of finished items. No entry is read."""
         return {path.stem for path in self._paths()}
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Every finished item, by key. Raises DataError for a damaged entry."""
+        """The records of finished items, by key. Raises DataError for a damaged entry."""
         return {path.stem: _entry(path) for path in sorted(self._paths())}
 
     def remove(self, key: str) -> None:

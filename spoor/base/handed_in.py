@@ -1,7 +1,7 @@
-"""What users hand in, before it means anything: text as bytes, and the paths of files and folders.
+"""First checks of user input: text as bytes, and the paths of files and folders.
 
-Text is UTF-8, with the byte order mark that Windows' editors write or without it. A path is one of this machine: a URL
-would become a folder called `s3:` in the working folder, and be lost with the container.
+Text is UTF-8, with or without the byte order mark that Windows' editors write. A path is local: a URL would become a
+folder called `s3:` in the working folder, and be lost with the container.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):/+(.*)", re.IGNORECASE | re.DOTALL)  
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8 without its byte order mark. Raises ValueError that names another encoding, or the first bad byte."""
+    """UTF-8 without its byte order mark. Raises ValueError that names another encoding, or the first bad byte and its
+    line."""
     if name := foreign_encoding(data):
         raise ValueError(f"it is {name}, expected UTF-8: save it as UTF-8")
     if b"\0" in data:
@@ -35,17 +36,17 @@ def decode_text(data: bytes) -> str:
 
 
 def foreign_encoding(start: bytes) -> str | None:
-    """What the first bytes of a text say it is, if that is not UTF-8."""
+    """The encoding in the byte order mark of a text, if it is UTF-16 or UTF-32; else None."""
     return next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """The whole file. Raises ValueError (too large, no UTF-8) and OSError."""
+    """The whole file. Raises ValueError (too large, not UTF-8) and OSError."""
     return decode_text(read_at_most(path, most_bytes))
 
 
 def refuse_url(text: str, what: str) -> None:
-    """Raises UsageError where a URL stands for `what`, which is a file or folder."""
+    """Raises UsageError if `text` is a URL. `what`: the expected file or folder, for the message."""
     if found := _URL.match(text):
         scheme, rest = found[1].lower(), found[2]
         local = f"write the path without `{scheme}:`: /{rest.removeprefix('localhost/')}"

@@ -1,4 +1,4 @@
-"""Limits of settings, refused in the words of the settings file."""
+"""Limits of settings; errors name a setting as the settings file does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def require_at_most(section: str, settings: object, maximum: int, *names: str) -
 
 
 def require_port(section: str, settings: object, *names: str, lowest: int = 1) -> None:
-    """Raises UsageError for the first of these settings that is no TCP port."""
+    """Raises UsageError for the first of these settings that is not a TCP port."""
     for name in names:
         if not lowest <= (value := getattr(settings, name)) <= 65_535:
             raise UsageError(f"{section}.{name} is {value}", hint=f"it must be {lowest} to 65535")

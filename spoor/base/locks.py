@@ -1,4 +1,4 @@
-"""One at a time: locks between processes that a process gives back when it dies."""
+"""Locks between processes, released when their process dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spoor.base.errors import InfrastructureError
 def exclusive(path: Path, *, job: str) -> Iterator[None]:
     """Holds the lock file `path` while the block runs. Raises InfrastructureError if a living process holds it.
 
-    The lock is the kernel's (flock), so a process that dies gives it back; the file's text only tells who has it.
+    The lock is the kernel's (flock), so it ends with its process; the file's text only names the holder.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +42,6 @@ def exclusive(path: Path, *, job: str) -> Iterator[None]:
 
 def _tell_holder(descriptor: int) -> None:
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    with suppress(OSError):  # on a full disk the lock holds all the same; the first file of the job tells
+    with suppress(OSError):  # a full disk does not affect the lock; the job's first write reports it
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()}, started {started}\n".encode(), 0)

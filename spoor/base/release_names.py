@@ -1,4 +1,4 @@
-"""What a release may be called: its name is a folder, part of Feast's names and part of a topic's name."""
+"""The form of a release's name: it names a folder, objects in Feast and a topic."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a person sees on stderr while a command works: a progress bar, and log records as lines.
+"""Output on stderr while a command works: a progress bar, and log records as lines.
 
-Rich is imported where a bar is shown: its import takes time that a command without a terminal need not wait.
+Rich is imported only when a bar is shown: commands without a terminal need not wait for the import.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 def progress_bar(
     label: str, *, total: int | None, done: int = 0, unit: str = "", quiet: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """Yields `update(advance=…, completed=…, total=…, description=…)`, each optional, as Rich's Progress has it.
+    """Yields `update(advance=…, completed=…, total=…, description=…)`, each optional, as in Rich's Progress.
 
-    The bar is on stderr and shows the count, the time left and, with a `unit`, the rate. `total` None: the end is not
-    known. Nothing is shown if stderr is no terminal or `quiet` is set.
+    The bar is on stderr and shows the count, the time left and, with a `unit`, the rate. `total` None: the end is
+    unknown. Nothing is shown if stderr is not a terminal or `quiet` is set.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda **changes: None
@@ -47,14 +47,14 @@ def _rate_column(unit: str) -> Any:
 
 
 def log_handler() -> logging.Handler:
-    """Records to stderr, one line each."""
+    """A handler that writes records to stderr, one line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s %(message)s"))
     return handler
 
 
 class _OneLine(logging.Formatter):
-    """One line a record, errors of libraries included. Where the root logger is at INFO or below (`--verbose`), records
+    """One line per record, errors of libraries included. If the root logger is at INFO or below (`--verbose`), records
     keep their line breaks and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:

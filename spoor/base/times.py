@@ -1,4 +1,4 @@
-"""Times as text: the one parser, for events at every door and for commands and settings, and its inverse.
+"""Times as text: one parser, for events of every source, commands and settings, and its inverse.
 
 ISO 8601 in its extended or basic form (RFC 3339 is part of it), with any number of digits of a second. Milliseconds are
 always rounded down, towards the past, before 1970 too. Leap seconds (`:60`), `24:00`, fractions of minutes and times
@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from spoor.base.errors import UsageError
 
-_FIRST_MS = -62104060800000  # 0002-01-01: a day or a zone before it is still a date
+_FIRST_MS = -62104060800000  # 0002-01-01: one day or zone earlier is still a valid date
 LATEST_MS = 2**47 - 1  # 6429-10-17: the latest time that a packed history carries
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -25,7 +25,7 @@ _ISO = re.compile(
 
 
 class TimeTextError(ValueError):
-    """Says what is wrong with a text that is no time; `no_zone`: it is one, without a zone."""
+    """An invalid time; the message gives the reason. `no_zone`: only the zone is missing."""
 
     def __init__(self, message: str, *, no_zone: bool = False) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class TimeTextError(ValueError):
 
 
 def iso_ms(text: str, *, dates: bool = False) -> int:
-    """ISO 8601 → ms since 1970 in UTC. With `dates` a date alone is its midnight, in UTC where it has no zone. Raises
+    """ISO 8601 → ms since 1970 in UTC. With `dates` a date alone is its midnight, in UTC if it has no zone. Raises
     TimeTextError."""
     if len(text) in (20, 24) and text[10:20:3] in ("T::Z", "T::.") and text[-1] == "Z":  # the usual forms
         try:
@@ -53,7 +53,7 @@ def iso_ms(text: str, *, dates: bool = False) -> int:
         moment = datetime.fromisoformat(f"{date}T{whole}{(zone or 'Z').upper()}")
     except ValueError:
         raise TimeTextError("no ISO 8601 time") from None
-    if zone is None:  # the last thing to look at: with one it would be a time
+    if zone is None:  # checked last: all else is valid
         raise TimeTextError("a time without a zone", no_zone=True)
     ms = (moment - _EPOCH) // _SECOND * 1000
     return ms if digits is None else ms + int((digits + "00")[:3])
@@ -72,8 +72,8 @@ def iso_text(time_ms: int) -> str:
 
 
 def parse_time_ms(text: str) -> int:
-    """What a command or a setting takes as a time → ms since 1970 in UTC: ISO 8601 with a zone, or a date, which is
-    its midnight. Raises UsageError."""
+    """A time in a command or a setting → ms since 1970 in UTC: ISO 8601 with a zone, or a date, which is its midnight.
+    Raises UsageError."""
     try:
         found = iso_ms(text, dates=True)
     except TimeTextError as error:
