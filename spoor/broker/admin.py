@@ -10,11 +10,11 @@ from spoor.base.errors import InfrastructureError
 from spoor.broker.clients import kafka_errors, timeouts
 from spoor.broker.settings import KafkaSettings
 
-_READY_MS = 30_000  # for created topics to have leaders
+_READY_MS = 30_000  # until created topics have leaders
 
 
 class Admin:
-    """A connected admin client. Every method raises InfrastructureError, as `kafka_errors` says."""
+    """A connected admin client. Every method raises InfrastructureError (`kafka_errors`)."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         from kafka import KafkaAdminClient
@@ -44,7 +44,7 @@ class Admin:
             return {topic["name"]: topic for topic in self._client.describe_topics(list(topics))}
 
     def configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Topic → its configuration, with only those values that the broker tells."""
+        """Topic → its configuration, as far as the broker reports it."""
         from kafka.admin import ConfigResource, ConfigResourceType
 
         resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
@@ -55,8 +55,8 @@ class Admin:
         return {topic: {name: config["value"] for name, config in configs.items()} for topic, configs in found.items()}
 
     def create(self, topics: Mapping[str, Mapping[str, str]]) -> None:
-        """Creates the topics, each with its configuration, and waits until they are ready. A topic that another process
-        creates at the same moment is left as that process made it."""
+        """Creates the topics, each with its configuration, and waits until they are ready. If another process creates a
+        topic at the same moment, that topic stays unchanged."""
         from kafka.errors import KafkaError, TopicAlreadyExistsError
 
         kafka = self._kafka
@@ -81,7 +81,7 @@ class Admin:
                 self._client.wait_for_topics(list(topics), timeout_ms=_READY_MS)
 
     def delete(self, topic: str) -> bool:
-        """Returns whether the topic was there."""
+        """Returns whether the topic existed."""
         from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
         if topic not in self.topics():
@@ -116,14 +116,14 @@ class Admin:
 
 
 def topic_configs(kafka: KafkaSettings, wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:
-    """Topic → its configuration, of the topics whose name is `wanted`. Raises InfrastructureError."""
+    """Topic → its configuration, for each topic with a `wanted` name. Raises InfrastructureError."""
     with Admin(kafka) as admin:
         return admin.configs(topic for topic in admin.topics() if wanted(topic))
 
 
 def topic_ids(kafka: KafkaSettings, topics: Collection[str]) -> dict[str, str]:
-    """Topic → the id that Kafka gave it when it was created, of the topics that exist; brokers before 2.8 have none.
-    Raises InfrastructureError."""
+    """Topic → the id that Kafka assigned at its creation, for existing topics; brokers before 2.8 have no ids. Raises
+    InfrastructureError."""
     with Admin(kafka) as admin:
         found = {name: topic.get("topic_id") for name, topic in admin.described(topics).items()}
     return {name: str(topic_id) for name, topic_id in found.items() if topic_id not in (None, UUID(int=0))}

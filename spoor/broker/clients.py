@@ -1,4 +1,4 @@
-"""What all kafka-python clients share: timeouts, and one translation of their errors."""
+"""Shared by all kafka-python clients: timeouts, and the translation of their errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def timeouts(kafka: KafkaSettings) -> dict[str, Any]:
 
 @contextmanager
 def kafka_errors(kafka: KafkaSettings) -> Iterator[None]:
-    """What a kafka-python client raises, as InfrastructureError."""
+    """Turns errors of kafka-python clients into InfrastructureErrors."""
     from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
     try:

@@ -1,5 +1,8 @@
-"""Compressed records whose codec is not installed. aiokafka (the stream) and kafka-python (everything else) decompress
-with packages of their own; both are dependencies of Spoor, but a hand-made environment may lack them."""
+"""Errors for compressed records whose codec is not installed.
+
+aiokafka (the stream) and kafka-python (everything else) decompress with different packages. Both are dependencies of
+Spoor, but a hand-made environment may lack them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ _PACKAGES = {
 
 
 def missing_codec(error: BaseException) -> InfrastructureError | None:
-    """What to raise instead of `error` if it is, or was caused by, a client's UnsupportedCodecError; else None."""
+    """The error to raise instead of `error`, if a client's UnsupportedCodecError is `error` or its cause; else None."""
     for cause in _causes(error):
-        if type(cause).__name__ == "UnsupportedCodecError":  # each client has a class of its own
+        if type(cause).__name__ == "UnsupportedCodecError":  # each client has its own class
             return _missing(library=type(cause).__module__.partition(".")[0], text=str(cause))
     return None
 

@@ -1,4 +1,4 @@
-"""Creates Spoor's topics where they are missing, compares those that exist, and deletes a retired release's."""
+"""Creates Spoor's missing topics, compares existing ones, and deletes a retired release's topic."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class Topic:
     name: str
     created: bool  # by this call
     partitions: int
-    copies: int | None = None  # of each partition, at least; None: not told
-    differs: tuple[str, ...] = ()  # an existing topic's settings that are less than Spoor's own, for people
+    copies: int | None = None  # of each partition, at least; None: not reported
+    differs: tuple[str, ...] = ()  # an existing topic's settings below Spoor's own, for messages
     config: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def cleanup_policy(self) -> str:
-        """Empty where the broker does not tell."""
+        """Empty if the broker does not report it."""
         return self.config.get("cleanup.policy", "")
 
     @property
     def timestamp_type(self) -> str:
-        """CreateTime or LogAppendTime; empty where the broker does not tell."""
+        """CreateTime or LogAppendTime; empty if the broker does not report it."""
         return self.config.get("message.timestamp.type", "")
 
     @property
     def retention_ms(self) -> int | None:
-        """None: the broker does not tell, or the topic is compacted; -1: for ever."""
+        """None: not reported, or the topic is compacted; -1: unlimited."""
         retention = self.config.get("retention.ms") if "delete" in self.cleanup_policy else None
         return None if retention is None else int(retention)
 
@@ -50,11 +50,12 @@ class Topic:
 
 
 def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), reads_events: bool = False) -> list[Topic]:
-    """The activity topic, the dead letters and one embedding topic per release: what is missing is created. With
-    `reads_events` the activity topic must exist: a command that reads it may have its name wrong.
+    """Creates missing topics: the activity topic, the dead letters and one embedding topic per release. With
+    `reads_events` the activity topic must exist: the name in the settings may be wrong.
 
-    Raises UsageError for an existing topic that is compacted where it must not be, not compacted where it must be, or
-    whose records carry the producer's time; InfrastructureError if no broker answers or it refuses to create.
+    Raises UsageError for a missing activity topic with `reads_events` and for an existing topic that is compacted where
+    it must not be, not compacted where it must be, or whose records carry the producer's time; InfrastructureError if
+    no broker answers or it refuses to create.
     """
     wanted = topic_settings(kafka, releases)
     require_broker(kafka)
@@ -70,8 +71,8 @@ def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), reads_e
 
 
 def create_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), dry_run: bool = False) -> list[Topic]:
-    """As `ensure_topics`, for the command of that purpose: existing topics are not judged but compared, and never
-    changed (`Topic.differs`). With `dry_run` nothing is created. Raises InfrastructureError as `ensure_topics`."""
+    """Like `ensure_topics`, for `spoor topics create`: existing topics are compared (`Topic.differs`), never refused or
+    changed. With `dry_run` nothing is created. Raises InfrastructureError as `ensure_topics`."""
     wanted = topic_settings(kafka, releases)
     require_broker(kafka)
     with Admin(kafka) as admin:
@@ -86,7 +87,7 @@ def create_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), dry_run
 
 
 def delete_topic(kafka: KafkaSettings, topic: str) -> bool:
-    """Returns whether it was there. Raises InfrastructureError if no broker answers or it refuses."""
+    """Returns whether the topic existed. Raises InfrastructureError if no broker answers or it refuses."""
     require_broker(kafka)
     with Admin(kafka) as admin:
         return admin.delete(topic)
@@ -103,7 +104,8 @@ def _described(admin: Admin, topics: Collection[str], *, created: Collection[str
 
 
 def _compared(kafka: KafkaSettings, topic: Topic, config: Mapping[str, str]) -> Topic:
-    """With what differs from what Spoor would create; a value that the broker does not tell does not differ."""
+    """The topic with its differences from Spoor's configuration. A value that the broker does not report is no
+    difference."""
     if topic.created:
         return topic
     found = {
@@ -116,7 +118,7 @@ def _compared(kafka: KafkaSettings, topic: Topic, config: Mapping[str, str]) -> 
 
 
 def _less(name: str, found: str, wanted: str) -> bool:
-    """Whether this is not what Spoor asks for: of sizes and times, more is fine, -1 (without end) too."""
+    """Whether the value falls short of Spoor's. Larger sizes and times do not, nor does -1 (unlimited)."""
     if not found:
         return False
     if name in ("partitions", "replication factor", "max.message.bytes", "retention.ms", "min.compaction.lag.ms"):

@@ -1,8 +1,8 @@
-"""Which Kafka answers at a port of this machine: the embedded broker of a state folder is known by its cluster id.
+"""Identifies the Kafka at a local port: the cluster id shows whether it is a state folder's embedded broker.
 
-Two projects whose settings name no port have the same one, and the events of one must not reach the other. Every client
-of the embedded broker is made after this check (`KafkaSettings.client_options`), so it must be quick and without a
-client library: two requests of Kafka's protocol, in versions that brokers from 1.0 on understand.
+Two projects without a configured port share the default one, and the events of one must not reach the other.
+`KafkaSettings.client_options` runs this check before every client is made. So it must be quick and needs no client
+library: two requests of Kafka's protocol, in versions that brokers from 1.0 on understand.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from spoor.base.numbers import number_text
 PROCESS_FILE = "process.json"  # in the folder of the embedded broker
 _METADATA, _METADATA_VERSION = 3, 4
 _LOG_DIRS, _LOG_DIRS_VERSION = 35, 1
-_MOST_BYTES = 1 << 20  # of an answer
-_PORTS = range(19_092, 29_092)  # where free ones are looked for
+_MOST_BYTES = 1 << 20  # maximum of an answer
+_PORTS = range(19_092, 29_092)  # searched for free ports
 
 
 def own_cluster(folder: Path) -> str | None:
-    """The id that Kafka's data folder was formatted with; None before the first start."""
+    """The cluster id of Kafka's data folder; None before the first start."""
     with suppress(OSError):
         for line in (folder / "data" / "meta.properties").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition("=")
@@ -34,8 +34,8 @@ def own_cluster(folder: Path) -> str | None:
 
 
 def recorded(folder: Path) -> dict[str, int]:
-    """What `spoor services up` noted of the process: `pid`, `port`, `controller_port`; empty where the note is damaged
-    or gone."""
+    """The process recorded by `spoor services up`: `pid`, `port`, `controller_port`; empty if the record is damaged or
+    missing."""
     try:
         record = json.loads((folder / PROCESS_FILE).read_bytes())
     except (OSError, ValueError):
@@ -44,7 +44,7 @@ def recorded(folder: Path) -> dict[str, int]:
 
 
 def cluster_at(port: int, *, timeout_seconds: float) -> str | None:
-    """The id of the cluster that answers at 127.0.0.1; None where nobody does, or not in Kafka's protocol. Raises
+    """The id of the cluster at this port of 127.0.0.1; None if no server answers in Kafka's protocol. Raises
     TimeoutError."""
     answer = _ask(port, _METADATA, _METADATA_VERSION, struct.pack(">i?", 0, False), timeout_seconds)
     try:
@@ -61,8 +61,8 @@ def cluster_at(port: int, *, timeout_seconds: float) -> str | None:
 
 
 def check_own_broker(folder: Path, port: int, *, timeout_seconds: float) -> None:
-    """Raises UsageError where another broker than that of `folder` answers at the port, InfrastructureError where one
-    takes connections and does not answer. Nobody there is no error here."""
+    """Raises UsageError if another broker than that of `folder` answers at the port, InfrastructureError if a server
+    accepts connections but does not answer. A port without a server is not an error."""
     try:
         found = cluster_at(port, timeout_seconds=timeout_seconds)
     except TimeoutError:
@@ -80,7 +80,7 @@ def check_own_broker(folder: Path, port: int, *, timeout_seconds: float) -> None
 
 
 def whose(port: int) -> str:
-    """For a message: where the data of the Kafka at the port lie, if it tells."""
+    """For a message: the data folder of the Kafka at the port, if it reports one."""
     with suppress(TimeoutError, struct.error, UnicodeDecodeError):
         reader = _Reader(_ask(port, _LOG_DIRS, _LOG_DIRS_VERSION, struct.pack(">i", 0), 2.0))
         reader.integers(">i")  # throttle
@@ -91,7 +91,7 @@ def whose(port: int) -> str:
 
 
 def other_ports() -> str:
-    """The hint for a port that somebody else has: two that are free now, and where to write them."""
+    """The hint for a port in use: two free ports, and where to set them."""
     first = next((port for port in _PORTS if is_free(port) and is_free(port + 1)), None)
     if first is None:
         return "set kafka.port and kafka.controller_port to free ports"
@@ -113,7 +113,7 @@ def is_free(port: int) -> bool:
 
 
 def _ask(port: int, key: int, version: int, body: bytes, timeout_seconds: float) -> bytes:
-    """The answer's body; empty where there is none. Raises TimeoutError."""
+    """The answer's body; empty if there is no answer. Raises TimeoutError."""
     client = b"spoor"
     request = struct.pack(">hhih", key, version, 1, len(client)) + client + body
     try:
@@ -129,7 +129,7 @@ def _ask(port: int, key: int, version: int, body: bytes, timeout_seconds: float)
 
 
 class _Reader:
-    """Reads Kafka's types. Raises struct.error at the end."""
+    """Reads values of Kafka's types. Raises struct.error at the end of the data."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from spoor.broker.clients import kafka_errors, timeouts
 from spoor.broker.settings import KafkaSettings
 
-_DELIVERY_SECONDS = 60.0  # for a record, the client's own retries included
+_DELIVERY_SECONDS = 60.0  # per record, including the client's retries
 
 
 class Record(NamedTuple):
@@ -19,7 +19,7 @@ class Record(NamedTuple):
 
 
 class Producer:
-    """`options`: of kafka-python's producer. Every method raises InfrastructureError, as `kafka_errors` says."""
+    """`options`: for kafka-python's producer. Every method raises InfrastructureError (`kafka_errors`)."""
 
     def __init__(self, kafka: KafkaSettings, **options: Any) -> None:
         from kafka import KafkaProducer
@@ -46,12 +46,12 @@ class Producer:
     def deliver(self, records: Iterable[Record]) -> None:
         """Returns when every record is confirmed."""
         with kafka_errors(self._kafka):
-            # Not flush(): it takes a batch that the client splits for its size for a failed one.
+            # Not flush(): it reports a batch as failed when the client splits it for its size.
             for future in [self._send(record) for record in records]:
                 self._confirm(future)
 
     def offer(self, records: Iterable[Record]) -> list[bool]:
-        """As `deliver`, but a record that is too large, for the client or for its topic, is False and no error."""
+        """Like `deliver`, but returns False for each record that is too large for the client or its topic."""
         from kafka.errors import MessageSizeTooLargeError
 
         def sent(record: Record) -> Any:

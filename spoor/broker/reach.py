@@ -1,4 +1,4 @@
-"""Does a broker answer? Asked before a client is made, which would try for long where no broker listens."""
+"""Checks whether a broker answers, before a client is made: a client retries a dead port for a long time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spoor.broker.settings import KafkaSettings
 
 
 def listens(server: str, timeout_seconds: float) -> bool:
-    """Whether a server takes connections at host:port."""
+    """Whether a server accepts connections at host:port."""
     host, _, port = server.strip().rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_seconds):
@@ -22,9 +22,9 @@ def listens(server: str, timeout_seconds: float) -> bool:
 
 
 def answers(kafka: KafkaSettings) -> bool:
-    """Whether some broker of the cluster answers a metadata request with at least one broker ready for work; another
-    project's broker at the embedded one's port does not count."""
-    # A plain connection first: Kafka's client logs a warning for each try at a port where no server listens.
+    """Whether a broker of the cluster answers a metadata request, with at least one broker ready for work. Another
+    project's broker at the embedded broker's port does not count."""
+    # A plain connection first: at a port without a listener, Kafka's client logs a warning per attempt.
     if not any(listens(server, kafka.request_timeout_seconds) for server in kafka.address.split(",")):
         return False
     try:
@@ -35,7 +35,7 @@ def answers(kafka: KafkaSettings) -> bool:
 
 
 def require_broker(kafka: KafkaSettings) -> None:
-    """Raises InfrastructureError if no broker answers: at once if no server listens; UsageError if another project's
+    """Raises InfrastructureError if no broker answers (at once if no server listens), UsageError if another project's
     broker does."""
     kafka.check_own()
     if not answers(kafka):
@@ -43,7 +43,7 @@ def require_broker(kafka: KafkaSettings) -> None:
 
 
 def broker_down(kafka: KafkaSettings) -> InfrastructureError:
-    """The error that every command gives when Kafka does not answer."""
+    """The error of every command if Kafka does not answer."""
     port = recorded(kafka.folder).get("port", kafka.port) if kafka.embedded else kafka.port
     if port != kafka.port and answers(moved := replace(kafka, port=port)):
         return InfrastructureError(

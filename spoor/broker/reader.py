@@ -1,8 +1,8 @@
-"""The consumer: bounded ranges of a topic, and the committed offsets of a group.
+"""Consumers: bounded ranges of a topic, and the committed offsets of a group.
 
-A range (topic, partition, [start, end)) is read when the consumer's *position* reaches `end`: transaction markers,
-aborted transactions and compaction leave offsets without a record, so counting records would wait for ever. With
-kafka.isolation_level `read_committed`, a partition ends where its first open transaction begins.
+A range (topic, partition, [start, end)) is read when the consumer's *position* reaches `end`. Counting records would
+wait forever: transaction markers, aborted transactions and compaction leave offsets without a record. With
+kafka.isolation_level `read_committed`, a partition ends at its first open transaction.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class KafkaRange:
 
 
 class TopicReader:
-    """A consumer that joins no group. It reads ranges one after the other, and passes over what retention has deleted.
-    Every method raises InfrastructureError, as `kafka_errors` says."""
+    """A consumer that joins no group. It reads ranges one after the other and skips records that retention has deleted.
+    Every method raises InfrastructureError (`kafka_errors`)."""
 
     def __init__(self, kafka: KafkaSettings, *, group: str | None = None) -> None:
         from kafka import KafkaConsumer
@@ -54,8 +54,8 @@ class TopicReader:
                 "auto_offset_reset": "none",  # a deleted offset is an error, never a silent jump
                 "max_poll_records": POLL_RECORDS,
                 "max_partition_fetch_bytes": 8 << 20,
-                "fetch_max_wait_ms": min(500, timeout_ms // 2),  # the client wants it below the request's timeout
-                "connections_max_idle_ms": max(540_000, 2 * timeout_ms),  # and this above it
+                "fetch_max_wait_ms": min(500, timeout_ms // 2),  # must be below the request's timeout
+                "connections_max_idle_ms": max(540_000, 2 * timeout_ms),  # must be above it
             }
         )
         with kafka_errors(kafka):
@@ -75,8 +75,8 @@ class TopicReader:
             return self._consumer.topics()
 
     def bounds(self, topic: str) -> dict[int, Span]:
-        """By partition: (low, high), the first offset that is retained, and the end of what may be read; empty where
-        there is no such topic."""
+        """By partition: (low, high), the first retained offset and the end of the readable records; empty if the topic
+        does not exist."""
         with kafka_errors(self._kafka):
             if not (partitions := self._partitions(topic)):
                 return {}
@@ -84,28 +84,28 @@ class TopicReader:
         return {tp.partition: (low[tp], high[tp]) for tp in partitions}
 
     def watermarks(self, topic: str) -> dict[int, Span]:
-        """As `bounds`. Raises UsageError if there is no such topic."""
+        """As `bounds`. Raises UsageError if the topic does not exist."""
         found = self.bounds(topic)
         if not found:
             raise no_such_topic(self._kafka, [topic], self.topics())
         return found
 
     def oldest_times(self, topic: str) -> dict[int, int]:
-        """By partition, without empty ones: the time of the oldest record, ms since 1970; 0 where it has none.
-
-        Raises as `watermarks`."""
+        """By non-empty partition: the time of the oldest record, ms since 1970; 0 if it has no time. Raises as
+        `watermarks`."""
         filled = [partition for partition, (low, high) in self.watermarks(topic).items() if low < high]
         found = self._since(topic, 0)
         return {partition: found[partition].timestamp if partition in found else 0 for partition in filled}
 
     def first_offsets(self, topic: str, since_ms: int) -> dict[int, int]:
-        """By partition: the first record appended at or after that time, where there is one."""
+        """By partition: the offset of the first record appended at or after that time, if there is one."""
         return {partition: found.offset for partition, found in self._since(topic, since_ms).items()}
 
     def read(self, item: KafkaRange) -> Iterator[list[Any]]:
         """The range's records (kafka-python ConsumerRecords) in offset order, in lists of at most POLL_RECORDS.
 
-        Raises as `check`, and InfrastructureError when the position does not move for `request_timeout_seconds`."""
+        Raises as `check`, and InfrastructureError if the position does not advance for `request_timeout_seconds`.
+        """
         from kafka.errors import OffsetOutOfRangeError
         from kafka.structs import TopicPartition
 
@@ -141,8 +141,8 @@ class TopicReader:
                     )
 
     def check(self, item: KafkaRange, *, low: int, high: int) -> None:
-        """Called with the partition's bounds before a range is read, and where retention has passed the position.
-        Raises nothing here."""
+        """A hook that subclasses override to raise: called with the partition's bounds before a range is read, and when
+        retention has passed the position."""
 
     def _partitions(self, topic: str) -> list[Any]:
         from kafka.structs import TopicPartition
@@ -157,20 +157,20 @@ class TopicReader:
 
 
 class GroupReader(TopicReader):
-    """Speaks for a consumer group without joining it."""
+    """Reads and commits the offsets of a consumer group without joining it."""
 
     def __init__(self, kafka: KafkaSettings, group: str) -> None:
         super().__init__(kafka, group=group)
 
     def committed(self, topic: str) -> dict[int, int]:
-        """By partition, without those for which nothing is committed."""
+        """By partition: the committed offset, if there is one."""
         with kafka_errors(self._kafka):
             found = {tp.partition: self._consumer.committed(tp) for tp in self._partitions(topic)}
         return {partition: offset for partition, offset in found.items() if offset is not None}
 
     def commit(self, topic: str, offsets: Mapping[int, int], *, note: str) -> bool:
-        """`note`: kept beside the offsets. Returns False while the group has members: the broker then takes offsets
-        from these alone."""
+        """Commits the offsets with `note` as their metadata. Returns False while the group has members: the broker then
+        accepts offsets from members only."""
         from kafka.errors import CommitFailedError
         from kafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -185,7 +185,7 @@ class GroupReader(TopicReader):
 
 
 def group_lag(kafka: KafkaSettings, group: str) -> dict[int, int]:
-    """Per partition of the activity topic: retained records that the group has not committed. Raises
+    """The group's lag per partition of the activity topic: retained records not yet committed. Raises
     InfrastructureError."""
     with GroupReader(kafka, group) as reader:
         committed = reader.committed(kafka.topic)

@@ -1,4 +1,4 @@
-"""The Kafka section of the settings: which broker, which topics, how to log in."""
+"""The Kafka section of the settings: broker, topics and login."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CENTURY_HOURS = 876_600
 
 @dataclass(frozen=True)
 class KafkaSettings:
-    """Which broker, which topics, and how to log in."""
+    """Broker, topics and login."""
 
     bootstrap_servers: str = ""  # host:port,… of your cluster; empty = the embedded broker on 127.0.0.1
     port: int = 19092  # of the embedded broker
@@ -75,7 +75,7 @@ class KafkaSettings:
                     f"kafka.{name} is {found!r}, which cannot name a topic",
                     hint=f"a name has 1 to {most} of a-z, A-Z, 0-9, `.`, `_` and `-`, for example activity",
                 )
-        if self.topic == self.dead_letter_topic:  # each dead letter would be a bad event, without end
+        if self.topic == self.dead_letter_topic:  # each dead letter would be read as a bad event, endlessly
             raise UsageError(
                 f"kafka.topic and kafka.dead_letter_topic are both `{self.topic}`",
                 hint=f'set kafka.dead_letter_topic = "{self.topic[:180]}-dead-letters", or another name of its own',
@@ -98,18 +98,18 @@ class KafkaSettings:
 
     @property
     def way_to_a_broker(self) -> str:
-        """The hint where none answers: `spoor services up` is refused where another broker than ours is configured."""
+        """The hint if no broker answers: `spoor services up` starts the embedded broker only."""
         if self.embedded:
             return "start it with `spoor services up`"
         return "check kafka.bootstrap_servers and the security settings (`spoor config show`)"
 
     def topic_change(self, topic: str, setting: str) -> str:
-        """Kafka's own command that changes the configuration of a topic, for a hint."""
+        """Kafka's own command to change a topic's configuration, for a hint."""
         where = f"--bootstrap-server {self.address} --entity-type topics --entity-name {topic}"
         return f"`kafka-configs {where} --alter --add-config {setting}`"
 
     def check_own(self) -> None:
-        """Raises as `check_own_broker`; a configured broker is not asked."""
+        """Raises as `check_own_broker`; a configured broker is not checked."""
         if self.embedded:
             check_own_broker(self.folder, self.port, timeout_seconds=self.request_timeout_seconds)
 
@@ -118,13 +118,13 @@ class KafkaSettings:
 
     @property
     def embedding_topic_config(self) -> dict[str, str]:
-        """With which an embedding topic is created."""
+        """The configuration with which an embedding topic is created."""
         lag_ms = self.embedding_compaction_lag_hours * 3_600_000
         return {"cleanup.policy": "compact", "min.compaction.lag.ms": str(lag_ms)}
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments for every kafka-python client; consumers take `consumer_options`. Raises UsageError where
-        the broker of another folder answers at the embedded broker's port."""
+        """Keyword arguments for every kafka-python client; consumers use `consumer_options`. Raises UsageError if the
+        broker of another folder answers at the embedded broker's port."""
         self.check_own()
         options: dict[str, Any] = {
             "bootstrap_servers": self.address.split(","),
@@ -146,8 +146,8 @@ class KafkaSettings:
         return options
 
     def consumer_options(self) -> dict[str, Any]:
-        """Keyword arguments for every kafka-python consumer. With `read_committed` a partition ends, to `end_offsets`
-        too, where its first open transaction begins."""
+        """Keyword arguments for every kafka-python consumer. With `read_committed` a partition ends at its first open
+        transaction, for `end_offsets` too."""
         return self.client_options() | {
             "isolation_level": self.isolation_level,
             "enable_auto_commit": False,

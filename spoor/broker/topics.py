@@ -1,8 +1,8 @@
-"""The rules for Spoor's topics: how they are created, which existing ones are refused, and the error for a missing one.
+"""The rules for Spoor's topics: their configuration, which existing ones are refused, and the error for a missing one.
 
-The activity topic takes the broker's append time as its records' time (event times years back would be deleted by
-retention within minutes) and is never compacted. Dead letters are compacted by origin, so none is forgotten; embedding
-topics are compacted by user, so the last row of each user stays, and earlier ones until they had time to be archived.
+The activity topic uses the broker's append time: with event times, retention would delete a replay's old events within
+minutes. It is never compacted. Dead letters are compacted by origin, so none is lost. Embedding topics are compacted by
+user: the last row of each user stays, and earlier rows until they can be archived.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from spoor.base.errors import UsageError
 from spoor.broker.settings import KafkaSettings
 
 DEFAULT_RECORD_BYTES = 1_048_588  # Kafka's default of max.message.bytes
-ENVELOPE_BYTES = 4096  # of JSON around a dead letter's original bytes, at most
-LEAST_LETTER_BYTES = 2 * ENVELOPE_BYTES  # what the dead-letter topic must take: any reference
+ENVELOPE_BYTES = 4096  # maximum of the JSON around a dead letter's original bytes
+LEAST_LETTER_BYTES = 2 * ENVELOPE_BYTES  # the dead-letter topic must accept this size: any reference to a record fits
 HOUR_MS = 3_600_000
 
 
 def topic_settings(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Topic → the configuration with which it is created."""
+    """Topic → its configuration at creation."""
     activity = {
         "cleanup.policy": "delete",
         "message.timestamp.type": "LogAppendTime",
@@ -32,12 +32,12 @@ def topic_settings(kafka: KafkaSettings, releases: Sequence[str]) -> dict[str, d
 
 
 def dead_letter_bytes(record_bytes: int) -> int:
-    """The largest plain dead letter of a record of up to `record_bytes`: base64 and the envelope."""
+    """The maximum size of a plain dead letter for a record of up to `record_bytes`: base64 and the envelope."""
     return (record_bytes + 2) // 3 * 4 + ENVELOPE_BYTES
 
 
 def check_policies(kafka: KafkaSettings, configs: Mapping[str, Mapping[str, str]], releases: Sequence[str]) -> None:
-    """`configs`: topic → configuration. A value that the broker does not tell is not judged. Raises UsageError."""
+    """`configs`: topic → configuration. A value that the broker does not report passes. Raises UsageError."""
     check_activity_topic(kafka, configs.get(kafka.topic, {}))
     for topic in map(kafka.embedding_topic, releases):
         policy = configs.get(topic, {}).get("cleanup.policy", "compact")
@@ -58,8 +58,8 @@ def check_policies(kafka: KafkaSettings, configs: Mapping[str, Mapping[str, str]
 
 
 def check_activity_topic(kafka: KafkaSettings, config: Mapping[str, str]) -> None:
-    """`config`: of the activity topic; a value that the broker does not tell is not judged. Raises UsageError where the
-    topic would lose or misdate events."""
+    """`config`: of the activity topic; a value that the broker does not report passes. Raises UsageError if the topic
+    would lose or misdate events."""
     policy = config.get("cleanup.policy", "delete")
     if "compact" in policy:
         raise UsageError(
@@ -77,7 +77,7 @@ def check_activity_topic(kafka: KafkaSettings, config: Mapping[str, str]) -> Non
 
 
 def no_such_topic(kafka: KafkaSettings, missing: Sequence[str], present: Collection[str]) -> UsageError:
-    """For topics that a command reads: it never creates them, as a name may be mistyped."""
+    """The error for missing topics that a command reads. It never creates them, as a name may be mistyped."""
     names = ", ".join(f"`{topic}`" for topic in missing)
     known = [topic for topic in present if not topic.startswith("__")]
     near = [match for topic in missing for match in get_close_matches(topic, known, n=3, cutoff=0.7)]
