@@ -1,5 +1,5 @@
-"""From events to what training reads: a corpus on disk, a split of its events, and batches.
+"""Training data from events: a corpus on disk, a split of its events, and batches.
 
-corpus_build, corpus -> split (train, validation, test) -> batches, pairs (which event is asked for which item);
+corpus_build, corpus -> split (train, validation, test) -> batches, pairs (event and target item of the losses);
 item_links counts which item follows which
 """

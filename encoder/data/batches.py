@@ -3,8 +3,8 @@
     blocks of whole users, shuffled -> a window of a few blocks in memory -> its histories cut into segments, shuffled
                                     -> batches of at most `token_budget` events
 
-What a batch holds follows from the arguments of the reader, the epoch and the batch's number alone, so a run resumes at
-any batch; the batches before it are counted, not read.
+The contents of a batch depend only on the reader's arguments, the epoch and the batch's number, so a run resumes at any
+batch; earlier batches are counted, not read.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from spoor.encoder.model.events import Events, log_gaps
 from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
 BLOCK_EVENTS = 500_000
-_WINDOW_BLOCKS = 4  # read together and shuffled into one another
+_WINDOW_BLOCKS = 4  # read together; their segments are shuffled together
 _NO_TARGET = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch(Events):
-    """The events of S whole segments; vocabulary indexes from 1, 0 for what the release does not know.
+    """The events of S whole segments; vocabulary indexes from 1, 0 = unknown.
 
     times       int64 [N], in ms
-    targets     int64 [N]: the item of the user's next event (also where a cut separates them), if it may be a target
+    targets     int64 [N]: the item of the user's next event (even across a cut) if it may be a target, else 0
     positive    bool [N]: whether the event may be a target: a known item with a positive action
-    users, starts    int64 [S]: the user's number in the corpus; the index in its history of the segment's first event
+    users, starts    int64 [S]: the user's number in the corpus; the index of the segment's first event in the history
     own_items, own_offsets    int64 [M], [S + 1]: the distinct items that may be targets of the segment's user
     """
 
@@ -55,8 +55,8 @@ class Batch(Events):
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Slices of histories: user `users[s]` (a place in the list of lengths they were cut from), events `starts[s]` to
-    `ends[s]` of its history."""
+    """Slices of histories: events `starts[s]` to `ends[s]` of user `users[s]` (an index into the lengths given to
+    `cut`)."""
 
     users: Indexes
     starts: Indexes
@@ -71,9 +71,9 @@ class Segments:
 
 
 def cut(lengths: Indexes, shifts: Indexes, *, segment_length: int) -> Segments:
-    """Histories of these lengths, cut backwards from the newest event into slices of `segment_length`. The newest slice
-    of a history that is longer than that is `shifts` (int64, in [0, segment_length)) events shorter. An event alone
-    after which nothing comes teaches nothing and is left out."""
+    """Cuts histories of these lengths backwards from the newest event into slices of `segment_length`. If a history is
+    longer than that, its newest slice is `shifts` (int64, in [0, segment_length)) events shorter. A slice of only the
+    newest event has no target and is left out."""
     newest = np.minimum(segment_length - np.where(lengths > segment_length, shifts, 0), lengths)
     counts = 1 + -(-(lengths - newest) // segment_length)
     users = np.repeat(np.arange(len(lengths)), counts)
@@ -100,18 +100,18 @@ class BatchReader:
         positive_actions: Sequence[str] = (),
         block_events: int = BLOCK_EVENTS,
     ) -> None:
-        """`positive_actions` empty: every action is positive. A batch holds at least one segment."""
+        """Empty `positive_actions`: every action is positive. A batch holds at least one segment."""
         self.corpus = corpus
         self.vocabulary = vocabulary
         self.segment_length = segment_length
         self.token_budget = token_budget
         self.seed = seed
         self.positive_actions = tuple(positive_actions)
-        self.lengths = split.allowed_lengths(corpus, upto=roles_upto)  # int64 [users]: events that training may see
+        self.lengths = split.allowed_lengths(corpus, upto=roles_upto)  # int64 [users]: events that may be read
         self._blocks = corpus.blocks(block_events)
 
     def batches(self, epoch: int) -> int:
-        """How many batches the epoch has."""
+        """Number of batches of the epoch."""
         return sum(len(cuts) - 1 for _, _, cuts in self._plan(epoch))
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
@@ -126,13 +126,13 @@ class BatchReader:
             skipped = max(skipped - count, 0)
 
     def _plan(self, epoch: int) -> Iterator[tuple[list[tuple[int, int]], Segments, list[int]]]:
-        """Per window: its blocks, its segments in order, and where in them batches begin and end. Nothing is read."""
+        """Per window: its blocks, its segments in order, and the bounds of batches in them. Reads no events."""
         order = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self._blocks))
         for window, first in enumerate(range(0, len(order), _WINDOW_BLOCKS)):
             blocks = [self._blocks[block] for block in order[first : first + _WINDOW_BLOCKS]]
             users = np.concatenate([np.arange(*block) for block in blocks])
             segments = cut(self.lengths[users], self._shifts(users, epoch), segment_length=self.segment_length)
-            # Not sorted by length: attention gathers equal lengths itself, and sorting saved 3 of its 20 µs an event.
+            # Not sorted by length: attention groups equal lengths itself; sorting saved only 3 of its 20 µs an event.
             shuffled = np.random.default_rng([self.seed, epoch, 1 + window]).permutation(len(segments.users))
             segments = segments.take(shuffled)
             yield blocks, segments, _cut_batches(segments.lengths, self.token_budget)
@@ -145,7 +145,7 @@ class BatchReader:
 
 class _Window:
     """The events of some blocks in memory, as vocabulary indexes: user u of the window has the rows offsets[u] to
-    offsets[u + 1]. Columns are as narrow as they can be: memory is what bounds a window."""
+    offsets[u + 1]. Columns use the narrowest types, because memory limits the size of a window."""
 
     def __init__(self, users: Indexes, parts: list[_Part]) -> None:
         self.users = users  # numbers in the corpus
@@ -200,7 +200,7 @@ class _Window:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The events of one block that training may see: 21 bytes each."""
+    """The events of one block up to the reader's role: 21 bytes each."""
 
     lengths: Indexes
     items: npt.NDArray[np.int32]
@@ -218,8 +218,8 @@ class _Part:
 
 
 def build_vocabulary(corpus: Corpus, split: Split, *, roles_upto: int = VALIDATION) -> Vocabulary:
-    """The items, actions and surfaces of the events whose role is at most `roles_upto`: what only tests stays
-    unknown."""
+    """The items, actions and surfaces of the events whose role is at most `roles_upto`. By default, those of test
+    events alone stay unknown."""
     found = {name: np.empty(0, dtype) for name, dtype in (("item", "<u8"), ("action", "<u8"), ("surface", "<u8"))}
     for histories in split.allowed_histories(corpus, upto=roles_upto):
         found = {name: np.union1d(known, histories.values[name]) for name, known in found.items()}
@@ -237,11 +237,11 @@ def target_counts(
     roles_upto: int = TRAIN,
     positive_actions: Sequence[str] = (),
 ) -> Indexes:
-    """int64[V + 1]: how often each item is the target of an event before it; 0 for the unknown item."""
+    """int64[V + 1]: how often each item is the target of the previous event; 0 for the unknown item."""
     counts = np.zeros(len(vocabulary.items) + 1, np.int64)
     for histories in split.allowed_histories(corpus, upto=roles_upto):
         wanted = _positive(histories, positive_actions)
-        wanted[histories.offsets[:-1][histories.lengths > 0]] = False  # nothing comes before a first event
+        wanted[histories.offsets[:-1][histories.lengths > 0]] = False  # a first event has no previous one
         counts += np.bincount(vocabulary.item_indexes(histories.values["item"][wanted]), minlength=len(counts))
     counts[_NO_TARGET] = 0
     return counts
@@ -254,7 +254,7 @@ def _positive(histories: Histories, positive_actions: Sequence[str]) -> npt.NDAr
 
 
 def _cut_batches(lengths: Indexes, token_budget: int) -> list[int]:
-    """Places in the segments where batches begin, and the end: each batch as full as the budget allows."""
+    """Indexes of the batches' first segments, and the end; each batch is as full as the budget allows."""
     reached = np.concatenate([[0], np.cumsum(lengths)])
     cuts = [0]
     while cuts[-1] < len(lengths):

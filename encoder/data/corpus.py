@@ -1,13 +1,13 @@
-"""Every user's whole history on disk, in a form that training and evaluation read block by block.
+"""A corpus: the whole histories of all users on disk, which training and evaluation read block by block.
 
     lake, table or event file -> partitions of whole users -> canonical histories, appended to flat columns
 
     FOLDER/timestamp.bin item.bin action.bin surface.bin   one little-endian number per event, users one after another
-    FOLDER/offsets.npy                                      where each user's events begin
+    FOLDER/offsets.npy                                      index of each user's first event
     FOLDER/users.parquet items.parquet                      user ids in the order of the columns; item ids and hashes
-    FOLDER/corpus.json                                      counts, names, fingerprint, and what it was made from
+    FOLDER/corpus.json                                      counts, names, fingerprint and source
 
-Building needs the memory of one partition, the offsets and the item ids, however many events there are.
+Building holds one partition, the offsets and the item ids in memory, for any number of events.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """Counts of all events. A share is 0 where there is nothing to count."""
+    """Counts of all events. A share of no events is 0."""
 
     users: int
     items: int
     events: int
     mean_length: float  # events per user
-    tie_share: float  # of a user's consecutive events: those with equal times in the source
-    repeat_share: float  # of events: those whose item the user had before
+    tie_share: float  # of pairs of a user's consecutive events: equal times in the source
+    repeat_share: float  # of events: the user has an earlier event with the same item
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +58,11 @@ class Corpus:
     users: int
     events: int
     offsets: npt.NDArray[np.int64]  # [users + 1]
-    action_names: tuple[str, ...]  # every distinct one, sorted
+    action_names: tuple[str, ...]  # distinct, sorted
     surface_names: tuple[str, ...]
     oldest_ms: int  # time of the oldest event
     newest_ms: int  # time of the newest event
-    resolution_ms: int  # a day, minute, second or millisecond: what the source's times are multiples of
+    resolution_ms: int  # a day, minute, second or millisecond; the source's times are multiples of it
     fingerprint: str  # SHA-256 of every user's events: equal for equal sets of events
     counts: CorpusStatistics
 
@@ -76,14 +76,14 @@ class Corpus:
         until_ms: int | None = None,
         shuffle_ties: int | None = None,
     ) -> Corpus:
-        """Writes the corpus of all events before `until_ms` (exclusive): whole, or not at all. A corpus that stands in
-        `folder` and was made from the same source is kept, another one is replaced.
+        """Writes the corpus of all events before `until_ms` (exclusive), atomically. Keeps an existing corpus in
+        `folder` if it has the same source, else replaces it.
 
-        The events of a lake or table are a set, as everywhere in Spoor: equal events count once. The rows of an event
-        file (see event_files.py) are all events: equal times of a user are a millisecond apart in the published
-        order, or, with `shuffle_ties`, in an order drawn from that seed. Raises UsageError for a file that cannot be
-        read or where ties cannot be shuffled, DataError when there are no events, InfrastructureError if the folder
-        cannot be written.
+        The events of a lake or table are a set, as everywhere in Spoor: equal events count once. In an event file
+        (activity/sources/event_files.py) every row is an event: equal times of a user are put a millisecond apart, in
+        the published order or, with `shuffle_ties`, in an order drawn from that seed. Raises UsageError for an
+        unreadable file or if ties cannot be shuffled, DataError if there are no events, InfrastructureError if the
+        folder cannot be written.
         """
         identity = source_identity(source, events=events, until_ms=until_ms, shuffle_ties=shuffle_ties)
         if _recorded_identity(folder) == identity:
@@ -104,13 +104,13 @@ class Corpus:
             (temporary / "corpus.json").write_text(
                 json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8"
             )
-            if _recorded_identity(folder) != identity:  # else another process was faster, and may be reading
+            if _recorded_identity(folder) != identity:  # else another process wrote it, and may read it now
                 replace_folder(folder, temporary)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """Raises DataError if `folder` holds no whole corpus of this version."""
+        """Raises DataError if `folder` does not hold a complete corpus of this version."""
         try:
             record = json.loads((folder / "corpus.json").read_bytes())
             if (record["format_version"], record["hash_version"]) != (FORMAT_VERSION, HASH_VERSION):
@@ -144,11 +144,11 @@ class Corpus:
         return Histories(values, self.offsets[first_user : last_user + 1] - start)
 
     def times(self, first_user: int, last_user: int) -> npt.NDArray[np.int64]:
-        """int64[n]: as `read`, only the times."""
+        """int64[n]: as `read`, only the timestamps in ms."""
         return self._read_column("timestamp", int(self.offsets[first_user]), int(self.offsets[last_user]))
 
     def blocks(self, max_events: int) -> list[tuple[int, int]]:
-        """All users in turn, as ranges (first_user, last_user) of at most `max_events` events, or of one user."""
+        """All users in order, as ranges (first_user, last_user) of at most `max_events` events, or of one user."""
         blocks: list[tuple[int, int]] = []
         first = 0
         while first < self.users:
@@ -174,12 +174,12 @@ class Corpus:
 
     @cached_property
     def item_ids(self) -> tuple[str, ...]:
-        """Every distinct item, sorted by id."""
+        """The distinct item ids, sorted."""
         return tuple(self._items["item_id"].to_pylist())
 
     @cached_property
     def item_hashes(self) -> npt.NDArray[np.uint64]:
-        """uint64[items]: of `item_ids`."""
+        """uint64[items]: the hashes of `item_ids`."""
         return self._items["hash"].to_numpy()
 
     @property
@@ -187,7 +187,7 @@ class Corpus:
         return pq.read_table(self.folder / "items.parquet")
 
     def _read_column(self, name: str, start: int, end: int) -> npt.NDArray[Any]:
-        dtype = EVENT_DTYPE[name]  # read, not memory-mapped: pages of a map would count as memory of the process
+        dtype = EVENT_DTYPE[name]  # not memory-mapped: mapped pages would count as the process's memory
         return np.fromfile(_column(self.folder, name), dtype, count=end - start, offset=start * dtype.itemsize)
 
 

@@ -1,9 +1,9 @@
-"""How a corpus comes about: two passes over the events.
+"""Builds a corpus in two passes over the events.
 
-1. `Scatter` reads the source piece by piece and appends every event to the partition of its user, names hashed.
-2. `CorpusWriter` takes one partition after the other, orders its users' events and appends them to the columns.
+1. `Scatter` reads the source piece by piece, hashes names and appends every event to the partition of its user.
+2. `CorpusWriter` reads one partition after the other, orders its users' events and appends them to the columns.
 
-The order of users depends on their ids and on the number of events alone.
+The order of users depends only on their ids and on the number of events.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from spoor.base.errors import UsageError
 
 _PARTITION_EVENTS = 250_000
 _MOST_PARTITIONS = 500  # files open at once
-_PIECE_ROWS = 131_072  # rows of a table taken at once
+_PIECE_ROWS = 131_072  # rows of a table in one piece
 _OLD_EVENT = np.dtype([("timestamp", "<i8"), ("item", "<u8"), ("action", "<u2"), ("surface", "<u2")])
 _ROW = pa.schema(
     [
@@ -51,8 +51,8 @@ _ROW = pa.schema(
 def source_identity(
     source: Lake | pa.Table | Path, *, events: EventSettings, until_ms: int | None, shuffle_ties: int | None
 ) -> dict[str, Any]:
-    """What a corpus depends on, for JSON. Raises UsageError for a source whose ties cannot be shuffled or a file that
-    is not there."""
+    """The identity of a corpus's source, for JSON. Raises UsageError for a source whose ties cannot be shuffled or a
+    missing file."""
     if shuffle_ties is not None and not isinstance(source, Path):
         raise UsageError(
             "only the ties of an event file can be shuffled: the events of a lake have an order of their own",
@@ -83,8 +83,8 @@ def source_identity(
 
 
 class Scatter:
-    """The first pass, done when it is made. Afterwards: `partitions` (files), `item_ids`, `action_names` and
-    `surface_names` (sorted), `resolution_ms` and `has_places` of the events."""
+    """The first pass, run by the constructor. Results: `partitions` (files), `item_ids`, `action_names` and
+    `surface_names` (sorted), `resolution_ms` and `has_places` (whether they have a `pos`) of the events."""
 
     def __init__(
         self, folder: Path, source: Lake | pa.Table | Path, *, events: EventSettings, until_ms: int | None
@@ -136,7 +136,7 @@ class Scatter:
 
 
 class CorpusWriter:
-    """The second pass: `write` leaves every file of a corpus in `folder` but its record, which it returns."""
+    """The second pass: `write` writes all files of a corpus but corpus.json to `folder` and returns its record."""
 
     def __init__(self, folder: Path, scatter: Scatter, *, shuffle_ties: int | None) -> None:
         self.folder = folder
@@ -194,7 +194,7 @@ class CorpusWriter:
     def _published(
         self, user_ids: pa.Array, users: npt.NDArray[np.int64], values: Values, places: npt.NDArray[np.int64]
     ) -> Histories:
-        """The rows of an event file: every row is an event, and its place decides among equal times."""
+        """The rows of an event file: every row is an event, and its place orders equal times."""
         if self.scatter.has_places:
             raised = raise_times(users, values["timestamp"], places)
             self.raised += int((raised != values["timestamp"]).sum())
@@ -246,10 +246,10 @@ class CorpusWriter:
 
 
 class UserDigest:
-    """SHA-256 of users with their events, in any order of the users: each user's digest is summed modulo 2^256.
+    """SHA-256 of users with their events, in any order of the users: the users' digests are summed modulo 2^256.
 
-    Where hash version 1 tells all names apart, it sees the events of that version: the digest, by which a release knows
-    the events that it was trained on, is then what it was."""
+    If all names have distinct hashes in version 1, it digests the events of that version. The digest of a release's
+    training events then stays what it was in version 1."""
 
     def __init__(self, *names: list[str]) -> None:
         hashes = map(hash_names, names)
@@ -278,7 +278,7 @@ class UserDigest:
 
 
 class _Names:
-    """The distinct texts of many arrays."""
+    """The distinct strings of many arrays."""
 
     def __init__(self) -> None:
         self._distinct = pa.array([], pa.string())
@@ -299,7 +299,7 @@ class _Names:
 
 
 def _count_ties(histories: Histories) -> int:
-    """Consecutive events of a user with equal times."""
+    """Number of pairs of a user's consecutive events with equal times."""
     equal = np.diff(histories.values["timestamp"]) == 0
     users = np.repeat(np.arange(histories.count), histories.lengths)
     return int((equal & (np.diff(users) == 0)).sum())
@@ -308,14 +308,14 @@ def _count_ties(histories: Histories) -> int:
 def _pieces(
     source: Lake | pa.Table | Path, events: EventSettings, until_ms: int | None
 ) -> tuple[Iterator[pa.Table], int]:
-    """The source piece by piece, and how many events it has in all or, where it does not tell, at most."""
+    """The source in pieces, and its number of events or an upper bound of it."""
     if isinstance(source, Lake):
         expected = sum(entry["rows"] for entry in source.manifest.records().values())
         return source.batches(to_ms=until_ms, columns=list(FIELDS)), expected
     if isinstance(source, Path):
         pieces = scan_events(source, events, now_ms=time.time_ns() // 1_000_000)
         expected = count_rows(source)
-        if expected is None:  # text does not tell: it is kept whole until its events are counted
+        if expected is None:  # text has no row count: all of it stays in memory until counted
             whole = list(pieces)
             pieces, expected = iter(whole), sum(map(len, whole))
     else:

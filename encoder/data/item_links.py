@@ -1,11 +1,11 @@
-"""Item links: which items follow which in histories, as a sparse matrix. No parameters are trained.
+"""Item links: which items follow which in histories, as a sparse matrix without trained parameters.
 
     links[a, b] = ( n(a before b) + BACKWARD n(b before a) ) / ( n(a) n(b) )^POPULARITY
     n(a before b) = sum over users of GAP_DECAY^(gap - 1), for gaps of 1 to LONGEST_GAP events
 
-They serve twice. Their leading factors are where the item table of a small catalogue starts: a transformer that begins
-there needs few epochs. And as scores beside the user vector's: rare pairs are what a vector of some hundred floats
-cannot hold. Both are measured in docs/decisions/0006.
+They have two uses. Their leading factors initialise the item table of a small catalogue: the transformer then needs few
+epochs. Their scores complement the user vector's, because a vector of a few hundred floats cannot hold rare pairs.
+docs/decisions/0006-item-links-start-the-table-and-stay-out-of-the-vector.md measures both.
 
 Legend: N events, U users, V known items (index 0 is the unknown item, linked to nothing), F floats of a factor.
 """
@@ -29,21 +29,21 @@ from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 LONGEST_GAP = 8  # events
 GAP_DECAY = 0.85
 BACKWARD = 0.5  # weight of a pair read against time
-POPULARITY = 0.4  # 0: counts; 0.5: cosine, which lets chance pairs of rare items win
-AGE_DECAY = 0.7  # of a history's event, for each event after it, when links are turned into scores
+POPULARITY = 0.4  # 0: counts; 0.5: cosine, which favours chance pairs of rare items
+AGE_DECAY = 0.7  # of an event's weight in scores, per later event
 _GAP_WEIGHTS = tuple(GAP_DECAY ** (gap - 1) for gap in range(1, LONGEST_GAP + 1))
-_MOST_PER_ITEM = 300  # links kept of each item, the strongest
-_ROWS_AT_ONCE = 4_096  # items whose links are weighed together
-_POWER_ITERATIONS = 4  # of the randomised factorisation: training moves the factors by far more than the rest
+_MOST_PER_ITEM = 300  # strongest links kept of each item
+_ROWS_AT_ONCE = 4_096  # items whose links are computed together
+_POWER_ITERATIONS = 4  # of the randomised factorisation: training moves the factors by far more than its error
 _NOISE = 0.3  # share of noise in an item's first vector, so that items without links differ
 
 
 @dataclass(frozen=True, eq=False)
 class ItemLinks:
-    """`matrix` float32 CSR [V + 1, V + 1], row: an item of the history, column: a candidate; `events` int64[V + 1]: of
-    each item."""
+    """`matrix` float32 CSR [V + 1, V + 1], row: an item of the history, column: a candidate; `events` int64[V + 1]:
+    number of events of each item."""
 
-    matrix: Any  # scipy.sparse.csr_matrix, whose types say nothing
+    matrix: Any  # scipy.sparse.csr_matrix, which has no useful type
     events: Indexes
 
     @classmethod
@@ -58,23 +58,23 @@ class ItemLinks:
         scale = np.maximum(seen, 1.0) ** -POPULARITY
         after = before.T.tocsr()
         parts = [sp.csr_matrix((0, shape[1]), dtype=np.float32)]
-        for start in range(0, shape[0], _ROWS_AT_ONCE):  # most links are dropped: they are never all there at once
+        for start in range(0, shape[0], _ROWS_AT_ONCE):  # in parts: most links are dropped, so never hold all
             rows = slice(start, start + _ROWS_AT_ONCE)
             linked = sp.diags_array(scale[rows]) @ (before[rows] + BACKWARD * after[rows]) @ sp.diags_array(scale)
             parts.append(_strongest(linked.tocsr(), _MOST_PER_ITEM))
         return cls(sp.vstack(parts, format="csr"), seen)
 
     def scores(self, items: Indexes, offsets: Indexes) -> npt.NDArray[np.float32]:
-        """Histories (oldest first) to [U, V + 1]: links from every event, newer ones counting more."""
+        """Histories (oldest first) to [U, V + 1]: links from every event; newer events count more."""
         ages = np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(items))
         weights = (AGE_DECAY**ages).astype(np.float32)
         histories = sp.csr_matrix((weights, items, offsets), shape=(len(offsets) - 1, self.matrix.shape[0]))
         return (histories @ self.matrix).toarray()
 
     def factors(self, width: int, *, seed: int) -> npt.NDArray[np.float32]:
-        """[V + 1, width], rows of norm 1: items that are linked alike point alike. Row 0 is noise alone.
+        """[V + 1, width], rows of norm 1: items with similar links get similar vectors. Row 0 is only noise.
 
-        The leading factors of the symmetrised links, and a little noise.
+        The leading factors of the symmetrised links, plus a little noise.
         """
         rng = np.random.default_rng(seed)
         noise = _unit_rows(rng.normal(size=(self.matrix.shape[0], width)))
@@ -86,7 +86,7 @@ class ItemLinks:
         return _unit_rows((1 - _NOISE) * _unit_rows(vectors) + _NOISE * noise)
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """For a release's files; `from_arrays` is the inverse."""
+        """Arrays for a release's files; `from_arrays` is the inverse."""
         return {
             "starts": np.asarray(self.matrix.indptr, np.int64),
             "items": np.asarray(self.matrix.indices, np.int32),
@@ -96,7 +96,7 @@ class ItemLinks:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, npt.NDArray[np.generic]], *, vocabulary_size: int) -> ItemLinks:
-        """Raises DataError when the arrays are not the links of such a vocabulary."""
+        """Raises DataError if the arrays are not the links of a vocabulary of this size."""
         size = vocabulary_size + 1
         try:
             matrix = sp.csr_matrix((arrays["weights"], arrays["items"], arrays["starts"]), shape=(size, size))
@@ -110,15 +110,15 @@ class ItemLinks:
 
 
 def count_links(corpus: Corpus, split: Split, vocabulary: Vocabulary, *, upto: int) -> ItemLinks:
-    """Of the events whose role is at most `upto`."""
+    """Item links of the events whose role is at most `upto`."""
     seen = split.allowed_histories(corpus, upto=upto)
     blocks = ((vocabulary.item_indexes(block.values["item"]), block.offsets) for block in seen)
     return ItemLinks.count(blocks, vocabulary_size=len(vocabulary.items))
 
 
 def count_pairs(items: Indexes, offsets: Indexes, *, weights: Sequence[float], size: int, repeats: bool) -> Any:
-    """float32 CSR [size, size]: how often the column's item came after the row's in one history, a pair that is g
-    events apart counting weights[g - 1]. Item 0 counts for nothing; `repeats`: whether an item pairs with itself."""
+    """float32 CSR [size, size]: how often the column's item came after the row's in one history; a pair g events apart
+    counts weights[g - 1]. Item 0 is not counted; `repeats`: whether an item pairs with itself."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     found = sp.csr_matrix((size, size), dtype=np.float32)
     for gap, weight in enumerate(weights, 1):
@@ -132,7 +132,7 @@ def count_pairs(items: Indexes, offsets: Indexes, *, weights: Sequence[float], s
 
 
 def _strongest(matrix: Any, most: int) -> Any:
-    """At most `most` entries in each row; equal ones in the order of their columns."""
+    """The `most` largest entries of each row; ties go to the lower column."""
     starts = np.asarray(matrix.indptr)
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(starts))
     columns, values = np.asarray(matrix.indices), np.asarray(matrix.data)
@@ -145,9 +145,10 @@ def _strongest(matrix: Any, most: int) -> Any:
 
 
 def _leading_factors(matrix: Any, rank: int, *, seed: int) -> npt.NDArray[np.float32]:
-    """Singular vectors of the symmetrised links times the root of their strength (Halko et al., arXiv 0909.4061)."""
+    """Singular vectors of the symmetrised links times the root of their singular values, by randomised SVD (Halko et
+    al., arXiv 0909.4061)."""
     both_ways = 0.5 * (matrix + matrix.T)
-    both_ways.sum_duplicates()  # sorts, too, so that torch need not copy and sort it
+    both_ways.sum_duplicates()  # also sorts, so torch need not copy and sort it
     both_ways = both_ways.tocoo()
     places = np.stack([both_ways.row, both_ways.col]).astype(np.int64)
     values = torch.from_numpy(both_ways.data.astype(np.float32))

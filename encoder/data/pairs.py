@@ -1,10 +1,10 @@
-"""Which events of a batch are asked for which later event: the pairs of PinFM's three losses.
+"""Pairs of an event and a later target event in a batch, for PinFM's three losses.
 
-    next token    event i is asked for event i + 1
-    multi token   event i is asked for events up to i + L', of which some are drawn
-    future token  the event at the served length is asked for the L' events after it; in a shorter segment a drawn one
+    next token    event i predicts event i + 1
+    multi token   event i predicts events up to i + L'; some of these pairs are drawn
+    future token  the event at the served length predicts the L' events after it; in a shorter segment, a drawn event
 
-Only items of positive events are asked for. A pair's weight is its loss's weight divided by the number of its loss's
+Only items of positive events are targets. A pair's weight is its loss's weight divided by the number of its loss's
 pairs in the batch, so the loss of a batch is the weighted sum over its pairs, however processes divide them.
 
 Legend: N events of the batch, S segments, P pairs, L' = window.
@@ -22,7 +22,7 @@ Indexes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """`rows` int64[P]: events whose user vector is asked, `items` int64[P]: vocabulary indexes of the answers,
+    """`rows` int64[P]: events whose user vectors predict, `items` int64[P]: vocabulary indexes of the targets,
     `weights` float32[P]."""
 
     rows: Indexes
@@ -31,12 +31,12 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: Indexes, items: Indexes, *, weight: float = 1.0) -> Pairs:
-        """All with the same weight, which sums to `weight`."""
+        """Pairs of equal weights that sum to `weight`."""
         return cls(rows, items, np.full(len(rows), weight / max(len(rows), 1), np.float32))
 
     @classmethod
     def join(cls, several: list[Pairs]) -> Pairs:
-        """All of them in the order of their rows."""
+        """All pairs, ordered by row."""
         rows = np.concatenate([np.empty(0, np.int64), *(pairs.rows for pairs in several)])
         items = np.concatenate([np.empty(0, np.int64), *(pairs.items for pairs in several)])
         weights = np.concatenate([np.empty(0, np.float32), *(pairs.weights for pairs in several)])
@@ -48,7 +48,7 @@ class Pairs:
 
 
 def next_token_pairs(targets: Indexes, *, weight: float) -> Pairs:
-    """`targets` int64[N]: the item of the user's next event, 0 where that is no answer."""
+    """`targets` int64[N]: the item of the user's next event, 0 if it is no target."""
     rows = np.flatnonzero(targets)
     return Pairs.of(rows, targets[rows], weight=weight)
 
@@ -63,8 +63,8 @@ def multi_token_pairs(
     rng: np.random.Generator,
     weight: float,
 ) -> Pairs:
-    """`items` int64[N], `positive` bool[N]: which events may be an answer, `offsets` int64[S + 1]: of the segments.
-    At most `most` of all pairs, each as likely as any other."""
+    """`items` int64[N], `positive` bool[N]: whether an event may be a target, `offsets` int64[S + 1]: of the segments.
+    Draws at most `most` of all pairs, each equally likely."""
     every = np.arange(len(positive))
     ends = np.repeat(offsets[1:], np.diff(offsets))
     rows, answers = _within(positive, every, np.minimum(every + window + 1, ends), most=most, rng=rng)
@@ -81,8 +81,8 @@ def future_token_pairs(
     rng: np.random.Generator,
     weight: float,
 ) -> Pairs:
-    """As `multi_token_pairs`, from the event at index served_length - 1 of its segment alone. A segment that ends
-    there or earlier is asked at an event drawn from all that have a successor."""
+    """As `multi_token_pairs`, only from the event at index served_length - 1 of its segment. If a segment ends there or
+    earlier, the event is drawn from all that have a successor."""
     lengths = np.diff(offsets)
     with_successor = np.maximum(lengths - 1, 1)
     cuts = np.where(lengths > served_length, served_length - 1, rng.integers(0, with_successor))
@@ -95,7 +95,7 @@ def future_token_pairs(
 def _within(
     positive: npt.NDArray[np.bool_], rows: Indexes, ends: Indexes, *, most: int | None, rng: np.random.Generator
 ) -> tuple[Indexes, Indexes]:
-    """(row, answer) for the positive answers between each row and its end (both exclusive), or `most` of them."""
+    """(row, target) for the positive events between each row and its end (both exclusive), or `most` of them."""
     answers = np.flatnonzero(positive)
     before = np.concatenate([[0], np.cumsum(positive)])
     counts = np.maximum(before[ends] - before[rows + 1], 0)

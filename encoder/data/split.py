@@ -1,10 +1,10 @@
-"""Which events may train, which pick the model, which test it.
+"""The split of events into training, validation and test events, by one of three protocols.
 
-leave-one-out   each user's last event tests, the one before it validates; users with fewer than three events train
-global-time     the newest tenth of all events tests, the tenth before it validates
-newest          the newest tenth validates, nothing tests: for releases that serve
+leave-one-out   test: each user's last event; validation: the one before; users of fewer than three events only train
+global-time     test: the newest tenth of all events; validation: the tenth before it
+newest          validation: the newest tenth; no test events: for releases that serve
 
-Along a history the role never goes back, so what a role may see is always a prefix of the history.
+Roles never decrease along a history, so the events up to a role are always a prefix of the history.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Protocol = Literal["leave-one-out", "global-time", "newest"]
 Roles = npt.NDArray[np.uint8]
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
-_VERSION = 1  # of the rules above: other rules are other splits
-_LEAST_EVENTS = 3  # of a user of whom something is held out by leave-one-out
+_VERSION = 1  # of the rules above; other rules make other splits
+_LEAST_EVENTS = 3  # of a user from whom leave-one-out holds out events
 _BINS = 65_536  # of the histogram that finds a quantile in a few passes
-_READ_EVENTS = 4_000_000  # times read at once
+_READ_EVENTS = 4_000_000  # timestamps read at once
 _BLOCK_EVENTS = 500_000  # events read at once
 
 
 @dataclass(frozen=True)
 class Split:
-    """`digest`: SHA-256 of the rules, the corpus's fingerprint and the two times; equal digests hold the same events
-    in the same roles."""
+    """`digest`: SHA-256 of the rules' version, the protocol, the two times and the corpus's fingerprint; equal digests
+    mean the same events in the same roles."""
 
     protocol: Protocol
-    validation_from_ms: int | None  # events from here on validate; None for leave-one-out
-    test_from_ms: int | None  # events from here on test; None where nothing tests by time
+    validation_from_ms: int | None  # validation events start at this time; None for leave-one-out
+    test_from_ms: int | None  # test events start at this time; None if none by time
     digest: str
 
     def roles(self, histories: Histories) -> Roles:
@@ -58,7 +58,7 @@ class Split:
         return roles
 
     def allowed_lengths(self, corpus: Corpus, *, upto: int) -> npt.NDArray[np.int64]:
-        """int64[users]: how many events of each user have a role of at most `upto`: its oldest ones."""
+        """int64[users]: the number of each user's events, its oldest ones, whose role is at most `upto`."""
         lengths = np.diff(corpus.offsets)
         if upto >= TEST:
             return lengths
@@ -74,18 +74,18 @@ class Split:
         return allowed
 
     def allowed_histories(self, corpus: Corpus, *, upto: int) -> Iterator[Histories]:
-        """All users in turn, block by block: the events whose role is at most `upto`."""
+        """All users in order, block by block: the events whose role is at most `upto`."""
         lengths = self.allowed_lengths(corpus, upto=upto)
         for first, last in corpus.blocks(_BLOCK_EVENTS):
             yield corpus.read(first, last).oldest(lengths[first:last])
 
     def record(self, *, shuffle_ties: int | None) -> dict[str, Any]:
-        """What a release keeps of it, for `check_split`."""
+        """The record that a release keeps, for `check_split`."""
         return {"protocol": self.protocol, "digest": self.digest, "shuffle_ties": shuffle_ties}
 
 
 def make_split(corpus: Corpus, protocol: Protocol) -> Split:
-    """Raises UsageError for a protocol that there is not, DataError where the times leave nothing to train on."""
+    """Raises UsageError for an unknown protocol, DataError if the times leave training or validation no events."""
     if protocol not in get_args(Protocol):
         raise UsageError(f"there is no protocol `{protocol}`", hint=f"choose one of {', '.join(get_args(Protocol))}")
     validation_from = test_from = None
@@ -108,8 +108,8 @@ def make_split(corpus: Corpus, protocol: Protocol) -> Split:
 
 
 def training_statistics(corpus: Corpus, split: Split, *, upto: int = VALIDATION) -> CorpusStatistics:
-    """The counts of the corpus without the events that have a later role, and without users of whom nothing is left.
-    `tie_share` stays that of the corpus: it tells how fine the source's clock is."""
+    """The corpus's counts without events of a later role and without users who then have no events. `tie_share` stays
+    that of the corpus: it shows how fine the source's clock is."""
     users = events = repeats = 0
     items = np.empty(0, np.uint64)
     for histories in split.allowed_histories(corpus, upto=upto):
@@ -128,11 +128,11 @@ def training_statistics(corpus: Corpus, split: Split, *, upto: int = VALIDATION)
 
 
 def check_split(recorded: Mapping[str, Any], split: Split, *, release: str) -> None:
-    """`recorded`: what the release keeps of its own split. Raises DataError unless `split` is the same: what would
-    test the release may have trained it."""
+    """`recorded`: the release's `Split.record`. Raises DataError unless `split` is the same, because the release may
+    have been trained on the test events of another split."""
     if recorded["protocol"] != split.protocol:
         under = f"train one with --protocol {split.protocol}"
-        held_out = recorded["protocol"] != "newest"  # which holds out nothing to evaluate on
+        held_out = recorded["protocol"] != "newest"  # newest has no test events
         raise DataError(
             f"release `{release}` was trained under the protocol {recorded['protocol']}, asked is {split.protocol}",
             hint=f"evaluate it with --protocol {recorded['protocol']}, or {under}" if held_out else under,
@@ -146,8 +146,8 @@ def check_split(recorded: Mapping[str, Any], split: Split, *, release: str) -> N
 
 
 def _moment(corpus: Corpus, rank: int) -> int:
-    """The time of the event that has `rank` older ones, brought down to the resolution of the corpus's times: what
-    happened at one time in the source is never divided."""
+    """The time of the event with `rank` older ones, rounded down to the resolution of the corpus's times, so that
+    events of equal time in the source are never divided."""
     low, high = corpus.oldest_ms, corpus.newest_ms
     while low < high:
         width = -(-(high - low + 1) // _BINS)
