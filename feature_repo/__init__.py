@@ -1,1 +1,1 @@
-"""Feast definitions: what Spoor keeps in the feature store. Import-light: Feast, JSON and TOML, nothing else."""
+"""Spoor's definitions in Feast. Their imports are light: Feast, JSON and TOML only."""

@@ -1,8 +1,8 @@
-"""The example of features that a company has before Spoor: counts and rates per user and item, as
+"""Example features that a company has before Spoor: counts and rates per user and item, as
 `ranking/features/existing_features.py` writes them.
 
-They belong to the demo, the tests and the benchmarks. A company's repo has such views of its own, so
-`definitions.build` does not make these: they are materialised by plain Feast and would be empty there.
+The demo, the tests and the benchmarks use them. A company's repo has its own views, so `definitions.build` does not
+make these: plain Feast materialises them, and they would be empty there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What Spoor registers in Feast: entities, the history view, each release's embedding views, the rankers' services.
+"""Spoor's objects in Feast: entities, the history view, each release's embedding views, the rankers' services.
 
-`feast -c feature_repo apply` runs this file as in any Feast repo; a repo of your own calls `build` and registers what
-it returns beside its own definitions (docs/feast.md). Only Spoor's guarded writer may fill these views, so they are
-`online=False`: Feast serves them all the same, but `feast materialize` and `materialize-incremental` leave them alone.
+`feast -c feature_repo apply` runs this file as in any Feast repo; a repo of your own calls `build` and registers the
+result beside its own definitions (docs/feast.md). Only Spoor's guarded writer may fill these views, so they have
+`online=False`: Feast still serves them, but `feast materialize` and `materialize-incremental` skip them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from spoor.feature_repo.names import (
 from spoor.feature_repo.releases import LiveRelease, aligned_releases, live_releases, promoted_release
 from spoor.feature_repo.settings import FeatureSettings, load_feature_settings
 
-OWNER_TAG = {"owner": "spoor"}  # by it `store/repo.py` knows what it may remove
+OWNER_TAG = {"owner": "spoor"}  # `store/repo.py` may remove objects with this tag
 KEEP_FOREVER = timedelta(0)
 HISTORY_FIELDS = [
     Field(name="history", dtype=Bytes, description="the newest events, packed (docs/data-formats.md)"),
@@ -55,28 +55,28 @@ def build(
     item: Entity | None = None,
     beside: Sequence[FeatureView | OnDemandFeatureView] = (),
 ) -> list[Entity | FeatureView | FeatureService]:
-    """What Spoor makes, in Feast's order: entities, views (their sources come with them), services.
+    """Spoor's objects in Feast's order: entities, views (with their sources), services.
 
-    `user`, `item`: the repo's own entities, which are used as they are and not returned; without them, those that the
-    repo has under the configured names (`feature_repo.entities`). `beside`: views of the repo that every ranker service
-    has beside the release's vectors. Raises UsageError for an entity with another join key or type than the settings
-    have, and for a prefix other than that of the offline log.
+    `user`, `item`: the repo's own entities, used unchanged and not returned; without them, the repo's entities with the
+    configured names (`feature_repo.entities`). `beside`: views of the repo that every ranker service has beside the
+    release's vectors. Raises UsageError for an entity with another join key or type than the settings have, and for a
+    prefix other than that of the offline log.
     """
     _check_prefix(settings)
     entities = to_register(settings, user, item)
-    # The stream's state, and what a ranker with early fusion reads.
+    # The stream's state; rankers with early fusion read it too.
     views, services = [log_view(settings, settings.named(USER_HISTORY), user_entity(settings), HISTORY_FIELDS)], []
     live = live_releases(settings.releases_folder)
     promoted = promoted_release(settings.releases_folder, live)
     aligned = aligned_releases(settings.releases_folder, live)
     for release in live:
         users, items = release_views(settings, release)
-        # What a ranker reads: the features it had before, and this release's vectors beside them.
+        # A ranker reads its existing features and this release's vectors.
         shown = users[["embedding", "events_used", "event_time_ms"]]
         assert shown is not None
         features = [*beside, shown, items]
-        # A ranker pins a release by its own service, or follows `spoor release promote` by an alias: through all
-        # releases, or through those whose vectors mean the same.
+        # A ranker pins a release by its own service, or follows `spoor release promote` by an alias: across all
+        # releases, or across those of one vector space.
         names = [ranker_service(release.name)]
         names += [PROMOTED_RANKER] if release == promoted else []
         names += [aligned_ranker(release.space)] if aligned.get(release.space) == release.name else []
@@ -101,7 +101,7 @@ def release_views(settings: FeatureSettings, release: LiveRelease) -> tuple[Feat
 
 
 def _check_prefix(settings: FeatureSettings) -> None:
-    """Under another prefix nothing that was written would be found: histories would begin anew."""
+    """Raises UsageError for a changed prefix: existing rows would not be found, and histories would start empty."""
     names = {folder.name for folder in settings.offline_folder.glob(f"*{USER_HISTORY}") if folder.is_dir()}
     if names and settings.named(USER_HISTORY) not in names:
         earlier = min(names).removesuffix(USER_HISTORY)
@@ -120,16 +120,16 @@ def log_view(
     online: bool = False,
     tags: dict[str, str] | None = None,
 ) -> FeatureView:
-    """A view whose rows lie in the offline log."""
+    """A view whose rows are in the offline log."""
     source = FileSource(
         name=f"{name}_log",
         path=source_path(settings, name),
-        file_format=ParquetFormat(),  # a folder's name does not end in .parquet, by which Feast would know
+        file_format=ParquetFormat(),  # Feast detects Parquet by the suffix .parquet, which the folder lacks
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
         tags=OWNER_TAG,
     )
-    # The key's type is said here: an entity may have none, and Feast would infer it from files.
+    # The key's type is explicit: an entity may lack one, and Feast would infer it from files.
     key = Field(name=entity.join_key, dtype=from_value_type(entity.value_type))
     return FeatureView(
         name=name,
@@ -143,15 +143,15 @@ def log_view(
 
 
 def source_folder(settings: FeatureSettings, view: str) -> Path:
-    """Where the rows of a view lie offline: a folder of Parquet files by day. Absolute, because Feast's DuckDB store
-    takes a relative path from wherever the reader was started."""
+    """The offline folder of a view: Parquet files by day. Absolute, because Feast's DuckDB store resolves a relative
+    path from the reader's working folder."""
     return settings.offline_folder.absolute() / view
 
 
 def source_path(settings: FeatureSettings, view: str) -> str:
-    """The same as Feast's offline stores read it: the folder, or a pattern of its files where the folder's name has
-    characters of a pattern (`*`, `?`, `[`). DuckDB reads every path as a pattern, and both DuckDB and dask read this
-    one. Raises UsageError for a backslash, which DuckDB takes for the end of a folder's name."""
+    """The path for Feast's offline stores: the folder, or a pattern of its files if the folder's name has characters of
+    a pattern (`*`, `?`, `[`). DuckDB reads every path as a pattern, and both DuckDB and dask read this one. Raises
+    UsageError for a backslash, which DuckDB reads as the end of a folder's name."""
     folder = str(source_folder(settings, view))
     if "\\" in folder:
         raise UsageError(

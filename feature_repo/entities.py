@@ -1,8 +1,8 @@
-"""The entities of Spoor's views: those that the repo has already, else Spoor's own.
+"""The entities of Spoor's views: the repo's existing ones, else Spoor's own.
 
-Feast keeps one entity of a name. Two definitions of it in one repo would replace each other at every `feast apply`, so
-Spoor registers its own only where the repo has none: none that was passed to `build`, none that a file of the repo
-defines by its name, none in the registry.
+Feast keeps one entity per name. Two definitions of it in one repo would replace each other at every `feast apply`. So
+Spoor registers its own only if the repo has none: none passed to `build`, none defined by its name in a file of the
+repo, none in the registry.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from spoor.feature_repo.settings import FeatureSettings, IdType
 
 
 def user_entity(settings: FeatureSettings) -> Entity:
-    """Spoor's own, as the settings describe it."""
-    # A company has a user entity already: its name, join key and type are settings, so both can be one.
+    """Spoor's own user entity, from the settings."""
+    # A company has a user entity already: with its name, join key and type in the settings, both are one.
     return _entity(settings.user_entity, settings.user_join_key, settings.user_id_type)
 
 
 def item_entity(settings: FeatureSettings) -> Entity:
-    # The candidates that rankers score; its views hold vectors of the same space as the users'.
+    # The candidates of rankers; its views hold vectors of the same space as the users'.
     return _entity(settings.item_entity, settings.item_join_key, settings.item_id_type)
 
 
 def to_register(settings: FeatureSettings, user: Entity | None, item: Entity | None) -> list[Entity]:
     """The entities that the definitions must return: those that neither the caller gave (`user`, `item`) nor a file of
-    the repo defines; as they are registered, if they are, for then nothing changes.
+    the repo defines. A registered entity is returned unchanged.
 
-    Raises UsageError where an entity of the repo has another join key or type than the settings have.
+    Raises UsageError if an entity of the repo has another join key or type than the settings have.
     """
     repo, ours = settings.feature_repo, (user_entity(settings), item_entity(settings))
     missing = [own for own, given in zip(ours, (user, item), strict=True) if not _fits(given, own)]
@@ -50,7 +50,7 @@ def _fits(theirs: Entity | None, ours: Entity) -> bool:
 
 
 def check_shape(theirs: Entity, ours: Entity) -> None:
-    """Raises UsageError where an entity of the repo is not the one that the settings describe."""
+    """Raises UsageError if an entity of the repo differs from that of the settings."""
     found, wanted = (theirs.name, theirs.join_key), (ours.name, ours.join_key)
     if found == wanted and theirs.value_type in (ours.value_type, ValueType.UNKNOWN):
         return
@@ -63,7 +63,7 @@ def check_shape(theirs: Entity, ours: Entity) -> None:
 
 
 def registry_file(repo: Path, config: RepoConfig) -> Path | None:
-    """None for a registry that is not a local file."""
+    """The registry's local file; None for other registries."""
     assert config.registry is not None
     path = str(config.registry.path)
     if config.registry.registry_type != "file" or "://" in path:
@@ -77,8 +77,8 @@ def _entity(name: str, join_key: str, id_type: IdType) -> Entity:
 
 
 def _defined(repo: Path, ours: Mapping[str, Entity]) -> dict[str, Entity]:
-    """Those of our names that files which Feast imports of this repo define, `Entity(name="…")`, as far as they are
-    written out there: what is computed counts as ours."""
+    """The entities with our names that files of this repo define, `Entity(name="…")`. Only literal arguments are read;
+    computed ones count as ours."""
     from feast.repo_operations import get_repo_files
 
     found: dict[str, Entity] = {}
@@ -86,7 +86,7 @@ def _defined(repo: Path, ours: Mapping[str, Entity]) -> dict[str, Entity]:
         try:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
-            continue  # Feast imports the file too, and says what is wrong with it
+            continue  # Feast imports the file too, and reports its error
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _name_of(node.func) == "Entity":
                 given = {keyword.arg: keyword.value for keyword in node.keywords}
@@ -119,7 +119,7 @@ def _literal(node: ast.expr | None) -> object:
 
 
 def _registered(repo: Path) -> dict[str, Entity]:
-    """By name, of a registry that is there already: to open it is not to make it."""
+    """The entities in an existing registry, by name. A missing registry is not opened, as that would create it."""
     file = repo.absolute() / "feature_store.yaml"
     if not file.is_file():
         return {}

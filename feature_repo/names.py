@@ -1,4 +1,4 @@
-"""What Spoor's objects are called in Feast. A release's views and service carry its name, with `_` for `-`."""
+"""The names of Spoor's objects in Feast. A release's views and service carry its name, with `_` for `-`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def ranker_service(release: str) -> str:
 
 
 def aligned_ranker(space: str) -> str:
-    """The service of the promoted release in the space of release `space`. No `ranker_service` begins like it."""
+    """The service of the promoted release in the space of release `space`. No `ranker_service` begins with this
+    prefix."""
     return "aligned_ranker_" + _in_feast(space)
 
 
 def is_spoor_name(name: str) -> bool:
-    """Whether any of these names has this form; a prefix is none of it."""
+    """Whether a name, without the configured prefix, has the form of one of these."""
     return _ANY.fullmatch(name) is not None
 
 

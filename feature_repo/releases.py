@@ -1,4 +1,4 @@
-"""The live releases as Feast needs them, and which of them is promoted: JSON files, read without loading a model."""
+"""The live releases for Feast, and the promoted one. Both come from JSON files: no model is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LiveRelease:
     name: str
     dimension: int  # floats in an embedding
     trained_through_ms: int  # newest event the model may have seen, ms since 1970 UTC
-    space: str  # the release that its vectors may stand in for: itself, unless it was aligned to another
+    space: str  # the release whose vectors its own may replace: itself, unless aligned to another
 
     @property
     def trained_through(self) -> str:
@@ -31,13 +31,13 @@ class LiveRelease:
 
 @dataclass(frozen=True)
 class Promotion:
-    """Which release the service `ranker` serves, and in each space the service `aligned_ranker_<space>`."""
+    """The release of the service `ranker`, and by space that of the service `aligned_ranker_<space>`."""
 
     release: str
-    previous: str | None  # the release that it served before
+    previous: str | None  # the earlier release of `ranker`
     promoted_at_ms: int  # wall clock, ms since 1970 UTC
     aligned: Mapping[str, str] = field(default_factory=dict)  # release by space
-    previous_aligned: str | None = None  # the release that the space of `release` was served before
+    previous_aligned: str | None = None  # the earlier release of the space of `release`
 
 
 def live_releases(folder: Path) -> list[LiveRelease]:
@@ -47,7 +47,7 @@ def live_releases(folder: Path) -> list[LiveRelease]:
 
 
 def is_retired(folder: Path) -> bool:
-    """Whether the release in this folder says that it is retired; a folder that cannot be read says nothing."""
+    """Whether the release in this folder is retired; False if the folder cannot be read."""
     try:
         return bool(_json(folder / "release.json")["retired"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -55,7 +55,7 @@ def is_retired(folder: Path) -> bool:
 
 
 def promotion(folder: Path) -> Promotion | None:
-    """What was promoted last in this folder of releases. Raises DataError for a damaged file."""
+    """The last promotion in this folder of releases; None without one. Raises DataError for a damaged file."""
     path = folder / PROMOTED_FILE
     try:
         content = _json(path)
@@ -77,7 +77,8 @@ def promotion(folder: Path) -> Promotion | None:
 
 
 def promoted_release(folder: Path, live: Sequence[LiveRelease]) -> LiveRelease | None:
-    """The promoted one of the live releases. Raises DataError where the promoted release is not live."""
+    """The promoted one of the live releases; None without a promotion. Raises DataError if the promoted release is not
+    live."""
     promoted = promotion(folder)
     if promoted is None:
         return None
@@ -88,8 +89,8 @@ def promoted_release(folder: Path, live: Sequence[LiveRelease]) -> LiveRelease |
 
 
 def aligned_releases(folder: Path, live: Sequence[LiveRelease]) -> dict[str, str]:
-    """The release that each space is served, by space; a space whose release was retired has none any more. Raises
-    DataError where a release is gone without that."""
+    """The served release by space, without spaces whose release is retired. Raises DataError if a release is missing
+    but not retired."""
     promoted, names = promotion(folder), {release.name for release in live}
     served = {} if promoted is None else promoted.aligned
     for release in served.values():

@@ -1,6 +1,6 @@
-"""Which Feast repo, under which names, and where its files lie.
+"""The settings of the Feast repo: its folder, its names and the folders of its files.
 
-`load_feature_settings` is the one function through which the definitions see settings: Feast runs them without Spoor.
+The definitions read settings through `load_feature_settings` only, because Feast runs them without Spoor's commands.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class FeatureSettings:
             )
 
     def named(self, name: str) -> str:
-        """What a view or service (feature_repo/names.py) is called in this repo."""
+        """The name of a view or service (feature_repo/names.py) in this repo."""
         return self.prefix + name
 
     def owns(self, name: str) -> bool:
-        """Whether a view or service of this name is of this prefix: one registry may serve several projects of
-        Spoor."""
+        """Whether a view or service has this prefix and one of Spoor's names: several projects may share one
+        registry."""
         return name.startswith(self.prefix) and is_spoor_name(name.removeprefix(self.prefix))
 
 
 def agree_on_ids(events: EventSettings, features: FeatureSettings) -> tuple[EventSettings, FeatureSettings]:
-    """Both with the same types of ids: what an entity of Feast's cannot hold must be refused where events come in.
-    Raises UsageError where they disagree on the user's."""
+    """Both settings with the same types of ids: an id that a Feast entity cannot hold must be refused when the event is
+    read. Raises UsageError if they disagree on the user's."""
     if features.user_id_type not in ("string", events.user_id_type):
         raise UsageError(
             f"features.user_id_type is `{features.user_id_type}`, events.user_id_type `{events.user_id_type}`",
