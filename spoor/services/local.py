@@ -1,8 +1,8 @@
-"""The local services: one embedded Apache Kafka broker, started, watched and stopped here.
+"""The local services: starts, stops and inspects one embedded Apache Kafka broker.
 
-`up` leaves a detached process behind that outlives the command (kafka_process.py). All data live under
-`<state folder>/kafka`, so a broker that was killed continues where it stopped. Starting and stopping hold a file lock
-against each other. A broker that answers at the port is ours only with the cluster id of our data.
+`up` leaves a detached process that outlives the command (kafka_process.py). All data are under `<state folder>/kafka`,
+so a killed broker continues where it stopped. Starting and stopping exclude each other by a file lock. A broker that
+answers at the port is ours only with the cluster id of our data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FREE_BYTES_NEEDED = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class KafkaStatus:
-    """What is known about the broker that the settings name."""
+    """The known state of the broker in the settings."""
 
     embedded: bool  # started by `spoor services up`, as against kafka.bootstrap_servers
     running: bool  # embedded: our process lives; else: same as answering
@@ -40,14 +40,14 @@ class KafkaStatus:
     version: str | None = None
     folder: Path | None = None
     log: Path | None = None
-    other: str | None = None  # what is known of another project's broker at that address
+    other: str | None = None  # another project's broker at that address, as a message
 
 
 def up(settings: Settings) -> KafkaStatus:
     """Starts the embedded broker and returns when it answers.
 
-    Raises UsageError if it runs already or a broker address is configured; InfrastructureError if the folder cannot
-    be written, a port is taken, or the broker does not answer within START_SECONDS.
+    Raises UsageError if it already runs or a broker address is configured; InfrastructureError if the folder cannot be
+    written, a port is taken, or the broker does not answer within START_SECONDS.
     """
     kafka, files = settings.kafka, _files(settings)
     _refuse_configured_broker(kafka)
@@ -75,12 +75,12 @@ def up(settings: Settings) -> KafkaStatus:
             process.wait()
             files.process.unlink(missing_ok=True)
             raise
-    process.returncode = 0  # it is detached on purpose: no one waits for it
+    process.returncode = 0  # detached on purpose: nothing waits for its end
     return status(settings)
 
 
 def ensure_up(settings: Settings) -> KafkaStatus:
-    """Like `up`, but content with a broker that answers already, ours or a configured one."""
+    """Like `up`, but accepts a broker that already answers, ours or a configured one."""
     found = status(settings)
     if found.answering:
         return found
@@ -92,9 +92,9 @@ def ensure_up(settings: Settings) -> KafkaStatus:
 
 
 def down(settings: Settings) -> bool:
-    """Stops the embedded broker; False if there was none. Kafka writes its state out first (SIGTERM); one that does
-    not end within 30 s is killed, which loses nothing but time at the next start. Raises InfrastructureError,
-    and keeps the record, where it runs and cannot be stopped."""
+    """Stops the embedded broker; False if there was none. SIGTERM lets Kafka write its state; after 30 s it is killed,
+    which only makes the next start slower. Raises InfrastructureError, and keeps the record, if the broker runs and
+    cannot be stopped."""
     _refuse_configured_broker(settings.kafka)
     files = _files(settings)
     if not files.folder.is_dir():
@@ -113,7 +113,7 @@ def down(settings: Settings) -> bool:
 
 
 def status(settings: Settings) -> KafkaStatus:
-    """Looks, changes nothing."""
+    """Inspects the broker and changes nothing."""
     kafka, files = settings.kafka, _files(settings)
     if not kafka.embedded:
         answering = answers(kafka)
@@ -122,7 +122,7 @@ def status(settings: Settings) -> KafkaStatus:
     answering = (process is not None or other is None) and answers(kafka)
     found = KafkaStatus(
         embedded=True,
-        running=process is not None or answering,  # without a process: in another container that shares the folder, say
+        running=process is not None or answering,  # no process: for example in a container that shares the folder
         answering=answering,
         address=kafka.address,
         folder=files.folder,
@@ -191,7 +191,7 @@ def _refuse_taken_port(kafka: KafkaSettings, port: int) -> None:
 
 
 def _other(kafka: KafkaSettings) -> str | None:
-    """The message where another project's broker answers at the embedded broker's address."""
+    """The message about another project's broker that answers at the embedded broker's address; None without one."""
     try:
         kafka.check_own()
     except UsageError as error:
@@ -214,7 +214,7 @@ def _await_answer(process: subprocess.Popen[bytes], files: ServerFiles, kafka: K
 
 
 def _refuse_hidden(files: ServerFiles, kafka: KafkaSettings) -> None:
-    """Raises InfrastructureError where our broker answers, though its process cannot be seen: as another user's, or in
+    """Raises InfrastructureError if our broker answers but its process is invisible: it runs as another user, or in
     another container that shares folder and network."""
     own = own_cluster(files.folder)
     for port in {kafka.port, recorded(files.folder).get("port", kafka.port)}:
