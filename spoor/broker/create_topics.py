@@ -53,9 +53,9 @@ def ensure_topics(kafka: KafkaSettings, *, releases: Sequence[str] = (), reads_e
     """Creates missing topics: the activity topic, the dead letters and one embedding topic per release. With
     `reads_events` the activity topic must exist: the name in the settings may be wrong.
 
-    Raises UsageError for a missing activity topic with `reads_events` and for an existing topic that is compacted where
-    it must not be, not compacted where it must be, or whose records carry the producer's time; InfrastructureError if
-    no broker answers or it refuses to create.
+    Raises UsageError for a missing activity topic with `reads_events`, and for an existing topic with the wrong
+    compaction, the producer's time or a record size too small for dead letters (`check_policies`); InfrastructureError
+    if no broker answers or it refuses to create.
     """
     wanted = topic_settings(kafka, releases)
     require_broker(kafka)

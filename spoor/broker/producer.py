@@ -51,7 +51,8 @@ class Producer:
                 self._confirm(future)
 
     def offer(self, records: Iterable[Record]) -> list[bool]:
-        """Like `deliver`, but returns False for each record that is too large for the client or its topic."""
+        """Like `deliver`, but a record that is too large for the client or its topic is no error. Returns for each
+        record whether it is confirmed."""
         from kafka.errors import MessageSizeTooLargeError
 
         def sent(record: Record) -> Any:
