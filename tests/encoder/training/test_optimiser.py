@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spoor.encoder.model.config import MODEL_CONFIGS
+from spoor.encoder.model.events import Events
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.release.inference import new_model
 from spoor.encoder.training.optimiser import BETAS, Optimiser
@@ -22,7 +23,7 @@ def learn(model: UserEncoder, optimiser: Optimiser, items: list[int]) -> None:
     optimiser.zero_grad()
     wanted = torch.tensor(items)
     zeros = torch.zeros_like(wanted)
-    vectors = model(wanted, zeros, zeros, torch.tensor([0, len(items)]))
+    vectors = model(Events(wanted, zeros, zeros, torch.tensor([0, len(items)])))
     (vectors @ model.targets(wanted).T / model.temperature).logsumexp(1).mean().backward()
     optimiser.clip(1.0)
     optimiser.step(1e-2)
