@@ -1,6 +1,6 @@
-"""Release folders: info reads release.json, folder writes and loads the whole; every other room imports these two.
+"""Release folders: info reads release.json, folder writes and loads whole releases; the other modules use these two.
 
-inference runs a release; tuning gives its network to a ranker; packed_tables and pack hold item tables in few bytes;
-alignment compares two releases, align turns one into the other's space; model_card and training_end describe it;
+inference runs a release; tuning prepares its network for a ranker; packed_tables and pack quantise item tables;
+alignment compares two releases, align rotates one into the other's space; model_card and training_end describe it;
 allocator keeps freed memory
 """

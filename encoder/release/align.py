@@ -1,10 +1,10 @@
-"""A release whose vectors lie in another release's space: a model, and behind it the rotation of a comparison.
+"""Writes a release whose vectors are in another release's space: a model followed by the rotation of a comparison.
 
-    release NEW, the map of its vectors to OLD's -> release OUT: NEW, turned to where OLD's vectors point
+    release NEW, the map of its vectors to OLD's -> release OUT: NEW, rotated into OLD's space
 
-OUT is a release like any other: views, topic, backfill, verify, promote and retire need to know nothing of rotations.
-If OLD was aligned itself, OUT is in the space that OLD is in: what learned from one release's vectors can go on through
-any number of later ones. docs/decisions/0010-aligned-releases.md says why.
+OUT is a release like any other: views, topic, backfill, verify, promote and retire know nothing of rotations. If OLD
+is aligned itself, OUT is in the space of OLD. A consumer trained on one release's vectors can so read any number of
+later ones. docs/decisions/0010-aligned-releases.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from spoor.encoder.release.packed_tables import ROWS_FILE
 
 _WEIGHTS, _ROTATION = "model.safetensors", "rotation"
 _DESCRIBED_ANEW = {"release.json", "MODEL_CARD.md", BEFORE_REFIT_FILE}
-_FARTHEST = 1.0  # residual from which on zeros would be as near to the old vectors
+_FARTHEST = 1.0  # residual of a map whose result is no nearer to the old vectors than zeros
 
 
 def check_alignable(out: Path, *, old: ReleaseInfo, new: ReleaseInfo) -> None:
@@ -52,11 +52,11 @@ def check_alignable(out: Path, *, old: ReleaseInfo, new: ReleaseInfo) -> None:
 def save_aligned(
     out: Path, *, old: ReleaseInfo, new: ReleaseInfo, map_DD: Floats, report: Compatibility, fitted_through_ms: int
 ) -> ReleaseInfo:
-    """Writes the release: whole, or not at all. `fitted_through_ms`: time of the newest event that the map was fitted
-    on; with both models' it is what the release is trained through.
+    """Writes the release atomically. `fitted_through_ms`: time of the newest event that the map was fitted on; the
+    release is trained through the latest of this time and those of both models.
 
-    Raises as `check_alignable`, ProblemsFound where the map brings held-out users no nearer than zeros would be,
-    DataError for a damaged release, InfrastructureError if the folder cannot be written.
+    Raises as `check_alignable`, ProblemsFound if mapped vectors of held-out users are no nearer to the old ones than
+    zeros, DataError for a damaged release, InfrastructureError if the folder cannot be written.
     """
     check_alignable(out, old=old, new=new)
     fit = report.user_fit
@@ -90,7 +90,7 @@ def save_aligned(
 
 
 def _share(source: Path, target: Path) -> None:
-    """Packed rows may be most of a disk, and never change: one file under two names, where the file system can."""
+    """A hard link, else a copy: packed rows may fill most of a disk, and never change."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,12 +1,12 @@
-"""How alike two releases are: have they the same neighbours, and does a rotation turn one's vectors into the other's?
+"""Compares two releases: the overlap of their neighbours, and the rotation that maps one's vectors to the other's.
 
-    releases/NEW/alignment.safetensors   `map` float32[d, d]: new vectors @ map lie as near to the old ones as a
-                                         rotation (or reflection) can bring them
+    releases/NEW/alignment.safetensors   `map` float32[d, d]: the rotation (or reflection) that brings new vectors @ map
+                                         nearest to the old vectors
                  alignment.json          the report, the release that it aligns to, SHA-256 of the map and both models
 
 The map is orthogonal Procrustes (Schönemann 1966): U Vᵀ of the singular value decomposition of Xᵀ Y. It is fitted on
-one half of the probe vectors, users and items alike, because both live in one space; its figures are of the other half.
-Neighbours are by cosine, within the probe.
+one half of the probe vectors, users and items together, because both are in one space; its figures are of the other
+half. Neighbours are by cosine, within the probe.
 
 Legend: N probe vectors, d floats of a vector (D), U users.
 """
@@ -41,27 +41,27 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of a vector's `neighbours` nearest in one release, the share that is nearest in the other too, on average."""
+    """Mean share of a vector's `neighbours` nearest in one release that are among its nearest in the other."""
 
     vectors: int
     neighbours: int
     share: float  # 0 to 1
-    by_chance: float  # of two releases that have nothing in common
+    by_chance: float  # expected share of two unrelated releases
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Of vectors that the map was not fitted on."""
+    """Figures of vectors that the map was not fitted on."""
 
     vectors: int
     residual: float  # |new @ map - old| / |old|, Frobenius norms; 0 = equal, 1.41 = unrelated
-    cosine_before: float  # of a new vector and its old one, on average
-    cosine_after: float  # of the mapped new vector and the old one
+    cosine_before: float  # mean cosine of a new vector and the old one
+    cosine_after: float  # mean cosine of the mapped new vector and the old one
 
 
 @dataclass(frozen=True)
 class Compatibility:
-    """None where there are too few vectors, or no map because the dimensions differ."""
+    """A figure is None if there are too few vectors, or no map because the dimensions differ."""
 
     old: str
     new: str
@@ -74,7 +74,7 @@ class Compatibility:
 @dataclass(frozen=True, eq=False)
 class Alignment:
     map: Floats
-    to: str  # the release whose space the map leads to
+    to: str  # the release into whose space the map leads
     report: Mapping[str, Any]  # Compatibility as JSON
 
 
@@ -82,7 +82,7 @@ def compare(
     old: FrozenEncoder, new: FrozenEncoder, histories: Histories, *, items: int, neighbours: int
 ) -> tuple[Compatibility, Floats | None]:
     """Compares two releases on the histories and on at most `items` items that both know; the map of new to old is None
-    where the dimensions differ. `histories`: each of an event at least."""
+    if the dimensions differ. Each of the `histories` needs at least one event."""
     users = (old.encode(histories)[0], new.encode(histories)[0])
     known = np.intersect1d(old.item_hashes, new.item_hashes)[:items]  # by hash, so a random sample
     shared = (old.item_vectors(known), new.item_vectors(known))
@@ -108,7 +108,7 @@ def orthogonal_map(source_ND: Floats, target_ND: Floats) -> Floats:
 
 
 def neighbour_overlap(one_ND: Floats, other_ND: Floats, *, neighbours: int) -> Overlap | None:
-    """Row i of both is the same user or item, in two releases; dimensions may differ. None for too few rows."""
+    """Row i of both is the same user or item, in two releases; dimensions may differ. Returns None for too few rows."""
     count = len(one_ND)
     if count < neighbours + 1:
         return None
@@ -121,7 +121,7 @@ def neighbour_overlap(one_ND: Floats, other_ND: Floats, *, neighbours: int) -> O
 
 
 def save_alignment(folder: Path, old_folder: Path, map_DD: Floats, report: Compatibility) -> None:
-    """Beside the new release's files; its own checksums.json does not list it. Raises InfrastructureError."""
+    """Writes the map beside the new release's files; checksums.json does not list it. Raises InfrastructureError."""
     data = safetensors_numpy.save({"map": np.asarray(map_DD, np.float32, order="C")})
     record = {
         "to": report.old,
@@ -134,8 +134,8 @@ def save_alignment(folder: Path, old_folder: Path, map_DD: Floats, report: Compa
 
 
 def load_alignment(folder: Path) -> Alignment | None:
-    """The release's map, None where it has none. Raises DataError for one that is damaged, or that was made for another
-    model under one of the two names."""
+    """The release's map, None if it has none. Raises DataError for a damaged map, and for one of another model with the
+    name of either release."""
     data = kept_file(folder, RECORD_FILE)
     if data is None:
         return None
@@ -161,7 +161,7 @@ def load_alignment(folder: Path) -> Alignment | None:
 
 
 def _nearest(vectors_ND: Floats, rows: npt.NDArray[np.int64], neighbours: int) -> npt.NDArray[np.int64]:
-    """int64[len(rows), k]: whose cosines with each of the rows are largest, without itself; of equal ones the first."""
+    """int64[len(rows), k]: the vectors of largest cosine with each row, without itself; ties go to the first."""
     scores = vectors_ND[rows] @ vectors_ND.T
     scores[np.arange(len(rows)), rows] = -np.inf
     return np.argsort(-scores, axis=1, kind="stable")[:, :neighbours]

@@ -1,7 +1,7 @@
-"""Memory that a forward pass frees is kept for the next one, which asks for the same again.
+"""Keeps the memory that a forward pass frees for the next one, which needs the same amount.
 
-glibc gives large blocks back to the system as soon as they are free. To get them again, zeroed page by page, is a
-quarter of the time of encoding on a processor.
+glibc returns large freed blocks to the system at once. Getting them back, zeroed page by page, takes a quarter of the
+encoding time on a CPU.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGE_BLOCK_BYTES = 32 * 2**20  # larger ones go back: what a pass holds at once must not be kept twice over
-_KEPT_BYTES = 64 * 2**20  # at the end of each thread's heap
+_LARGE_BLOCK_BYTES = 32 * 2**20  # larger blocks are returned: keeping them could double a pass's memory
+_KEPT_BYTES = 64 * 2**20  # free memory kept at the end of each thread's heap
 
 
 def keep_freed_memory() -> None:
-    """For the whole process. Does nothing where malloc is not glibc's."""
+    """Applies to the whole process. Does nothing if malloc is not glibc's."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)

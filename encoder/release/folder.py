@@ -1,4 +1,4 @@
-"""Release folders: a frozen model with everything that is needed to use it, and nothing that runs code.
+"""Release folders: a frozen model with everything needed to use it, and no executable code.
 
     releases/NAME/  release.json            what it is: dimension, trained-through time, versions, model shape
                     model.safetensors       weights
@@ -6,12 +6,12 @@
                     items.parquet           raw item ids beside their hashes
                     metrics.json, curve.png, MODEL_CARD.md
                     checksums.json          SHA-256 of every file above
-                    tables.*                packed item tables (packed_tables.py), where they are no weights
-                    alignment.*             map into another release's space (alignment.py), made afterwards and
-                                            checked by itself
+                    tables.*                packed item tables (packed_tables.py), if packed
+                    alignment.*             map into another release's space (alignment.py), written later, with its
+                                            own checksum
 
-The folder appears whole, by one rename. Afterwards one thing alone is changed: `spoor release retire` adds `retired` to
-release.json, which its checksum leaves out. This module does not import torch.
+The folder appears whole, by one rename. Only `spoor release retire` changes a file afterwards: it adds `retired` to
+release.json, which the checksum ignores. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ from spoor.encoder.release.info import FORMAT, TRAIN_AGAIN, ReleaseInfo, read_fi
 from spoor.encoder.release.model_card import model_card
 from spoor.encoder.release.training_end import TrainingEnd
 
-BEFORE_REFIT_FILE = "before_refit.safetensors"  # weights of the best epoch, kept where test events wait for them
+BEFORE_REFIT_FILE = (
+    "before_refit.safetensors"  # weights of the best epoch, kept if there are test events to evaluate them on
+)
 Weights = Mapping[str, npt.NDArray[np.generic]]
 _ADDED = {"checksums.json", "alignment.json", "alignment.safetensors", "tables.bin", "tables.crc", "tables.json"}
-_NAMED = 3  # of foreign files, in an error
+_NAMED = 3  # foreign files that an error names
 
 
 @dataclass(frozen=True, eq=False)
 class Release:
-    """A release read and verified. `weights`: the model's parameters by name, without item tables that are packed."""
+    """A verified release. `weights`: the model's parameters by name, without packed item tables."""
 
     info: ReleaseInfo
     vocabulary: Vocabulary
@@ -58,7 +60,7 @@ class Release:
     metrics: dict[str, Any]
 
     def trainable_weights(self) -> Weights:
-        """All parameters. Raises UsageError where the item tables are packed."""
+        """All parameters. Raises UsageError if the item tables are packed."""
         if self.info.packed is not None:
             raise UsageError(
                 f"release `{self.info.name}` has packed item tables, which cannot be trained further",
@@ -83,12 +85,12 @@ def save_release(
     more_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> ReleaseInfo:
-    """Writes the release whose name is the folder's: whole, or not at all. One that is replaced stands until then.
+    """Writes the release of the folder's name atomically. A release that it replaces stays in place until then.
 
-    `training` (settings and circumstances) goes into release.json and the model card; `split`: what `check_split` of
-    encoder/data/split.py will ask for; `more_files`: further files by name, kept and checked with the others. Raises
-    UsageError for a bad name or a release that exists (unless `overwrite`), InfrastructureError if the folder cannot be
-    written.
+    `training` (settings and circumstances) goes into release.json and the model card; `split`: `Split.record` of
+    encoder/data/split.py, for `check_split`; `more_files`: further files by name, with checksums like the others.
+    Raises UsageError for a bad name or an existing release (unless `overwrite`), InfrastructureError if the folder
+    cannot be written.
     """
     check_release_name(folder.name)
     check_free(folder, overwrite=overwrite)
@@ -127,7 +129,7 @@ def write_files(
     metrics: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> None:
-    """A release's files into its unfinished folder, with what describes them. Raises OSError."""
+    """Writes `files`, release.json, the model card and the checksums to an unfinished folder. Raises OSError."""
     record = info.to_json()
     whole = dict(files) | {
         "MODEL_CARD.md": model_card(record, metrics=metrics, training=training).encode(),
@@ -141,7 +143,7 @@ def write_files(
 def load_release(folder: Path) -> Release:
     """Reads a release and verifies every file against its checksum.
 
-    Raises UsageError if there is no such folder, DataError if it is damaged, foreign or of another hash version.
+    Raises UsageError if there is no such folder, DataError if it is damaged, no release or of another hash version.
     """
     info = read_info(folder)
     files = verified_files(info)
@@ -164,7 +166,7 @@ def load_release(folder: Path) -> Release:
 
 
 def verified_files(info: ReleaseInfo, *, without: Collection[str] = ()) -> dict[str, bytes]:
-    """Every file that has a checksum. Raises DataError for one that does not match it."""
+    """All files with a checksum, but those of `without`. Raises DataError if one does not match its checksum."""
     files = {}
     for name, expected in checksums(info.folder).items():
         if name not in without:
@@ -175,13 +177,13 @@ def verified_files(info: ReleaseInfo, *, without: Collection[str] = ()) -> dict[
 
 
 def training_record(info: ReleaseInfo) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A release's metrics, and the settings and circumstances of its training."""
+    """A release's metrics, and the settings and circumstances of its training. Raises as `verified_files`."""
     files = verified_files(info, without=checksums(info.folder).keys() - {"metrics.json", "release.json"})
     return json.loads(files["metrics.json"]), json.loads(files["release.json"])["training"]
 
 
 def known_items(info: ReleaseInfo) -> list[str]:
-    """Raw ids of the items that a release knows, without its weights. Raises DataError for a damaged file."""
+    """Raw ids of the items that a release knows; reads no weights. Raises DataError for a damaged file."""
     files = verified_files(info, without=checksums(info.folder).keys() - {"items.parquet"})
     try:
         return pq.read_table(pa.BufferReader(files["items.parquet"]))["item_id"].to_pylist()
@@ -194,8 +196,8 @@ def does_not_match(info: ReleaseInfo, name: str) -> DataError:
 
 
 def mark_retired(folder: Path) -> ReleaseInfo:
-    """Adds `retired` to release.json, in one atomic step. Marked twice, nothing changes. Raises as `read_info`, and
-    InfrastructureError if the folder cannot be written."""
+    """Adds `retired` to release.json atomically; idempotent. Raises as `read_info`, and InfrastructureError if the
+    folder cannot be written."""
     info = read_info(folder)
     if not info.retired:
         record = json.loads(read_file(folder / "release.json"))
@@ -204,7 +206,7 @@ def mark_retired(folder: Path) -> ReleaseInfo:
 
 
 def _unmarked(data: bytes) -> bytes:
-    """release.json as it was before it was marked retired; other bytes as they are."""
+    """release.json without its `retired` mark; other bytes unchanged."""
     try:
         record = json.loads(data)
     except ValueError:
@@ -215,13 +217,13 @@ def _unmarked(data: bytes) -> bytes:
 
 
 def kept_file(folder: Path, name: str) -> bytes | None:
-    """A file that not every release has, None where it has not. Raises InfrastructureError if it cannot be read."""
+    """An optional file of a release, None if it is missing. Raises InfrastructureError if it cannot be read."""
     path = folder / name
     return read_file(path) if path.exists() else None
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 by file. Raises DataError if they are not those of a release."""
+    """SHA-256 by file name. Raises DataError if checksums.json does not list the files of a release."""
     try:
         found = json.loads(read_file(folder / "checksums.json"))
     except (ValueError, RecursionError):
@@ -233,8 +235,8 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def check_free(folder: Path, *, overwrite: bool, option: str = "--overwrite") -> None:
-    """Raises UsageError unless `folder` is free, or `overwrite` and it holds a release of its name and nothing else.
-    `option`: how the caller lets its user overwrite; empty = not at all."""
+    """Raises UsageError unless `folder` is free, or `overwrite` is set and it holds only a release of the same name.
+    `option`: the caller's option to overwrite, for the hint; empty = none."""
     restore_folder(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -261,15 +263,15 @@ def check_free(folder: Path, *, overwrite: bool, option: str = "--overwrite") ->
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields an unfinished folder that takes the place of `folder` at the end, and is removed on any error.
-    Raises InfrastructureError if it cannot be written."""
+    """Yields an unfinished folder that replaces `folder` at the end, and is removed on any error. Raises
+    InfrastructureError if it cannot be written."""
     with unfinished_folder(folder) as temporary:
         yield temporary
         replace_folder(folder, temporary)
 
 
 def _release_name(folder: Path) -> str | None:
-    """What release.json says, of whatever version; None where there is none."""
+    """The name in release.json, of any format version; None if there is none."""
     record = _json(folder / "release.json")
     return str(record["name"]) if record.get("format") == FORMAT and "name" in record else None
 
@@ -279,7 +281,7 @@ def _release_files(folder: Path) -> set[str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty where there is none."""
+    """The JSON object in the file; empty if there is none."""
     with suppress(DataError, InfrastructureError, ValueError, RecursionError):
         record = json.loads(read_file(path))
         if isinstance(record, dict):
@@ -288,7 +290,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _free_beside(folder: Path) -> Path:
-    """Inside a folder of releases, which was perhaps meant; else beside the folder."""
+    """A free path, inside `folder` if it holds releases (the user may have meant that), else beside it."""
     inside = folder.is_dir() and any(folder.glob("[!.]*/release.json"))
     stem = folder / "base" if inside else folder
     numbered = (stem.with_name(f"{stem.name}-{number}") for number in range(1, 1_000_000))

@@ -1,7 +1,7 @@
-"""A release at work: histories to user vectors, item hashes to item vectors.
+"""Inference with a release: histories to user vectors, item hashes to item vectors.
 
-`FrozenEncoder` is what the writer in store/ calls. It may be shared between threads: nothing in it changes after
-construction, and torch's inference mode belongs to the thread.
+The writer in store/writer.py calls `FrozenEncoder`. Threads may share it: it never changes after construction, and
+torch's inference mode is per thread.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from spoor.encoder.release.packed_tables import PackedTables, open_packed
 from spoor.kernels.backend import require_usable
 
 Vectors = npt.NDArray[np.float32]
-_PADDING = 0.1  # most rows to add to a batch, as a share of its events
+_PADDING = 0.1  # maximum padding of a batch, as a share of its events
 
 
 class FrozenEncoder:
     """Raises as `frozen_model`."""
 
     def __init__(self, release: Release, *, token_budget: int = 8_192) -> None:
-        """`token_budget`: events in one forward pass; bounds memory, does not change any vector."""
+        """`token_budget`: events of one forward pass; bounds memory, does not change any vector."""
         self.release = release.info.name
         self.dimension = release.info.dimension
         self.max_events = release.info.max_events
@@ -55,11 +55,11 @@ class FrozenEncoder:
         return self.vocabulary.items
 
     def encode(self, histories: Histories) -> tuple[Vectors, Indexes]:
-        """User vectors float32[U, d], of norm 1 where the score is the cosine, and events used int64[U] (at most
+        """User vectors float32[U, d], of norm 1 if the score is the cosine, and events used int64[U] (at most
         max_events).
 
-        A user without events gets zeros and 0. A vector depends on the user's own newest events alone, to 1e-5,
-        whatever else is in the batch.
+        A user without events gets zeros and 0. A vector depends only on the user's newest events; the other users of
+        the batch change it by less than 1e-5.
         """
         recent = histories.newest(self.max_events)
         lengths = recent.lengths
@@ -72,8 +72,7 @@ class FrozenEncoder:
         return vectors, lengths
 
     def item_vectors(self, item_hashes: npt.NDArray[np.uint64]) -> Vectors:
-        """uint64[n] to float32[n, d], of norm 1 where the score is the cosine. Every unknown item has the vector of
-        row 0."""
+        """uint64[n] to float32[n, d], of norm 1 if the score is the cosine. Unknown items have the vector of row 0."""
         items = torch.from_numpy(self.vocabulary.item_indexes(np.asarray(item_hashes, np.uint64)))
         vectors = np.empty((len(items), self.dimension), np.float32)
         with torch.inference_mode():
@@ -84,12 +83,12 @@ class FrozenEncoder:
 
 
 def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int = 1) -> list[FrozenEncoder]:
-    """The named releases, or every release of the folder if none is named, to write vectors with. Raises as
-    `load_release`, and UsageError for a release whose vectors have no norm of 1, which no view holds, or where this
-    machine lacks what `kernels.backend` asks for.
+    """Encoders of the named releases, or of all releases in the folder if none is named, for writing vectors. Raises as
+    `load_release`, and UsageError for a release whose vectors lack the norm of 1 that views need, or if this machine
+    cannot run `kernels.backend`.
 
-    `threads`: how many processor threads torch may use in this process. One, because work spreads over processes:
-    where threads outnumber free cores, torch's wait for one another in busy loops and encode ten times slower.
+    `threads`: CPU threads that torch may use in this process. The default is one, because work spreads over processes:
+    if threads outnumber free cores, torch's threads busy-wait for one another and encode ten times slower.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -106,7 +105,7 @@ def load_encoders(releases_folder: Path, names: Sequence[str], *, threads: int =
 
 
 def new_model(config: ModelConfig, vocabulary: Vocabulary, *, packed: PackedTables | None = None) -> UserEncoder:
-    """The network for this vocabulary, its parameters not yet set; items come from `packed` tables, if given."""
+    """The network for this vocabulary, with uninitialised parameters; items come from `packed` tables, if given."""
     return UserEncoder(
         config,
         item_rows=torch.from_numpy(item_rows(config, vocabulary)),
@@ -124,8 +123,8 @@ def item_rows(config: ModelConfig, vocabulary: Vocabulary) -> Indexes:
 
 
 def frozen_model(release: Release) -> UserEncoder:
-    """The release's network, in evaluation mode. Raises DataError when the weights do not fit its configuration,
-    UsageError where this machine lacks what `kernels.backend` asks for."""
+    """The release's network, in evaluation mode. Raises DataError if the weights do not fit its configuration,
+    UsageError if this machine cannot run `kernels.backend`."""
     require_usable()
     packed = None
     if release.info.packed is not None:
@@ -137,7 +136,7 @@ def frozen_model(release: Release) -> UserEncoder:
 
 
 def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: str) -> None:
-    """Raises DataError, which names the release, when they do not fit."""
+    """Loads the weights. Raises DataError, which names the release, if they do not fit."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -149,8 +148,8 @@ def take_weights(model: UserEncoder, weights: Mapping[str, Tensor], *, release: 
 
 @dataclass(frozen=True, eq=False)
 class LengthBatch:
-    """Some users' histories. `users` int64 [U]; `rows` int64 [N]: where each event lies; `offsets` int64 [U + 1] into
-    them; `lengths` int64 [U]: real events of each history, which repeats its last one where it has more rows."""
+    """Histories of some users. `users` int64 [U]; `rows` int64 [N]: index of each event; `offsets` int64 [U + 1] into
+    `rows`; `lengths` int64 [U]: real events of each history; the padding after them repeats the last one."""
 
     users: Indexes
     rows: Tensor
@@ -161,8 +160,8 @@ class LengthBatch:
 def batches_by_length(offsets: Indexes, *, token_budget: int) -> Iterator[LengthBatch]:
     """Users with events, short histories first, in batches of at most `token_budget` events (at least one user).
 
-    Where the lengths of a batch are nearly one, as they mostly are, its histories are made equally long: attention is
-    causal, so no event sees what comes after it, and a rectangle needs no gathering in any layer."""
+    If padding adds at most 10 % to a batch, as usual, its histories are padded to one length: attention is causal, so
+    no event sees the padding after it, and a rectangular batch needs no gathering in any layer."""
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]

@@ -1,7 +1,7 @@
-"""What release.json says of a release, read without its weights and checked field by field.
+"""Reads release.json, without the weights, and checks it field by field.
 
-The file comes from elsewhere: it is read up to a size, of known formats and hash versions only, and anything unexpected
-in it is a DataError. This module does not import torch.
+The file may come from elsewhere: its size is limited, only known formats and hash versions are read, and anything
+unexpected in it is a DataError. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from spoor.encoder.release.training_end import TrainingEnd
 
 FORMAT, FORMAT_VERSION = "spoor-release", 2
 TRAIN_AGAIN = "restore the folder from a copy, or remove it and train again with `spoor pretrain --release NAME`"
-_JSON_BYTES = 16 << 20  # of any of a release's JSON files
+_JSON_BYTES = 16 << 20  # maximum size of a release's JSON file
 _OTHER_VERSION = "use the version of Spoor that wrote it, or train the release again"
-_AS_STORED = (  # fields of ReleaseInfo that are values of JSON
+_AS_STORED = (  # fields of ReleaseInfo that are stored unchanged in JSON
     *("name", "dimension", "max_events", "trained_through_ms", "hash_version", "created_at", "data_fingerprint"),
     "split",
 )
@@ -32,30 +32,30 @@ _AS_STORED = (  # fields of ReleaseInfo that are values of JSON
 
 @dataclass(frozen=True)
 class ReleaseInfo:
-    """What release.json says, without the weights."""
+    """The contents of release.json."""
 
     name: str
     folder: Path
     dimension: int  # floats of a user or item vector
     max_events: int  # newest events that the model reads: its served_length
-    trained_through_ms: int  # time of the newest event that had any part in training
+    trained_through_ms: int  # time of the newest event used in training
     hash_version: int  # of activity/hashing.py
     created_at: str  # ISO 8601, UTC
     data_fingerprint: str  # SHA-256 of the training events
     model: ModelConfig
     split: Mapping[str, Any] | None = None  # protocol, digest and shuffle_ties of the events it was trained on
     packed: Mapping[str, Any] | None = None  # layout of its item tables, and the release that they were packed from
-    aligned: Mapping[str, Any] | None = None  # whose vectors it turns, into whose space, and how near they come
-    ended: TrainingEnd | None = None  # how its training ended; None in releases from before this was kept
-    retired: bool = False  # no worker and no job writes its rows any more
+    aligned: Mapping[str, Any] | None = None  # release that it rotates, target release, space and the comparison
+    ended: TrainingEnd | None = None  # how its training ended; None in older releases, which did not record it
+    retired: bool = False  # workers and jobs no longer write its rows
 
     @property
     def space(self) -> str:
-        """The release whose vectors this one's may stand in for: its own name, unless it was aligned."""
+        """The release whose vectors this one's can replace: its own name, unless it is aligned."""
         return self.name if self.aligned is None else self.aligned["space"]
 
     def to_json(self) -> dict[str, Any]:
-        """As release.json holds it; `retired` is added later, and `training` by the writer."""
+        """The record in release.json without `retired`, which is added later, and `training`, which the writer adds."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -69,7 +69,7 @@ class ReleaseInfo:
 
 
 def read_info(folder: Path) -> ReleaseInfo:
-    """release.json alone, in a millisecond; checksums are not verified. Errors as `load_release`."""
+    """Reads only release.json, in a millisecond; checksums are not verified. Raises as `load_release`."""
     path = folder / "release.json"
     if not path.exists():
         restore_folder(folder)
@@ -108,8 +108,8 @@ def read_info(folder: Path) -> ReleaseInfo:
 
 
 def list_releases(folder: Path) -> list[ReleaseInfo]:
-    """Every release in the folder, by name. Hidden folders (unfinished work) and folders without a release.json are
-    none; a folder that does not exist holds none. Raises DataError for a damaged one."""
+    """All releases in the folder, by name. Skips hidden folders (unfinished work) and folders without a release.json;
+    a missing folder has no releases. Raises DataError for a damaged release."""
     if not folder.is_dir():
         return []
     found = sorted(path for path in folder.iterdir() if RELEASE_NAME.fullmatch(path.name))
@@ -117,7 +117,7 @@ def list_releases(folder: Path) -> list[ReleaseInfo]:
 
 
 def short_histories(infos: Iterable[ReleaseInfo], *, kept: int) -> str | None:
-    """A warning if releases read more events than the `kept` ones that a stored history holds; else None."""
+    """A warning if releases read more events than the `kept` events of a stored history; else None."""
     longer = [info for info in infos if info.max_events > kept]
     if not longer:
         return None
@@ -131,7 +131,7 @@ def short_histories(infos: Iterable[ReleaseInfo], *, kept: int) -> str | None:
 
 
 def read_file(path: Path) -> bytes:
-    """A file of a release; a JSON file up to a size. Raises DataError if it is missing or too large,
+    """A file of a release; JSON files have a size limit. Raises DataError if it is missing or too large,
     InfrastructureError if it cannot be read."""
     try:
         return read_at_most(path, _JSON_BYTES) if path.suffix == ".json" else path.read_bytes()

@@ -1,4 +1,7 @@
-"""The model card of a release: what it is, what it was trained on, how well it ranks, what it must not be used for."""
+"""The model card of a release: its shape, training data and settings, ranking quality and limits, as Markdown.
+
+folder.py writes it beside release.json, from the same record.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from spoor.encoder.release.training_end import TrainingEnd
 
 
 def model_card(record: Mapping[str, Any], *, metrics: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    """Markdown. `record` is what release.json holds."""
+    """Markdown text. `record`: the contents of release.json."""
     through = datetime.fromtimestamp(record["trained_through_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
     return "\n".join(
         [

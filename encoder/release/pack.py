@@ -1,8 +1,8 @@
-"""A release with packed item tables, built from one with float tables; and what its tables are like.
+"""Builds a release with packed item tables from one with float tables, and reports on a release's tables.
 
-    release NAME -> its tables, a slice at a time, packed -> release NEW, the same but for the weights before the refit
+    release NAME -> its tables, packed slice by slice -> release NEW, the same without the weights before the refit
 
-Memory does not grow with the tables: they are read from a mapped file and written as they are read.
+Memory does not grow with the tables: slices are read from a mapped file and written one at a time.
 
 Legend: R rows of all tables together, T tables, W floats of a row.
 """
@@ -55,7 +55,7 @@ _SLICE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class PackPlan:
-    """What building will do. `bytes_by_layout`: of one row, in every layout that can hold it."""
+    """The planned packing. `bytes_by_layout`: bytes of one row, in every layout that can hold it."""
 
     source: ReleaseInfo
     out: Path
@@ -78,7 +78,7 @@ class PackPlan:
 
 
 def plan_packing(source: Path, *, out: Path, layout: Layout, overwrite: bool = False) -> PackPlan:
-    """Raises UsageError for a source that is packed or is `out`, a bad name, a release that exists or a width that the
+    """Raises UsageError for a source that is packed or is `out`, a bad name, an existing release or a width that the
     layout cannot hold; DataError for a damaged source."""
     check_release_name(out.name)
     check_free(out, overwrite=overwrite)
@@ -106,7 +106,7 @@ def plan_packing(source: Path, *, out: Path, layout: Layout, overwrite: bool = F
 def pack_release(
     plan: PackPlan, *, progress: Callable[[int], None] = lambda rows: None
 ) -> tuple[ReleaseInfo, TableRecord]:
-    """Writes the release: whole, or not at all. `progress` hears how many rows are done. Raises DataError for a damaged
+    """Writes the release atomically. `progress` is called with the number of rows done. Raises DataError for a damaged
     source or a number that the layout cannot hold, InfrastructureError if the folder cannot be written."""
     source = plan.source
     if _digest(source.folder / _WEIGHTS) != checksums(source.folder)[_WEIGHTS]:
@@ -135,19 +135,19 @@ def pack_release(
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table of a release, seen from the items that it knows."""
+    """How the release's known items use one of its tables."""
 
     table: int
     rows: int
-    fill: float  # share of rows that some known item uses
-    colliding: float  # share of known items that share their row here with another
-    error: float | None  # relative, L2, of packing; None of float tables
+    fill: float  # share of rows used by known items
+    colliding: float  # share of known items that share their row with another
+    error: float | None  # relative L2 error of packing; None for float tables
 
 
 @dataclass(frozen=True)
 class TablesReport:
-    """`confused`: share of known items that share their rows in all tables, and so have one embedding, with another;
-    `unseen`: share of the given events whose item the release does not know, None without events."""
+    """`confused`: share of known items that share their rows of all tables, and so their embedding, with another item;
+    `unseen`: share of the given events whose item is unknown to the release, None without events."""
 
     release: str
     layout: str
@@ -159,7 +159,7 @@ class TablesReport:
 
 
 def report_tables(folder: Path, *, event_items: Sequence[str] | None = None) -> TablesReport:
-    """`event_items`: raw item ids of events. Raises as `load_release` and, of packed tables, as PackedTables."""
+    """`event_items`: raw item ids of events. Raises as `load_release` and, for packed tables, as PackedTables."""
     release = load_release(folder)
     info = release.info
     packed = None if info.packed is None else open_packed(info, known_items=len(release.vocabulary.items)).record
@@ -180,7 +180,7 @@ def report_tables(folder: Path, *, event_items: Sequence[str] | None = None) -> 
 
 
 def _shared(times: np.ndarray) -> float:
-    """Share of items that are not alone, from how many items each place has."""
+    """Share of items that share their row. `times`: number of items of each row."""
     return float(times[times > 1].sum() / max(times.sum(), 1))
 
 

@@ -1,11 +1,11 @@
-"""Item tables in a file of packed rows that is mapped, not read: memory grows with the rows that are asked for.
+"""Item tables in a memory-mapped file of packed rows: memory grows only with the rows that are read.
 
-    tables.bin     the rows of all tables (kernels/hashed_gather/layouts.py), nothing else
+    tables.bin     only the rows of all tables (kernels/hashed_gather/layouts.py)
     tables.crc     CRC-32 of every chunk of rows, uint32
-    tables.json    layout, sizes, and what packing has cost each table
+    tables.json    layout, sizes, and the packing error of each table
 
-A chunk is compared with its checksum when the first of its rows is asked for, so a table of any size is served at once
-and a damaged part of it is never used.
+A chunk is checked against its checksum at the first read of one of its rows, so a table of any size serves at once and
+a damaged chunk is never used.
 
 Legend: R rows of all tables together, M items, T tables, W floats of a row.
 """
@@ -32,13 +32,13 @@ from spoor.kernels.hashed_gather.cpu import gather_on_cpu
 from spoor.kernels.hashed_gather.layouts import Layout, pack_rows, row_bytes
 
 ROWS_FILE, CHECKSUMS_FILE, RECORD_FILE = "tables.bin", "tables.crc", "tables.json"
-_CHUNK_BYTES = 32 * 1024  # at most: the first row of a chunk costs reading all of it
+_CHUNK_BYTES = 32 * 1024  # maximum; the first row read of a chunk costs reading all of it
 _RESTORE = "restore the folder from a copy, or build it again with `spoor release tables build SOURCE NAME --overwrite`"
 
 
 @dataclass(frozen=True)
 class TableRecord:
-    """What tables.json holds. `errors`: of each table, relative, L2, against the rows that were packed."""
+    """The contents of tables.json. `errors`: each table's relative L2 error against the rows that were packed."""
 
     layout: Layout
     width: int  # floats of a row
@@ -50,11 +50,11 @@ class TableRecord:
 
 
 class PackedTables:
-    """Rows of a mapped file. May be shared between threads. On the CPU, whatever the backend of attention."""
+    """Rows of a mapped file. Threads may share it. Runs on the CPU with any backend of attention."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads the record and the checksums, maps the rows. Raises DataError when they do not fit together,
-        InfrastructureError when a file cannot be read."""
+        """Reads the record and the checksums, maps the rows. Raises DataError if they do not fit together or a file is
+        missing, InfrastructureError if a file cannot be read."""
         self.record = _record(folder)
         self._path = folder / ROWS_FILE
         chunks, expected = -(-self.record.rows // self.record.chunk_rows), self.record.rows * self.record.row_bytes
@@ -71,19 +71,19 @@ class PackedTables:
             mapped = mmap.mmap(self._file.fileno(), expected, prot=mmap.PROT_READ)
         except OSError as error:
             raise _unreadable(folder, error) from None
-        mapped.madvise(mmap.MADV_RANDOM)  # rows lie anywhere: reading ahead would be waste
+        mapped.madvise(mmap.MADV_RANDOM)  # access is random: no read-ahead
         self._checksums = np.frombuffer(checksums, np.uint32)
         self._chunk_shift = self.record.chunk_rows.bit_length() - 1
         self._whole = np.zeros(chunks, bool)  # chunks that match their checksum
-        with warnings.catch_warnings(action="ignore"):  # that the mapping cannot be written: nothing does
+        with warnings.catch_warnings(action="ignore"):  # warns that the mapping is read-only; fine here
             packed = torch.frombuffer(mapped, dtype=torch.uint8)
         self._packed = packed.view(self.record.rows, self.record.row_bytes)
 
     def gather(self, rows_MT: Tensor) -> Tensor:
-        """int64 [M, T] rows to float32 [M, T * W]. Raises DataError when a row lies in a damaged chunk, IndexError for
-        a row that is not there."""
+        """int64 [M, T] rows to float32 [M, T * W]. Raises DataError for a row in a damaged chunk, IndexError for a row
+        out of range."""
         chunks = rows_MT.numpy().ravel() >> self._chunk_shift
-        # Clipped: of a row that is not there gather_on_cpu tells.
+        # Clipped: gather_on_cpu raises for a row out of range.
         if not self._whole.take(chunks, mode="clip").all():
             chunks = np.unique(chunks.clip(0, len(self._whole) - 1))
             for chunk in chunks[~self._whole[chunks]].tolist():
@@ -91,13 +91,13 @@ class PackedTables:
         return gather_on_cpu(self._packed, rows_MT, width=self.record.width, layout=self.record.layout)
 
     def verify(self) -> None:
-        """Compares every chunk with its checksum. Raises DataError."""
+        """Checks every chunk against its checksum. Raises DataError."""
         for chunk in range(len(self._checksums)):
             self._verify(chunk)
 
     def _verify(self, chunk: int) -> None:
         size = self.record.chunk_rows * self.record.row_bytes
-        # Not through the mapping: pages that are only checked need not stay in this process's memory.
+        # Not through the mapping: pages that are only checked would stay in this process's memory.
         if zlib.crc32(os.pread(self._file.fileno(), size, chunk * size)) != self._checksums[chunk]:
             first = chunk * self.record.chunk_rows
             raise DataError(
@@ -108,8 +108,8 @@ class PackedTables:
 
 
 def open_packed(info: ReleaseInfo, *, known_items: int) -> PackedTables:
-    """The tables of a release that knows so many items. Raises DataError when they are not those of its model, and as
-    PackedTables."""
+    """The packed tables of a release. Raises DataError if they do not fit its model and its number of `known_items`,
+    and as PackedTables."""
     tables, model = PackedTables(info.folder), info.model
     found, rows = tables.record, model.hash_functions * model.rows_for(known_items)
     if (found.width, found.tables, found.rows) != (model.table_width, model.hash_functions, rows):
@@ -124,12 +124,12 @@ def open_packed(info: ReleaseInfo, *, known_items: int) -> PackedTables:
 def write_packed(
     folder: Path, parts: Iterable[Tensor], *, rows: int, tables: int, width: int, layout: Layout
 ) -> TableRecord:
-    """Packs float32 parts [*, W], which are `rows` rows together, into the three files, one part at a time.
+    """Packs float32 parts [*, W], of `rows` rows in total, into the three files, one part at a time.
 
-    Raises DataError for a number that the layout cannot hold; the folder then holds unfinished files."""
+    Raises DataError for a number that the layout cannot hold; unfinished files then stay in the folder."""
     size = row_bytes(width, layout)
     chunk_rows = 1 << max((_CHUNK_BYTES // size).bit_length() - 1, 0)
-    squares = np.zeros((2, tables))  # of the errors, and of the rows, per table
+    squares = np.zeros((2, tables))  # sums of squares per table: of errors, of rows
     checksums = _Checksums(chunk_rows * size)
     done = 0
     with (folder / ROWS_FILE).open("wb") as file:
@@ -156,7 +156,7 @@ def write_packed(
 
 
 class _Checksums:
-    """CRC-32 of every `size` bytes of what is added."""
+    """CRC-32 of every `size` bytes of the added data."""
 
     def __init__(self, size: int) -> None:
         self._size, self._open, self._current = size, size, 0

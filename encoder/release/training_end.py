@@ -1,4 +1,7 @@
-"""How a training ended, as release.json, the model card and `spoor release list` say it."""
+"""How a training ended: the record in release.json, and its text in the model card and `spoor release list`.
+
+`rising` and `cut` mark a release that longer training would have improved.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NOTABLE_GAIN = 1.01  # of NDCG@10 from one evaluation to the next: above it, more training would have helped
+_NOTABLE_GAIN = 1.01  # ratio of NDCG@10 between evaluations; above it, more training would have helped
 
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """`by`: epochs, patience, steps, or max_minutes, of the first stage. `cut`: the clock ended a stage before its
-    planned steps, so the learning rate had not come down. `rising`: validation NDCG@10 was still rising when a limit
-    ended the training. `planned_steps`: 0 where nothing limited them; pretrain.steps of that number repeats the run,
+    """`by`: what ended the first stage: epochs, patience, steps or max_minutes. `cut`: the time limit ended a stage
+    before its planned steps, so the learning rate had not decayed. `rising`: validation NDCG@10 was still rising when
+    a limit ended the training. `planned_steps`: 0 = no limit; setting pretrain.steps to this number repeats the run,
     unless it was cut."""
 
     by: str
@@ -40,14 +43,14 @@ class TrainingEnd:
 
     @property
     def note(self) -> str:
-        """In a few words, for a list; empty where nothing has to be said."""
+        """A few words for a list; empty if there is nothing to report."""
         if self.rising:
             return f"stopped by {self.by} while still rising"
         return f"cut short by {self.by}" if self.cut else ""
 
     @property
     def line(self) -> str:
-        """A sentence for people; empty where nothing has to be said."""
+        """A sentence for users; empty if there is nothing to report."""
         if not self.note:
             return ""
         said = f"pretrain.{self.by} ended the training after {self.steps:,} steps"

@@ -1,7 +1,7 @@
-"""A release's network to train further, inside a ranker: with the items that have appeared since.
+"""A release's network for further training in a ranker, extended by new items.
 
-Hashed tables have rows for every item there will ever be. Where items have rows of their own, a new one starts as the
-release's unknown item, which is what it was until now.
+Hashed tables already have rows for any item. With direct tables a new item gets its own row, which starts as a copy of
+the unknown item's row.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _TABLE = "items.weight"
 
 
 def trainable(release: Release, *, new_items: Sequence[str] = ()) -> tuple[UserEncoder, Vocabulary]:
-    """The release's network and its vocabulary with `new_items` (raw ids, those it knows already are left out).
+    """The release's network and its vocabulary, extended by `new_items` (raw ids; known ones are ignored).
 
-    What the release does not know otherwise, actions and surfaces too, stays index 0. Raises DataError when the
-    weights do not fit the release's configuration, UsageError when its tables are packed.
+    Other unknown items, actions and surfaces stay index 0. Raises DataError if the weights do not fit the release's
+    configuration, UsageError if its tables are packed.
     """
     vocabulary = extended(release.vocabulary, new_items)
     model = new_model(release.info.model, vocabulary)
     weights = {name: torch.from_numpy(np.array(array)) for name, array in release.trainable_weights().items()}
     if release.info.model.items == "direct" and _TABLE in weights:
-        place = release.vocabulary.item_indexes(vocabulary.items)  # 0, the unknown, for what is new
+        place = release.vocabulary.item_indexes(vocabulary.items)  # 0, the unknown item, for new items
         weights[_TABLE] = weights[_TABLE][np.concatenate([[0], place])]
     take_weights(model, weights, release=release.info.name)
     return model, vocabulary
 
 
 def extended(vocabulary: Vocabulary, new_items: Sequence[str]) -> Vocabulary:
-    """With these items beside those that it knows."""
+    """The vocabulary with these items added."""
     ids = sorted(set(new_items))
     hashes, first = np.unique(hash_items(ids), return_index=True)
     unknown = vocabulary.item_indexes(hashes) == 0
