@@ -1,8 +1,8 @@
-"""Which implementation the attention operators run: Triton's where the tensors are on a GPU, PyTorch's own elsewhere.
+"""Selects the implementation of the operators: Triton for tensors on a GPU, PyTorch elsewhere.
 
-The choice is one for all operators of a process and can be forced: by `kernels.backend` in the settings, which every
-process that computes follows (the command's, the encoders', Beam's workers), or by tests, which run Triton's kernels in
-its interpreter (TRITON_INTERPRET=1 before they are imported).
+One choice holds for all operators of a process and can be forced: by `kernels.backend` in the settings, in every
+process that computes (the command's, the encoders', Beam's workers), or by tests, which run the Triton kernels in its
+interpreter (TRITON_INTERPRET=1 before the import).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _forced: Choice = "auto"
 
 
 def force(choice: Choice) -> None:
-    """From now on, in this process."""
+    """Sets the choice for this process from now on."""
     global _forced
     _forced = choice
 
 
 def choice() -> Choice:
-    """What was forced in this process, for those that it starts."""
+    """The forced choice of this process, to pass to child processes."""
     return _forced
 
 
 def require_usable() -> None:
-    """Raises UsageError where Triton is forced and PyTorch finds no GPU."""
+    """Raises UsageError if Triton is forced and PyTorch finds no GPU."""
     import torch
 
     if _forced == "triton" and not torch.cuda.is_available() and not _interpreting():
@@ -40,7 +40,7 @@ def require_usable() -> None:
 
 
 def backend_of(x: Tensor) -> Backend:
-    """Raises UsageError where Triton is forced and the tensor is not on a GPU."""
+    """The backend for this tensor. Raises UsageError if Triton is forced and the tensor is not on a GPU."""
     if _forced != "triton":
         return "triton" if _forced == "auto" and x.is_cuda else "cpu"
     if not x.is_cuda and not _interpreting():

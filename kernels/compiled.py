@@ -1,12 +1,11 @@
-"""Compiles every Triton kernel for GPUs that need not be here, and tells what the machine code uses.
+"""Compiles every Triton kernel ahead of time, without a GPU; records registers, spills and shared memory.
 
-    python -m spoor.kernels.compiled --write     all of them (some minutes), to kernels/compiled.json
+    python -m spoor.kernels.compiled --write     all kernels (some minutes), to kernels/compiled.json
     python -m spoor.kernels.compiled --kernels dcat_attention_fwd_kernel --targets sm_90 --types fp16 --heads 64
 
-One row per kernel, type, head and target (of hashed_gather: layout and group of floats for type and head): tiles,
-registers, spilled bytes, shared memory, and the target's limit of it. The sources are the kernels' own, the launches
-those of kernels/launch.py. Nothing is run: whether the results are right is proven in Triton's interpreter and, where
-there is one, on a GPU.
+One row per kernel, type, head and target (hashed_gather: layout and group of floats for type and head): tiles,
+registers, spilled bytes, shared memory and the target's limit of it. Kernels and launches (kernels/launch.py) are
+those of production. Nothing runs here: tests check the results in Triton's interpreter and on a GPU, if there is one.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from spoor.kernels.jagged_attention import triton as jagged
 from spoor.kernels.launch import Launch, choose_launch
 
 RESULT = Path(__file__).parent / "compiled.json"
-# Bytes of shared memory that one block may take: CUDA C programming guide, compute capabilities; CDNA 3's LDS.
+# Limit of shared memory per block, in bytes: CUDA C programming guide, compute capabilities; LDS of CDNA 3.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
     "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
@@ -58,7 +57,7 @@ KERNELS: dict[str, Any] = {
 }
 GATHER = gather.hashed_gather_kernel.fn.__name__
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-_FLOAT32 = ("log_sum", "inner")  # arguments whose type does not follow the tensors'
+_FLOAT32 = ("log_sum", "inner")  # arguments that are float32 for tensors of any type
 _INT64 = ("offsets", "tile_", "order", "first_seen")
 
 
@@ -71,9 +70,9 @@ class Compiled:
     block_m: int
     block_n: int
     warps: int
-    registers: int  # of one thread
-    spilled_bytes: int  # of one thread
-    shared_bytes: int  # of one block
+    registers: int  # per thread
+    spilled_bytes: int  # per thread
+    shared_bytes: int  # per block
     shared_limit: int
 
 
@@ -84,7 +83,7 @@ def compile_all(
     heads: Collection[int] = HEAD_DIMS,
     targets: Collection[str] = tuple(TARGETS),
 ) -> Iterator[Compiled]:
-    """Kernels in every configuration for these targets."""
+    """Compiles these kernels in every configuration for these targets."""
     for name in kernels:
         if name == GATHER:
             for layout in LAYOUTS:
@@ -98,7 +97,7 @@ def compile_all(
 
 
 def launch_of(kernel: str, dtype: torch.dtype, head_dim: int, target: str) -> Launch:
-    """With which a kernel is launched on a target."""
+    """The launch of a kernel on a target."""
     launch = choose_launch(dtype, head_dim, amd=TARGETS[target][0].backend == "hip")
     return launch if "_fwd_" in kernel else launch.backward or launch
 
@@ -127,7 +126,7 @@ def _build(
     called: tuple[str, int],
 ) -> Compiled:
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    # As at a launch: tensors begin on 16 bytes, and the strides of whole heads are multiples of 16.
+    # As at a launch: tensors are aligned to 16 bytes, and strides are multiples of 16.
     aligned = [
         place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*") or "stride" in name
     ]
@@ -152,7 +151,7 @@ def _build(
 
 
 def _type(name: str, dtype: str) -> str:
-    """Of an argument by its name. Strides of less than 2^31 elements are int32; row numbers are int64 anyway."""
+    """The type of an argument, by its name. Strides below 2^31 elements are int32; row numbers are always int64."""
     if name == "heads" or "stride" in name:
         return "i32"
     if name == "scale":
@@ -163,7 +162,7 @@ def _type(name: str, dtype: str) -> str:
 
 
 def _of_nvidia(cubin: bytes) -> tuple[int, int]:
-    """Registers and spilled bytes of one thread, from the resource usage in the machine code."""
+    """Registers and spilled bytes per thread, from the resource usage in the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -174,7 +173,7 @@ def _of_nvidia(cubin: bytes) -> tuple[int, int]:
 
 
 def _of_amd(assembly: str) -> tuple[int, int]:
-    """Vector registers, and bytes of scratch memory: what scalar registers spill stays in vector registers."""
+    """Vector registers and bytes of scratch memory; scalar registers spill to vector registers, not to memory."""
     registers, scratch = (
         int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1])  # type: ignore[index]
         for name in ("vgpr_count", "private_segment_fixed_size")

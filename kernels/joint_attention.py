@@ -1,9 +1,9 @@
-"""Attention of contexts and of the candidates that read them, where both lie in one block of rows: contexts first.
+"""Attention of contexts and of their candidates in one block of rows, contexts first.
 
-`jagged_attention` and `dcat_attention`, one after the other; but one user's request with few candidates is, on the CPU,
-many small operations whose start counts. There two calls of PyTorch's fused attention do, and what depends on the
-request alone is done once for all layers: the older half of a short context (all of a long one) attends by itself, and
-every row behind it reads the whole block under a mask. (Rows must be finite: a mask hides no NaN.)
+In general it calls `jagged_attention` and `dcat_attention`. For one user's request with few candidates on the CPU,
+launch overhead dominates; two fused calls of PyTorch's attention suffice, and the mask is built once for all layers.
+The first call attends inside the older half of a short context (all of a long one); in the second, every later row
+reads the whole block under the mask. Rows must be finite: a mask does not hide NaN.
 
 Legend: N context rows of all users together, C candidates, R = N + C, U users, H heads, D floats per head.
 """
@@ -24,28 +24,28 @@ from spoor.kernels.dcat_attention import checked_users, dcat_attention
 from spoor.kernels.jagged_attention import jagged_attention
 from spoor.kernels.offsets import checked_offsets
 
-_FEW_CANDIDATES = 64  # with 128, the keys that the mask hides cost as much as the operations that it spares
-_SHORT_CONTEXT = 512  # keys that PyTorch's causal attention takes at once: below that it computes what it hides, too
+_FEW_CANDIDATES = 64  # with 128, the masked keys cost as much as the saved operations
+_SHORT_CONTEXT = 512  # key block of PyTorch's causal attention, which also computes hidden scores inside a block
 
 
 class JointAttention(Protocol):
-    """Queries, keys and values as `jagged_attention` and `dcat_attention` take them, which give the same."""
+    """Inputs and results as of `jagged_attention` and `dcat_attention`."""
 
     def both(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[R, H, D] three times to the same: causal inside a context; a candidate over its context and itself."""
+        """[R, H, D] three times to [R, H, D]: causal inside a context; a candidate over its context and itself."""
         ...
 
     def crossing(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The candidates alone: q [C, H, D], k and v [R, H, D], to [C, H, D]."""
+        """Only the candidates: q [C, H, D], k and v [R, H, D], to [C, H, D]."""
         ...
 
 
 def joint_attention(
     offsets: Tensor, candidate_user: Tensor, *, rows: int, skipped: Tensor | None, like: Tensor
 ) -> JointAttention:
-    """For all layers of one pass. `offsets` int64 [U + 1] into the `rows` = N of the contexts; `candidate_user` int64
-    [C] and `skipped` int64 [U] as `dcat_attention` takes them; `like`: on the device of q, k and v and of their type.
-    Raises ValueError, here or at the first call, when offsets, users or types do not fit."""
+    """The attention for all layers of one pass. `offsets` int64 [U + 1] into the `rows` = N of the contexts;
+    `candidate_user` int64 [C] and `skipped` int64 [U] as in `dcat_attention`; `like`: a tensor with the device and type
+    of q, k and v. Raises ValueError, here or at the first call, if offsets, users or types do not fit."""
     if not _is_small_request(offsets, candidate_user, rows=rows, like=like):
         return _TwoOperators(offsets, candidate_user, rows, skipped)
     checked_offsets(offsets, events=rows)
@@ -59,7 +59,7 @@ def joint_attention(
 
 
 def _is_small_request(offsets: Tensor, candidate_user: Tensor, *, rows: int, like: Tensor) -> bool:
-    """An export must hold for any number of users, and gradients are those of the two operators."""
+    """False in an export, which must hold for any number of users, and if gradients may be needed."""
     if torch.compiler.is_exporting() or torch.is_grad_enabled() or like.device.type != "cpu":
         return False
     few = 0 < candidate_user.shape[0] <= _FEW_CANDIDATES
@@ -84,8 +84,8 @@ class _TwoOperators:
 
 @dataclass(frozen=True, eq=False)
 class _OneRequest:
-    """The `first` rows of the context see no row behind themselves, those after it what `mask` [R - first, R] says: 0
-    where a query sees a row, -inf elsewhere."""
+    """The `first` rows of the context attend causally to themselves; later rows follow `mask` [R - first, R]: 0 where a
+    query sees a row, -inf elsewhere."""
 
     mask: Tensor
     first: int
@@ -108,6 +108,6 @@ def _heads_first(*rows: Tensor) -> Iterator[Tensor]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[1, H, *, D] three times to [*, H, D]; without a mask it is causal."""
+    """[1, H, *, D] three times to [*, H, D]; causal without a mask."""
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return attended.squeeze(0).transpose(0, 1)

@@ -1,4 +1,7 @@
-"""Tensors and offsets of a jagged batch, checked once by each operator that takes them."""
+"""Checks of the tensors and offsets of a jagged batch, which each attention operator runs once.
+
+Offsets are checked on the host and returned as NumPy, so a GPU tensor is copied.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_tensors(q: Tensor, same: Mapping[str, Tensor], contexts: Mapping[str, Tensor], *, rows: str) -> None:
-    """`q` [rows, H, D] of a floating type, `same` of its shape, `contexts` of one number of rows; all of q's type, on
-    its device. Raises ValueError, which names the tensor."""
+    """Checks `q` [rows, H, D] of a floating type, `same` of its shape, `contexts` with one number of rows; all have q's
+    type and device. Raises ValueError, which names the tensor."""
     if q.dim() != 3:
         raise ValueError(f"q must have the shape [{rows}, heads, dimensions]; found {list(q.shape)}")
     if q.dtype not in _DTYPES:

@@ -1,7 +1,7 @@
-"""Which rows each program of a Triton kernel works on: sequences cut into tiles, found on the device without waiting.
+"""Assigns rows to the programs of a Triton kernel: cuts sequences into tiles, on the device without synchronising.
 
-A sequence of n rows has ceil(n / size) tiles. Their number depends on data that may lie on a GPU, so the grid has its
-upper bound, and programs beyond the last tile find the sequence -1 and end.
+A sequence of n rows has ceil(n / size) tiles. The number of tiles depends on data that may be on a GPU, so the grid has
+the upper bound, and programs beyond the last tile read the sequence -1 and end.
 
 Legend: U sequences, T tiles of the grid.
 """
@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def cut_into_tiles(lengths: Tensor, *, rows: int, size: int) -> tuple[Tensor, Tensor]:
-    """`lengths` int64 [U] of sequences that have `rows` rows together; to int64 [T] the sequence of each tile, -1 for
-    none, and int64 [T] the first row of the tile within its sequence. T = rows // size + U."""
+    """`lengths` int64 [U] of sequences with `rows` rows in total, to int64 [T] the sequence of each tile, -1 for none,
+    and int64 [T] the first row of the tile within its sequence. T = rows // size + U."""
     ends = ((lengths + size - 1) // size).cumsum(0)
     tiles = torch.arange(rows // size + lengths.shape[0], device=lengths.device)
     sequences = torch.searchsorted(ends, tiles, right=True)

@@ -1,13 +1,13 @@
-"""Crossing attention of DCAT (PinFM, arXiv 2507.12704): each candidate attends to its user's context and to itself.
+"""Crossing attention of DCAT (PinFM, arXiv 2507.12704): each candidate attends to its user's context and itself.
 
     out[c] = sum_j softmax_j(q[c] . K_j / sqrt(D)) V_j     over j in [the context of candidate_user[c] ; c itself]
 
-Every context is kept once, however many candidates read it: `candidate_user` is the paper's inverse index. Candidates
-do not see one another, so the result is that of a causal transformer over history + candidate.
+Each context is stored once for all its candidates: `candidate_user` is the paper's inverse index. Candidates do not see
+one another, so the result equals that of a causal transformer over history + candidate.
 
 Legend: C candidates, N context events of all users together, U users, H heads, D floats per head. User u's context is
-the rows context_offsets[u] to context_offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it
-fast without a GPU, `triton.py` on one, `dense.py` in a form that torch.export can trace.
+the rows context_offsets[u] to context_offsets[u + 1]. `reference.py` is the slow reference, `cpu.py` the fast CPU
+version, `triton.py` the GPU version, `dense.py` a version that torch.export can trace.
 """
 
 import numpy as np
@@ -33,14 +33,14 @@ def dcat_attention(
     *,
     skipped: Tensor | None = None,
 ) -> Tensor:
-    """Attention of each candidate over its user's context and itself; differentiable in the five first arguments.
+    """Attention of each candidate over its user's context and itself; differentiable in the first five arguments.
 
     Shapes: q, k, v float [C, H, D] of the candidates, in any order of users; k_context, v_context [N, H, D];
     context_offsets int64 [U + 1] from 0 to N without a decrease; candidate_user int64 [C] in [0, U); skipped int64 [U]:
-    how many of the oldest context rows its candidates do not see (rotate replace), none by default. Returns
-    [C, H, D]; the candidate of an empty context attends to itself alone. Softmax is taken in float32 at least.
-    Raises ValueError when shapes, types or offsets do not fit; Triton's kernels take neither float64 nor heads wider
-    than 128 floats.
+    number of oldest context rows hidden from the user's candidates (rotate replace), none by default. Returns
+    [C, H, D]; the candidate of an empty context attends only to itself. Softmax runs in float32 or wider.
+    Raises ValueError if shapes, types or offsets do not fit; the Triton kernels reject float64 and heads wider than 128
+    floats.
     """
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, k_context, v_context, context_offsets, candidate_user, skipped=skipped)
@@ -71,7 +71,7 @@ def dcat_attention(
 
 
 def checked_users(candidate_user: Tensor, *, candidates: int, users: int) -> Indexes:
-    """`candidate_user` int64 [C] on the host. Raises ValueError unless each lies in [0, users)."""
+    """`candidate_user` int64 [C] on the host. Raises ValueError unless all are in [0, users)."""
     if candidate_user.shape != (candidates,) or candidate_user.dtype != torch.int64:
         raise ValueError(
             f"candidate_user must be int64 [{candidates}]; found {candidate_user.dtype} {list(candidate_user.shape)}"

@@ -1,8 +1,8 @@
 """Crossing attention for the CPU: candidates of one user form tiles, tiles of similar size share one padded product.
 
-A tile is at most `_TILE_CANDIDATES` candidates of one user. Its keys and values are gathered once, whatever the number
-of its candidates, and not at all where a product's tiles already lie one after the other. Forward is PyTorch's fused
-attention over the context, which stores no scores; backward makes the softmax again, product by product.
+A tile is at most `_TILE_CANDIDATES` candidates of one user. Its keys and values are gathered once for all its
+candidates, or not at all if the tiles of a product are contiguous. Forward is PyTorch's fused attention over the
+context, which stores no scores; backward recomputes the softmax, product by product.
 
 Legend: C candidates, N context rows, H heads, D floats per head; in a bucket of B tiles: M candidates, L context rows,
 T = L + 1 scores of a candidate.
@@ -24,13 +24,13 @@ from spoor.kernels.buckets import buckets
 from spoor.kernels.offsets import Indexes
 
 _TILE_CANDIDATES = 512
-_BUCKET_SCORES = 1 << 20  # of one head in one product: bounds memory, does not change the result
+_BUCKET_SCORES = 1 << 20  # scores per head and product: bounds memory, does not change the result
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """R rows of each of B tiles. `where` int64 [B * R], padding repeats a tile's last row; a slice where rows without
-    padding follow one another. `real` bool [B, R]: which rows are no padding; None: all of them."""
+    """R rows of each of B tiles. `where` int64 [B * R], padded with each tile's last row; a slice if the rows are
+    contiguous and unpadded. `real` bool [B, R]: False for padding; None: no padding."""
 
     where: slice | Tensor
     shape: tuple[int, int]
@@ -70,8 +70,8 @@ def attend_in_tiles(
     ends: Indexes,
     user: Indexes,
 ) -> Tensor:
-    """Shapes as in `dcat_attention`, whose caller has checked them. `starts`, `ends` [U]: the context rows that a
-    user's candidates see; `user` [C]: of each candidate."""
+    """Shapes as in `dcat_attention`, which has checked them. `starts`, `ends` [U]: the context rows that a user's
+    candidates see; `user` [C]: the user of each candidate."""
     if len(user) > 0 and (user == user[0]).all():
         found = _of_one_user(int(starts[user[0]]), int(ends[user[0]]), len(user))
     else:
@@ -83,7 +83,7 @@ def attend_in_tiles(
 
 
 def _crossed(q: Tensor, k: Tensor, v: Tensor, k_context: Tensor, v_context: Tensor, found: Iterable[_Bucket]) -> Tensor:
-    """Attention over the context alone, and then towards the own value by the share s that it has in the softmax:
+    """Attention over the context alone, interpolated towards the candidate's own value by its softmax weight
     s = exp(own) / (exp(own) + sum_j exp(score_j)) = sigmoid(own - log sum_j exp(score_j))."""
     narrow = q.dtype
     q, k, v, k_context, v_context = _wide(q, k, v, k_context, v_context)
@@ -97,13 +97,13 @@ def _crossed(q: Tensor, k: Tensor, v: Tensor, k_context: Tensor, v_context: Tens
 
 
 def _over_context(q_BHMD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, *, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention [B, H, M, D] over the `real` [B, L] rows; log sum_j exp(score_j) [B, H, M, 1]."""
+    """Attention [B, H, M, D] over the `real` [B, L] rows, and log sum_j exp(score_j) [B, H, M, 1]."""
     mask = None
     if real is not None:
         mask = q_BHMD.new_zeros(real.shape).masked_fill_(~real, -math.inf)[:, None, None, :]
     if q_BHMD.device.type != "cpu":
         return _over_context_elsewhere(q_BHMD, k_BHLD, v_BHLD, mask)
-    # What scaled_dot_product_attention runs on a CPU, which keeps the sums to itself.
+    # scaled_dot_product_attention calls this on a CPU, but does not return the sums.
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, sums = attend(q_BHMD, k_BHLD, v_BHLD, attn_mask=mask)
     return out, sums.unsqueeze(-1)
@@ -133,13 +133,13 @@ class _Crossing(torch.autograd.Function):
         q, k, v, k_context, v_context, d_out = _wide(*ctx.saved_tensors, grad_outputs[0])
         scale = 1 / math.sqrt(q.shape[2])
         scaled = q * scale
-        # Where there is no context, the own value is the output.
+        # Without context the output is the candidate's own value.
         d_q, d_k, d_v = torch.zeros_like(q), torch.zeros_like(k), d_out.clone()
         d_keys, d_values = torch.zeros_like(k_context), torch.zeros_like(v_context)
         for bucket in ctx.found:
             candidates, context = bucket.candidates, bucket.context
             weights_BHMT, d_out_BHMD = _weights(bucket, scaled, k, k_context), candidates.of(d_out)
-            if candidates.real is not None:  # padding repeats a row whose gradient counts once
+            if candidates.real is not None:  # the gradient of a repeated row counts once
                 d_out_BHMD = d_out_BHMD * candidates.real[:, None, :, None]
             d_own = (d_out_BHMD * candidates.of(v)).sum(-1, keepdim=True)
             d_weights = torch.cat([d_out_BHMD @ context.of(v_context).transpose(2, 3), d_own], dim=-1)
@@ -151,7 +151,7 @@ class _Crossing(torch.autograd.Function):
             d_q[rows] = candidates.real_only(d_q_BHMD)
             d_k[rows] = candidates.real_only(d_own * candidates.of(scaled))
             d_v[rows] = candidates.real_only(weights_BHMT[..., -1:] * d_out_BHMD)
-            # A user's candidates may fill several tiles, of one bucket too: their gradients add up.
+            # A user's candidates may fill several tiles, even in one bucket: their gradients add up.
             d_k_context = context.real_only(d_scores[..., :-1].transpose(2, 3) @ candidates.of(scaled))
             d_v_context = context.real_only(weights_BHMT[..., :-1].transpose(2, 3) @ d_out_BHMD)
             for target, grad in ((d_keys, d_k_context), (d_values, d_v_context)):
@@ -161,13 +161,13 @@ class _Crossing(torch.autograd.Function):
 
 
 def _wide(*several: Tensor) -> list[Tensor]:
-    """In float32 at least."""
+    """The tensors in float32 or wider."""
     return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in several]
 
 
 def _weights(bucket: _Bucket, scaled: Tensor, k: Tensor, k_context: Tensor) -> Tensor:
-    """The softmax [B, H, M, L + 1]: of the context rows, 0 where a tile has no such row, and last of the candidate
-    itself. `scaled`: q / sqrt(D)."""
+    """The softmax [B, H, M, L + 1]: weights of the context rows, 0 for padding, and last of the candidate itself.
+    `scaled`: q / sqrt(D)."""
     q_BHMD, context = bucket.candidates.of(scaled), bucket.context
     scores_BHML = q_BHMD @ context.of(k_context).transpose(2, 3)
     if context.real is not None:
@@ -177,7 +177,7 @@ def _weights(bucket: _Bucket, scaled: Tensor, k: Tensor, k_context: Tensor) -> T
 
 
 def _of_one_user(start: int, end: int, candidates: int) -> Iterator[_Bucket]:
-    """A ranking request: nothing needs to be sorted or gathered."""
+    """Tiles of one user, as in a ranking request: without sorting or gathering."""
     for first in range(0, candidates if end > start else 0, _TILE_CANDIDATES):
         last = min(first + _TILE_CANDIDATES, candidates)
         tile = _Rows(slice(first, last), (1, last - first), None)
@@ -185,14 +185,14 @@ def _of_one_user(start: int, end: int, candidates: int) -> Iterator[_Bucket]:
 
 
 def _buckets(starts: Indexes, ends: Indexes, candidate_user: Indexes, device: torch.device) -> Iterator[_Bucket]:
-    """Tiles of similar numbers of context rows, and among those of candidates, bounded in scores per product."""
+    """Buckets of tiles with similar numbers of context rows and of candidates, with bounded scores per product."""
     order = np.argsort(candidate_user, kind="stable")
     users, first, counts = np.unique(candidate_user[order], return_index=True, return_counts=True)
     parts = -(-counts // _TILE_CANDIDATES)
     tile_users = np.repeat(users, parts)
     part = np.arange(len(tile_users)) - np.repeat(np.cumsum(parts) - parts, parts)
     count, in_parts = np.repeat(counts, parts), np.repeat(parts, parts)
-    cuts = part * count // in_parts, (part + 1) * count // in_parts  # tiles of one user are of one size, or nearly
+    cuts = part * count // in_parts, (part + 1) * count // in_parts  # sizes of one user's tiles differ by at most 1
     tile_first, tile_counts = np.repeat(first, parts) + cuts[0], cuts[1] - cuts[0]
     lengths = (ends - starts)[tile_users]
     for by_length in buckets(lengths):
@@ -206,7 +206,7 @@ def _buckets(starts: Indexes, ends: Indexes, candidate_user: Indexes, device: to
 
 
 def _padded(starts: Indexes, lengths: Indexes) -> tuple[Indexes, npt.NDArray[np.bool_]]:
-    """Rows from `starts` on, flattened [B * longest], and which of them are real, [B, longest]."""
+    """Rows from `starts` on, flattened [B * longest], and whether they are real (not padding), [B, longest]."""
     steps = np.arange(lengths.max())
     return (starts[:, None] + np.minimum(steps, lengths[:, None] - 1)).ravel(), steps < lengths[:, None]
 
@@ -221,7 +221,7 @@ def _rows(where: Indexes, real: npt.NDArray[np.bool_], device: torch.device) -> 
 
 
 def _slice_of(rows: Indexes) -> slice | None:
-    """The slice that takes the same rows, if they follow one another: a view instead of a copy."""
+    """The slice of the same rows if they are contiguous, for a view instead of a copy; else None."""
     if not len(rows) or rows[-1] - rows[0] != len(rows) - 1 or (np.diff(rows) != 1).any():
         return None
     return slice(int(rows[0]), int(rows[-1]) + 1)

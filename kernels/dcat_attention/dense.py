@@ -1,7 +1,7 @@
 """Crossing attention as one masked product of all candidates with all context rows, for torch.export.
 
-No shape and no branch depends on data, so the pass can be traced with dynamic sizes. It costs C x N scores: as much as
-any other way where a batch holds one user, which is what an exported module serves.
+No shape or branch depends on data, so the pass can be traced with dynamic sizes. It computes C x N scores, no more than
+other versions for a batch of one user, which is what an exported module serves.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""The plain meaning of crossing attention: a loop over candidates, one softmax each.
+"""Reference for crossing attention: a loop over candidates, one softmax each.
 
-Nothing here is fast. Every other implementation is held against this one, in outputs and in gradients.
+Slow. Tests compare the outputs and gradients of every other implementation with it.
 """
 
 import math

@@ -1,13 +1,13 @@
-"""Crossing attention for GPUs, in Triton: one program crosses a tile of one user's candidates with that user's context.
+"""Crossing attention for GPUs, in Triton: a program handles a tile of one user's candidates and the user's context.
 
     forward     s = q K^T / sqrt(D) over the context, own = q . k / sqrt(D)
                 out = (exp(s - m) V + exp(own - m) v) / total;  log_sum = m + log(total)
     backward    p = exp(s - log_sum);  ds = p (dout V^T - inner) / sqrt(D);  inner = sum_D dout * out
                 dq = ds K + d_own k;  dk = d_own q;  dv = p_own dout;  dK = ds^T q;  dV = p^T dout
 
-The paper's inverse index is fused: a program reads its user's rows where they lie, so keys and values are never copied
-per candidate. The online softmax starts from the candidate's own term. Gradients of the shared context are summed over
-a user's candidates by the one program that owns its key tile: no atomics, the same result in every run.
+The paper's inverse index is fused: a program reads its user's rows in place, so keys and values are never copied per
+candidate. The online softmax starts with the candidate's own term. The program of a key tile sums its gradients over
+the user's candidates: no atomics, the same result in every run.
 
 Layouts: candidates' q, k, v, out [C, H, D]; K, V [N, H, D]; last strides 1; log_sum and inner float32 [C, H].
 `order` int64 [C]: candidates sorted by user; user u's are order[candidate_offsets[u]] to order[candidate_offsets[u+1]].
@@ -141,7 +141,7 @@ def dcat_attention_bwd_context_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IN_STORAGE_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a tile of context rows, summed over all candidates of its user; both share their strides."""
+    """The gradients of a tile of context rows, summed over the user's candidates; both share their strides."""
     tile, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     user = tl.load(tile_user + tile)
     if user < 0:
@@ -150,7 +150,7 @@ def dcat_attention_bwd_context_kernel(
     real = keys < tl.load(context_offsets + user + 1)
     seen = real & (keys >= tl.load(first_seen + user))
     dims = tl.arange(0, BLOCK_D)
-    # Skipped rows may hold anything, so that they are not even read.
+    # Skipped rows may hold anything, so they are not read.
     b_kc = load_rows(k_context + head * head_stride_kc, keys, seen, row_stride_kc, dims, HEAD_DIM)
     b_vc = load_rows(v_context + head * head_stride_vc, keys, seen, row_stride_vc, dims, HEAD_DIM)
     b_d_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -196,8 +196,8 @@ def attend_on_gpu(
     *,
     skipped: Tensor | None = None,
 ) -> Tensor:
-    """Same signature and shapes as `dcat_attention` (inputs checked by the caller). Raises ValueError for float64 and
-    for heads wider than 128."""
+    """Same signature and shapes as `dcat_attention` (checked by the caller). Raises ValueError for float64 and for
+    heads wider than 128."""
     starts, ends = context_offsets[:-1], context_offsets[1:]
     counts = torch.zeros_like(starts).index_add(0, candidate_user, torch.ones_like(candidate_user))
     who = _Who(

@@ -3,7 +3,7 @@
     out[m] = concat over t of dequantise(packed[rows[m, t]])
 
 Legend: R rows of all tables together, B bytes of a packed row (`layouts.py`), M items, T tables (hash functions), W
-floats of a row. `reference.py` says what is computed, `cpu.py` computes it fast without a GPU, `triton.py` on one.
+floats of a row. `reference.py` is the slow reference, `cpu.py` the fast CPU version, `triton.py` the GPU version.
 """
 
 import torch
@@ -17,11 +17,11 @@ __all__ = ["GROUP", "Layout", "hashed_gather", "row_bytes"]
 
 
 def hashed_gather(packed: Tensor, rows: Tensor, *, width: int, layout: Layout) -> Tensor:
-    """Rows of packed tables as float32. `packed` may be a view of a mapped file: only rows that are asked are touched.
+    """Rows of packed tables as float32. `packed` may be a view of a mapped file: only the requested rows are read.
 
-    Shapes: packed uint8 [R, B], rows int64 [M, T] in [0, R). Returns float32 [M, T * width]. Nothing is differentiated:
-    quantised tables are frozen. Raises ValueError when shapes, types or devices do not fit, IndexError for a row that
-    is not there (on a GPU such a row is not looked for: its result is undefined).
+    Shapes: packed uint8 [R, B], rows int64 [M, T] in [0, R). Returns float32 [M, T * width]. Not differentiable:
+    quantised tables are frozen. Raises ValueError if shapes, types or devices do not fit, IndexError for a row out of
+    range (on a GPU this is not checked: the result is undefined).
     """
     expected = row_bytes(width, layout)
     if packed.dim() != 2 or packed.dtype != torch.uint8 or packed.shape[1] != expected:

@@ -1,4 +1,4 @@
-"""How a row of floats is packed into bytes: PyTorch's own row-wise layouts, so that its operators read them.
+"""Layouts of a row of floats packed into bytes: PyTorch's row-wise layouts, so that its operators read them.
 
 | layout | bytes of a group of 32 floats                                        | B of 32 | B of 128 |
 |--------|----------------------------------------------------------------------|---------|----------|
@@ -6,9 +6,9 @@
 | int8   | 32; float32 scale, float32 bias                                      | 40      | 160      |
 | fp16   | 64                                                                   | 64      | 256      |
 
-A number is scale * q + bias, with bias the least of its group and scale (greatest - least) / 15 or / 255. A row wider
-than 32 is several groups of its own scale and bias, one after the other: the error of a number grows with the spread of
-those that share its scale. A row that is no multiple of 32 wide is one group; int4 wants an even width.
+A number is scale * q + bias; bias is the minimum of its group, scale is (maximum - minimum) / 15 or / 255. A row wider
+than 32 is several groups in sequence, each with its scale and bias, because a number's error grows with the spread of
+its group. A row whose width is no multiple of 32 is one group; int4 needs an even width.
 
 Legend: R rows, W floats of a row, B bytes of a packed row, G groups of all rows, g floats of a group.
 """
@@ -30,7 +30,7 @@ def group_width(width: int) -> int:
 
 
 def group_bytes(width: int, layout: Layout) -> int:
-    """Raises ValueError for a width that the layout cannot hold."""
+    """Bytes of a group. Raises ValueError for a width that the layout cannot hold."""
     group = group_width(width)
     if width < 1 or (layout == "int4" and group % 2):
         raise ValueError(f"rows of {width} floats cannot be packed as {layout}: int4 wants an even number of them")
@@ -43,12 +43,12 @@ def row_bytes(width: int, layout: Layout) -> int:
 
 
 def pack_rows(x_RW: Tensor, layout: Layout) -> Tensor:
-    """float32 [R, W] on the CPU to uint8 [R, B]. Raises ValueError for a number that is not finite, or that float16
-    cannot hold where the layout needs it to."""
+    """float32 [R, W] on the CPU to uint8 [R, B]. Raises ValueError for a number that is not finite, or too large for
+    the layout."""
     rows, width = x_RW.shape
     size = row_bytes(width, layout)
-    most = torch.finfo(torch.float16).max if layout != "int8" else torch.finfo(torch.float32).max / 2  # of a spread
-    if rows and not bool((x_RW.abs() <= most).all()):  # a NaN compares false, too
+    most = torch.finfo(torch.float16).max if layout != "int8" else torch.finfo(torch.float32).max / 2  # of the spread
+    if rows and not bool((x_RW.abs() <= most).all()):  # a NaN compares false
         raise ValueError(f"a table holds a number that {layout} cannot: not finite, or beyond {most:.0f}")
     if layout == "fp16":
         return x_RW.to(torch.float16).contiguous().view(torch.uint8)

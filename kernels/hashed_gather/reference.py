@@ -1,4 +1,4 @@
-"""What hashed_gather computes, byte by byte."""
+"""Reference for hashed_gather: decodes packed rows byte by byte; tests compare the other implementations with it."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
-"""Hashed gather for GPUs, in Triton: bytes are read once and become floats on the chip.
+"""Hashed gather for GPUs, in Triton: reads bytes once and dequantises them on the chip.
 
 Layouts: packed uint8 [R, B] contiguous, rows int64 [M, T], out float32 [M, T * W].
-Programs: BLOCK_M groups each; a group is the floats of one row that share a scale. Its 4-bit numbers are read as bytes,
-and the two halves of a byte stored to neighbouring places. Rows are int64: a table may pass 2^31 bytes.
+Programs: BLOCK_M groups each; a group is the floats of one row that share a scale. Its 4-bit numbers are read as bytes;
+the two halves of a byte go to neighbouring floats. Rows are int64: a table may exceed 2^31 bytes.
 
 Legend: M = BLOCK_M groups of a program, g floats of a group, padded to BLOCK_D (int4: g / 2 bytes).
 """
@@ -28,7 +28,7 @@ def hashed_gather_kernel(
     packed, rows, out, groups, parts,
     GROUP: tl.constexpr, GROUP_BYTES: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """`groups`: of all rows that are asked; `parts`: groups of one row."""
+    """`groups`: number of groups in all requested rows; `parts`: groups of one row."""
     group = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     real = group < groups
     row = tl.load(rows + group // parts, mask=real, other=0)
@@ -56,7 +56,7 @@ def hashed_gather_kernel(
 
 @triton.jit
 def _float16(packed, first, real):
-    """The number whose two bytes begin at `first`, which need not be even."""
+    """The float16 at byte `first`, which need not be aligned, as float32."""
     low = tl.load(packed + first, mask=real, other=0).to(tl.int16)
     high = tl.load(packed + first + 1, mask=real, other=0).to(tl.int16)
     return (low | (high << 8)).to(tl.float16, bitcast=True).to(tl.float32)
@@ -64,7 +64,7 @@ def _float16(packed, first, real):
 
 @triton.jit
 def _float32(packed, first, real):
-    """The number whose four bytes begin at `first`, on any byte."""
+    """The float32 at byte `first`, which need not be aligned."""
     bits = tl.load(packed + first, mask=real, other=0).to(tl.int32)
     for byte in tl.static_range(1, 4):  # pyright: ignore[reportGeneralTypeIssues]
         bits = bits | (tl.load(packed + first + byte, mask=real, other=0).to(tl.int32) << (8 * byte))
@@ -85,7 +85,7 @@ def gather_on_gpu(packed: Tensor, rows: Tensor, *, width: int, layout: Layout) -
 
 
 def constants(width: int, layout: Layout) -> dict[str, object]:
-    """Of the kernel, for rows of this width."""
+    """Compile-time constants of the kernel for rows of this width."""
     group = group_width(width)
     return {
         "GROUP": group,

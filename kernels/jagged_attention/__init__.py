@@ -2,9 +2,9 @@
 
     out[i] = sum_j softmax_j(q[i] . k[j] / sqrt(D)) v[j]     over j in the sequence of i (and j <= i when causal)
 
-Legend: N events of all sequences together, H heads, D dimensions per head, U sequences. Sequence u holds the rows
-offsets[u] to offsets[u + 1]. `reference.py` says what is computed, `cpu.py` computes it fast without a GPU, `triton.py`
-on one, `dense.py` in a form that torch.export can trace.
+Legend: N events of all sequences together, H heads, D floats per head, U sequences. Sequence u holds the rows
+offsets[u] to offsets[u + 1]. `reference.py` is the slow reference, `cpu.py` the fast CPU version, `triton.py` the GPU
+version, `dense.py` a version that torch.export can trace.
 """
 
 import torch
@@ -19,11 +19,11 @@ __all__ = ["jagged_attention"]
 
 
 def jagged_attention(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *, causal: bool = True) -> Tensor:
-    """Attention inside each sequence; sequences of length 0 and 1 are allowed, and differentiable in q, k and v.
+    """Attention inside each sequence, differentiable in q, k and v; sequences of length 0 and 1 are allowed.
 
     Shapes: q, k, v float [N, H, D], offsets int64 [U + 1] from 0 to N without a decrease. Returns [N, H, D].
-    Raises ValueError when shapes, types or offsets do not fit; Triton's kernels take neither float64 nor heads wider
-    than 128 floats.
+    Raises ValueError if shapes, types or offsets do not fit; the Triton kernels reject float64 and heads wider than 128
+    floats.
     """
     if torch.compiler.is_exporting():
         return attend_densely(q, k, v, offsets, causal=causal)

@@ -1,12 +1,12 @@
 """Jagged attention for the CPU: sequences of similar length share one padded call of PyTorch's fused attention.
 
-Lengths inside a bucket differ by at most a quarter, so padding costs little, and a batch of any shape needs only
-some twenty calls. Padding sits after the real events: under the causal mask no real query ever sees it. All buckets
-are gathered, and given back, in one pass each: their gradients are gathered too, where PyTorch would add rows to a
-new array of zeros for each bucket.
+Lengths inside a bucket differ by at most a quarter or 4 events, so padding costs little, and a batch of any shape needs
+only about twenty calls. Padding comes after the real events, so under the causal mask no real query sees it. One gather
+fills all buckets and one gather reads all results. Their gradients are gathers too; PyTorch's would scatter rows into
+a new array of zeros for each bucket.
 
-Legend: N events, P rows of all buckets, padding included, H heads, D dimensions per head, B sequences of one bucket,
-L the longest of them.
+Legend: N events, P rows of all buckets, padding included, H heads, D floats per head, B sequences of one bucket, L the
+length of the longest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from spoor.kernels.offsets import Indexes
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """`event` int64 [P]: the event in each row, padding repeats a sequence's last: any finite row will do. `row` int64
-    [N]: where each event is. `padding` bool [P]; `shapes`: B and L of each bucket, whose rows follow one another."""
+    """`event` int64 [P]: the event of each row; padding repeats the sequence's last event (any finite row works). `row`
+    int64 [N]: the row of each event. `padding` bool [P]; `shapes`: B and L of each bucket, in the order of the rows."""
 
     event: Tensor
     row: Tensor
@@ -42,7 +42,7 @@ def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, bounds: Indexes, *, causa
         return _attend(q, k, v, (len(lengths), int(lengths[0])), mask=None, causal=causal)
     layout = _layout(bounds, q.device)
     if not layout.shapes:
-        return q + k + v  # no event at all: an empty result that still belongs to the graph of its inputs
+        return q + k + v  # no events: an empty result in the autograd graph of the inputs
     sizes = [sequences * longest for sequences, longest in layout.shapes]
     columns = [
         _Rows.apply(x, layout.event, layout.row, None).split(sizes) for x in (q, k, v)
@@ -55,7 +55,7 @@ def attend_in_buckets(q: Tensor, k: Tensor, v: Tensor, bounds: Indexes, *, causa
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, shape: tuple[int, int], *, mask: Tensor | None, causal: bool) -> Tensor:
-    """[B * L, H, D] three times to the same."""
+    """[B * L, H, D] three times to [B * L, H, D]."""
     q_BHLD, k_BHLD, v_BHLD = (x.unflatten(0, shape).transpose(1, 2) for x in (q, k, v))
     out_BHLD = F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD, attn_mask=mask, is_causal=causal)
     return out_BHLD.transpose(1, 2).flatten(0, 1)
@@ -80,7 +80,7 @@ def _layout(bounds: Indexes, device: torch.device) -> _Layout:
 
 
 class _Rows(torch.autograd.Function):
-    """The rows `there` of x. Its gradient is gathered by `back`, and zero in the rows `unused` (bool) of x."""
+    """The rows `there` of x. The gradient is gathered by `back`, and zero in the `unused` (bool) rows of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, unused: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Jagged attention as one masked product of all events with all events, for torch.export.
 
-No shape and no branch depends on data, so a pass can be traced with dynamic sizes. It costs N x N scores: no more than
-any other way where a batch holds one user, which is what an exported module serves.
+No shape or branch depends on data, so the pass can be traced with dynamic sizes. It computes N x N scores, no more than
+other versions for a batch of one user, which is what an exported module serves.
 """
 
 import torch

@@ -1,14 +1,14 @@
-"""Jagged attention for GPUs, in Triton: no padding, no score leaves the chip (FlashAttention-2, arXiv 2307.08691).
+"""Jagged attention for GPUs, in Triton: no padding, scores stay on the chip (FlashAttention-2, arXiv 2307.08691).
 
     forward     s = q k^T / sqrt(D);  p = exp(s - max);  out = p v / sum(p);  log_sum = max + log(sum(p))
     backward    p = exp(s - log_sum);  ds = p (dout v^T - inner) / sqrt(D);  inner = sum_D dout * out
                 dq = ds k    dk = ds^T q    dv = p^T dout
 
 Layouts: q, k, v, out and their gradients [N, H, D], last stride 1; log_sum and inner float32 [N, H].
-Programs: one query tile of one head (forward, dq), or one key tile of one head (dk, dv): nobody adds to what another
-program writes, so results do not depend on the order of programs.
-Precision: sums and softmax in float32. Products take tiles as they are loaded where the device multiplies them
-(float16, bfloat16) and float32 without TF32 otherwise; the interpreter multiplies in float32 throughout.
+Programs: one query tile of one head (forward, dq), or one key tile of one head (dk, dv): no two programs write the same
+element, so results do not depend on the order of programs.
+Precision: sums and softmax in float32. Products take float16 and bfloat16 tiles as loaded, and float32 tiles without
+TF32; the interpreter multiplies in float32 throughout.
 
 Legend: N events, H heads, D floats per head, M = BLOCK_M rows of a query tile, L = BLOCK_N rows of a key tile.
 """
