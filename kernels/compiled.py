@@ -126,7 +126,7 @@ def _build(
     called: tuple[str, int],
 ) -> Compiled:
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    # As at a launch: tensors are aligned to 16 bytes, and strides are multiples of 16.
+    # As at a launch: tensors are aligned to 16 bytes, and the strides of whole heads are multiples of 16.
     aligned = [
         place for place, name in enumerate(kernel.arg_names) if signature[name].startswith("*") or "stride" in name
     ]

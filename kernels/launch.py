@@ -16,7 +16,7 @@ from torch import Tensor
 from triton import knobs
 
 WIDEST_HEAD = 128
-NARROWEST_DOT = 16  # minimum side of tl.dot on NVIDIA for 16-bit types; the interpreter has no minimum
+NARROWEST_DOT = 16  # minimum side of tl.dot on NVIDIA for 16-bit types; the interpreter takes less
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

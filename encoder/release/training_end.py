@@ -24,7 +24,7 @@ class TrainingEnd:
     rising: bool
     steps: int
     planned_steps: int
-    ndcg_before: float  # NDCG@10 of the last two evaluations; 0 where there was one
+    ndcg_before: float  # NDCG@10 of the evaluation before the last; 0 if there was only one
     ndcg_at_end: float
 
     @classmethod

@@ -18,7 +18,7 @@ context rows of a tile.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
-# (constexpr arguments and packed ones are what Triton's own compiler checks)
+# (Triton's compiler checks constexpr and packed arguments)
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from spoor.kernels.tiles import cut_into_tiles
 @triton.jit(do_not_specialize=["heads"])
 def dcat_attention_fwd_kernel(
     q, k, v, k_context, v_context, out, log_sum,  # tensors
-    # which rows belong together, and to which tile
+    # rows of each user and tile
     order, candidate_offsets, first_seen, context_offsets, tile_user, tile_first,
     heads,  # number of heads
     # strides, in elements
@@ -83,7 +83,7 @@ def dcat_attention_fwd_kernel(
 @triton.jit(do_not_specialize=["heads"])
 def dcat_attention_bwd_candidates_kernel(
     q, k, v, k_context, v_context, d_out, d_q, d_k, d_v, log_sum, inner,  # tensors
-    # which rows belong together, and to which tile
+    # rows of each user and tile
     order, candidate_offsets, first_seen, context_offsets, tile_user, tile_first,
     heads,  # number of heads
     # strides, in elements
@@ -130,7 +130,7 @@ def dcat_attention_bwd_candidates_kernel(
 @triton.jit(do_not_specialize=["heads"])
 def dcat_attention_bwd_context_kernel(
     q, k_context, v_context, d_out, d_k_context, d_v_context, log_sum, inner,  # tensors
-    # which rows belong together, and to which tile
+    # rows of each user and tile
     order, candidate_offsets, first_seen, context_offsets, tile_user, tile_first,
     heads,  # number of heads
     # strides, in elements

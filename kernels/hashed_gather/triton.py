@@ -8,7 +8,7 @@ Legend: M = BLOCK_M groups of a program, g floats of a group, padded to BLOCK_D 
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
-# (constexpr arguments and packed ones are what Triton's own compiler checks)
+# (Triton's compiler checks constexpr and packed arguments)
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Legend: N events, H heads, D floats per head, M = BLOCK_M rows of a query tile, 
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
-# (constexpr arguments and packed ones are what Triton's own compiler checks)
+# (Triton's compiler checks constexpr and packed arguments)
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from spoor.kernels.tiles import cut_into_tiles
 @triton.jit(do_not_specialize=["heads"])
 def jagged_attention_fwd_kernel(
     q, k, v, out, log_sum,  # tensors
-    offsets, tile_sequence, tile_first,  # which rows belong together, and to which tile
+    offsets, tile_sequence, tile_first,  # rows of each sequence and tile
     heads,  # number of heads
     # strides, in elements
     row_stride_q, row_stride_k, row_stride_v, row_stride_out, head_stride_q, head_stride_k, head_stride_v,
@@ -83,7 +83,7 @@ def jagged_attention_fwd_kernel(
 @triton.jit(do_not_specialize=["heads"])
 def jagged_attention_bwd_dq_kernel(
     q, k, v, d_out, d_q, log_sum, inner,  # tensors
-    offsets, tile_sequence, tile_first,  # which rows belong together, and to which tile
+    offsets, tile_sequence, tile_first,  # rows of each sequence and tile
     heads,  # number of heads
     # strides, in elements
     row_stride_q, row_stride_k, row_stride_v, row_stride_d_out, head_stride_q, head_stride_k, head_stride_v,
@@ -126,7 +126,7 @@ def jagged_attention_bwd_dq_kernel(
 @triton.jit(do_not_specialize=["heads"])
 def jagged_attention_bwd_dkv_kernel(
     q, k, v, d_out, d_k, d_v, log_sum, inner,  # tensors
-    offsets, tile_sequence, tile_first,  # which rows belong together, and to which tile
+    offsets, tile_sequence, tile_first,  # rows of each sequence and tile
     heads,  # number of heads
     # strides, in elements
     row_stride_q, row_stride_k, row_stride_v, row_stride_d_out, head_stride_q, head_stride_k, head_stride_v,
