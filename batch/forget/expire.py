@@ -1,22 +1,19 @@
-"""`spoor forget --expire`: removes the markers of forgotten users once nothing can bring their past back any more.
+"""`spoor forget --expire`: removes the markers of deleted users that no source can restore.
 
-A marker is needed for as long as something may still be read that was recorded before its user was forgotten, or soon
-after it (`grace`: late producers, a store restored from a copy). What Kafka still has is asked, not computed from
-settings that may have changed: the oldest of
+A marker expires when every source is newer than deletion + `grace` (for late producers and a store restored from a
+copy). The sources are read from Kafka, because settings may have changed since:
 
-    the activity topic's records         a rewind, a new group or `spoor archive --again` reads them
-    the open dead letters                `spoor dlq replay` sends them; `replayed` ones may be of any age
-    the embedding topics' records that   the next `spoor archive` lands them
-    the offline log has not been given
+    the activity topic's records              a rewind, a new group or `spoor archive --again` reads them
+    the open dead letters                     `spoor dlq replay` sends them; `replayed` ones may be of any age
+    the embedding topics' records that are    the next `spoor archive` lands them
+    not in the offline log
 
-minus `grace` is the bound: who was forgotten before it is due.
+ 1. remove rows of expired markers without events     only at an unchanged revision: returned users keep their rows
+ 2. drop expired markers from the lake's list         except users with remaining data: their forget was killed
+ 3. remove user lists of killed jobs, which may name expired users, and append the audit record
 
- 1. remove the rows of users who are due and have no events    only if the revision still stands: who has returned stays
- 2. drop who is due from the lake's list                       not whose past is still there: a forget was killed
- 3. remove the lists of users that killed jobs left, which may name them, and append the audit record
-
-It may be killed anywhere and run again. Workers go on meanwhile: one that has such a marker in its cache is refused,
-and begins the user anew (docs/decisions/0007-forgetting.md).
+The job can be killed at any point and run again. Workers keep running: the store refuses a write from a cached marker,
+and the worker starts that user afresh (docs/decisions/0007-forgetting.md).
 """
 
 from __future__ import annotations
@@ -43,14 +40,14 @@ from spoor.batch.users.listing import remove_listings
 from spoor.store.online import OnlineStore, open_online
 
 GRACE_MS = 7 * 86_400_000  # unless the operator knows better
-LEAST_GRACE_MS = 86_400_000  # 24 times as long as a worker remembers a user (store/cache.py)
+LEAST_GRACE_MS = 86_400_000  # 24 times a worker's cache time for a user (store/cache.py)
 _CHUNK_USERS = 1_000
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Holds:
-    """What may still bring a past back, and the time of the oldest of it, ISO 8601; 1970 where it has none."""
+    """A source that may restore deleted events, and the time of its oldest record (ISO 8601; 1970 if it has none)."""
 
     what: str
     since: str
@@ -58,17 +55,17 @@ class Holds:
 
 @dataclass(frozen=True)
 class ExpireResult:
-    """`removed`, `listed`: with a dry run, that would be. No ids: this goes into the audit."""
+    """In a dry run, `removed` and `listed` count what would be removed. Holds no ids: it goes into the audit."""
 
     job: str
-    before: str  # ISO 8601: who was forgotten before then is due
+    before: str  # ISO 8601: users deleted before this time are due
     dry_run: bool
     removed: int = 0  # markers: rows without events
     waiting: int = 0  # markers that are not due
-    changed: int = 0  # markers whose user was written meanwhile: they stay
-    returned: int = 0  # users with a marker and events after it: their rows stay as they are
-    listed: int = 0  # taken out of the lake's list
-    unfinished: int = 0  # users whose past is still in lake or store, as a `spoor forget` was killed: they stay listed
+    changed: int = 0  # markers kept because their user was written meanwhile
+    returned: int = 0  # users with a marker and later events: their rows are kept
+    listed: int = 0  # dropped from the lake's list
+    unfinished: int = 0  # users with data left in lake or store by a killed `spoor forget`: they stay listed
     holds: tuple[Holds, ...] = ()
     seconds: float = 0.0
 
@@ -76,7 +73,7 @@ class ExpireResult:
 def run_expire(
     settings: BatchSettings, *, grace_ms: int, oldest_letter_ms: int | None, dry_run: bool = False
 ) -> ExpireResult:
-    """`oldest_letter_ms`: time of the oldest open dead letter, asked before this is called; None where none is open.
+    """`oldest_letter_ms`: time of the oldest open dead letter, read by the caller; None if none is open.
 
     Raises UsageError (too short a grace, no activity topic, a store that cannot list its users, Feast not applied),
     DataError (damaged lake or history), InfrastructureError (store, broker or disk, or another job is running).
@@ -129,7 +126,7 @@ def run_expire(
 
 
 def figures(result: ExpireResult) -> list[Metric]:
-    """For Prometheus."""
+    """The result as Prometheus metrics."""
     return [
         gauge("spoor_expire_removed_markers", "markers that the last expire removed", result.removed),
         gauge("spoor_expire_waiting_markers", "markers that the last expire left, not due yet", result.waiting),
@@ -140,8 +137,8 @@ def figures(result: ExpireResult) -> list[Metric]:
 def _expire_online(
     online: OnlineStore, forgotten: ForgottenUsers, unfinished: set[str], result: ExpireResult, *, before_ms: int
 ) -> ExpireResult:
-    """Step 1; with a dry run, counts alone. A marker counts as of the time that the lake's list has for its user, or
-    else the as-of time of its row, which forgetting sets too. Adds to `unfinished` whose past the store holds."""
+    """Step 1; a dry run only counts. A marker's time is that of its user in the lake's list, else the as-of time of its
+    row, which a forget also sets. Adds users whose deleted events are still in the store to `unfinished`."""
     removed = waiting = changed = returned = 0
     for listed in online.user_chunks(_CHUNK_USERS):
         users = list(dict.fromkeys(listed))  # a listing may name a user twice
@@ -152,7 +149,7 @@ def _expire_online(
         due: dict[str, int] = {}  # user → revision
         for n, (user, row) in enumerate(rows.items()):
             if unreadable[n]:
-                if through[n] > NEVER:  # its past may be in these bytes
+                if through[n] > NEVER:  # the bytes may hold deleted events
                     unfinished.add(user)
             elif through[n] > marks[n] and with_past[n]:
                 unfinished.add(user)

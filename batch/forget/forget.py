@@ -1,15 +1,15 @@
-"""`spoor forget`: removes a user's past from the online store, the topics, the lake and the offline log, for good.
+"""`spoor forget`: permanently deletes users' events and rows from the online store, the topics, the lake and the
+offline log.
 
- 1. list the users as forgotten in the lake             from now on no batch job sees their past, nor archives it
- 2. per batch of users: note them in the journal; raise the marker in their history rows, through the guarded writer,
-    which takes their rows in every other view along; records without value to the embedding topics; close the note
- 3. rewrite the lake's files of their buckets, then the offline log's; remove the lists of users that killed jobs left
+ 1. list the users as deleted in the lake; from then on batch jobs neither read nor archive their earlier events
+ 2. per batch of users: note them in the journal; set the cut-off in their history rows through the guarded writer,
+    whose write also clears their rows in every other view; send tombstones to the embedding topics; remove the note
+ 3. rewrite the lake's files of their buckets, then the offline log's; remove user lists of killed jobs
  4. append the audit record
 
-It may be killed anywhere and run again: each step repeated gives the same result, and the journal's users are published
-before anything else by the next job. Workers go on meanwhile: docs/decisions/0007-forgetting.md says why they cannot
-bring the past back. Kafka's own log is beyond reach; the answer says how long it keeps what. When that is over,
-batch/forget/expire.py removes the markers.
+The job can be killed at any point and run again: every step is idempotent, and the next job first publishes the users
+in the journal. Workers keep running; docs/decisions/0007-forgetting.md says why they cannot restore deleted events.
+Records in Kafka's log remain; the result says until when. After that, batch/forget/expire.py removes the markers.
 """
 
 from __future__ import annotations
@@ -49,36 +49,37 @@ from spoor.store.offline import OfflineLog, open_offline
 from spoor.store.online import OnlineStore, open_online
 from spoor.store.writer import GuardedWriter
 
-AUDIT = "audit/forget.jsonl"  # in the state folder; forgotten and merged users
+AUDIT = "audit/forget.jsonl"  # in the state folder; for forget, merge-users and expire
 BATCH_USERS = 1_000
-IDS_BYTES = 128 << 20  # of a file of ids; some ten million
+IDS_BYTES = 128 << 20  # limit of a file of ids; about ten million ids
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ForgetResult:
-    """`lake_rows` and `offline_rows`: removed, or with a dry run, that would be. No ids: this goes into the audit."""
+    """In a dry run, `lake_rows` and `offline_rows` count what would be removed. Holds no ids: it goes into the
+    audit."""
 
     job: str
-    users: int  # asked for, each once
-    online: int  # of these: with a history row in the store before
-    forgotten_through_ms: int  # events up to and including this time are gone; later ones count
+    users: int  # distinct users requested
+    online: int  # of these: had a history row in the store
+    forgotten_through_ms: int  # cut-off: events up to and including this time are deleted; later ones are kept
     dry_run: bool
     lake_rows: int = 0
     offline_rows: int = 0
-    topics: tuple[str, ...] = ()  # of every release, which get a record without value for each user
-    kept: list[Kept] = field(default_factory=list)  # what only Kafka itself can remove, and until when it stays
+    topics: tuple[str, ...] = ()  # embedding topics of every release; each gets a tombstone per user
+    kept: list[Kept] = field(default_factory=list)  # topics whose records only Kafka can remove, and until when
     seconds: float = 0.0
 
 
 def run_forget(
     settings: BatchSettings, user_ids: Sequence[str], *, through_ms: int | None = None, dry_run: bool = False
 ) -> ForgetResult:
-    """Forgets the users' events up to and including `through_ms`; by default all that can have been accepted by now,
-    those included whose time lies events.max_skew_seconds ahead.
+    """Deletes the users' events up to and including `through_ms`; default: now plus events.max_skew_seconds, the latest
+    event time that can have been accepted.
 
-    Raises UsageError (no id, a bad one, a time in the future, Feast not applied), DataError (damaged lake, offline log
-    or history), InfrastructureError (store, broker or disk, or a backfill or archive is running).
+    Raises UsageError (no id, a bad id, a time after that default, Feast not applied), DataError (damaged lake, offline
+    log or history), InfrastructureError (store, broker or disk, or another job of `alone` is running).
     """
     started = time.monotonic()
     users = list(dict.fromkeys(user_ids))
@@ -118,8 +119,8 @@ def run_forget(
 
 @contextmanager
 def alone(settings: BatchSettings, lake: Lake) -> Iterator[None]:
-    """Nothing else may write lake, offline log or journal meanwhile, or copy what is about to go. Raises
-    InfrastructureError if something does."""
+    """Holds the locks of all jobs that write the lake, the offline log or the journal, or copy rows. Raises
+    InfrastructureError if one of them is running."""
     jobs = settings.state_folder / "jobs"
     with (
         exclusive(jobs / "backfill.lock", job="spoor backfill"),
@@ -132,7 +133,7 @@ def alone(settings: BatchSettings, lake: Lake) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Reach:
-    """What a deletion writes to, and the topics that only Kafka can clean."""
+    """Everything that a deletion writes to, and the topics whose records only Kafka can remove."""
 
     lake: Lake
     offline: OfflineLog
@@ -141,8 +142,8 @@ class Reach:
     journal: Journal
     state_folder: Path
     kept: list[Kept]
-    topics: tuple[str, ...]  # of every release that was ever published
-    unwritten: tuple[str, ...]  # of these: of releases that the writer does not write
+    topics: tuple[str, ...]  # embedding topics of every release ever published
+    unwritten: tuple[str, ...]  # of these: topics of releases that the writer does not write
     now_ms: int
 
 
@@ -150,8 +151,8 @@ class Reach:
 def open_reach(
     settings: BatchSettings, lake: Lake, online: OnlineStore, releases: Sequence[str], *, now_ms: int
 ) -> Iterator[Reach]:
-    """In the block of `alone`. What interrupted jobs have left is published first."""
-    with Publisher(settings.kafka, online, releases) as publisher:  # makes missing topics
+    """Call it within `alone`. First publishes what interrupted jobs left in the journal."""
+    with Publisher(settings.kafka, online, releases) as publisher:  # creates missing topics
         kept = kept_until(settings.kafka, now_ms=now_ms)
         topics = embedding_topics(settings, kept)
         journal = Journal(settings.state_folder / "jobs" / "unpublished")
@@ -196,14 +197,14 @@ def _forget_online(reach: Reach, users: Sequence[str], *, through_ms: int) -> No
 
 
 def read_ids(path: Path) -> list[str]:
-    """User ids from a text file in UTF-8 of at most IDS_BYTES, one a line, to the letter; empty lines are skipped.
+    """User ids from a UTF-8 text file of at most IDS_BYTES, one per line, taken literally; empty lines are skipped.
     Raises UsageError."""
     try:
         lines = read_text(path, IDS_BYTES).split("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read user ids from `{path}`: {error}", hint="one id a line, in UTF-8") from None
     for number, line in enumerate(lines, 1):
-        if line.startswith("\ufeff"):  # of files that were put together
+        if line.startswith("\ufeff"):  # from concatenated files
             raise UsageError(
                 f"`{path}`, line {number} begins with a byte order mark, which is no part of an id",
                 hint="remove it; an id that truly has one can be given with --user",
@@ -212,7 +213,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def check_ids(users: Sequence[str], max_bytes: int, *, id_type: IdType = "string") -> None:
-    """Raises UsageError before anything is done: no event can have such an id, so it is a slip of the pen."""
+    """Raises UsageError for no ids, or an id that no event can have: it must be a typing error."""
     if not users:
         raise UsageError("no user to forget", hint="name them with --user ID, or in a file with --users-from FILE")
     settings = EventSettings(max_id_bytes=max_bytes, user_id_type=id_type)
@@ -227,7 +228,7 @@ def check_ids(users: Sequence[str], max_bytes: int, *, id_type: IdType = "string
 
 
 def _known(online: OnlineStore, users: Sequence[str]) -> int:
-    """How many have a history row. Raises UsageError for an id that the entity's type cannot hold."""
+    """Number of users with a history row. Raises UsageError for an id that the entity's type cannot hold."""
     try:
         parts = (users[start : start + BATCH_USERS] for start in range(0, len(users), BATCH_USERS))
         return sum(user.revision > 0 for part in parts for user in online.read(part, []))
@@ -236,7 +237,7 @@ def _known(online: OnlineStore, users: Sequence[str]) -> int:
 
 
 def embedding_topics(settings: BatchSettings, kept: Sequence[Kept]) -> tuple[str, ...]:
-    """Of every release that was ever published, live or not."""
+    """Embedding topics of every release ever published, live or not."""
     return tuple(each.topic for each in kept if each.topic.startswith(settings.kafka.embedding_topic_prefix))
 
 
@@ -258,7 +259,7 @@ def _rewrite(lake: Lake, offline: OfflineLog, users: Sequence[str]) -> tuple[int
 
 
 def _lake_rows(lake: Lake, users: Sequence[str], through_ms: int) -> int:
-    """How many of the lake's events would go."""
+    """Number of the lake's events that would be removed."""
     rows = 0
     for bucket in sorted(set(buckets_of(users, lake.buckets).tolist())):
         wanted = pa.array(users, pa.string())
@@ -268,7 +269,7 @@ def _lake_rows(lake: Lake, users: Sequence[str], through_ms: int) -> int:
 
 
 def append_audit(path: Path, record: Mapping[str, Any]) -> None:
-    """Appends what was done, when, to how many: nothing of whom. Raises InfrastructureError."""
+    """Appends `record`, which must not identify users, and the time. Raises InfrastructureError."""
     line = {"finished_at": datetime.now(UTC).isoformat(timespec="seconds"), **record}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

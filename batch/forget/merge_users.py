@@ -1,13 +1,13 @@
-"""`spoor merge-users`: what an anonymous id did becomes the past of the login, and the anonymous id is forgotten.
+"""`spoor merge-users`: moves an anonymous id's events to a login and deletes the anonymous id.
 
-The lake decides what moves: every event that it holds of the old id, under the new id in a work item of its own. They
-are merged into the new id's history through the guarded writer, and then the old id is forgotten through the newest of
-them; its later events stay its own, until the next merge.
+All events of the old id in the lake move, to one new work item under the new id. The guarded writer merges them into
+the new id's history. Then the old id is deleted up to the newest moved event; later events stay with the old id until
+the next merge.
 
  1. write the moved events to the lake                  the item is named after their offsets: repeating replaces it
- 2. merge them into the new id's history, publish it    merging twice is merging once
- 3. forget the old id (forget.py), audit record         each step may be repeated; a run that finds the old id listed
-                                                        as forgotten goes on from here
+ 2. merge them into the new id's history, publish it    idempotent
+ 3. forget the old id (forget.py), audit record         idempotent; a run that finds the old id listed as deleted
+                                                        continues here
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from spoor.store.online import OnlineStore, open_online
 
 @dataclass(frozen=True)
 class MergeResult:
-    """No ids: this goes into the audit."""
+    """Holds no ids: it goes into the audit."""
 
     job: str
-    events: int  # of the old id in the lake: moved, or with a dry run, to be moved
-    forgotten_through_ms: int  # the time of the newest of them; later events stay the old id's
+    events: int  # of the old id in the lake: moved, or in a dry run, to be moved
+    forgotten_through_ms: int  # cut-off: time of the newest of them; later events stay with the old id
     dry_run: bool
-    changed: bool = False  # the new id's history
+    changed: bool = False  # whether the new id's history changed
     lake_rows: int = 0  # of the old id, removed from the lake
     offline_rows: int = 0  # of the old id, removed from the offline log
-    topics: tuple[str, ...] = ()  # which get a record without value for the old id
-    kept: list[Kept] = field(default_factory=list)  # what only Kafka itself can remove, and until when it stays
+    topics: tuple[str, ...] = ()  # embedding topics; each gets a tombstone for the old id
+    kept: list[Kept] = field(default_factory=list)  # topics whose records only Kafka can remove, and until when
     seconds: float = 0.0
 
 
 def run_merge_users(settings: BatchSettings, old: str, new: str, *, dry_run: bool = False) -> MergeResult:
-    """Moves the events of the user id `old` to `new`. A moved event is known of `new` from now on: snapshots for
-    training do not see it earlier.
+    """Moves the events of the user id `old` to `new`. The moved events get the current time as append time, so earlier
+    training snapshots do not contain them.
 
     Raises UsageError (equal or bad ids, nothing to move, or events that are not archived yet), DataError (damaged lake,
-    offline log or history), InfrastructureError (store, broker or disk, or a backfill or archive is running).
+    offline log or history), InfrastructureError (store, broker or disk, or another job of `alone` is running).
     """
     started = time.monotonic()
     check_ids([old, new], settings.events.max_id_bytes, id_type=settings.events.user_id_type)
@@ -93,8 +93,7 @@ def _rows_of(lake: Lake, user: str) -> pa.Table:
 
 
 def _through(lake: Lake, old: str, rows: pa.Table) -> int:
-    """Through when the old id is to be forgotten. Raises UsageError where there is nothing to move, and nothing left
-    of an earlier run."""
+    """The cut-off of the old id. Raises UsageError if there is nothing to move and no earlier run to continue."""
     through = int(lake.forgotten.through([old])[0])
     if len(rows):
         return max(through, int(pc.max(rows["timestamp"]).as_py()))
@@ -107,8 +106,8 @@ def _through(lake: Lake, old: str, rows: pa.Table) -> int:
 
 
 def _check_archived(online: OnlineStore, old: str, rows: pa.Table, *, after_ms: int, through_ms: int) -> None:
-    """Raises UsageError where the store holds an event of these times that the lake lacks: it would be forgotten with
-    the old id, and not be moved."""
+    """Raises UsageError if the store holds an event in (after_ms, through_ms] that the lake lacks: it would be deleted
+    with the old id and not moved."""
     stored = online.read([old], [])[0].history
     if stored is None:
         return
@@ -123,7 +122,7 @@ def _check_archived(online: OnlineStore, old: str, rows: pa.Table, *, after_ms: 
 
 
 def _moved(rows: pa.Table, new: str, *, now_ms: int) -> pa.Table:
-    """The rows under the new id, known of it from now on."""
+    """The rows under the new id, with append time `now_ms`."""
     users, times = pa.array([new] * len(rows), pa.string()), pa.array(np.full(len(rows), now_ms))
     for name, column in (("user_id", users), ("append_time", times)):
         rows = rows.set_column(rows.schema.get_field_index(name), LAKE_SCHEMA.field(name), column)
