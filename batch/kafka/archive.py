@@ -1,14 +1,14 @@
-"""`spoor archive`: lands in the lake what Kafka carried, before the topic's retention deletes it.
+"""`spoor archive`: lands events from Kafka in the lake before the topic's retention deletes them.
 
-The driver plans bounded offset ranges: what lies between the partitions' watermarks and is not in the lake's manifest,
-gaps first. One DoFn reads a range, decodes it and writes it as one work item: files, then the manifest entry. So a run
-that is killed anywhere leaves whole items and unnamed files; the next run removes the latter and reads the rest.
+The driver plans bounded offset ranges: all offsets between the partitions' watermarks that are not in the lake's
+manifest, gaps first. One DoFn reads, decodes and writes a range as one work item: files, then the manifest entry. A
+killed run leaves whole items and files without an entry; the next run removes these files and reads the rest.
 
-A lake belongs to one topic from its first valid event on. A first run that finds none (an empty topic, one of somebody
-else's records, a mistyped name) leaves the lake as free as it was.
+A lake is bound to one topic from its first valid event on. A first run without a valid event (an empty topic, a topic
+of other records, a mistyped name) leaves the lake unbound.
 
 Events that cannot be decoded are counted by reason in the manifest entry. Their bytes are not kept here: the stream
-has put them, with their origin, on the dead-letter topic, and only the stream writes there.
+sends them, with their origin, to the dead-letter topic, and only the stream writes there.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ NAMESPACE = "spoor.archive"
 RECORDS = "records"  # records read
 EVENTS = "events"  # of these: valid, now in the lake
 MISMATCHED_KEYS = "mismatched_keys"  # valid events whose record key is not the user id
-FORGOTTEN = "forgotten"  # valid events from before their user was forgotten: left out
+FORGOTTEN = "forgotten"  # valid events up to their user's cut-off: left out
 UNKNOWN_NAMES = "unknown_names"  # valid events with an action or surface that the settings do not list
-TOPIC = "topic"  # the manifest's entry that tells the topic's id
-UNBOUND = "unbound"  # the manifest's entry of a first run whose topic has not shown a valid event yet
-BAD = "bad."  # followed by the reason: records that are no event
+TOPIC = "topic"  # manifest entry that holds the topic's id
+UNBOUND = "unbound"  # manifest entry of a first run that has found no valid event yet
+BAD = "bad."  # followed by the reason: records that cannot be decoded
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ArchiveResult:
-    """What one run did. Counts are of records; `bad` is by reason."""
+    """Result of one run. Counts are of records; `bad` is by reason."""
 
     topic: str
     items: int  # work items (offset ranges) planned
@@ -74,15 +74,15 @@ class ArchiveResult:
     bad: dict[str, int] = field(default_factory=dict)
     mismatched_keys: int = 0
     unknown_names: int = 0
-    forgotten: int = 0  # events from before their user was forgotten, left out
-    lost: int = 0  # offsets that retention had deleted, given up with accept_loss
-    embedding_rows: int = 0  # published rows that went to the offline log
+    forgotten: int = 0  # events up to their user's cut-off, left out
+    lost: int = 0  # offsets deleted by retention and skipped with accept_loss
+    embedding_rows: int = 0  # published rows landed in the offline log
     bad_embedding_rows: int = 0  # records on the embedding topics that are no row of their user and release
-    compacted_embedding_rows: int = 0  # records on the embedding topics that went before they were archived
+    compacted_embedding_rows: int = 0  # records on the embedding topics compacted before they were archived
     seconds: float = 0.0
 
     def text(self, lake: Path) -> str:
-        """For people; `lake`: the folder. What is unusual is named only where it happened."""
+        """The text output; `lake`: the folder. Unusual counts appear only if they are not 0."""
         if self.dry_run:
             return f"{self.topic}: {self.planned_records:,} records in {self.items:,} work items to read"
         unusual = {
@@ -102,13 +102,13 @@ class ArchiveResult:
 
 @dataclass(frozen=True)
 class ArchivePlan:
-    """Which ranges to read, and the partitions whose place in the lake has to be noted first."""
+    """The ranges to read, and the manifest entries to write first."""
 
     items: list[KafkaRange]
-    begins: dict[int, int]  # partition → offset at which the lake begins, where it has nothing of it yet
-    lost: list[KafkaRange]  # given up
+    begins: dict[int, int]  # partition → first offset for the lake; only partitions that the lake does not hold yet
+    lost: list[KafkaRange]  # deleted by retention and skipped
     watermarks: dict[int, Span]
-    topic_id: str | None  # None: the broker tells none
+    topic_id: str | None  # None: the broker reports none
 
 
 def run_archive(
@@ -121,9 +121,9 @@ def run_archive(
 ) -> ArchiveResult:
     """Archives the activity topic up to its end at the start of the run, and the embedding topics likewise.
 
-    `resume=False` reads again every range that the lake has and Kafka still holds, for instance after a change of the
-    [events] settings. `accept_loss` goes on where retention has deleted records that the lake lacks. Raises DataError
-    (records lost), UsageError (no such topic), InfrastructureError (broker, disk, or another archive running).
+    `resume=False` reads archived ranges again if Kafka still holds them, for example after a change of the [events]
+    settings. `accept_loss` continues despite records lost to retention. Raises DataError (records lost), UsageError (no
+    such topic), InfrastructureError (broker, disk, or another archive running).
     """
     started = time.monotonic()
     metrics = JobMetrics(settings.state_folder, "archive")
@@ -192,7 +192,7 @@ def run_archive(
 
 
 def figures(result: ArchiveResult) -> list[Metric]:
-    """For Prometheus."""
+    """The result as Prometheus metrics."""
     return [
         gauge("spoor_archive_events", "events that the last archive brought into the lake", result.events),
         gauges("spoor_archive_bad_records", "records of the last archive that are no event", "reason", result.bad),
@@ -220,8 +220,8 @@ def plan_archive(
     resume: bool = True,
     accept_loss: bool = False,
 ) -> ArchivePlan:
-    """What is still to be read. A lake without any entry begins at the low watermarks; in one that has entries, a new
-    partition begins at offset 0, so that what retention eats in between is noticed."""
+    """Plans the ranges still to be read. A lake without entries begins at the low watermarks. In a lake with entries, a
+    new partition begins at offset 0, so records that retention has deleted meanwhile are detected."""
     entries = lake.ranges()
     others = {entry["topic"] for entry in entries.values()} - {topic}
     if others:
@@ -305,7 +305,7 @@ class LandRange(beam.DoFn):
 
 
 def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) -> tuple[pa.Table, Counter[str]]:
-    """A range's valid events as LAKE_SCHEMA, and what was counted on the way."""
+    """A range's valid events as LAKE_SCHEMA, and the counts of its records."""
     counts: Counter[str] = Counter({RECORDS: 0, EVENTS: 0})
     rows: list[tuple[str | int, ...]] = []
     for records in reader.read(item):
@@ -315,7 +315,7 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
                 event = decode_event(record.value, append_time_ms=record.timestamp, settings=settings)
             except InfrastructureError:
                 raise
-            except Exception as error:  # as in the stream: no bytes, whatever they provoke, may stop the partition
+            except Exception as error:  # as in the stream: no record may stop the partition
                 reason = error.reason if isinstance(error, EventError) else "decoder-error"
                 counts[BAD + reason] += 1
                 continue
@@ -329,18 +329,18 @@ def read_events(reader: RangeReader, item: KafkaRange, settings: EventSettings) 
 
 
 def _check_topic(kafka: KafkaSettings) -> None:
-    """As the stream does. Raises UsageError for a topic that loses or misdates events."""
+    """The stream's check of the topic's configuration. Raises UsageError for a topic that loses or misdates events."""
     try:
         config = topic_configs(kafka, lambda topic: topic == kafka.topic).get(kafka.topic, {})
-    except InfrastructureError as error:  # such as a user without the right to read it
+    except InfrastructureError as error:  # for example a Kafka user without permission to read it
         _LOG.warning("the configuration of topic `%s` is not checked: %s", kafka.topic, error.message)
         return
     check_activity_topic(kafka, config)
 
 
 def _settle_binding(lake: Lake) -> bool:
-    """Ends a first run, perhaps one that was killed: with a valid event the lake belongs to its topic, without one
-    nothing of the run stays. Returns whether the lake belongs to a topic."""
+    """Ends a first run, including one that was killed: with a valid event the lake is bound to its topic, else the
+    run's entries are removed. Returns whether the lake is bound to a topic."""
     entries = lake.ranges()
     if lake.has(UNBOUND):
         if not any(entry.get("records", 0) > sum(entry.get("bad", {}).values()) for entry in entries.values()):
@@ -352,7 +352,7 @@ def _settle_binding(lake: Lake) -> bool:
 
 
 def _note_begins(lake: Lake, topic: str, plan: ArchivePlan) -> None:
-    """Manifest entries without rows: which topic it is, where the lake begins, and which offsets were given up."""
+    """Writes manifest entries without rows: the topic, the first offset of new partitions, and the lost ranges."""
     empty = LAKE_SCHEMA.empty_table()
     if not lake.ranges():
         lake.write(UNBOUND, empty, {})

@@ -1,12 +1,11 @@
-"""The second half of `spoor archive`: lands in the offline log what was published on `user-embeddings.<release>`, so
-that point-in-time reads see the rows that rankers saw online.
+"""The second half of `spoor archive`: lands rows published on `user-embeddings.<release>` in the offline log, so that
+point-in-time reads see the rows that rankers saw online.
 
-Bounded offset ranges as for the events; the offline log's own manifest tells which are there, because each range is one
-of its items, and an entry beside them tells of which topic. The topics are compacted, but no record sooner than
-`min.compaction.lag.ms` after it was appended, which must leave an archive its time: offsets that have lost their record
-are counted and told. Records without a value (a forgotten user) are passed over, and so are rows computed before their
-user was forgotten; those that are no embedding row of their key's user and their topic's release are counted, and named
-in the log.
+Work items are bounded offset ranges, as for the events. Each is one item of the offline log's manifest; another entry
+holds the topic's id. The topics are compacted, a record at the earliest `min.compaction.lag.ms` after its append; this
+must be longer than the time between two archives. Compacted records are counted and logged. Tombstones are skipped, and
+so are rows of events or computations from before their user's deletion. Records that are no embedding row of their
+key's user and their topic's release are counted and logged.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ if TYPE_CHECKING:
 NAMESPACE = "spoor.archive_embeddings"
 EMBEDDING_ROWS = "embedding_rows"  # rows landed in the offline log
 BAD_ROWS = "bad_rows"  # records that are no embedding row of their key's user and their topic's release
-COMPACTED = "compacted"  # offsets whose record compaction removed before it was read
+COMPACTED = "compacted"  # offsets whose record was compacted before it was read
 _PREFIX = "published-"
-_TOPIC = _PREFIX + "topic"  # the entry that tells the topic's id
+_TOPIC = _PREFIX + "topic"  # manifest entry that holds the topic's id
 _ITEM = re.compile(_PREFIX + r"p(\d+)-(\d+)-(\d+)")
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TopicRange:
-    """A work item: some offsets of a release's topic."""
+    """A work item: a range of offsets of a release's topic."""
 
     release: str
     range: KafkaRange
@@ -62,7 +61,7 @@ class TopicRange:
 def plan_embeddings(
     settings: ArchiveSettings, reader: RangeReader, releases: Sequence[str] | None = None
 ) -> list[TopicRange]:
-    """What the topics of `releases` (by default the live ones) hold and the offline log has not been given yet."""
+    """The ranges of the topics of `releases` (default: the live ones) that are not in the offline log yet."""
     items: list[TopicRange] = []
     if releases is None:
         releases = [release.name for release in live_releases(settings.features.releases_folder)]
@@ -94,8 +93,8 @@ def plan_embeddings(
 
 
 def oldest_unlanded_ms(settings: ArchiveSettings) -> int | None:
-    """The time of the oldest record that the topics of live releases hold and the offline log has not been given; None
-    where there is none. Raises InfrastructureError."""
+    """Time of the oldest record on the topics of live releases that is not in the offline log; None if there is none.
+    Raises InfrastructureError."""
     times: dict[tuple[str, int], int] = {}
     with RangeReader(settings.kafka) as reader:
         for item in plan_embeddings(settings, reader):
@@ -106,7 +105,7 @@ def oldest_unlanded_ms(settings: ArchiveSettings) -> int | None:
 
 
 def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span]]:
-    """By partition, ascending: the offsets of the release's topic that the offline log holds."""
+    """Ascending offset spans of the release's topic in the offline log, by partition."""
     found: dict[int, list[Span]] = {}
     for key in _manifest(features, release).records():
         if match := _ITEM.fullmatch(key):
@@ -116,15 +115,15 @@ def landed_spans(features: FeatureSettings, release: str) -> dict[int, list[Span
 
 
 def _manifest(features: FeatureSettings, release: str) -> Manifest:
-    """OfflineLog.manifest, without importing Feast for it."""
+    """OfflineLog.manifest, without importing Feast."""
     return Manifest(features.offline_folder / "_manifest" / features.named(user_embedding_view(release)))
 
 
 def check_compaction_lag(kafka: KafkaSettings) -> None:
-    """Warns of every embedding topic that may be compacted before the configured lag has passed."""
+    """Warns of every embedding topic whose compaction lag is shorter than the configured one."""
     try:
         configs = topic_configs(kafka, lambda topic: topic.startswith(kafka.embedding_topic_prefix))
-    except InfrastructureError as error:  # such as a user without the right to read it
+    except InfrastructureError as error:  # for example a Kafka user without permission to read it
         _LOG.warning("the compaction lag of the embedding topics is not checked: %s", error.message)
         return
     wanted_ms = int(kafka.embedding_topic_config["min.compaction.lag.ms"])
@@ -158,8 +157,8 @@ def land_embeddings(settings: ArchiveSettings, items: list[TopicRange], *, runne
 
 
 def land_release(settings: ArchiveSettings, release: str, *, runner: Runner = LOCAL) -> int:
-    """Lands what one release's topic holds, for a caller who holds the archive's lock; returns the number of rows.
-    Raises as `spoor archive`."""
+    """Lands the remaining rows of one release's topic; the caller holds the archive's lock. Returns the number of rows.
+    Raises as `run_archive`."""
     with RangeReader(settings.kafka) as reader:
         items = plan_embeddings(settings, reader, [release])
     return land_embeddings(settings, items, runner=runner).get(EMBEDDING_ROWS, 0)
@@ -175,7 +174,7 @@ class LandEmbeddings(beam.DoFn):
     failures: Failures
 
     def setup(self) -> None:
-        # These import Feast: seconds that an archive without rows need not wait.
+        # These import Feast, which takes seconds; an archive without rows skips it.
         from spoor.store.guarded.protobytes import EntityKeys
         from spoor.store.offline import open_offline
 
@@ -217,12 +216,11 @@ class LandEmbeddings(beam.DoFn):
         yield item.key
 
     def _row(self, record: Any, release: str, dimension: int) -> EmbeddingRow:
-        """Raises DataError where it is none that Spoor can have published: anybody who may produce to the topic may
-        have sent it."""
+        """Raises DataError for a record that Spoor cannot have published: other clients may produce to the topic."""
         from spoor.store.rows import bad_vectors, embedding_row_from_record
 
         row = embedding_row_from_record(record.value)
-        self._keys.to_bytes(row.user_id)  # raises where it is no id of this type
+        self._keys.to_bytes(row.user_id)  # raises for an id of another type
         found = (row.user_id.encode(), row.model_version, row.embedding.shape)
         expected = (record.key, release, (dimension,))
         if found != expected:
@@ -233,7 +231,8 @@ class LandEmbeddings(beam.DoFn):
 
 
 def _without_past(rows: list[EmbeddingRow], forgotten: ForgottenUsers) -> list[EmbeddingRow]:
-    """Without rows that were made of a forgotten user's past: of events up to then, or computed before."""
+    """Drops rows that may contain deleted events: newest event at or before the cut-off, or computed before the
+    deletion."""
     users = [row.user_id for row in rows]
     times = zip(rows, forgotten.through(users), forgotten.at(users), strict=True)
     return [row for row, through, at in times if row.event_time_ms > through and row.computed_at_ms > at]

@@ -1,7 +1,7 @@
-"""Bounded Kafka ranges: what is still to be read, and reading exactly that (spoor/broker/reader.py).
+"""Bounded Kafka ranges: plans the ranges still to be read; RangeReader reads exactly one (spoor/broker/reader.py).
 
-With kafka.isolation_level `read_committed`, `high` is the last stable offset: an open transaction, and what follows it,
-is left for the next run.
+With kafka.isolation_level `read_committed`, `high` is the last stable offset: an open transaction and all later records
+are left to the next run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spoor.broker.reader import KafkaRange, Span, TopicReader
 
 
 def gaps(covered: Sequence[Span], *, begin: int, high: int) -> list[Span]:
-    """The parts of [begin, high) that the ascending, disjoint `covered` leaves out."""
+    """The parts of [begin, high) outside the ascending, disjoint spans `covered`."""
     found: list[Span] = []
     at = begin
     for start, end in covered:
@@ -35,7 +35,7 @@ def plan_ranges(
 ) -> list[KafkaRange]:
     """Cuts the `missing` spans of each partition into work items of at most `range_records` offsets, oldest first.
 
-    Raises DataError where the partition's low watermark lies above a missing offset: retention has eaten it.
+    Raises DataError if a missing offset is below the partition's low watermark: retention has deleted it.
     """
     items: list[KafkaRange] = []
     for partition, spans in sorted(missing.items()):
@@ -48,7 +48,7 @@ def plan_ranges(
 
 
 def check_retained(item: KafkaRange, *, low: int, high: int) -> None:
-    """Raises DataError if the broker no longer holds, or never held, all of the range."""
+    """Raises DataError unless the broker holds the whole range."""
     where = f"partition {item.partition} of topic `{item.topic}`"
     if item.start < low:
         raise DataError(
@@ -64,8 +64,8 @@ def check_retained(item: KafkaRange, *, low: int, high: int) -> None:
 
 
 def check_same_topic(topic: str, topic_id: str | None, noted: Manifest, key: str, *, hint: str) -> None:
-    """Raises DataError where the manifest's entry `key` (`{"topic_id": …}`) is of another topic of that name: offsets
-    begin anew then, and what the manifest says of them is not about these records."""
+    """Raises DataError if the manifest's entry `key` (`{"topic_id": …}`) has another id: the topic was recreated, its
+    offsets start at 0 again, and the manifest's offsets refer to other records."""
     entry = noted.get(key)
     if entry is not None and topic_id is not None and entry["topic_id"] != topic_id:
         raise DataError(
@@ -77,7 +77,7 @@ def check_same_topic(topic: str, topic_id: str | None, noted: Manifest, key: str
 
 
 class RangeReader(TopicReader):
-    """Refuses a range of which the broker holds only a part: `read` raises DataError as `check_retained`."""
+    """A TopicReader whose `read` raises DataError, as `check_retained`, unless the broker holds the whole range."""
 
     def check(self, item: KafkaRange, *, low: int, high: int) -> None:
         check_retained(item, low=low, high=high)

@@ -1,10 +1,9 @@
-"""Puts the rows that a batch job changed online onto `user-embeddings.<release>`: each user's last record equals the
-store.
+"""Publishes the rows that a batch job changed online on `user-embeddings.<release>`: each user's last record equals the
+row in the store.
 
-Two things could break that. Another writer may replace a row between our read and our record: the rows are read again
-after every send (store/publication.py). And a job may die between write and record, after which nothing would look
-changed: so the users of a write are noted in a journal first, and the next run publishes what is still in the journal
-before anything else.
+Two cases could break this. Another writer may replace a row between our read and our record; so the rows are read again
+after every send (store/publication.py). A job may die between write and record, and a retry would see no change; so the
+users of a write are first noted in a journal, and the next run publishes the journal before anything else.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Publisher:
-    """A producer for the embedding topics of `releases`, which it creates (compacted) where they are missing.
+    """A producer for the embedding topics of `releases`; creates missing ones (compacted).
 
     Raises InfrastructureError if the broker does not answer.
     """
@@ -63,14 +62,14 @@ class Publisher:
         self._producer.close()
 
     def publish(self, rows: Rows) -> int:
-        """Sends the rows and waits for the broker; repeats with the present rows of users whom another writer has
+        """Sends the rows and waits for the broker; sends again, with their current rows, users that another writer has
         changed meanwhile. Returns the number of users. Raises InfrastructureError."""
         for again in publication(rows, self._online):
             self._send(again)
         return len({row.user_id for of_release in rows.values() for row in of_release})
 
     def publish_users(self, user_ids: Sequence[str]) -> int:
-        """Publishes what the store holds of these users; who has no embedding gets a record without value."""
+        """Publishes the stored rows of these users; a tombstone for each user without an embedding."""
         for start in range(0, len(user_ids), _READ_USERS):
             part = user_ids[start : start + _READ_USERS]
             found = {release: self._online.read_embeddings(release, part) for release in self._releases}
@@ -83,7 +82,7 @@ class Publisher:
         return len(user_ids)
 
     def publish_gone(self, topic: str, user_ids: Sequence[str]) -> None:
-        """Records without value to the topic of a release that is not written any more."""
+        """Sends tombstones to the topic of a release that is no longer written."""
         with _publishing():
             self._producer.deliver(Record(topic, user.encode(), None) for user in user_ids)
 
@@ -101,8 +100,8 @@ class Publisher:
 
 
 def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence[str]) -> Publisher | None:
-    """None, after a warning, where the embedded broker is meant and is not running: then the journal keeps what is to
-    be published. A configured broker that does not answer raises InfrastructureError."""
+    """Returns None, after a warning, if the embedded broker is configured and not running: the journal then keeps the
+    users. Raises InfrastructureError if another broker does not answer."""
     try:
         return Publisher(kafka, online, releases)
     except InfrastructureError as error:
@@ -113,7 +112,7 @@ def open_publisher(kafka: KafkaSettings, online: OnlineStore, releases: Sequence
 
 
 def publish_left(settings: BatchSettings, online: OnlineStore, releases: Sequence[str]) -> None:
-    """Publishes what interrupted jobs, or the lost tries of one, have left in the journal, if the broker is there."""
+    """Publishes the users that interrupted jobs or lost tries left in the journal, if the broker is running."""
     journal = Journal(settings.state_folder / "jobs" / "unpublished")
     if journal.left and (publisher := open_publisher(settings.kafka, online, releases)) is not None:
         with publisher:
@@ -121,12 +120,11 @@ def publish_left(settings: BatchSettings, online: OnlineStore, releases: Sequenc
 
 
 class Journal:
-    """Users whose rows are about to change, or have changed, and whose records are not known to be out: one file per
-    write.
+    """Users whose rows are being changed or have changed, and whose records are not confirmed: one file per write.
 
-    A note is locked while its writer lives, so no other job publishes it too early and removes it: a task of a cluster
-    may work on when its driver is dead and the next job has begun. A file system without locks protects no note; one
-    that is gone at the end was published by somebody.
+    A note is locked while its writer lives, so no other job publishes and removes it too early: a cluster's task may
+    still run when its driver is dead and the next job has started. A file system without locks does not protect notes;
+    a note that is missing at the end was published by another job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -134,8 +132,8 @@ class Journal:
 
     @contextmanager
     def noted(self, user_ids: Sequence[str]) -> Iterator[Note]:
-        """The block changes these users, and calls `done` when their records are out. Else the note stays for the next
-        job. Raises InfrastructureError."""
+        """For a block that changes these users and calls `done` once their records are sent; otherwise the note remains
+        for the next job. Raises InfrastructureError."""
         path = self._folder / f"{uuid.uuid4().hex}.json"
         with writing(path):
             descriptor = self._locked_file(path, json.dumps(list(user_ids)).encode())
@@ -146,8 +144,8 @@ class Journal:
 
     @contextmanager
     def published(self, user_ids: Sequence[str], publisher: Publisher | None) -> Iterator[None]:
-        """The block changes these users; after it, what the store then holds of them is published. Where it fails, or
-        there is no publisher, the note stays for the next job."""
+        """For a block that changes these users: publishes their stored rows after it. If this fails, or without a
+        publisher, the note remains for the next job."""
         with self.noted(user_ids) as note:
             yield
             if publisher is not None:
@@ -156,11 +154,11 @@ class Journal:
 
     @property
     def left(self) -> bool:
-        """Whether any note, or a part of one, is there."""
+        """Whether the journal holds any note, finished or not."""
         return self._folder.is_dir() and any(self._folder.iterdir())
 
     def publish_left(self, publisher: Publisher) -> int:
-        """Publishes what interrupted jobs left. Returns the number of users."""
+        """Publishes the users that interrupted jobs left. Returns their number."""
         users = 0
         for unfinished in self._folder.glob(".*"):
             with _taken(unfinished) as data:
@@ -176,7 +174,7 @@ class Journal:
         return users
 
     def _locked_file(self, path: Path, data: bytes) -> int:
-        """The descriptor of a whole, synced file that was locked before it got its name. Raises OSError."""
+        """Writes and syncs a file that is locked before its rename; returns its descriptor. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}")
         while True:
@@ -188,7 +186,7 @@ class Journal:
                 os.fsync(descriptor)
                 os.rename(unfinished, path)
                 return descriptor
-            except FileNotFoundError:  # another job has cleaned it up before it was locked
+            except FileNotFoundError:  # another job removed it before it was locked
                 os.close(descriptor)
             except BaseException:
                 os.close(descriptor)
@@ -205,19 +203,19 @@ class Note:
 
 
 def _lock(descriptor: int) -> bool:
-    """False where a living process holds it."""
+    """False if a living process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # of a network file system, say
+    except OSError as error:  # for example on a network file system
         _LOG.debug("no locks: %s", error)
     return True
 
 
 @contextmanager
 def _taken(path: Path) -> Iterator[bytes | None]:
-    """What a note holds, locked for the block; None where its writer lives, or somebody else has removed it."""
+    """The contents of a note, locked for the block; None if its writer lives or another job has removed it."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -232,7 +230,7 @@ def _taken(path: Path) -> Iterator[bytes | None]:
 
 @contextmanager
 def _publishing() -> Iterator[None]:
-    """Errors name what fails, and the way without it."""
+    """Adds to errors that publishing failed, and how to run without it."""
     try:
         yield
     except InfrastructureError as error:

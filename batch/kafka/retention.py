@@ -1,4 +1,4 @@
-"""How long Kafka keeps what only Kafka can remove: the records of a user who was forgotten; and the oldest it has."""
+"""How long Kafka keeps the records of a deleted user, which only Kafka can remove; and the time of its oldest event."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from spoor.broker.reader import TopicReader
 from spoor.broker.settings import KafkaSettings
 
 _FOR_EVER_MS = 2**63 - 1  # Kafka's default of max.compaction.lag.ms
-_LAST_MS = 253_402_300_799_000  # the end of year 9999: later is for ever
+_LAST_MS = 253_402_300_799_000  # the end of year 9999; later means unlimited
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A topic that may hold records of a user still. `until`: the latest time, ISO 8601; None: Kafka states none."""
+    """A topic that may still hold records of a user. `until`: the latest time, ISO 8601; None: no limit is known."""
 
     topic: str
     until: str | None
@@ -25,7 +25,7 @@ class Kept:
 
 
 def kept_until(kafka: KafkaSettings, *, now_ms: int) -> list[Kept]:
-    """Of the events, the dead letters and every release's embeddings, where the topic exists, by name. Raises
+    """The existing topics of events, dead letters and every release's embeddings, sorted by name. Raises
     InfrastructureError."""
     letters = "dead letters stay until `spoor dlq replay` closes them"
     return [
@@ -35,16 +35,16 @@ def kept_until(kafka: KafkaSettings, *, now_ms: int) -> list[Kept]:
 
 
 def oldest_record_ms(kafka: KafkaSettings) -> int | None:
-    """When the broker appended the oldest record that the activity topic still has, of whatever transaction; None where
-    it has none. Raises UsageError without such a topic, InfrastructureError."""
+    """Append time of the oldest record on the activity topic, uncommitted ones included; None if it is empty. Raises
+    UsageError if the topic does not exist, InfrastructureError."""
     with TopicReader(replace(kafka, isolation_level="read_uncommitted")) as reader:
         times = reader.oldest_times(kafka.topic)
     return min(times.values(), default=None)
 
 
 def _kept(topic: str, config: Mapping[str, str], now_ms: int, note: str) -> Kept:
-    """A segment goes when its newest record is past retention, and takes records for segment.ms at most. Compaction
-    has a date only where max.compaction.lag.ms sets one."""
+    """Kafka deletes a segment once its newest record is past retention; a segment takes records for at most segment.ms.
+    Compaction has a date only if max.compaction.lag.ms is set."""
     policy, retention = config.get("cleanup.policy", "delete"), int(config.get("retention.ms", -1))
     if "compact" not in policy or ("delete" in policy and retention >= 0):
         if retention < 0:
@@ -59,7 +59,7 @@ def _kept(topic: str, config: Mapping[str, str], now_ms: int, note: str) -> Kept
 
 
 def iso_time(time_ms: int) -> str:
-    """In UTC, to the second."""
+    """ISO 8601 in UTC, to the second."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
 
 
