@@ -1,9 +1,9 @@
-"""What the batch jobs tell Prometheus: files that node exporter's textfile collector serves.
+"""Metrics of the batch jobs: files for node exporter's textfile collector.
 
-    STATE_FOLDER/metrics/spoor_<job>_running.prom   work items planned and done, while a job runs and as it was left
-    STATE_FOLDER/metrics/spoor_<job>.prom           when the job last came to its end, and what it found
+    STATE_FOLDER/metrics/spoor_<job>_running.prom   planned and finished work items of the current or last run
+    STATE_FOLDER/metrics/spoor_<job>.prom           when the job last finished, and its result
 
-A job that dies writes no end: the age of the last one tells.
+A job that dies does not write the second file: alert on the age of the last finish.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class JobMetrics:
         self._told: tuple[int, int] | None = None
 
     def items(self, *, done: int, planned: int) -> None:
-        """Written where it has changed. A file that cannot be written is a warning: the job's own files fail loudly."""
+        """Writes the file if a count has changed. An unwritable file only warns: the job's own files raise errors."""
         if (done, planned) == self._told:
             return
         self._told = done, planned
@@ -47,7 +47,7 @@ class JobMetrics:
         )
 
     def ended(self, *figures: Metric) -> None:
-        """The job has come to its end, with what `gauge` and `gauges` made of its result."""
+        """Writes the job's end and its result, as `gauge` and `gauges` return it."""
         if self._told is None:
             self.items(done=0, planned=0)  # there was nothing to do
         text = "when the job last came to its end"

@@ -1,7 +1,7 @@
-"""What every batch job shares: errors that cross Beam, and running a pipeline.
+"""Runs the Beam pipelines of the batch jobs and carries errors across Beam.
 
-Beam turns an exception in a DoFn into text. A DoFn therefore records a SpoorError in the job's folder before it raises
-it (`Failures.recorded`), and `run_pipeline` raises the recorded error again where the job was started.
+Beam turns an exception in a DoFn into text. So a DoFn records a SpoorError in the job's folder before it raises it
+(`Failures.recorded`), and `run_pipeline` raises the recorded error again in the driver.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ _FAILURE_FILE = "failure.json"
 _ERRORS: dict[str, type[SpoorError]] = {
     cls.__name__: cls for cls in (DataError, InfrastructureError, SpoorError, UsageError)
 }
-_UNWRITTEN: dict[Path, SpoorError] = {}  # by job folder: what could not be recorded, for lack of space say
+_UNWRITTEN: dict[Path, SpoorError] = {}  # by job folder: errors that could not be recorded, e.g. on a full disk
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Who executes a pipeline: a runner's name as Beam knows it, and Beam's options for it (`--name=value`). A job that
-    the runner loses, with a machine say, is run again up to `retries` times: what is noted as done is passed over."""
+    """A Beam runner by Beam's name, and its Beam options (`--name=value`). A job that fails in the runner, for example
+    with a machine, is retried up to `retries` times; finished work items are skipped."""
 
     name: str
     options: tuple[str, ...] = ()
     retries: int = 0
 
 
-LOCAL = Runner("FnApiRunner")  # named explicitly: Beam's default looks for a binary on the internet
+LOCAL = Runner("FnApiRunner")  # explicit, because Beam's default runner downloads a binary
 
 
 @dataclass(frozen=True)
 class Failures:
-    """Where a job's DoFns leave the error that stops them."""
+    """The error that stopped a DoFn, in the job's folder."""
 
     folder: Path
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Records a SpoorError raised in the block, then lets it pass."""
+        """Records a SpoorError raised in the block, and re-raises it."""
         try:
             yield
         except SpoorError as error:
-            if not self.folder.is_dir():  # the driver is gone, and its folder with it
+            if not self.folder.is_dir():  # the driver has ended and removed its folder
                 raise
             content = {"kind": _kind(error), "message": error.message, "hint": error.hint}
             try:
                 atomic_write(self.folder / _FAILURE_FILE, json.dumps(content).encode())
             except InfrastructureError:
-                _UNWRITTEN[self.folder] = error  # reaches the driver where the runner works in its process
+                _UNWRITTEN[self.folder] = error  # reaches the driver only if the runner works in the driver's process
             raise
 
     def clear(self) -> None:
@@ -89,15 +89,15 @@ def _kind(error: SpoorError) -> str:
 def run_pipeline(
     build: Callable[[beam.Pipeline], object], *, runner: Runner, failures: Failures, namespace: str
 ) -> dict[str, int]:
-    """Builds and runs a pipeline to its end; returns the counters of `namespace` by name.
+    """Builds a pipeline and runs it to its end; returns the counters of `namespace` by name.
 
-    Raises the SpoorError that a DoFn recorded where the job failed, and InfrastructureError for a runner that failed
-    for another reason; one that tried again and got through has not failed.
+    Raises the SpoorError that a DoFn recorded, without retry. Raises InfrastructureError for any other failure after
+    all retries (with LOCAL, the runner's own exception).
     """
     for retries_left in reversed(range(runner.retries + 1)):
         failures.clear()
         try:
-            # Options are given: Beam would otherwise parse the flags of whatever command runs us.
+            # Explicit options: Beam would otherwise parse sys.argv.
             pipeline = beam.Pipeline(runner=runner.name, options=PipelineOptions(flags=list(runner.options)))
             build(pipeline)
             result = pipeline.run()
@@ -119,8 +119,8 @@ def run_pipeline(
 def run_items(
     items: Sequence[Any], work: beam.DoFn, *, of: str, doing: str, runner: Runner, failures: Failures, namespace: str
 ) -> dict[str, int]:
-    """As `run_pipeline`, for one DoFn that gets every work item. `of` and `doing` name the items and the work in Beam's
-    steps."""
+    """`run_pipeline` with one DoFn that gets every work item. `of` and `doing` name the items and the work in Beam's
+    step labels."""
     return run_pipeline(
         lambda pipeline: spread(pipeline, items, of) | doing >> beam.ParDo(work),
         runner=runner,
@@ -130,20 +130,21 @@ def run_items(
 
 
 def spread(pipeline: beam.Pipeline, items: Sequence[Any], of: str) -> PCollection[Any]:
-    """The work items as elements that the runner may give to any worker."""
+    """The work items as elements that the runner may distribute over its workers."""
     return (
         pipeline | f"List {of}" >> beam.Create(items, reshuffle=False) | f"Spread {of} over workers" >> beam.Reshuffle()
     )
 
 
 def add_counts(namespace: str, counts: Mapping[str, int]) -> None:
-    """For a DoFn: adds to the counters that `run_pipeline` returns."""
+    """Called in a DoFn: adds to the counters that `run_pipeline` returns."""
     for name, count in counts.items():
         Metrics.counter(namespace, name).inc(count)
 
 
 def _await_end(result: PipelineResult) -> None:
-    """An interrupted job must not go on where nobody waits for it: its locks are given back."""
+    """Cancels the job if the wait is interrupted: the driver then releases the locks, so the job must not keep
+    running."""
     try:
         result.wait_until_finish()
     except BaseException:
@@ -154,7 +155,7 @@ def _await_end(result: PipelineResult) -> None:
 
 def _counters(result: PipelineResult, namespace: str) -> dict[str, int]:
     found = result.metrics().query(MetricsFilter().with_namespace(namespace))
-    # A runner that may try again tells attempted values alone.
+    # Runners with retries report only attempted values.
     return {counter.key.metric.name: counter.committed or counter.attempted or 0 for counter in found["counters"]}
 
 
@@ -163,5 +164,5 @@ def _first_line(error: Exception) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short stable name for what JSON-like `parts` say."""
+    """A short stable hash of JSON-like `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""How far a job is, on stderr. Without Beam, whose import takes seconds and speaks: some commands run no pipeline."""
+"""Progress of a job on stderr. Does not import Beam, which takes seconds and logs: some commands run no pipeline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spoor.batch.job_metrics import JobMetrics
 def progress(
     label: str, *, total: int, finished: Callable[[], set[str]], metrics: JobMetrics | None = None
 ) -> Iterator[None]:
-    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item. `metrics`,
-    if given, get the same counts.
+    """Shows on stderr how many of `total` work items are done: a bar on a terminal, else one line per item. Also writes
+    the counts to `metrics`, if given.
 
-    `finished` returns the keys of the finished items. It is asked twice a second from a thread: the manifest is on
-    disk, so this works for every runner.
+    `finished` returns the keys of the finished items. A thread polls it twice a second: the manifest is on disk, so
+    this works with every runner.
     """
     stop = threading.Event()
     show = _show_bar if sys.stderr.isatty() else _show_lines

@@ -1,4 +1,4 @@
-"""Which releases a batch job works with, and their encoders, loaded once per process."""
+"""Chooses the releases of a batch job and loads their encoders, once per process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Releases:
-    """`chosen`: the releases that a job is about. `live`: all that Feast knows and that are not retired. `not_applied`:
-    live releases that Feast does not know; none where the caller names its releases."""
+    """`chosen`: the job's releases. `live`: all that Feast knows and that are not retired. `not_applied`: live releases
+    that Feast does not know; empty if the caller names its releases."""
 
     chosen: tuple[str, ...]
     live: tuple[str, ...]
@@ -37,8 +37,8 @@ def live_names(settings: BatchSettings) -> list[str]:
 
 
 def choose_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> Releases:
-    """The wanted ones, else all live ones that are applied, in order of their names. Raises UsageError for an unknown
-    one or none; that a wanted one is not applied is found when the store is opened."""
+    """The wanted releases, else all live ones that Feast knows, sorted by name. Raises UsageError for an unknown
+    release, or if there is none; opening the store checks that the wanted ones are applied."""
     folder = settings.features.releases_folder
     live = [release.name for release in live_releases(folder)]
     found = f"found {', '.join(live)}" if live else "it holds no live release"
@@ -53,15 +53,15 @@ def choose_releases(settings: BatchSettings, wanted: Sequence[str] | None) -> Re
 
 
 def encoders(features: FeatureSettings, kernels: KernelSettings, names: Sequence[str]) -> dict[str, FrozenEncoder]:
-    """By release; this process, which may be a worker elsewhere, computes with the kernels that the settings choose.
-    Raises UsageError or DataError for a missing or damaged release."""
+    """Encoders by release. Also sets the kernel backend of this process, which may be a remote worker. Raises
+    UsageError or DataError for a missing or damaged release."""
     force(kernels.backend)
     folder = features.releases_folder
     return {name: _encoder(folder / name, _changed_ns(folder / name)) for name in names}
 
 
 def _changed_ns(folder: Path) -> int | None:
-    """When the release was written; None where its checksums are missing, which loading it reports."""
+    """When the release was written; None if its checksums are missing, which loading reports."""
     try:
         return (folder / "checksums.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -72,5 +72,5 @@ def _changed_ns(folder: Path) -> int | None:
 def _encoder(folder: Path, changed_ns: int | None) -> FrozenEncoder:
     from spoor.encoder.release.inference import load_encoders
 
-    del changed_ns  # part of the cache's key only
+    del changed_ns  # only part of the cache key
     return load_encoders(folder.parent, [folder.name])[0]

@@ -1,4 +1,5 @@
-"""What the batch jobs read of the configuration. spoor/config.py's Settings fits this shape; tests may pass less."""
+"""The settings that the batch jobs read, as protocols. Settings of spoor/config.py satisfies them; tests may pass
+less."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from spoor.kernels.settings import KernelSettings
 
 @dataclass(frozen=True)
 class FlinkSettings:
-    """Where `--runner flink` runs. All task managers and worker pools need the same folders and stores in reach."""
+    """Section [flink]: where `--runner flink` runs. All task managers and worker pools need access to the same folders
+    and stores."""
 
     master: str = "[local]"  # host:port of a Flink cluster's REST interface; [local] = inside the job server
     job_endpoint: str = ""  # host:port of a Beam job server of yours; empty = one is started for the job
@@ -65,7 +67,7 @@ class DriftSettings:
 
 
 class StreamedSettings(Protocol):
-    """The part of the stream's section on which batch and stream must agree: a row's as-of time, and who is written."""
+    """The part of [stream] on which batch and stream must agree: the as-of time of rows, and the written releases."""
 
     @property
     def as_of(self) -> Literal["append", "event"]: ...
@@ -76,7 +78,7 @@ class StreamedSettings(Protocol):
 
 
 class ArchiveSettings(Protocol):
-    """What `spoor archive` needs."""
+    """The settings of `spoor archive`."""
 
     @property
     def state_folder(self) -> Path: ...
@@ -91,7 +93,7 @@ class ArchiveSettings(Protocol):
 
 
 class BatchSettings(ArchiveSettings, Protocol):
-    """What `spoor backfill` and `spoor verify` need besides."""
+    """The settings of the other batch jobs."""
 
     @property
     def history(self) -> HistorySettings: ...
