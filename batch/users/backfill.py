@@ -1,11 +1,11 @@
-"""`spoor backfill`: every user's history and embeddings from the lake, into the online store and the offline log.
+"""`spoor backfill`: writes every user's history and embeddings from the lake to the online store and the offline log.
 
-Work items are user buckets, small ones together. They are read once and travel as slices (Arrow tables of up to
-SLICE_USERS users); each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest, by the span of
-users' hashes that it covers. What is noted is skipped by a run that resumes.
+Work items are user buckets, small ones grouped. They are read once and passed on as slices (Arrow tables of up to
+SLICE_USERS users). Each slice is encoded, written and noted in state_folder/jobs/backfill-<id>/manifest by the span of
+user hashes that it covers. A resumed run skips noted slices.
 
-Online, the one guarded writer merges: a backfill may race a stream, another backfill, or itself. Offline, histories are
-the lake's alone, because the store's may hold events from after the as-of time.
+Online, the guarded writer merges histories: a backfill may race a stream, another backfill, or itself. Offline,
+histories come only from the lake, because the store's may hold events from after the as-of time.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackfillResult:
-    """`rows` (users, or users × snapshot times) and what follows are the whole job's, earlier runs included; seconds
-    and rows per second are this run's."""
+    """Counts from `rows` (users, or users × snapshot times) to `item_vectors` and `unfit_ids` include earlier runs of
+    the job; `swept`, the failures and the times are this run's."""
 
     job: str
     releases: tuple[str, ...]
@@ -60,28 +60,28 @@ class BackfillResult:
     items: int  # work items: groups of user buckets, and one per release's item vectors
     skipped: int  # of these: finished by an earlier run
     dry_run: bool
-    online: bool = True  # whether that store was to be written
-    offline: bool = True
+    online: bool = True  # whether the job writes the online store
+    offline: bool = True  # whether the job writes the offline log
     rows: int = 0
     changed: int = 0  # users whose history online changed
-    embeddings: int = 0  # written online, of all live releases; those of the sweep are not among them
-    refused: int = 0  # writes done again because somebody else had written
+    embeddings: int = 0  # written online, of all live releases; without those of the sweep
+    refused: int = 0  # writes retried because another writer had changed the user
     published: int = 0  # users
     offline_rows: int = 0  # embeddings in the offline log
-    readable_rows: int = 0  # of these, those that a point-in-time read at the job's last time sees
-    rows_in_time: int = 0  # of these, those that it sees at their own snapshot's time already
-    last_ms: int | None = None  # that last time; None: the present
+    readable_rows: int = 0  # of these: visible to a point-in-time read at the job's last time
+    rows_in_time: int = 0  # of these: visible to a read at their own snapshot's time
+    last_ms: int | None = None  # the job's last time; None: the present
     item_vectors: int = 0
     not_applied: tuple[str, ...] = ()  # live releases that Feast does not know: left out
-    unfit_ids: int = 0  # users and items of the lake that are no int64, and get nothing
-    swept: int = 0  # times that a user's embeddings were behind the history at the end, and encoded again
-    encode_failures: int = 0  # their slices are not noted as done: run again with resume
+    unfit_ids: int = 0  # users of the lake and items whose ids are no int64: left out
+    swept: int = 0  # users with stale embeddings encoded again at the end, counted per pass
+    encode_failures: int = 0  # embeddings not computed; their slices are not noted: run again with resume
     unwritten: tuple[str, ...] = ()  # releases that some worker did not write at the end
     seconds: float = 0.0
     users_per_second: float = 0.0
 
     def text(self) -> str:
-        """For people."""
+        """The text output."""
         if self.dry_run:
             return f"{self.job}: {self.items:,} work items, {self.skipped:,} of them finished before"
         done = [f"{self.rows:,} rows at {self.snapshots:,} times" if self.snapshots else f"{self.rows:,} users"]
@@ -104,8 +104,8 @@ class BackfillResult:
 
     @property
     def unreadable(self) -> str | None:
-        """Which offline rows no honest read sees when it should: those of a model that was trained through a later
-        time, or of events that were appended later. None where there are none."""
+        """A message about offline rows that a point-in-time read misses at their time: their model was trained through
+        a later time, or their events were appended later. None if there are none."""
         if self.last_ms is None or self.rows_in_time == self.offline_rows:
             return None
         way_out = 'train with `spoor pretrain --until`, or set stream.as_of = "event" for imported events'
@@ -130,13 +130,13 @@ def run_backfill(
     runner: Runner = LOCAL,
     unwritten: Callable[[Sequence[str]], Sequence[str]] = lambda releases: (),
 ) -> BackfillResult:
-    """Backfills `releases` (all live ones by default) with the lake's events before `as_of_ms` (all by default), or
-    with `snapshots` (from, to, every; ms) for the offline log: at each time, the users that have changed since the one
-    before. `into`: the stores to write; snapshots need "offline".
+    """Backfills `releases` (default: all live ones) with the lake's events before `as_of_ms` (default: all), or with
+    `snapshots` (from, to, every; ms) for the offline log: at each time, the users that have changed since the previous
+    one. `into`: the stores to write; snapshots need "offline".
 
     A row's created time is the later of its as-of time and the release's trained-through time. `publish` sends rows
-    that changed online to the embedding topics. Online, it ends with a sweep of embeddings that are behind their
-    histories; `unwritten` tells which of some releases not every running worker writes. Raises UsageError, DataError,
+    that changed online to the embedding topics. An online backfill ends with a sweep of stale embeddings; `unwritten`
+    returns those of the given releases that some running worker does not write. Raises UsageError, DataError,
     InfrastructureError.
     """
     started = time.monotonic()
@@ -172,7 +172,7 @@ def run_backfill(
         counts = _run(settings, store, plan, metrics, runner=runner)
         if store is not None and as_of_ms is None:
             lake.note_backfilled(ends)
-        # What no worker writes falls behind with the next event: only a backfill brings it up, for a moment.
+        # Releases that no worker writes get stale with the next event, so they are not swept.
         streamed = [name for name in options.releases if name in (settings.stream.releases or options.releases)]
         swept = Swept()
         if store is not None and streamed and not counts.get(ENCODE_FAILURES):
@@ -195,7 +195,7 @@ def run_backfill(
 
 
 def figures(result: BackfillResult) -> list[Metric]:
-    """For Prometheus."""
+    """The result as Prometheus metrics."""
     failures = result.encode_failures
     return [
         gauge("spoor_backfill_rows", "users, or users and snapshot times, of the last backfill", result.rows),
@@ -206,7 +206,7 @@ def figures(result: BackfillResult) -> list[Metric]:
 
 
 def build(pipeline: beam.Pipeline, settings: BatchSettings, plan: BackfillPlan) -> object:
-    """The pipeline: user buckets → slices of histories → written; and one element per release's item vectors."""
+    """The pipeline: user buckets → slices of histories → stores; and releases → item vectors."""
     if plan.item_releases:
         _ = (
             pipeline
@@ -249,7 +249,8 @@ def _run(
 
 
 def _remove_replaced(settings: BatchSettings, plan: BackfillPlan) -> None:
-    """An earlier job of the same times may have cut its slices elsewhere: what this one did not replace goes."""
+    """Removes offline items that an earlier job of the same times wrote and this one did not replace: the earlier job
+    may have cut its slices elsewhere."""
     offline = open_offline(settings.features)
     prefix = f"{plan.offline_key}-"
     written = {f"{prefix}{key}" for key in plan.manifest.records()}

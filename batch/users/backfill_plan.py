@@ -1,7 +1,7 @@
-"""What a backfill computes, which work items it has, and which are left.
+"""Plans a backfill: its options, its work items, and which of them are left.
 
-A job's id derives from all that decides its result: the lake's contents, the releases, the times, the stores. A run
-that resumes can only find its own work.
+A job's id is a hash of everything that decides its result: the lake's contents, the releases, the times, the stores. So
+a resumed run finds only its own work.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Into = Literal["both", "online", "offline"]  # the online store, the offline log
 
 @dataclass(frozen=True)
 class BackfillOptions:
-    """What a job computes and where it puts it; part of its id."""
+    """What a job computes and the stores it writes; part of its id."""
 
-    releases: tuple[str, ...]  # offline rows and item vectors; online, every live release is kept whole
+    releases: tuple[str, ...]  # for offline rows and item vectors; online, every live release is written
     as_of_ms: int | None  # events before this; None = every event of the lake
-    snapshots: tuple[int, ...]  # times in ms, ascending; empty = one state
+    snapshots: tuple[int, ...]  # times in ms, ascending; empty = one row per user
     into: Into
     publish: bool
 
@@ -45,19 +45,19 @@ class BackfillOptions:
 
     @property
     def last_ms(self) -> int | None:
-        """The newest time of the past that the job computes; None for one that computes the present."""
+        """The newest snapshot or as-of time; None if the job computes the present."""
         return self.snapshots[-1] if self.snapshots else self.as_of_ms
 
 
 @dataclass(frozen=True)
 class BackfillPlan:
-    """`groups` of user buckets are still to be done, `finished` items were done by an earlier run of this job."""
+    """`groups` of user buckets are left to do; `finished` items were done by an earlier run of this job."""
 
     job: str
     folder: Path
     options: BackfillOptions
     written: tuple[str, ...]  # releases to encode with; online, a history changes with every live release's embedding
-    lake_items: frozenset[str]  # what the lake holds now; every try reads that, whatever an archive adds meanwhile
+    lake_items: frozenset[str]  # the lake's items at the start; every try reads these, without items archived later
     groups: tuple[tuple[int, ...], ...]
     item_releases: tuple[str, ...]
     finished: int
@@ -72,21 +72,20 @@ class BackfillPlan:
 
     @property
     def left(self) -> int:
-        """Work items to do."""
+        """Number of work items to do."""
         return len(self.groups) + len(self.item_releases)
 
     @property
     def offline_key(self) -> str:
-        """The first part of the names of the job's offline files. Times that are given stand for themselves, so a later
-        job with the same times replaces the rows; a backfill of the present adds its own beside those of earlier
-        days."""
+        """Prefix of the names of the job's offline files. Given times are part of the prefix, so a later job with the
+        same times replaces the rows; a backfill of the present adds rows to those of earlier days."""
         times = self.options.snapshots
         if times:
             return f"snapshots-{times[0]}-{times[-1]}-{len(times)}"
         return self.job if self.options.as_of_ms is None else f"as-of-{self.options.as_of_ms}"
 
     def finished_items(self) -> set[str]:
-        """Of this run's work items, for people."""
+        """This run's finished work items, for the progress display."""
         noted = self.manifest.keys()
         groups = {f"buckets {group_key(group)}" for group in self.groups if not spans_left(group, self.options, noted)}
         return groups | {key for key in map(items_key, self.item_releases) if key in noted}
@@ -95,7 +94,7 @@ class BackfillPlan:
 def backfill_options(
     chosen: Sequence[str], as_of_ms: int | None, snapshots: tuple[int, int, int] | None, into: Into, *, publish: bool
 ) -> BackfillOptions:
-    """`snapshots`: from, to, every; ms. Raises UsageError for options that contradict each other."""
+    """`snapshots`: (from, to, every) in ms. Raises UsageError for options that contradict each other."""
     times: list[int] = []
     if snapshots is not None:
         first, last, every = snapshots
@@ -123,7 +122,7 @@ def backfill_options(
 def plan_backfill(
     settings: BatchSettings, lake: Lake, options: BackfillOptions, releases: Releases, *, resume: bool
 ) -> BackfillPlan:
-    """Which work items are to be done; with `resume`, without those that the manifest holds."""
+    """The job's work items; with `resume`, without those that the manifest holds."""
     written = tuple(sorted({*options.releases, *(releases.live if options.online else ())}))
     groups, archived = bucket_groups(lake), lake.manifest.records()
     stores = settings.features.feature_repo / "feature_store.yaml"
@@ -136,7 +135,7 @@ def plan_backfill(
         asdict(settings.features),
         stores.read_text(encoding="utf-8", errors="replace") if stores.is_file() else "",
         settings.stream.as_of,
-        "slices by hash",  # nothing is resumed that an earlier version began: it cut them otherwise
+        "slices by hash",  # prevents resuming a job of an earlier version, which cut slices differently
     )
     job = f"backfill-{fingerprint(*identity)}"
     folder = settings.state_folder / "jobs" / job
@@ -148,22 +147,22 @@ def plan_backfill(
 
 
 def items_key(release: str) -> str:
-    """The work item of a release's item vectors."""
+    """Key of the work item of a release's item vectors."""
     return f"items-{release}"
 
 
 def group_key(buckets: Sequence[int]) -> str:
-    """The work item of a group of user buckets."""
+    """Key of the work item of a group of user buckets."""
     return f"b{buckets[0]:02d}"
 
 
 def slice_key(buckets: Sequence[int], span: Span) -> str:
-    """The manifest's key of a slice of a group."""
+    """Manifest key of a slice of a group."""
     return f"{group_key(buckets)}-{span[0]:012x}-{span[1]:012x}"
 
 
 def spans_left(buckets: Sequence[int], options: BackfillOptions, noted: Collection[str]) -> list[Span]:
-    """The places of the group that no slice among the manifest's keys covers; none when the group is finished."""
+    """The group's spans of places that no slice in the manifest's keys covers; empty if the group is finished."""
     prefix = f"{group_key(buckets)}-"
     covered = [key.removeprefix(prefix).split("-") for key in noted if key.startswith(prefix)]
     spans = sorted((int(start, 16), int(end, 16)) for start, end in covered)

@@ -1,6 +1,6 @@
-"""The steps of a backfill as Beam runs them: read user buckets, encode and write a slice of them, write item vectors.
+"""The DoFns of a backfill: read user buckets, encode and write a slice of users, write item vectors.
 
-Servers, files and models are opened in `setup`, once per process; what crosses between steps is an Arrow table.
+`EncodeAndWrite.setup` opens stores, publisher and models; slices pass between steps as Arrow tables.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ NAMESPACE = "spoor.backfill"
 ROWS = "rows"  # users, or users × snapshot times
 CHANGED = "changed"  # users whose history online changed
 EMBEDDINGS = "embeddings"  # written online, of all live releases
-REFUSED = "refused"  # writes done again because somebody else had written
+REFUSED = "refused"  # writes retried because another writer had changed the user
 PUBLISHED = "published"  # users
 OFFLINE_ROWS = "offline_rows"  # embeddings in the offline log
-READABLE_ROWS = "readable_rows"  # of these, known at the job's last time
-ROWS_IN_TIME = "rows_in_time"  # of these, known at their own snapshot's time
+READABLE_ROWS = "readable_rows"  # of these: created at or before the job's last time
+ROWS_IN_TIME = "rows_in_time"  # of these: created at their own snapshot's time
 ITEM_VECTORS = "item_vectors"
-UNFIT_IDS = "unfit_ids"  # users and items of the lake that Feast's entities cannot hold: left out
+UNFIT_IDS = "unfit_ids"  # users of the lake and items whose ids Feast's entities cannot hold: left out
 NOTED = (
     ROWS, CHANGED, EMBEDDINGS, REFUSED, PUBLISHED, OFFLINE_ROWS, READABLE_ROWS, ROWS_IN_TIME, ITEM_VECTORS, UNFIT_IDS,
 )  # fmt: skip
-ENCODE_FAILURES = "encode_failures"  # embeddings that could not be computed; their slice is not noted as done
+ENCODE_FAILURES = "encode_failures"  # embeddings that could not be computed; their slices are not noted
 _LOG = logging.getLogger(__name__)
-NOT_STORED = 0  # revision of a row that was computed from the lake and is not the store's
+NOT_STORED = 0  # revision of a row computed from the lake that is not the store's row
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Some users of a group of buckets (BATCH_SCHEMA). The key tells which places it covers."""
+    """Users of a group of buckets (BATCH_SCHEMA). The key contains the span of places that the slice covers."""
 
     key: str
     table: pa.Table
@@ -71,8 +71,8 @@ class Slice:
 
 @dataclass(eq=False)
 class ReadBuckets(beam.DoFn):
-    """Group of user buckets → the histories in slices that the manifest does not cover, of the lake's items at the
-    start. Users who come or go between two tries of a job, by a forget or an archive, move no other user."""
+    """Group of user buckets → slices of histories that the manifest does not cover, from the lake's items at the start.
+    If a forget or an archive removes or adds users between two tries, other users keep their places."""
 
     lake: LakeSettings
     max_events: int
@@ -111,8 +111,8 @@ class ReadBuckets(beam.DoFn):
 
 @dataclass(eq=False)
 class EncodeAndWrite(beam.DoFn):
-    """Slice → online store, embedding topics, offline log, manifest. Yields the slice's key; one that the manifest
-    already holds is passed over."""
+    """Slice → online store, embedding topics, offline log, manifest. Yields the slice's key; skips a slice that the
+    manifest already holds."""
 
     settings: BatchSettings
     plan: BackfillPlan
@@ -158,8 +158,8 @@ class EncodeAndWrite(beam.DoFn):
         yield element.key
 
     def _without_past(self, batch: UserBatch) -> UserBatch:
-        """A cluster may work on when its driver is dead, and a forget then run between the reading of the slice and
-        this."""
+        """Drops events up to their user's cut-off: a cluster may keep working after its driver has died, and a forget
+        may then run after the slice was read."""
         histories = batch.histories.after(self._lake.forgotten.through(batch.user_ids))
         left = np.flatnonzero(histories.lengths)
         return UserBatch(batch.user_ids, histories, batch.as_of_ms).take(left)
@@ -174,7 +174,7 @@ class EncodeAndWrite(beam.DoFn):
             batch.user_ids,
             batch.histories,
             as_of_ms=batch.as_of_ms,
-            forget_through=self._lake.forgotten.through(batch.user_ids),  # a store that was lost has lost its markers
+            forget_through=self._lake.forgotten.through(batch.user_ids),  # a store that lost its data lost its markers
             replace_unreadable=True,
         )
         counts[CHANGED] = int(result.changed.sum())
@@ -191,7 +191,7 @@ class EncodeAndWrite(beam.DoFn):
         return result
 
     def _now_ms(self) -> int:
-        """The writer's clock. It never runs behind the start of a slice, so rows of this slice can be told by it."""
+        """The writer's clock. It is never before the start of the slice, so it identifies the rows of this slice."""
         return max(_wall_ms(), self._started_ms)
 
     def _write_offline(self, key: str, batch: UserBatch, result: UpdateResult | None, counts: dict[str, int]) -> None:
@@ -211,8 +211,7 @@ class EncodeAndWrite(beam.DoFn):
 
 @dataclass(eq=False)
 class WriteItems(beam.DoFn):
-    """Release → the vectors of the items it knows, into its item view and the offline log; yields the work item's
-    key."""
+    """Release → its item vectors, written to its item view and the offline log; yields the work item's key."""
 
     features: FeatureSettings
     kernels: KernelSettings
@@ -236,9 +235,9 @@ class WriteItems(beam.DoFn):
 
 
 def embedding_rows(batch: UserBatch, encoder: Encoder, result: UpdateResult | None) -> list[EmbeddingRow]:
-    """One row per row of the batch, from the lake's histories. What `result` (of the online write) has computed from
-    the same history is used again; a merged history may hold later events and is not. Raises DataError for vectors
-    that are not finite or not of norm 1."""
+    """One row per row of the batch, from the lake's histories. Reuses an embedding of `result` (the online write) if
+    its history is equal; a merged history may hold later events. Raises DataError for vectors that are not finite or
+    not of norm 1."""
     stored = _same_as_stored(batch, result, encoder.release)
     computed = np.array([row for row, found in enumerate(stored) if found is None], np.int64)
     histories = batch.histories.take(computed)

@@ -1,12 +1,12 @@
-"""Whether a release's vectors have drifted from one day to another: what a ranker trained on the first day meets later.
+"""Measures how far a release's vectors have drifted between two days; a ranker trained on the first reads the second.
 
-Read from the offline log: of each day (UTC, of created_timestamp) every user's last row. Three figures, each with its
-threshold in the settings:
+Reads every user's last row of each day (UTC, by created_timestamp) from the offline log. Three figures, each with a
+limit in the settings:
 
-- norms: the difference of the days' mean norms. A vector has norm 1, or 0 where no event was usable.
+- norms: the difference of the days' mean norms. A vector has norm 1, or 0 if no event was usable.
 - coordinate means: the largest shift of a coordinate's mean, in standard deviations within a day.
-- domain classifier: how well a linear classifier (Fisher's discriminant, closed form) tells the days apart, as AUC over
-  users that it was not fitted on; 0.5 = not at all. A user is on one side of that division on both days.
+- domain classifier: AUC of a linear classifier (Fisher's discriminant, closed form) that separates the days, over users
+  that it was not fitted on; 0.5 = chance. A user is in the same half on both days.
 
 Legend: N users of a day, d floats of a vector (D).
 """
@@ -36,7 +36,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Day:
-    """A day's users by their hashes, ascending, and their vectors float32[N, d]."""
+    """A day's users as ascending hashes, and their vectors float32[N, d]."""
 
     day: date
     users: npt.NDArray[np.uint64]
@@ -66,13 +66,13 @@ class Drift:
     norm_change: Figure
     mean_shift: Figure
     auc: Figure
-    coordinate: int  # whose mean has shifted most
+    coordinate: int  # the one whose mean has shifted most
     exceeded: tuple[str, ...]  # names of the figures above their limits
 
 
 def read_drift(features: FeatureSettings, release: str, days: tuple[date, date], settings: DriftSettings) -> Drift:
-    """Reads both days of the release's offline log and measures. Raises UsageError for a day with too few users,
-    DataError for a damaged log."""
+    """Reads both days of the release's offline log and measures the drift. Raises UsageError for a day with too few
+    users, DataError for a damaged log."""
     offline, view = open_offline(features), features.named(user_embedding_view(release))
     known = ", ".join(offline.days(view)[-5:]) or "none"
     read = []
@@ -91,8 +91,8 @@ def read_drift(features: FeatureSettings, release: str, days: tuple[date, date],
 
 
 def last_rows(day: date, tables: Iterable[pa.Table], *, join_key: str, max_users: int) -> Day:
-    """Every user's last row, of the `max_users` users whose ids have the smallest hashes: a random sample. Memory holds
-    one table and the sample."""
+    """The last row of each of the `max_users` users with the smallest id hashes: a random sample. Holds one table and
+    the sample in memory."""
     users, times = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
     vectors = np.empty((0, 0), np.float32)
     for table in tables:
@@ -113,7 +113,7 @@ def last_rows(day: date, tables: Iterable[pa.Table], *, join_key: str, max_users
 
 
 def measure(release: str, before: Day, after: Day, settings: DriftSettings) -> Drift:
-    """The figures of two days, each with as many users as `settings` ask for."""
+    """The drift between two days; the caller has checked `min_users`."""
     shifts = coordinate_shifts(before.vectors, after.vectors)
     norms = before.mean_norm, after.mean_norm
     figures = {
@@ -135,14 +135,14 @@ def measure(release: str, before: Day, after: Day, settings: DriftSettings) -> D
 
 
 def coordinate_shifts(before_ND: Vectors, after_ND: Vectors) -> npt.NDArray[np.float64]:
-    """float64[d]: how far each coordinate's mean has moved, in standard deviations within a day."""
+    """float64[d]: absolute shift of each coordinate's mean, in standard deviations within a day."""
     difference = after_ND.mean(0, dtype=np.float64) - before_ND.mean(0, dtype=np.float64)
     variance = (before_ND.var(0, dtype=np.float64) + after_ND.var(0, dtype=np.float64)) / 2
     return np.abs(difference) / np.maximum(np.sqrt(variance), _LEAST_DEVIATION)
 
 
 def domain_auc(before: Day, after: Day) -> float:
-    """AUC of Fisher's discriminant, fitted on one half of the users and asked of the other."""
+    """AUC of Fisher's discriminant, fitted on one half of the users and tested on the other."""
     fitted, asked = ([_half(day, which) for day in (before, after)] for which in (0, 1))
     direction = _discriminant(*fitted)
     scores = np.concatenate([vectors @ direction for vectors in asked])

@@ -1,12 +1,11 @@
-"""`spoor export`: everybody's embedding and every item's vector in Parquet, ready for an index of nearest neighbours.
+"""`spoor export`: all user embeddings and item vectors as Parquet, for example for a nearest-neighbour index.
 
-    FOLDER/users/<release>/b00-00000.parquet    the store's embeddings, of one user bucket, at most PART_ROWS a file
-    FOLDER/items/<release>/00000.parquet        the vectors of the items that the release knows
-    FOLDER/export.json                          what was exported, and when
+    FOLDER/users/<release>/b00-00000.parquet    the store's embeddings of one user bucket, at most PART_ROWS per file
+    FOLDER/items/<release>/00000.parquet        the vectors of the release's items
+    FOLDER/export.json                          a summary, with the time of the export
 
-Work items are user buckets and releases. The driver lists the store's users by bucket first, in files, and a bucket is
-read a slice at a time, so memory stays bounded. Everything is written beside FOLDER and takes its place when it is
-whole.
+Work items are user buckets and releases. The driver first lists the store's users by bucket in files, and a bucket is
+read in slices, so memory stays bounded. All files are written beside FOLDER and replace it when they are complete.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from spoor.store.online import OnlineStore, open_online
 from spoor.store.rows import EmbeddingRow
 
 NAMESPACE = "spoor.export"
-PART_ROWS = 65_536  # rows of a file
+PART_ROWS = 65_536  # rows per file
 SUMMARY = "export.json"
 _UNFINISHED = ".unfinished"
 What = Literal["both", "users", "items"]
@@ -65,13 +64,13 @@ class ExportedRelease:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """`without_embedding`: how often, over releases, a listed user has none: forgotten, or waiting for a sweep."""
+    """`without_embedding`: pairs of listed user and release without an embedding: deleted, or waiting for a sweep."""
 
     folder: Path
     what: What
     dry_run: bool
-    listed: int  # users that the store, or else the lake, knows; 0 where only items are wanted
-    releases: list[ExportedRelease]  # in a dry run: what is known without reading, the items
+    listed: int  # users in the store, or in the lake if the store cannot list them; 0 for items only
+    releases: list[ExportedRelease]  # a dry run counts only items
     without_embedding: int = 0
     files: int = 0
     seconds: float = 0.0
@@ -96,7 +95,7 @@ def run_export(
     dry_run: bool = False,
     runner: Runner = LOCAL,
 ) -> ExportResult:
-    """Exports `releases` (all live ones by default) to the folder `to`.
+    """Exports `releases` (default: all live ones) to the folder `to`.
 
     Raises UsageError (no such release, Feast not applied, a folder that may not be replaced), DataError (damaged
     release), InfrastructureError (store, disk, or another export running).
@@ -132,7 +131,7 @@ def run_export(
 
 @contextmanager
 def _unfinished(to: Path) -> Iterator[Path]:
-    """As `unfinished_folder`, after what killed runs have left there is removed."""
+    """The name of a temporary folder beside `to`, removed after the block; first removes those of killed runs."""
     for left in to.parent.glob(f".{glob.escape(to.name)}.*{_UNFINISHED}"):
         shutil.rmtree(left, ignore_errors=True)
     folder = to.parent / f".{to.name}.{uuid.uuid4().hex}{_UNFINISHED}"
@@ -143,7 +142,7 @@ def _unfinished(to: Path) -> Iterator[Path]:
 
 
 def check_target(to: Path, *, overwrite: bool) -> None:
-    """Raises UsageError unless `to` is free, or holds an earlier export, nothing else, and may be replaced."""
+    """Raises UsageError unless `to` is missing or empty, or holds only an earlier export and `overwrite` is set."""
     restore_folder(to)
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
@@ -171,7 +170,7 @@ def _is_summary(path: Path) -> bool:
 
 @dataclass(eq=False)
 class WriteVectors(beam.DoFn):
-    """ExportItem → its Parquet files, and what they hold in work/manifest; yields the item's key."""
+    """ExportItem → its Parquet files, and its counts in work/manifest; yields the item's key."""
 
     features: FeatureSettings
     kernels: KernelSettings
@@ -219,8 +218,8 @@ class WriteVectors(beam.DoFn):
 
 
 def write_parts(folder: Path, prefix: str, tables: Iterator[pa.Table], *, part_rows: int = PART_ROWS) -> int:
-    """Writes the tables, one row group each, to files of at most `part_rows` rows (or of one table); returns the rows.
-    Without rows there is no file. Raises InfrastructureError."""
+    """Writes the tables, one row group each, to files of at most `part_rows` rows (or of one table); without rows, no
+    file. Returns the number of rows. Raises InfrastructureError."""
     rows, number = 0, 0
     following = _next_with_rows(tables)
     while following is not None:
@@ -238,7 +237,8 @@ def write_parts(folder: Path, prefix: str, tables: Iterator[pa.Table], *, part_r
 
 
 def user_table(rows: Sequence[EmbeddingRow], dimension: int) -> pa.Table:
-    """user_id, embedding (fixed-size list of `dimension` float32), and what tells how fresh it is; times in ms."""
+    """Columns user_id, embedding (fixed-size list of `dimension` float32), revision, events used, times in ms, and
+    model_version."""
     vectors = np.stack([row.embedding for row in rows]) if rows else np.empty((0, dimension), np.float32)
     numbers = ("revision", "events_used", "event_time_ms", "created_ms", "computed_at_ms")
     columns: dict[str, pa.Array] = {
@@ -251,7 +251,7 @@ def user_table(rows: Sequence[EmbeddingRow], dimension: int) -> pa.Table:
 
 
 def item_table(item_ids: Sequence[str], vectors: np.ndarray, release: str) -> pa.Table:
-    """item_id, item_embedding (fixed-size list of float32), model_version."""
+    """Columns item_id, item_embedding (fixed-size list of float32), model_version."""
     columns = {
         "item_id": pa.array(list(item_ids), pa.string()),
         "item_embedding": _fixed_size(vectors),
@@ -270,7 +270,7 @@ def _next_with_rows(tables: Iterator[pa.Table]) -> pa.Table | None:
 
 
 def _known_users(online: OnlineStore, lake: Lake) -> Iterator[str]:
-    """The store's users; where it cannot list them, the lake's."""
+    """The store's users; the lake's if the store cannot list its users."""
     if online.lists_users:
         yield from online.user_ids()
         return

@@ -1,12 +1,12 @@
-"""From the lake to histories, as Arrow tables that travel between Beam steps.
+"""Reads users' histories from the lake and converts them to the Arrow tables that pass between Beam steps.
 
-A work item is a group of user buckets: one bucket, or several small ones, because each costs files and reads of its
-own. Two readings: `newest_histories` keeps only each user's newest L events while it walks the files, so memory is
-bounded by users × L; `snapshot_slices` needs the group's whole past at once (32 bytes an event and the user ids),
-because every snapshot looks at another part of it. More lake.buckets make both smaller.
+A work item is a group of user buckets: one bucket or several small ones, because every item costs files and reads.
+`newest_histories` keeps only each user's newest L events while it reads the files, so memory is bounded by users × L.
+`snapshot_slices` holds all events of the group (32 bytes per event, plus the user ids), because every snapshot needs
+another part of them. More lake.buckets make both smaller.
 
-Both are cut into slices, spans of places. A user's place comes from the hash of its id, so it stays what it is when
-others come or go: what a span held, it holds again, and what no span has covered is what is left.
+Both are cut into slices, which are spans of places. A user's place is computed from the hash of its id and does not
+change when other users are added or removed; so a retry finds the same users in a span and does the uncovered spans.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from spoor.activity.history import (
 from spoor.activity.lake import Lake
 
 SLICE_USERS = 4_096  # users per element: 20 MB of histories at L = 256
-PLACES = 1 << 32  # of users; the n-th snapshot time begins at place n × PLACES
+PLACES = 1 << 32  # places of users; the n-th snapshot time (from 0) begins at place n × PLACES
 GROUP_EVENTS = 1_000_000  # buckets are grouped up to this many events
-FOLD_EVENTS = 1_000_000  # events that are gathered before they are merged into the histories
+FOLD_EVENTS = 1_000_000  # events collected before they are merged into the histories
 _UNBOUNDED = np.iinfo(np.int64).max
 _EVENT_TYPE = pa.struct(
     [("timestamp", pa.int64()), ("item", pa.uint64()), ("action", pa.uint64()), ("surface", pa.uint64())]
@@ -48,7 +48,7 @@ _EVENT_TYPE = pa.struct(
 BATCH_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
-        pa.field("as_of_ms", pa.int64(), nullable=False),  # from when on this history was known
+        pa.field("as_of_ms", pa.int64(), nullable=False),  # time from which this history was known
         pa.field("history", pa.list_(_EVENT_TYPE), nullable=False),  # oldest first
     ]
 )
@@ -58,7 +58,7 @@ Span = tuple[int, int]  # places [start, end)
 
 @dataclass(frozen=True, eq=False)
 class UserBatch:
-    """Row i: a user, its history, and from when on it was known (ms)."""
+    """Row i: a user, its history, and its as-of time in ms, from which the history was known."""
 
     user_ids: list[str]
     histories: Histories
@@ -69,13 +69,13 @@ class UserBatch:
         return UserBatch([self.user_ids[row] for row in rows], self.histories.take(rows), self.as_of_ms[rows])
 
     def of_type(self, user_id_type: str) -> UserBatch:
-        """Without the users whose ids Feast's entity cannot hold: archived before events.user_id_type was int64."""
+        """Drops users whose ids Feast's entity cannot hold: they were archived before events.user_id_type was int64."""
         if user_id_type == "string":
             return self
         return self.take([row for row, user in enumerate(self.user_ids) if is_int64(user)])
 
     def to_arrow(self) -> pa.Table:
-        """As BATCH_SCHEMA; numbers are copied column by column, never event by event."""
+        """As BATCH_SCHEMA; copies numbers by column, not by event."""
         values = self.histories.values
         columns = [pa.array(np.ascontiguousarray(values[field.name]), field.type) for field in _EVENT_TYPE]
         events = pa.StructArray.from_arrays(columns, fields=list(_EVENT_TYPE))
@@ -95,7 +95,7 @@ class UserBatch:
 
 
 def bucket_groups(lake: Lake, *, group_events: int | None = None) -> list[tuple[int, ...]]:
-    """The buckets that hold data, ascending, in groups of at most `group_events` events (at least one bucket)."""
+    """The buckets that hold data, ascending, in groups of one bucket or of at most `group_events` events."""
     limit = GROUP_EVENTS if group_events is None else group_events
     events: Counter[int] = Counter()
     for record in lake.manifest.records().values():
@@ -121,10 +121,10 @@ def newest_histories(
     as_of: Literal["append", "event"] = "append",
     fold_events: int = FOLD_EVENTS,
 ) -> UserBatch:
-    """Every user of the buckets with an event before `to_ms`, by user id, and its newest `max_events` of these.
+    """All users of the buckets with an event before `to_ms`, sorted by id, and the newest `max_events` of these events.
 
-    as_of_ms says from when on all of them were known: as in the stream, the latest append time of the user's events, or
-    with `as_of="event"` the latest event time; and never before `to_ms`.
+    as_of_ms is as in the stream: the latest append time of the user's events, or with `as_of="event"` the latest event
+    time; and at least `to_ms`.
     """
     state = UserBatch([], Histories.empty(0), np.empty(0, np.int64))
     columns = [*EVENT_SCHEMA.names, "append_time"]
@@ -144,12 +144,12 @@ def newest_histories(
 
 
 def snapshot_times(from_ms: int, to_ms: int, every_ms: int) -> list[int]:
-    """from_ms, from_ms + every_ms, … up to and including to_ms."""
+    """from_ms, from_ms + every_ms, …; at most to_ms."""
     return list(range(from_ms, to_ms + 1, every_ms))
 
 
 def newest_slices(batch: UserBatch, spans: Sequence[Span], *, slice_users: int) -> Iterator[tuple[Span, UserBatch]]:
-    """The rows of `newest_histories` that lie in the spans, in slices as `cut` makes them."""
+    """The rows of `newest_histories` in the spans, in slices as `cut` makes them."""
     places = _places(batch.user_ids)
     order = np.argsort(places, kind="stable")
     for span, rows in cut(places[order], spans, slice_rows=slice_users):
@@ -157,8 +157,8 @@ def newest_slices(batch: UserBatch, spans: Sequence[Span], *, slice_users: int) 
 
 
 def cut(places: Int64s, spans: Sequence[Span], *, slice_rows: int) -> Iterator[tuple[Span, slice]]:
-    """Cuts each span into some that follow one another, with `slice_rows` of the ascending `places` each, or a few more
-    where places are equal. Every span gives at least one, without rows if there are none."""
+    """Cuts each span into consecutive spans with `slice_rows` of the ascending `places` each, or a few more if places
+    are equal. Yields at least one span for each given one, even without rows."""
     for start, end in spans:
         at, last = np.searchsorted(places, [start, end]).tolist()
         while start < end:
@@ -171,7 +171,7 @@ def cut(places: Int64s, spans: Sequence[Span], *, slice_rows: int) -> Iterator[t
 
 
 def _places(user_ids: Sequence[str]) -> Int64s:
-    """int64[n] in [0, PLACES). Half of the hash: a place alone names nobody."""
+    """int64[n] in [0, PLACES): half of the hash, so a place alone does not identify a user."""
     return (user_hashes(user_ids) >> np.uint64(32)).astype(np.int64)
 
 
@@ -185,12 +185,11 @@ def snapshot_slices(
     as_of: Literal["append", "event"] = "append",
     slice_users: int = SLICE_USERS,
 ) -> Iterator[tuple[Span, UserBatch]]:
-    """The buckets' histories as they were at each of the ascending times, those that lie in the spans, in slices as
-    `cut` makes them.
+    """The buckets' histories at each of the ascending times, for places in the spans, in slices as `cut` makes them.
 
     A row is one user at one time T: the newest `max_events` events before T. Only users with an event since the
-    previous time have a row (at the first time: every user with an event before it). as_of_ms is T, or later where an
-    event from before T was appended after it: a point-in-time read must not see that one at T.
+    previous time have a row (at the first time: every user with an event before it). as_of_ms is T, or the latest
+    append time if that is later: a point-in-time read at T must not see events appended after T.
     """
     columns = [*EVENT_SCHEMA.names, "append_time"]
     table = pa.concat_tables([lake.read(bucket=bucket, to_ms=times_ms[-1], columns=columns) for bucket in buckets])
@@ -214,7 +213,7 @@ def snapshot_slices(
 
 @dataclass(frozen=True)
 class SnapshotRows:
-    """Row i: user `users[i]` at time index `times[i]` has seen its events up to position `ends[i]` of the values."""
+    """Row i: at time index `times[i]`, the history of user `users[i]` ends before position `ends[i]` of the values."""
 
     users: Int64s
     times: Int64s
@@ -222,7 +221,7 @@ class SnapshotRows:
 
 
 def snapshot_rows(histories: Histories, times_ms: Sequence[int]) -> SnapshotRows:
-    """Which users changed between which times. `histories` are whole, not cut to the newest L."""
+    """The users that changed between consecutive times. `histories` are complete, not cut to the newest L."""
     users = np.repeat(np.arange(histories.count), histories.lengths)
     seen_from = _seen_from(histories.values, times_ms)
     at = np.flatnonzero(_last_of_groups(users, seen_from) & (seen_from < len(times_ms)))
@@ -230,8 +229,8 @@ def snapshot_rows(histories: Histories, times_ms: Sequence[int]) -> SnapshotRows
 
 
 def _known_from(users: Int64s, values: Values, append_times: Int64s, times_ms: Sequence[int]) -> Int64s:
-    """Per row of `snapshot_rows`, in its order: the latest append time of the user's records seen by then. `users`,
-    `values` and `append_times` are of records in any order, repeated ones included."""
+    """Latest append time of the records in each row of `snapshot_rows`, in its order. `users`, `values` and
+    `append_times` are of records in any order, duplicates included."""
     seen_from = _seen_from(values, times_ms)
     order = np.lexsort((seen_from, users))
     users, seen_from, latest = users[order], seen_from[order], append_times[order]
@@ -241,12 +240,12 @@ def _known_from(users: Int64s, values: Values, append_times: Int64s, times_ms: S
 
 
 def _seen_from(values: Values, times_ms: Sequence[int]) -> Int64s:
-    """Index of the first time that lies after each event."""
+    """Index of the first time after each event."""
     return np.searchsorted(np.asarray(times_ms, np.int64), values["timestamp"], side="right")
 
 
 def _last_of_groups(users: Int64s, seen_from: Int64s) -> npt.NDArray[np.bool_]:
-    """Whether each row is the last of its user that is seen from the same time; rows are sorted by both."""
+    """bool[n]: whether a row is the last with its user and time index; rows are sorted by both."""
     last = np.ones(len(users), bool)
     last[:-1] = (users[1:] != users[:-1]) | (seen_from[1:] != seen_from[:-1])
     return last
@@ -271,7 +270,7 @@ def _fold(state: UserBatch, table: pa.Table, *, max_events: int, as_of: Literal[
     as_of_ms = np.concatenate([state.as_of_ms, np.full(len(user_ids) - known, np.iinfo(np.int64).min)])
     np.maximum.at(as_of_ms, np.array([rows[user] for user in names], np.int64), times)
     old = concat([state.histories, Histories.empty(len(user_ids) - known)])
-    position = np.full(len(user_ids), len(found), np.int64)  # of the empty history that is appended
+    position = np.full(len(user_ids), len(found), np.int64)  # position of the appended empty history
     position[[rows[user] for user in found]] = np.arange(len(found))
     new = concat([histories, Histories.empty(1)]).take(position)
     return UserBatch(user_ids, merge(old, new, max_events=max_events), as_of_ms)

@@ -1,9 +1,8 @@
-"""Lists of users by bucket, in files: more users than fit into memory can be sorted into work items this way.
+"""Lists of users by bucket, in files: sorts more users than fit into memory into work items.
 
-They lie in a folder of one run of a job, and go with its end: users may be forgotten later. What a job that was killed
-has left goes with the next one of the same name, or when somebody is forgotten. A task that a cluster works on after
-its driver has ended stops (`require_run`): it must not take the absence of lists for an absence of users, nor report to
-another run.
+The lists are in a folder of one run of a job and are removed at its end, because users may be deleted later. Lists of a
+killed job are removed by the next job of the same name, or by a forget. A cluster's task that still runs after its
+driver has ended stops (`require_run`): it must neither read missing lists as no users, nor report to another run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from spoor.activity.hashing import buckets_of
 from spoor.base.errors import InfrastructureError
 from spoor.base.files import atomic_write, writing
 
-LISTING_USERS = 100_000  # users that are sorted into buckets at a time
+LISTING_USERS = 100_000  # users sorted into buckets at a time
 _RUNNING = "running"
 Job = Literal["export", "verify", "verify-repair"]
 
@@ -30,8 +29,8 @@ Job = Literal["export", "verify", "verify-repair"]
 def list_users(
     user_ids: Iterable[str], folder: Path, *, buckets: int, chunk_users: int = LISTING_USERS
 ) -> dict[int, int]:
-    """Writes the ids to folder/<bucket>/<chunk>.json; returns how many ids each bucket with any got, ascending. An id
-    that comes twice is listed twice."""
+    """Writes the ids to folder/<bucket>/<chunk>.json; returns the number of ids by bucket, ascending, without empty
+    buckets. Duplicate ids are listed twice."""
     found: Counter[int] = Counter()
     remaining = iter(user_ids)
     number = 0
@@ -47,7 +46,7 @@ def list_users(
 
 
 def listed_users(folder: Path, bucket: int) -> list[str]:
-    """The bucket's ids, sorted, each once."""
+    """The bucket's distinct ids, sorted."""
     users: set[str] = set()
     for chunk in _chunks(folder, bucket):
         users.update(chunk)
@@ -61,8 +60,8 @@ def _chunks(folder: Path, bucket: int) -> Iterator[list[str]]:
 
 @contextmanager
 def listing_folder(state_folder: Path, job: Job) -> Iterator[Path]:
-    """A folder of this run alone: absent after the block, with what earlier runs left. The caller holds the job's lock.
-    Raises InfrastructureError."""
+    """A folder of this run. Removes what earlier runs left before the block, and the folder after it. The caller holds
+    the job's lock. Raises InfrastructureError."""
     folder = state_folder / "jobs" / job
     _remove(folder)
     run = folder / uuid.uuid4().hex
@@ -70,12 +69,12 @@ def listing_folder(state_folder: Path, job: Job) -> Iterator[Path]:
     try:
         yield run
     finally:
-        with suppress(InfrastructureError):  # the next to remove it tells
+        with suppress(InfrastructureError):  # the next run that removes it reports the error
             _remove(folder)
 
 
 def require_run(folder: Path) -> None:
-    """For a task, before it reads lists or reports. Raises InfrastructureError where the run has ended."""
+    """A task calls it before it reads lists or reports. Raises InfrastructureError if the run has ended."""
     if not (folder / _RUNNING).exists():
         raise InfrastructureError(
             f"the run that this task belongs to has ended: `{folder}` is gone",
@@ -84,7 +83,7 @@ def require_run(folder: Path) -> None:
 
 
 def remove_listings(state_folder: Path) -> None:
-    """Removes what killed jobs have left. The caller holds the locks of all these jobs. Raises InfrastructureError."""
+    """Removes the lists of killed jobs. The caller holds the locks of all these jobs. Raises InfrastructureError."""
     for job in get_args(Job):
         _remove(state_folder / "jobs" / job)
 

@@ -1,8 +1,8 @@
-"""The end of a backfill: who has an embedding behind its history is encoded again, until a full pass finds nobody.
+"""The last step of a backfill: encodes stale embeddings again until a full pass finds none.
 
-A worker that was started before a release arrived advances histories without that release's embeddings, also such as
-the backfill has just written. A pass asks the store for revisions alone; encoders are loaded only for what it finds.
-Only where all workers write the release before the last pass began does its finding last.
+Workers started before a release keep writing histories without its embeddings, also for users just backfilled. A pass
+reads only revisions from the store; encoders are loaded only if it finds stale embeddings. Embeddings stay fresh only
+if all workers wrote the release before the last pass began.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Swept:
-    users: int = 0  # encoded again, counted in every pass that found them
-    passes: int = 0  # over everybody; the last found nobody, or somebody whom the encoder fails
+    users: int = 0  # encoded again, counted once per pass
+    passes: int = 0  # over all users
     encode_failures: int = 0  # embeddings that could not be computed
-    unwritten: tuple[str, ...] = ()  # releases that some worker did not write: its next event leaves a user behind
+    unwritten: tuple[str, ...] = ()  # releases that some worker does not write: they get stale with its next event
 
 
 def sweep(
@@ -44,14 +44,14 @@ def sweep(
     unwritten: Callable[[Sequence[str]], Sequence[str]] = lambda releases: (),
     chunk: int = _CHUNK_USERS,
 ) -> Swept:
-    """Brings the embeddings of all `releases` to their histories' revisions; `publish`: also onto their topics.
-    `unwritten`: which of them some running worker does not write; asked before each pass.
+    """Encodes stale embeddings of all `releases` again; `publish`: also sends them to their topics. `unwritten` returns
+    the releases that some running worker does not write; it is called before each pass.
 
-    With a floor between two encodes (stream.encode_seconds) workers let embeddings wait on purpose: there one pass that
-    began when every worker wrote the releases is enough.
+    With a rate limit (stream.encode_seconds) workers delay embeddings on purpose: then one pass that began when every
+    worker wrote the releases is enough.
 
-    Raises InfrastructureError where users fall behind as fast as they are encoded, or as the guarded writer and the
-    publisher do. A store that cannot list its users is not swept.
+    Raises InfrastructureError if embeddings get stale as fast as they are encoded, and as the guarded writer and the
+    publisher do. Does not sweep a store that cannot list its users.
     """
     if not online.lists_users:
         _LOG.warning("the online store cannot list its users: embeddings behind their histories were not looked for")
@@ -81,8 +81,8 @@ def sweep(
 
 
 def _behind(online: OnlineStore, releases: Sequence[str], chunk: int, aside: Collection[str]) -> Iterator[list[str]]:
-    """Users with events whose embedding is missing or of another revision than their history, some at a time. `aside`:
-    who is left out, because their history cannot be read."""
+    """Chunks of users with events whose embedding is missing or stale. Leaves out `aside`, users with an unreadable
+    history."""
     for users in online.user_chunks(chunk):
         behind = [
             user
@@ -96,7 +96,7 @@ def _behind(online: OnlineStore, releases: Sequence[str], chunk: int, aside: Col
 
 
 class _Writing:
-    """What it takes to encode, write and publish; made for the first user who is behind. `stack` closes it."""
+    """Encodes, writes and publishes; created when the first stale user is found. `stack` closes the publisher."""
 
     def __init__(
         self, settings: BatchSettings, online: OnlineStore, releases: Sequence[str], stack: ExitStack, *, publish: bool

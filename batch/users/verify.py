@@ -1,11 +1,11 @@
-"""`spoor verify`: recomputes offline what is online and reports every difference; `--repair` mends them.
+"""`spoor verify`: compares the online store with the lake and reports every difference; `--repair` writes again.
 
-Work items are user buckets, small ones together. The lake's newest events are compared with the stored histories, and
-every live release's embeddings with what its encoder makes of the stored history. Users that the store has and the lake
-does not are differences too: the driver lists the store's users by bucket first, in files, so memory stays bounded.
+Work items are user buckets, small ones grouped. Stored histories are compared with the lake's newest events, and every
+live release's embeddings with those that its encoder computes from the stored histories. Users in the store and not in
+the lake are differences too: the driver first lists the store's users by bucket in files, so memory stays bounded.
 
-A repair goes through the guarded writer like any other update, so it merges: an event that is online and not in the
-lake is kept, and still reported. Most such events are in Kafka and not archived yet: `lag` says how many there are.
+A repair uses the guarded writer like any other update, so it merges: an event that is online and not in the lake is
+kept and still reported. Most such events are in Kafka and not archived yet; `lag` counts them.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ _LOG = logging.getLogger(__name__)
 class VerifyResult:
     """`kinds` counts differences by kind (every kind is listed); a user may have several."""
 
-    users: int  # that the lake or the store knows
-    differences: int  # found; with a repair, before it
+    users: int  # users in the lake or the store
+    differences: int  # found, before any repair
     kinds: dict[str, int]
     examples: list[Difference]
     releases: tuple[str, ...]
     repaired: int = 0  # differences that the repair removed
-    remaining: int = 0  # differences after the repair; without one, all
-    lag: dict[int, int] | None = None  # records per partition that are not archived yet; None = Kafka is not there
+    remaining: int = 0  # differences after the repair; without a repair, all
+    lag: dict[int, int] | None = None  # records per partition that are not archived yet; None = no answer from Kafka
     seconds: float = 0.0
     remaining_kinds: dict[str, int] = field(default_factory=dict)
     not_applied: tuple[str, ...] = ()  # live releases that Feast does not know: not compared
     unfit_ids: int = 0  # users of the lake whose ids are no int64: not compared
     rows: dict[str, int] = field(default_factory=dict)  # embeddings found, by release
-    stale_rows: dict[str, int] = field(default_factory=dict)  # behind their history or missing, after the repair
-    outdated: int = 0  # equal histories with names of hash version 1, after the repair: no differences
+    stale_rows: dict[str, int] = field(default_factory=dict)  # stale or missing embeddings after the repair, by release
+    outdated: int = 0  # equal histories with names of hash version 1, after the repair; not counted as differences
     lake_events: int = 0
-    repair: bool = False  # whether it was asked for
+    repair: bool = False  # whether a repair was requested
 
     def text(self) -> str:
-        """For people. Names the command that comes first where the lake lacks events: nothing else removes what they
-        have made online from the differences."""
+        """The text output. If the lake lacks events, it names `spoor archive`, which alone can remove the differences
+        that these events cause."""
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.items() if count)
         text = f"{self.users:,} users, {self.differences:,} differences" + (f": {kinds}" if kinds else "")
         if self.repair:
@@ -85,7 +85,7 @@ class VerifyResult:
 
 
 def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner = LOCAL) -> VerifyResult:
-    """Compares every user, for all live releases. With `repair`, mends and compares the mended users again.
+    """Compares every user, for all live releases. `repair` also writes users that differ, and compares them again.
 
     Raises UsageError (no release, Feast not applied), DataError (damaged lake or release), InfrastructureError.
     """
@@ -96,7 +96,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
     lake = open_lake(settings.lake)
     jobs = settings.state_folder / "jobs"
     with (
-        # A repair publishes through the journal of the backfills.
+        # A repair publishes through the backfills' journal.
         exclusive(jobs / ("backfill.lock" if repair else "verify.lock"), job="spoor verify"),
         listing_folder(settings.state_folder, "verify-repair" if repair else "verify") as folder,
     ):
@@ -119,7 +119,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
                 namespace=NAMESPACE,
             )
         if repair:
-            publish_left(settings, online, releases)  # a runner may have lost a try
+            publish_left(settings, online, releases)  # the runner may have lost a try
         lag = unarchived(settings, lake)
         result = replace(
             _result(reports, releases, lag, time.monotonic() - started),
@@ -132,7 +132,7 @@ def run_verify(settings: BatchSettings, *, repair: bool = False, runner: Runner 
 
 
 def figures(result: VerifyResult) -> list[Metric]:
-    """For Prometheus."""
+    """The result as Prometheus metrics."""
     lag = {str(partition): records for partition, records in (result.lag or {}).items()}
     return [
         gauge("spoor_verify_users", "users that the last verify compared", result.users),
@@ -147,7 +147,7 @@ def figures(result: VerifyResult) -> list[Metric]:
 
 
 def unarchived(settings: BatchSettings, lake: Lake) -> dict[int, int] | None:
-    """Records per partition that Kafka has and the lake has not; None, after a warning, if Kafka is not there."""
+    """Records per partition that are in Kafka and not in the lake; None, after a warning, if Kafka does not answer."""
     try:
         with RangeReader(settings.kafka) as reader:
             watermarks = reader.watermarks(settings.kafka.topic)

@@ -1,4 +1,4 @@
-"""How `spoor verify` compares user buckets with the store, and mends what differs."""
+"""The DoFn of `spoor verify`: compares user buckets with the online store, and repairs users that differ."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ DIFFERENCES = "differences"
 MISSING_USER = "missing user"  # in the lake, not online
 UNEXPECTED_USER = "unexpected user"  # online, not in the lake
 HISTORY_DIFFERS = "history differs"
-UNREADABLE_HISTORY = "unreadable history"  # writers set its user aside
-REVISION_BEHIND = "revision behind"  # the embedding is not of the stored history's revision, or there is none
-EMBEDDING_DIFFERS = "embedding differs"  # from what its release makes of the stored history
-LAKE_LACKS = (UNEXPECTED_USER, HISTORY_DIFFERS)  # what an event that is online and not in the lake is
+UNREADABLE_HISTORY = "unreadable history"  # writers skip its user
+REVISION_BEHIND = "revision behind"  # the embedding is missing, or of another revision than the stored history
+EMBEDDING_DIFFERS = "embedding differs"  # from the one that its release computes from the stored history
+LAKE_LACKS = (UNEXPECTED_USER, HISTORY_DIFFERS)  # kinds of difference that an online event missing in the lake causes
 KINDS = (MISSING_USER, UNEXPECTED_USER, HISTORY_DIFFERS, UNREADABLE_HISTORY, REVISION_BEHIND, EMBEDDING_DIFFERS)
 TOLERANCE = 1e-5
 MAX_EXAMPLES = 20
@@ -48,21 +48,21 @@ MAX_EXAMPLES = 20
 class Difference:
     user_id: str
     kind: str
-    release: str  # "" where the history is meant
+    release: str  # "" for a history
     detail: str
 
 
 @dataclass(frozen=True)
 class Compared:
-    """`rows`: by release, the embeddings that can be read of users who have a history. `outdated`: users whose stored
-    history equals the lake's, with names as an earlier version kept them."""
+    """`rows`: readable embeddings, by release, of users with a readable history. `outdated`: users whose stored history
+    equals the lake's, but has names of hash version 1."""
 
     differences: list[Difference]
     rows: Counter[str]
     outdated: list[str]
 
     def users(self) -> set[str]:
-        """Whom a repair has to write."""
+        """The users that a repair writes."""
         return {difference.user_id for difference in self.differences}.union(self.outdated)
 
 
@@ -90,7 +90,7 @@ class VerifyBuckets(beam.DoFn):
 
     def process(self, element: tuple[int, ...]) -> Iterator[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
         key = f"buckets-{element[0]:02d}"
-        if Manifest(self.folder / "manifest").get(key) is not None:  # by a try that the runner lost
+        if Manifest(self.folder / "manifest").get(key) is not None:  # done by a try that the runner lost
             return
         with Failures(self.folder).recorded():
             require_run(self.folder)
@@ -133,7 +133,7 @@ class VerifyBuckets(beam.DoFn):
         )
 
     def _slices(self, buckets: Sequence[int], lake: UserBatch) -> Iterator[tuple[UserBatch, npt.NDArray[np.bool_]]]:
-        """The buckets' users, those that only the store knows last and without events, and bool[U]: in the lake."""
+        """The buckets' users (those only in the store come last, without events), and bool[U]: in the lake."""
         listed = chain.from_iterable(listed_users(self.folder / "online", bucket) for bucket in buckets)
         extra = sorted(set(listed).difference(lake.user_ids))
         both = UserBatch(
@@ -147,7 +147,8 @@ class VerifyBuckets(beam.DoFn):
             yield both.take(rows), in_lake[rows]
 
     def _compare(self, batch: UserBatch, in_lake: npt.NDArray[np.bool_]) -> Compared:
-        """Twice where something differs: a writer may have come between the reads of a history and its embeddings."""
+        """Compares users that differ a second time: a writer may have written between the reads of a history and its
+        embeddings."""
         encoders = list(self._encoders.values())
         compared = compare(self._online, encoders, batch, in_lake)
         if not compared.differences:
@@ -158,7 +159,7 @@ class VerifyBuckets(beam.DoFn):
 
 
 class Mender:
-    """Mends users through the guarded writer, and publishes what the store then holds of them."""
+    """Repairs users through the guarded writer, and publishes their stored rows."""
 
     def __init__(self, settings: BatchSettings, online: OnlineStore, compared: Sequence[Encoder]) -> None:
         self._online = online
@@ -173,8 +174,8 @@ class Mender:
             self._publisher.close()
 
     def mend(self, batch: UserBatch, differences: Sequence[Difference]) -> None:
-        """`batch`: the lake's histories of the users that differ. What the lake lacks stays as it is; a stored history
-        that cannot be read gives way to the lake's."""
+        """`batch`: the lake's histories of the users to write. Stored events that the lake lacks are kept; the lake's
+        history replaces an unreadable one."""
         with self._journal.published(batch.user_ids, self._publisher):
             through = self._lake.forgotten.through(batch.user_ids)  # a restored store may have lost its markers
             self._writer.update(
@@ -189,7 +190,7 @@ class Mender:
                 self._encode_again(encoder, sorted(wrong))
 
     def _encode_again(self, encoder: Encoder, user_ids: Sequence[str]) -> None:
-        """The embedding alone, under the revision that stands; refused where a writer has just renewed it."""
+        """Writes only the embedding, under the same revision; the store refuses it if the revision has changed."""
         if not user_ids:
             return
         users, histories, _ = read_histories(self._online, user_ids, [encoder.release])
@@ -228,11 +229,11 @@ class Mender:
 def compare(
     online: OnlineStore, compared: Sequence[Encoder], batch: UserBatch, in_lake: npt.NDArray[np.bool_]
 ) -> Compared:
-    """Differences between the lake's histories (`batch`) and the store. Embeddings are held against the *stored*
-    history, so one that is only behind the lake is one difference, not several."""
+    """Differences between the lake's histories (`batch`) and the store. Embeddings are compared with the *stored*
+    history, so a history that differs from the lake counts once, not once more per release."""
     user_ids = batch.user_ids
     users, histories, damaged = read_histories(online, user_ids, [encoder.release for encoder in compared])
-    present = (histories.lengths > 0) | damaged  # a forgotten user's row without events is none
+    present = (histories.lengths > 0) | damaged  # a deleted user's marker row has no events and does not count
     equal = same_events(histories, batch.histories) & ~damaged
     outdated = equal & histories.hold_old_events()
     found: list[Difference] = []
@@ -270,7 +271,7 @@ def _compare_embeddings(
     histories: Histories,
     checked: list[int],
 ) -> list[Difference]:
-    """`rows`: what is stored of the users at `checked`."""
+    """`rows`: the stored rows of the users at indexes `checked`."""
     release = encoder.release
     vectors, _ = encoder.encode(histories.take(checked))
     found = []
@@ -295,7 +296,7 @@ def _compare_embeddings(
 def read_histories(
     online: OnlineStore, user_ids: Sequence[str], releases: Sequence[str]
 ) -> tuple[list[StoredUser], Histories, npt.NDArray[np.bool_]]:
-    """What the store holds, its histories (empty where there is none), and bool[U]: whose bytes cannot be read."""
+    """The stored users, their histories (empty if missing or unreadable), and bool[U]: history is unreadable."""
     users = online.read(user_ids, releases) if user_ids else []
     histories, _, unreadable = unpack_readable([user.history for user in users])
     return users, histories, unreadable
