@@ -1,4 +1,5 @@
-"""`spoor release compare`: two releases on the same people's histories and the same items."""
+"""`spoor release compare`: compares two releases on the histories of the same users and on the same items. Fits the
+orthogonal map between their spaces, and can write the new release mapped into the old one's space."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from spoor.store.online import open_online
 
 @dataclass(frozen=True)
 class Comparison:
-    """`stored`: the map lies in the new release's folder. `aligned`: the release that was written with it, if any."""
+    """`stored`: the map was written to the new release's folder. `aligned`: the release written with it, if any."""
 
     report: Compatibility
     stored: bool
@@ -34,11 +35,11 @@ def compare_releases(
     aligned: str | None = None,
     dry_run: bool = False,
 ) -> Comparison:
-    """On at most `sample` users of the online store and as many items; the map goes into the new release's folder.
-    `aligned`: name of a further release, which is the new one turned into the old one's space.
+    """Compares on at most `sample` users of the online store and as many items; writes the map to the new release's
+    folder. `aligned`: name of another release to write, the new one mapped into the old one's space.
 
-    Raises UsageError for an unknown release, two equal ones or an empty store, DataError for a damaged one,
-    InfrastructureError where the store does not answer; for `aligned` as `save_aligned`.
+    Raises UsageError for an unknown release, two equal ones or an empty store, DataError for a damaged release,
+    InfrastructureError if the store does not answer; for `aligned` as `save_aligned`.
     """
     folder = settings.features.releases_folder
     if old == new:

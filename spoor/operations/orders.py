@@ -1,4 +1,4 @@
-"""`spoor stream pause`, `resume`, `reload` and `status`: orders to a group's workers, and what they report."""
+"""`spoor stream pause`, `resume`, `reload` and `status`: gives orders to a group's workers and reads their reports."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _START_AGAIN = "start the workers again without --release and stream.releases, o
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """What a group's workers are ordered to do, and what they report."""
+    """The orders of a group's workers, and their reports."""
 
     orders: Orders
     state: GroupState
 
     def text(self) -> str:
-        """For people, a line for the group and one for each worker."""
+        """The text output: a line for the group and one for each worker."""
         state, ordered = self.state, "paused" if self.orders.paused else "running"
         workers = f"{state.workers} worker{'s' if state.workers != 1 else ''}"
         lines = [f"group `{state.group}`: {workers}, ordered to be {ordered}"]
@@ -63,21 +63,20 @@ def status(settings: Settings) -> StreamStatus:
 
 
 def pause(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
-    """Returns once every worker has committed what it had taken and takes no more. Raises as `status`, and
-    InfrastructureError where a worker does not report in time."""
+    """Pauses all workers; returns once each has committed the records that it had taken. Raises as `status`, and
+    InfrastructureError if a worker does not report in time."""
     return _order(settings, lambda orders: replace(orders, paused=True), lambda r, _: r.paused, timeout_seconds)
 
 
 def resume(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
-    """Returns once no worker is paused. Raises as `pause`."""
+    """Resumes all workers; returns once none is paused. Raises as `pause`."""
     return _order(settings, lambda orders: replace(orders, paused=False), lambda r, _: not r.paused, timeout_seconds)
 
 
 def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
-    """Makes the topics of the live releases; returns once every worker has taken the releases up, or has failed to.
+    """Creates the topics of the live releases; returns once every worker has loaded the releases, or has failed to.
 
-    Raises as `pause`, and ProblemsFound where a worker keeps the releases that it had, or those that it was started
-    for."""
+    Raises as `pause`, and ProblemsFound if a worker keeps its earlier releases, or was started for certain releases."""
     from spoor.store.feast_store import live_names  # imports Feast
 
     live = live_names(settings.features).usable
@@ -103,17 +102,16 @@ def reload(settings: Settings, *, timeout_seconds: float) -> StreamStatus:
 
 
 def unwritten(settings: Settings, releases: Sequence[str]) -> list[str]:
-    """Those of the releases that the worker of some partition does not report to write; none where there are no
-    workers. One that has just got its partitions has some seconds to report. Raises InfrastructureError without a
-    broker."""
+    """The given releases that the worker of some partition does not report as written; empty without workers. Waits up
+    to _REPORT_SECONDS for workers that have just got their partitions. Raises InfrastructureError without a broker."""
     require_broker(settings.kafka)
     state = _state_when(settings, lambda state: None not in state.partitions.values(), _REPORT_SECONDS)
     return [name for name in releases if not state.all_report(lambda report: name in report.releases)]  # noqa: B023
 
 
 def way_to_write(settings: Settings, releases: Sequence[str]) -> str:
-    """What lets the workers write these releases: an order to reload, which those that were started for certain
-    releases do not follow."""
+    """A hint how to make the workers write these releases: a reload, or a restart of workers started for certain
+    releases, which ignore a reload."""
     try:
         require_broker(settings.kafka)
         pinned = group_state(settings.kafka, settings.stream.group).without(releases, pinned=True)
@@ -128,7 +126,7 @@ def _order(
     followed: Callable[[Report, Orders], bool],
     timeout_seconds: float,
 ) -> StreamStatus:
-    """Gives changed orders, then waits until every worker's report says that they are followed."""
+    """Writes changed orders, then waits until every worker reports that it follows them."""
     folder, group = settings.features.releases_folder, settings.stream.group
     require_broker(settings.kafka)
     with exclusive(orders_file(folder, group).with_suffix(".lock"), job="an order to the workers"):
@@ -149,7 +147,7 @@ def _order(
 
 
 def _state_when(settings: Settings, condition: Callable[[GroupState], bool], timeout_seconds: float) -> GroupState:
-    """The group's state as soon as `condition` holds of it, else as it is after the time."""
+    """The group's state once `condition` holds, else the state at the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while True:
         state = group_state(settings.kafka, settings.stream.group)

@@ -1,4 +1,4 @@
-"""A sample of the users online and their histories: what two releases are compared on."""
+"""A sample of users of the online store and their histories, on which two releases are compared."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _CHUNK_USERS = 10_000
 
 
 def sample_users(online: OnlineStore, count: int) -> list[str]:
-    """The `count` users whose ids have the smallest hashes, or all if there are fewer: a random sample that is the same
-    each time. One pass over the store's users; memory holds `count` of them."""
+    """The `count` users with the smallest id hashes, or all if there are fewer: a reproducible random sample. One pass
+    over the store's users; holds `count` of them and a chunk in memory."""
     chosen = set[tuple[int, str]]()
     for chunk in online.user_chunks(_CHUNK_USERS):
         chosen = set(heapq.nsmallest(count, chosen.union(zip(hash_items(chunk).tolist(), chunk, strict=True))))
@@ -24,6 +24,6 @@ def sample_users(online: OnlineStore, count: int) -> list[str]:
 
 
 def stored_histories(online: OnlineStore, user_ids: list[str]) -> Histories:
-    """Of the users who have events that can be read."""
+    """Histories of the users that have readable events."""
     histories = unpack_readable([user.history for user in online.read(user_ids, [])]).histories
     return histories.take(np.flatnonzero(histories.lengths))

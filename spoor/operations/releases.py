@@ -1,8 +1,8 @@
-"""`spoor release promote` and `spoor release retire`: which release is served, and which are written at all.
+"""`spoor release promote` and `spoor release retire`: decide which release is served, and which are written.
 
-Promoting is two steps, a note in the releases folder and the registration of what the note says; retiring is five, of
-which the first, the mark in release.json, is what every writer goes by. Each step may be repeated, so a command that
-was killed is finished by running it again.
+Promoting has two steps: a note in the releases folder, and its registration in Feast. Retiring has five (see `retire`);
+the first marks release.json, which every writer checks. All steps are idempotent, so a killed command is completed by
+running it again.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from spoor.operations.orders import unwritten, way_to_write
 if TYPE_CHECKING:
     from spoor.store.promotion import Coverage
 
-_WORKER_SECONDS = 10.0  # in which a worker encodes who has waited for as long as the floor says
+_WORKER_SECONDS = 10.0  # for a worker to encode a user after the rate limit has passed
 
 
 @dataclass(frozen=True)
 class Promoted:
-    """`changed`: the service `ranker` was, or would be, another release's before. `aligned_service`: that of the
-    release's space, which `previous_aligned` was served by."""
+    """`changed`: whether `ranker` served another release before. `aligned_service`: the service of the release's space,
+    which served `previous_aligned` before."""
 
     release: str
     previous: str | None
@@ -48,7 +48,7 @@ class Promoted:
     dimension: int
     previous_dimension: int | None
     coverage: Coverage
-    cache_seconds: int | None  # for which readers may serve from their cached registry; None: until they restart
+    cache_seconds: int | None  # how long readers may use their cached registry; None: until they restart
     changed: bool
     dry_run: bool
 
@@ -58,9 +58,9 @@ class RetirePlan:
     release: str
     views: tuple[str, str]
     services: tuple[str, ...]
-    topic: str | None  # None: it is to be kept
-    resumed: bool  # an earlier run has marked the release
-    live: tuple[str, ...]  # releases that stay
+    topic: str | None  # None: the topic is kept
+    resumed: bool  # whether an earlier run has marked the release
+    live: tuple[str, ...]  # remaining live releases
     breaks: tuple[str, ...]  # services and views of others that use the release's views
 
     def text(self) -> str:
@@ -83,8 +83,8 @@ class RetirePlan:
 class Retired:
     plan: RetirePlan
     removed: tuple[str, ...]  # names in Feast that this run removed
-    landed_rows: int  # rows that were on the topic and not in the offline log yet
-    topic_deleted: bool  # by this run
+    landed_rows: int  # rows of the topic that this run wrote to the offline log
+    topic_deleted: bool  # whether this run deleted the topic
     dry_run: bool = False
 
 
@@ -96,12 +96,12 @@ def promote(
     dry_run: bool = False,
     progress: Callable[[int], None] = lambda users: None,
 ) -> Promoted:
-    """Makes the services `ranker` and `aligned_ranker_<space>` those of release `name`. The releases that they served
-    stay live. `workers`: whether to ask Kafka if those of the group write the release; "none" where there is no stream.
+    """Makes the services `ranker` and `aligned_ranker_<space>` serve release `name`. Their earlier releases stay live.
+    `workers`: "ask" checks in Kafka that the group's workers write the release; "none" skips this without a stream.
 
-    Raises UsageError for a release that is unknown, retired or not registered, ProblemsFound, with counts, while a
-    worker does not write it or users or items lack the release's present vectors online, DataError for a damaged
-    release, InfrastructureError.
+    Raises UsageError for a release that is unknown, retired or not registered; ProblemsFound, with counts, if a worker
+    does not write it, or users or items lack current vectors online; DataError for a damaged release;
+    InfrastructureError.
     """
     from spoor.store.online import open_online
     from spoor.store.promotion import cache_seconds, check_aliases_are_ours, coverage
@@ -121,7 +121,7 @@ def promote(
         online = open_online(settings.features)
         online.check([name])
         check_aliases_are_ours(settings.features, info.space)
-        # Before the pass: who is not behind then is not left behind afterwards, but for the time of the floor.
+        # Before the pass: if all workers write the release, embeddings found fresh stay so, but for the rate limit.
         if workers == "ask" and unwritten(settings, [name]):
             raise ProblemsFound(
                 f"release `{name}` cannot be promoted: not every worker of group `{settings.stream.group}` writes it",
@@ -151,10 +151,10 @@ def promote(
 def plan_retirement(
     settings: Settings, name: str, *, keep_topic: bool = False, dependents: Literal["refuse", "break"] = "refuse"
 ) -> RetirePlan:
-    """What retiring would do. `dependents`: services and views of others that use the release's views.
+    """Plans the retirement. `dependents`: "break" allows services and views of others that use the release's views.
 
-    Raises UsageError for a release that is unknown, promoted, the last live one or named by stream.releases,
-    ProblemsFound while readers may still be served by it or have dependents, DataError for a damaged folder."""
+    Raises UsageError for a release that is unknown, promoted, the last live one or named by stream.releases;
+    ProblemsFound while readers may still be served by it, or if it has dependents; DataError for a damaged folder."""
     from spoor.store.feast_store import open_feature_store
     from spoor.store.promotion import cache_seconds, used_by
 
@@ -207,14 +207,14 @@ def retire(
 ) -> Retired:
     """Takes a release out of service:
 
-    1. marks it retired: workers leave it out from their next try on, batch jobs do not choose it;
-    2. lands what its topic holds in the offline log;
+    1. marks it retired: workers skip it from their next try on, batch jobs do not choose it;
+    2. lands the remaining rows of its topic in the offline log;
     3. removes its service and views from Feast's registry;
     4. deletes its topic;
-    5. removes its online rows, those too that a batch in flight wrote after step 1.
+    5. removes its online rows, including those that a batch in flight wrote after step 1.
 
-    Raises as `plan_retirement`, and InfrastructureError where a server or another job is in the way; what was not done
-    is done by the next run.
+    Raises as `plan_retirement`, and InfrastructureError if a server does not answer or another job is running; the next
+    run continues.
     """
     from spoor.activity.lake import open_lake
     from spoor.batch.forget.forget import alone
@@ -224,8 +224,8 @@ def retire(
     from spoor.store.online import open_online
     from spoor.store.repo import apply
 
-    # No other job may run: a backfill or a repair would keep writing the release that it has loaded, an export would
-    # miss half of its rows, a verify would find all of them behind.
+    # No other job may run: a backfill or a repair would keep writing the loaded release, an export would miss some of
+    # its rows, a verify would report all of them stale.
     with _alone(settings, "spoor release retire"), alone(settings, open_lake(settings.lake)):
         plan = plan_retirement(settings, name, keep_topic=keep_topic, dependents=dependents)
         if plan.topic is not None:
@@ -262,8 +262,8 @@ def _incomplete(name: str, found: Coverage) -> ProblemsFound:
 
 
 def _aligned_service(folder: Path, info: ReleaseInfo, live: Sequence[LiveRelease]) -> list[str]:
-    """The service of the release's space, where it ends with the release. Raises UsageError where another
-    release could take it over."""
+    """The service of the release's space, if it serves the release and so is removed with it. Raises UsageError if
+    another live release of the space could be served instead."""
     if aligned_releases(folder, live).get(info.space) != info.name:
         return []
     service = aligned_ranker(info.space)
@@ -276,7 +276,7 @@ def _aligned_service(folder: Path, info: ReleaseInfo, live: Sequence[LiveRelease
 
 
 def _check_readers_have_moved(folder: Path, name: str, seconds: int | None) -> None:
-    """Raises ProblemsFound while readers may still serve `ranker` as it was, from a cached registry."""
+    """Raises ProblemsFound while readers with a cached registry may still be served by the release."""
     switched = promotion(folder)
     if switched is None or name not in (switched.previous, switched.previous_aligned) or not seconds:
         return

@@ -1,8 +1,7 @@
-"""`spoor show user`: what is stored about one user, in words where names are known, and the items nearest to it.
+"""`spoor show user`: shows a user's stored history and embeddings, and the items nearest to each embedding.
 
-A stored history holds hashes. Items get their ids back from the releases' item lists, actions and surfaces from the
-configured names, and what is still unknown from the user's events in the lake. What none of these knows is shown as its
-hash and counted.
+A stored history holds hashes. Item ids are looked up in the releases' item lists, actions and surfaces in the
+configured names, and the rest in the user's events in the lake. Unknown names are shown as their hash and counted.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class ShownEvent:
 @dataclass(frozen=True)
 class NearItem:
     item: str
-    cosine: float  # between the user's vector and the item's, as the store holds both
+    cosine: float  # between the stored vectors of user and item
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ class ShownEmbedding:
     dimension: int
     norm: float
     revision: int
-    behind: int  # revisions of the history that this embedding has not seen
+    behind: int  # number of newer revisions of the history; 0 = fresh
     events_used: int
     event_time_ms: int  # time of the last event used
-    created_ms: int  # from when on it could honestly be known
+    created_ms: int  # time from which point-in-time reads see it
     computed_at_ms: int  # wall clock
     age_seconds: float  # since it was computed
-    nearest: list[NearItem]  # nearest first; empty where the store holds no item vectors, or the user's is zeros
+    nearest: list[NearItem]  # nearest first; empty without item vectors in the store, or for a zero user vector
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,13 @@ class ShownUser:
     revision: int  # 0: none
     events: list[ShownEvent]  # newest first
     embeddings: list[ShownEmbedding]
-    forgotten_through_ms: int | None = None  # events up to then were forgotten, and stay so
-    unknown_names: int = 0  # different items, actions and surfaces that are shown as `#` and their hash
+    forgotten_through_ms: int | None = None  # cut-off: events up to this time are deleted
+    unknown_names: int = 0  # distinct items, actions and surfaces shown as `#` and their hash
 
 
 def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUser:
-    """`nearest`: how many items. Raises UsageError where Feast is not set up, InfrastructureError where the store does
-    not answer."""
+    """`nearest`: number of items. Raises UsageError if Feast is not set up, InfrastructureError if the store does not
+    answer."""
     from spoor.store.feast_store import live_names
     from spoor.store.online import open_online
 
@@ -111,8 +110,8 @@ def show_user(settings: Settings, user_id: str, *, nearest: int = 5) -> ShownUse
 def nearest_items(
     online: OnlineStore, release: str, vector: npt.NDArray[np.float32], item_ids: pa.ChunkedArray, *, count: int
 ) -> list[NearItem]:
-    """The `count` of the items whose vectors in the store have the largest cosine with `vector` float32[d]; equal ones
-    by id. Items are read a chunk at a time, so memory does not grow with the catalogue."""
+    """The `count` items whose stored vectors have the largest cosine with `vector` float32[d]; ties by id. Reads item
+    vectors in chunks, so memory does not grow with the catalogue."""
     best: list[tuple[float, str]] = []  # (-cosine, item), so that sorting puts the nearest first
     if count == 0 or not vector.any():
         return []
@@ -128,7 +127,7 @@ def nearest_items(
 
 
 def _items(settings: Settings, releases: list[str]) -> dict[str, pa.Table]:
-    """By release: `item_id` and `hash` of every item that it knows."""
+    """By release: the table of its items, with `item_id` and `hash`."""
     folder = settings.features.releases_folder
     return {release: pq.read_table(folder / release / "items.parquet") for release in releases}
 
@@ -136,7 +135,7 @@ def _items(settings: Settings, releases: list[str]) -> dict[str, pa.Table]:
 def _events(
     settings: Settings, user_id: str, history: Values, tables: Iterable[pa.Table]
 ) -> tuple[list[ShownEvent], int]:
-    """Newest first, and how many different names are unknown."""
+    """The events, newest first, and the number of distinct unknown names."""
     names: dict[str, dict[int, str]] = {
         "item": {},
         "action": _by_hash(settings.events.actions),
@@ -158,7 +157,7 @@ def _events(
 
 
 def _by_hash(names: Iterable[str]) -> dict[int, str]:
-    """By the hash of each name, and by that of hash version 1, where no other of the names had it."""
+    """Names by their hash, and by their hash of version 1 if no other name has it."""
     distinct = list(dict.fromkeys(names))
     hashes = hash_names(distinct)
     old = old_names(hashes).tolist()
@@ -168,7 +167,7 @@ def _by_hash(names: Iterable[str]) -> dict[int, str]:
 
 
 def _lake_names(settings: Settings, user_id: str) -> dict[str, dict[int, str]]:
-    """By column, the names in the user's events in the lake, by hash."""
+    """By column: the names in the user's events in the lake, by hash."""
     if not settings.lake.folder.is_dir():
         return {}
     lake = Lake(settings.lake.folder, buckets=settings.lake.buckets)

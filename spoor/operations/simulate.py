@@ -1,7 +1,7 @@
-"""`spoor simulate`: events into Kafka, from a file or made up, as a product would send them.
+"""`spoor simulate`: sends events to Kafka, from a file or synthetic ones, as a product would.
 
-Records are keyed by the user id in UTF-8, so that one user's events stay in order in one partition; the event's time is
-in the value, the record's time is the broker's. Every delivery is confirmed before the command says so.
+Records are keyed by the user id in UTF-8, so that one user's events stay in order in one partition. The event's time is
+in the value; the broker sets the record's time. Only events that the broker has confirmed are counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spoor.config import Settings
 from spoor.console import say
 
 _BATCH_EVENTS = 5_000  # confirmed together
-_PACE_SECONDS = 0.05  # with a rate, events go out in bursts of this length
+_PACE_SECONDS = 0.05  # with a rate: length of a burst
 _AGAIN = "check the broker (`spoor services status`), then run again: sending an event twice changes nothing"
 
 
@@ -43,7 +43,7 @@ class SimulateResult:
     seconds: float
     events_per_second: float
     dry_run: bool
-    refused: tuple[str, ...] = ()  # rows of the file whose ids are no int64 where the settings want one: not sent
+    refused: tuple[str, ...] = ()  # rows of the file not sent: the settings require int64 ids, and theirs are not
 
 
 def run_simulate(
@@ -56,11 +56,11 @@ def run_simulate(
     rate: float | None = None,
     dry_run: bool = False,
 ) -> SimulateResult:
-    """Produces the events of the file `data` with times in [from_ms, to_ms), oldest first, or those of `synthetic`;
-    at most `rate` a second, by default as fast as the broker confirms. `dry_run` counts only.
+    """Sends the events of the file `data` with times in [from_ms, to_ms), oldest first, or those of `synthetic`; at
+    most `rate` per second, default: as fast as the broker confirms. `dry_run` only counts.
 
-    Of a file, events whose ids Feast's entities cannot hold are not sent: they would be dead letters, and harm no other
-    event. Raises UsageError for a bad file, range or rate; InfrastructureError if a delivery is not confirmed.
+    Events of a file whose ids Feast's entities cannot hold are skipped, because they would be dead letters. Raises
+    UsageError for a bad file, range or rate; InfrastructureError if a delivery is not confirmed.
     """
     if (data is None) == (synthetic is None):
         raise ValueError("give either a file or a simulation")
@@ -84,8 +84,8 @@ def produce(
     rate: float | None = None,
     encode: Callable[[Event], bytes] = encode_event,
 ) -> SimulateResult:
-    """Sends tables of EVENT_SCHEMA to the activity topic, which must exist. `total`: events in them, for the bar.
-    Raises UsageError for a rate that is not above 0, InfrastructureError if a delivery is not confirmed."""
+    """Sends tables of EVENT_SCHEMA to the activity topic, which must exist. `total`: number of events, for the progress
+    bar. Raises UsageError for a rate not above 0, InfrastructureError if a delivery is not confirmed."""
     if rate is not None and not rate > 0:
         raise UsageError(f"rate is {rate} events/s, expected above 0", hint="leave --rate out for full speed")
     started = time.monotonic()
@@ -131,7 +131,7 @@ def _source(
 
 
 def _check_times(settings: Settings, synthetic: SimulatorSettings) -> None:
-    """Raises UsageError where a worker would refuse the events."""
+    """Raises UsageError if workers would refuse the first or last event for its time."""
     now_ms, earliest = time.time_ns() // 1_000_000, iso_text(settings.events.earliest_ms)
     for which, time_ms in (("first", synthetic.from_ms), ("last", synthetic.to_ms)):
         try:
@@ -146,7 +146,8 @@ def _check_times(settings: Settings, synthetic: SimulatorSettings) -> None:
 
 
 def _batches(events: pa.Table, rate: float | None, started: float, before: int) -> Iterator[pa.Table]:
-    """Slices of the table; with a rate each waits for its turn, counted from `started` and the events `before` it."""
+    """Slices of the table; with a rate, each waits until it is due, by `started` and the number of events `before` the
+    table."""
     size = _BATCH_EVENTS if rate is None else max(1, min(_BATCH_EVENTS, round(rate * _PACE_SECONDS)))
     for start in range(0, len(events), size):
         if rate is not None:
