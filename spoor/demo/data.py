@@ -1,8 +1,8 @@
-"""The demo's data: MovieLens-100K, or your own file, as activity events; and the one cut of its timeline.
+"""The demo's data: MovieLens-100K, or the user's own file, as activity events; and the cuts of its timeline.
 
-Looked for in this order: the file that was given, the cache in the state folder, GroupLens' zip, and the copy that
-ships inside the `recbole` wheel (downloaded and read as a zip, never installed). GroupLens forbids redistribution,
-so the data are fetched, not committed.
+Sources in this order: the given file, the cache in the state folder, GroupLens' zip, and the copy in the `recbole`
+wheel (downloaded and read as a zip, never installed). GroupLens forbids redistribution, so the data are downloaded, not
+committed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 ITEM_SCHEMA = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),  # the item's id where no title is known
+        pa.field("title", pa.string(), nullable=False),  # the item's id if no title is known
         pa.field("genres", pa.list_(pa.string()), nullable=False),
     ]
 )
@@ -56,17 +56,17 @@ Tables = tuple[pa.Table, pa.Table]  # events, items
 
 @dataclass(frozen=True)
 class DemoData:
-    """`events`: EVENT_SCHEMA, oldest first. `items`: ITEM_SCHEMA, one row per item of the events or more."""
+    """`events`: EVENT_SCHEMA, oldest first. `items`: ITEM_SCHEMA, a row for each item of the events, perhaps others."""
 
     events: pa.Table
     items: pa.Table
     name: str  # of the data set
-    source: str  # where this copy came from, for the report
+    source: str  # of this copy, for the report
 
 
 def load_demo_data(settings: Settings, *, data: Path | None = None, items: Path | None = None) -> DemoData:
-    """The events and items to run the demo on. Raises UsageError for a bad file, InfrastructureError if MovieLens
-    cannot be had."""
+    """Loads the demo's events and items. Raises UsageError for a bad file, InfrastructureError if no source provides
+    MovieLens."""
     if data is not None:
         events = read_events(data, settings.events, now_ms=time.time_ns() // 1_000_000)
         return DemoData(events, _read_items(items, events, settings.events), data.stem, str(data))
@@ -90,10 +90,10 @@ def load_demo_data(settings: Settings, *, data: Path | None = None, items: Path 
 
 
 def cut_timeline(events: pa.Table) -> tuple[int, int]:
-    """The times (ms) that cut the events, oldest first, at 70 % and 90 % of their count: events before the first
-    pretrain the encoder, those between train the ranker, the rest are "today". Equal times stay on one side.
+    """The times (ms) that cut the events at 70 % and 90 % of their count: earlier events pretrain the encoder, those
+    between train the ranker, the rest are "today". Events of equal time stay together.
 
-    Raises DataError where there are too few distinct times to cut twice."""
+    Raises DataError for under ten events, or too few distinct times for two cuts."""
     ordered = np.sort(events["timestamp"].to_numpy())
     if len(ordered) >= 10:
         first, t70, t90 = (int(ordered[len(ordered) * tenths // 10]) for tenths in (0, 7, 9))
@@ -106,7 +106,7 @@ def cut_timeline(events: pa.Table) -> tuple[int, int]:
 
 
 def check_movielens(events: pa.Table, items: pa.Table) -> None:
-    """Raises DataError unless the counts are those that GroupLens publishes."""
+    """Raises DataError unless the counts match those that GroupLens publishes."""
     found = {
         "events": len(events),
         "users": len(events["user_id"].unique()),
@@ -190,7 +190,7 @@ def _download_wheel() -> bytes:
 
 
 def _rated_events(rows: list[list[str]]) -> pa.Table:
-    """(user, item, rating, seconds) in published order → events; ties within a second are spread over it."""
+    """(user, item, rating, seconds) in published order → events; spreads ties over their second."""
     users, items, ratings, seconds = zip(*rows, strict=True)
     columns = [
         list(users),
@@ -204,7 +204,7 @@ def _rated_events(rows: list[list[str]]) -> pa.Table:
 
 
 def _oldest_first(events: pa.Table) -> pa.Table:
-    """By time, then user and item, so that every source gives the same table."""
+    """Sorts by time, user and item, so that every source gives the same table."""
     return events.sort_by([(name, "ascending") for name in ("timestamp", "user_id", "item_id")]).combine_chunks()
 
 
@@ -215,7 +215,7 @@ def _items_table(rows: list[tuple[str, str, list[str]]]) -> pa.Table:
 
 
 def _read_items(path: Path | None, events: pa.Table, settings: EventSettings) -> pa.Table:
-    """The items file (item_id, and title and genres where it has them), completed by items that only events know."""
+    """The items file (item_id; optional title and genres), and the items that are only in the events."""
     rows: dict[str, tuple[str, str, list[str]]] = {}
     if path is not None:
         table = read_table(path, settings)
@@ -232,7 +232,7 @@ def _read_items(path: Path | None, events: pa.Table, settings: EventSettings) ->
 
 
 def _labels(value: object) -> list[str]:
-    """A list of strings, or text with `|` between the labels."""
+    """The labels of a list, or of a text that separates them by `|`."""
     parts = value if isinstance(value, list) else str(value or "").split("|")
     return [str(part).strip() for part in parts if part is not None and str(part).strip()]
 

@@ -1,6 +1,6 @@
-"""The demo's report: pictures and one HTML file (report.html.j2) that holds everything and needs no network.
+"""Renders the demo's report: pictures, and one self-contained HTML file (report.html.j2).
 
-report.py fills a DemoResult; this file only renders it. Figures come from the run, none is rounded to look better.
+report.py fills a DemoResult; this module only renders it. All figures come from the run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """One step of the demo as a user would type it."""
+    """A finished step of the demo, with the command that a user would type."""
 
     title: str
     command: str
     seconds: float
-    outcome: str  # one line, e.g. `90,000 events into 12 files`; `reused` where nothing was left to do
+    outcome: str  # one line, e.g. `90,000 events`
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DemoResult:
     steps: tuple[FinishedStep, ...]
     shown_user: str
     history: tuple[HistoryLine, ...]  # of the shown user, oldest first
-    todays_events: int  # how many of the newest lines of the history are today's
+    todays_events: int  # number of today's lines at the end of the history
     feature_row: Mapping[str, Any]  # as Feast returned it online; None = null
     before: tuple[Recommendation, ...]  # before today's events, best first
     after: tuple[Recommendation, ...]
@@ -86,13 +86,13 @@ class DemoResult:
     map_vectors: npt.NDArray[np.float32]  # float32[U, d]
     map_labels: tuple[str | None, ...]  # the users' favourite genres
     verified_users: int
-    differences: int  # that `spoor verify` found
+    differences: int  # found by `spoor verify`
     machine: str  # processor, cores, memory, versions
     finished_at: datetime  # with a zone
 
     @property
     def freshness(self) -> tuple[float, float] | None:
-        """p50 and p99 in ms; None where nothing was measured."""
+        """p50 and p99 in ms; None without measurements."""
         if not len(self.freshness_ms):
             return None
         p50, p99 = np.percentile(self.freshness_ms, (50, 99))
@@ -100,7 +100,7 @@ class DemoResult:
 
 
 def write_report(folder: Path, result: DemoResult) -> Path:
-    """Writes the three pictures and report.html into the folder, each atomically. Returns the report's path. Raises
+    """Writes the three pictures and report.html to the folder, each atomically; returns the report's path. Raises
     InfrastructureError if the folder cannot be written."""
     pictures = {
         CURVE: result.curve_png,
@@ -115,7 +115,7 @@ def write_report(folder: Path, result: DemoResult) -> Path:
 
 
 def render(result: DemoResult, pictures: Mapping[str, bytes]) -> str:
-    """The report as one HTML document; pictures are embedded."""
+    """The report as one HTML document with embedded pictures."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["fmt"] = format
     return environment.get_template(_TEMPLATE).render(
@@ -127,7 +127,7 @@ def render(result: DemoResult, pictures: Mapping[str, bytes]) -> str:
 
 
 def _moves(before: Sequence[Recommendation], after: Sequence[Recommendation]) -> Iterator[tuple[str, str, str]]:
-    """Title before, title after, and how the latter has moved, best rank first."""
+    """Per rank, best first: title before, title after, and the latter's move ("was 3", "new", or "" if none)."""
     earlier = {item.item_id: rank for rank, item in enumerate(before, 1)}
     for rank, (old, new) in enumerate(zip_longest(before, after), 1):
         was = None if new is None else earlier.get(new.item_id)

@@ -1,4 +1,5 @@
-"""The demo's pictures: freshness and the map of users. Each function returns a PNG; nothing is shown or written."""
+"""The demo's pictures as PNG bytes: a histogram of freshness, and a map of users with their favourite genres. page.py
+writes the files."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 Vectors = npt.NDArray[np.float32]
 
-# Okabe and Ito's colours: they stay apart for colour-blind readers. Grey is what has no colour of its own.
+# Okabe and Ito's colours: colour-blind readers can distinguish them. Grey is for all other labels.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D31")
 _GREY = "#B8B8B8"
 _INK = "#333333"
@@ -22,7 +23,7 @@ _OTHER = "other"
 
 
 def freshness_histogram(delays_ms: npt.NDArray[np.floating]) -> bytes:
-    """Append → readable, one value (ms) per event, with the median and the 99th percentile marked."""
+    """Histogram of the delay (ms) from append to readable, one value per event, with p50 and p99 marked."""
     delays = np.asarray(delays_ms, np.float64)
     figure, axes = _canvas(8, 4.2)
     axes.set_title("Freshness: from Kafka's append to the embedding readable in Feast", loc="left")
@@ -46,8 +47,8 @@ def freshness_histogram(delays_ms: npt.NDArray[np.floating]) -> bytes:
 
 
 def user_map(vectors: Vectors, labels: Sequence[str | None], *, most_labels: int = 7) -> bytes:
-    """Users by the first two principal components of their embeddings (float32[U, d]), coloured by label. The most
-    frequent labels get a colour, the others and None are grey."""
+    """Users by the first two principal components of their embeddings (float32[U, d]), coloured by label. The
+    `most_labels` most frequent labels get a colour, the others and None are grey."""
     points, shares = principal_plane(vectors)
     frequent = [label for label, _ in Counter(label for label in labels if label).most_common(most_labels)]
     named = np.array([label if label in frequent else _OTHER for label in labels], object)
@@ -78,14 +79,14 @@ def user_map(vectors: Vectors, labels: Sequence[str | None], *, most_labels: int
 
 
 def principal_plane(vectors: Vectors) -> tuple[Vectors, tuple[float, float]]:
-    """float32[U, 2] and the share of variance on each axis. Zeros where there are too few users or dimensions."""
+    """float32[U, 2] and each axis' share of the variance. Zeros for too few users or dimensions."""
     plane = np.zeros((len(vectors), 2), np.float32)
     if len(vectors) < 2 or vectors.shape[1] == 0:
         return plane, (0.0, 0.0)
     centred = vectors - vectors.mean(0)
     left, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     kept = min(2, len(sizes))
-    # A singular vector's sign is arbitrary: the largest weight is made positive, so the map does not flip.
+    # The sign of a singular vector is arbitrary: a positive largest weight keeps the map from flipping.
     signs = np.sign([row[np.abs(row).argmax()] for row in directions[:kept]])
     plane[:, :kept] = left[:, :kept] * sizes[:kept] * signs
     shares = np.pad(sizes**2 / max(float((sizes**2).sum()), 1e-12), (0, 2))
@@ -93,8 +94,8 @@ def principal_plane(vectors: Vectors) -> tuple[Vectors, tuple[float, float]]:
 
 
 def favourite_genres(events: pa.Table, items: pa.Table, *, positive_actions: Sequence[str] = ()) -> dict[str, str]:
-    """Per user the genre that the user likes most beyond the average user: the largest difference between the user's
-    share of liked genres and everyone's. Users without a liked item of known genre are left out."""
+    """Per user, the genre with the largest difference between its share of the user's liked items and of everyone's.
+    Users without a liked item of known genre are left out."""
     genres = dict(zip(items["item_id"].to_pylist(), items["genres"].to_pylist(), strict=True))
     liked: dict[str, Counter[str]] = {}
     columns = (events[name].to_pylist() for name in ("user_id", "item_id", "action"))

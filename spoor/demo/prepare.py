@@ -1,4 +1,4 @@
-"""What a run of the demo begins with: data, settings file, Feast repo, and `Demo`, which every step is given."""
+"""Prepares a run of the demo: data, settings file, Feast repo, and `Demo`, the input of every step."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from spoor.config import Settings, load_settings
 from spoor.demo.data import MOVIELENS, DemoData, cut_timeline, load_demo_data
 from spoor.store.repo import create_repo
 
-LIKED = ("rate_4", "rate_5")  # MovieLens' ratings that count as positive
-PRETRAIN_MINUTES = 1.0, 10.0  # and one for each 100,000 events: at most; unless pretrain.max_minutes is given
+LIKED = ("rate_4", "rate_5")  # positive ratings of MovieLens
+PRETRAIN_MINUTES = 1.0, 10.0  # without events, and limit; one more per 100,000 events; pretrain.max_minutes overrides
 _CONFIG_HEAD = """\
 # Written by `spoor demo`; a password comes from the environment (SPOOR_KAFKA__SASL_PASSWORD).
 # stream.as_of is "event" since the traffic is from the past: rows were known when their newest event happened.
@@ -31,13 +31,13 @@ _CONFIG_HEAD = """\
 
 @dataclass(frozen=True)
 class Demo:
-    """What every step needs. Times are ms since 1970 UTC."""
+    """Input of every step. Times are ms since 1970 UTC."""
 
     folder: Path
     settings: Settings
     data: DemoData
-    t70: int  # before it: the encoder's training events
-    t90: int  # from it on: today
+    t70: int  # end of the encoder's training events
+    t90: int  # start of today's events
     positive_actions: tuple[str, ...]
 
     @property
@@ -58,7 +58,8 @@ class Demo:
 
 
 def prepare(settings: Settings, folder: Path, data: Path | None, items: Path | None) -> Demo:
-    """The data, the settings file and the Feast repo; refuses a folder that holds a demo on other data."""
+    """Loads the data and creates the settings file and the Feast repo, or reuses them. Raises UsageError if the folder
+    holds a demo on other data, or other files."""
     loaded = load_demo_data(settings, data=data, items=items)
     t70, t90 = cut_timeline(loaded.events)
     positive = LIKED if loaded.name == MOVIELENS else ()
@@ -85,7 +86,7 @@ def prepare(settings: Settings, folder: Path, data: Path | None, items: Path | N
 
 
 def _refuse_foreign(folder: Path, config: Path) -> None:
-    """Raises UsageError where the folder holds other things than a demo that was interrupted."""
+    """Raises UsageError unless the folder is missing or empty, or holds an interrupted demo."""
     begun = config.is_file() and config.read_bytes().startswith(_CONFIG_HEAD.splitlines()[0].encode())
     if os.path.lexists(folder) and not begun and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(
@@ -95,7 +96,7 @@ def _refuse_foreign(folder: Path, config: Path) -> None:
 
 
 def settings_file(settings: Settings, events: pa.Table, positive_actions: tuple[str, ...]) -> str:
-    """The demo's settings file. A broker that the user has configured is used, under topics of the demo's own."""
+    """The demo's settings file. It uses the user's configured broker, if any, with the demo's own topic names."""
     kafka = settings.kafka
     broker: dict[str, Any]
     if kafka.embedded:
@@ -121,7 +122,7 @@ def settings_file(settings: Settings, events: pa.Table, positive_actions: tuple[
 
 
 def pretrain_minutes(settings: Settings, events: int) -> float:
-    """Getting ready takes longer with more events, and is part of the time."""
+    """The demo's pretrain.max_minutes: preparation counts, and takes longer with more events."""
     if "max_minutes" in settings.given("pretrain"):
         return settings.pretrain.max_minutes
     least, most = PRETRAIN_MINUTES

@@ -1,4 +1,4 @@
-"""The demo's other processes: Feast's own command line, and `spoor stream`."""
+"""The demo's child processes: Feast's own command line, and `spoor stream`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import Any
 from spoor.base.errors import InfrastructureError
 from spoor.demo.prepare import Demo
 
-# By the interpreter: Feast's program may lie in another environment's folder. -P: no module of the working folder.
+# Runs in this interpreter: a `feast` on PATH may belong to another environment. -P: imports no module of the working
+# folder.
 _FEAST = ("-P", "-c", "from feast.cli.cli import cli; cli()")
-WORKER_SECONDS = 180.0  # for the worker to join, and again to catch up
-# What DuckDB says about itself at the end of a process.
+WORKER_SECONDS = 180.0  # limit for the worker to join, to catch up, and to stop
+# Lines that DuckDB's binding prints about its own leaks at exit.
 _LEAKS = re.compile(r"nanobind: |See https://nanobind|\s*- (leaked|\.\.\. skipped)")
 
 
@@ -40,10 +41,10 @@ def run_feast(demo: Demo, command: str) -> None:
 
 
 class Worker:
-    """`spoor stream` as a process of its own, as an operator would run it."""
+    """`spoor stream` in a separate process, as an operator would run it."""
 
     def __init__(self, demo: Demo, *, seconds: float) -> None:
-        """`seconds`: after which it stops by itself, so that a killed demo leaves no worker behind for ever."""
+        """`seconds`: the worker's own timeout, so that a killed demo does not leave a worker running."""
         self._seconds = seconds
         self._summary = demo.folder / "state" / "stream-summary.json"
         self._log = demo.folder / "stream.log"
@@ -63,8 +64,8 @@ class Worker:
             self._process.wait()
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """`what` it has done then. Raises InfrastructureError with the worker's last words if it dies or takes too
-        long."""
+        """Waits for `condition`; `what` completes "has not …" in the error. Raises InfrastructureError, with the last
+        lines of the log, if the worker ends or takes too long."""
         deadline = time.monotonic() + WORKER_SECONDS
         while not condition():
             try:
@@ -78,7 +79,7 @@ class Worker:
             raise InfrastructureError(f"the worker {found}:\n{last}", hint=f"the whole log is in {self._log}")
 
     def stop(self) -> dict[str, Any]:
-        """SIGTERM, as an orchestrator would; returns the worker's summary."""
+        """Stops the worker with SIGTERM, as an orchestrator would; returns its summary."""
         self._process.send_signal(signal.SIGTERM)
         if self._process.wait(WORKER_SECONDS) != 0:
             raise InfrastructureError("the worker did not stop cleanly", hint=f"see {self._log}")

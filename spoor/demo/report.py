@@ -1,4 +1,4 @@
-"""The end of the demo: what the steps recorded becomes the report, and a summary for the terminal."""
+"""The end of the demo: turns the recorded results of the steps into the report, result.json and a terminal summary."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TEST_SUBSET = "all requests"
 
 
 def report(demo: Demo, done: dict[str, dict[str, Any]]) -> DemoResult:
-    """Writes the pictures and report.html into the demo's folder."""
+    """Writes the pictures, report.html and result.json to the demo's folder."""
     release = load_release(demo.settings.features.releases_folder / RELEASE)
     summary, ranked = done["stream"]["summary"], done["rank"]
     history, todays = _history(demo)
@@ -75,7 +75,7 @@ def report(demo: Demo, done: dict[str, dict[str, Any]]) -> DemoResult:
 
 
 def figures(result: DemoResult) -> dict[str, Any]:
-    """What was measured, with what is needed to judge it: a row for benchmarks/results."""
+    """The measurements with machine and data: a row for benchmarks/results."""
     return {
         "command": "spoor demo",
         "finished_at": result.finished_at.isoformat(timespec="seconds"),
@@ -91,7 +91,7 @@ def figures(result: DemoResult) -> dict[str, Any]:
 
 
 def print_summary(demo: Demo, result: DemoResult) -> None:
-    """The same for people at the terminal, on stderr."""
+    """Prints a summary on stderr."""
     console = Console(stderr=True, highlight=False)
     console.print(f"\n[bold]User {escape(result.shown_user)}[/bold], newest first:")
     for line in reversed(result.history[-6:]):
@@ -126,7 +126,7 @@ def print_summary(demo: Demo, result: DemoResult) -> None:
 
 
 def _backfill_rate(done: dict[str, Any]) -> Rate:
-    """Of the run itself: `rows` has those too that an interrupted run had done."""
+    """Rate of this run; `rows` also counts those of interrupted runs."""
     return Rate("backfill", round(done["users_per_second"] * done["seconds"]), "users", done["seconds"])
 
 
@@ -135,7 +135,7 @@ def _step(demo: Demo, done: dict[str, Any], step: Step) -> FinishedStep:
 
 
 def _history(demo: Demo) -> tuple[tuple[HistoryLine, ...], int]:
-    """The shown user's newest lines, oldest first, and how many of them are today's."""
+    """The shown user's newest events, oldest first, and how many of them are today's."""
     mine = demo.data.events.filter(pc.equal(demo.data.events["user_id"], shown_user(demo)))
     titles = dict(zip(demo.data.items["item_id"].to_pylist(), demo.data.items["title"].to_pylist(), strict=True))
     rows = sorted(mine.to_pylist(), key=lambda row: row["timestamp"])[-_HISTORY_LINES:]
@@ -153,7 +153,7 @@ def _vectors(demo: Demo) -> tuple[list[str], Any]:
 
 
 def _delays(edges_ms: list[float], counts: list[int]) -> np.ndarray:
-    """The worker keeps a histogram with bins 5 % wide; its events are spread evenly over their bin."""
+    """One delay per event of the worker's histogram (bins 5 % wide), spread evenly over its bin."""
     bins = zip(edges_ms, edges_ms[1:], counts, strict=False)
     return np.concatenate([np.linspace(low, high, count) for low, high, count in bins] or [np.empty(0)])
 
@@ -163,7 +163,7 @@ def _recommendations(served: dict[str, Any]) -> tuple[Recommendation, ...]:
 
 
 def _lift_table(table: dict[str, Any]) -> LiftTable:
-    """From JSON: a reused step has nothing else."""
+    """The lift table from JSON, the only form that a reused step has."""
     estimates = ("without_embedding", "with_embedding", "difference")
     rows = [LiftRow(**(row | {name: Estimate(**row[name]) for name in estimates})) for row in table["rows"]]
     counts: dict[str, Any] = {name: value for name, value in table.items() if name != "rows"}

@@ -1,8 +1,8 @@
-"""`spoor demo`: the main job from Kafka to a ranker's feature row, on real data, with nothing but Python.
+"""`spoor demo`: runs the main job from Kafka to a ranker's feature row, on real data, with only Python.
 
-Every step calls what the command calls that it prints, with the settings file that the demo writes to
-runs/demo/spoor.toml; all it makes lies in runs/demo/. A finished step is noted there and reused by the next run. An
-interrupted step is done again and ends the same, because every step may be repeated.
+Every step prints a command and calls the same function as that command, with the demo's settings file
+runs/demo/spoor.toml. All files are in runs/demo/. Finished steps are noted there, and the next run reuses them. An
+interrupted step runs again; every step is idempotent.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from spoor.demo.steps import STEPS, Step
 def run_demo(
     settings: Settings, *, folder: Path = Path("runs/demo"), data: Path | None = None, items: Path | None = None
 ) -> dict[str, Any]:
-    """Runs what is left of the demo and returns what each step returned, the path of the report, and the seconds.
+    """Runs the remaining steps of the demo; returns the results of all steps, the path of the report, and the seconds.
 
-    Raises UsageError (the folder holds a demo on other data), InfrastructureError, ProblemsFound (verify found
-    differences)."""
+    Raises UsageError (the folder holds a demo on other data, or other files), InfrastructureError, ProblemsFound
+    (verify found differences)."""
     started = time.monotonic()
     demo = prepare(settings, folder, data, items)
     say(f"{demo.data.name} from {demo.data.source}; everything goes to {folder}/")

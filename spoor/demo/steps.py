@@ -1,4 +1,4 @@
-"""The demo's steps, in order. Each runs what its printed commands run and returns figures for the report."""
+"""The demo's steps, in order. Each calls the functions of its printed commands and returns figures for the report."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def backfill(demo: Demo) -> Any:
 
 
 def stream(demo: Demo) -> Any:
-    """Today's traffic at a steady rate while the worker runs; the shown user's features are read before and after."""
+    """Sends today's events at a steady rate while the worker runs; reads the shown user's features before and after."""
     from spoor.broker.reader import group_lag
     from spoor.operations.simulate import run_simulate
     from spoor.streaming.orders.control import group_members
@@ -134,7 +134,7 @@ def verify(demo: Demo) -> Any:
 
 
 def rank(demo: Demo) -> Any:
-    """Trains and tests the ranker with and without the embedding, and scores the shown user's two feature tables."""
+    """Trains and tests the ranker with and without the embedding; scores the shown user's features before and after."""
     from spoor.console import say
     from spoor.ranking.features.online import OnlineFeatures, feast_reader
     from spoor.ranking.ranker.lift import measure_lift
@@ -159,7 +159,7 @@ def rank(demo: Demo) -> Any:
 
 
 def shown_user(demo: Demo) -> str:
-    """Whom the demo looks at: most active today among those with a past, so that both halves have something to show."""
+    """The user that the demo shows: the one with the most events both before today and today (the smaller count)."""
     times = demo.data.events["timestamp"]
     past = Counter(demo.data.events.filter(pc.less(times, demo.t90))["user_id"].to_pylist())
     today = Counter(demo.data.events.filter(pc.greater_equal(times, demo.t90))["user_id"].to_pylist())
@@ -167,19 +167,19 @@ def shown_user(demo: Demo) -> str:
 
 
 def titles(demo: Demo) -> dict[str, str]:
-    """Title by item id, of every item that the release has a vector for."""
+    """Title by item id, for the items of `_catalogue`."""
     known = set(_catalogue(demo))
     return {row["item_id"]: row["title"] for row in demo.data.items.to_pylist() if row["item_id"] in known}
 
 
 def _catalogue(demo: Demo) -> list[str]:
-    """Every item that had an event before today: what could be recommended when today began."""
+    """Every item with an event before today, the candidates for recommendations."""
     before = pc.less(demo.data.events["timestamp"], demo.t90)
     return sorted(set(demo.data.events.filter(before)["item_id"].to_pylist()))
 
 
 def _keep_features(demo: Demo, moment: str, now_ms: int) -> None:
-    """The shown user's features beside every item not seen by then, as the ranker would read them now."""
+    """Writes the feature rows that the ranker reads now, for the shown user and every item not seen before `now_ms`."""
     from spoor.ranking.features.online import OnlineFeatures
 
     user = shown_user(demo)
