@@ -1,4 +1,4 @@
-"""`python -m spoor` is `spoor`."""
+"""Runs `spoor` as `python -m spoor`."""
 
 from spoor.cli import main
 

@@ -1,8 +1,8 @@
-"""The command line. Each command calls one function of a room; its errors become messages here. A command
+"""The command line: puts the commands of spoor/commands together and turns their errors into messages. A command
 returns its exit code, or None for 0.
 
-Exit codes: 0 done, 1 problems found, or confirmation declined, 2 wrong usage or settings, 3 a server, disk or folder
-is not there, 70 a defect in Spoor (the traceback is kept in a file), 130 interrupted.
+Exit codes: 0 done, 1 problems found, or confirmation declined, 2 wrong usage or settings, 3 a server, disk or folder is
+not there, 70 a defect in Spoor (the traceback is written to a file), 130 interrupted, 141 stdout was closed.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and ends the process with its exit code."""
     set_up_streams()
     code = run(sys.argv[1:] if arguments is None else arguments)
-    # DuckDB's binding prints pages about its own leaks while the interpreter is torn down: everything of ours is
-    # flushed and closed by now, so the process ends without that.
+    # DuckDB's binding prints pages about its own leaks while the interpreter shuts down. os._exit skips the shutdown,
+    # so exit functions and flushes run here.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -144,7 +144,7 @@ def run(arguments: Sequence[str]) -> int:
         hint = "nothing is broken: run it again, with --resume where the command has it"
         return _report(invocation, "interrupted", hint, INTERRUPTED)
     except ReaderGone:
-        # What Python would still flush at its end goes nowhere.
+        # Python's last flush goes to /dev/null, so it cannot fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
@@ -174,7 +174,8 @@ def _report(invocation: Invocation, message: str, hint: str, exit_code: int) -> 
 
 
 def _keep_traceback(invocation: Invocation) -> Path:
-    """Writes the present exception's traceback to the state folder, or where that cannot be, the temporary one."""
+    """Writes the current traceback to a file in the state folder, else in the temporary folder, else to stderr. Returns
+    its path."""
     folders = [Path(tempfile.gettempdir())]
     if invocation.loaded is not None:
         folders.insert(0, invocation.loaded.state_folder / "logs")

@@ -1,7 +1,7 @@
-"""All of Spoor's settings in one typed object, and where each value came from.
+"""All of Spoor's settings in one typed object, with the origin of each value.
 
-Each room declares its section; here they are put together and read from the settings file, the environment and the
-flags (spoor/base/configuration.py says how). This is the one place that reads the environment.
+Each room declares its section; this module combines the sections and reads them from the settings file, the environment
+and the flags (rules: spoor/base/configuration.py). No other module reads settings from the environment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HIDDEN = "(hidden)"
 
 @dataclass(frozen=True)
 class Settings:
-    """Every section. Made by `load_settings`, which also puts the state folder into the default paths."""
+    """All sections. Created by `load_settings`, which also puts the state folder into the default paths."""
 
     state_folder: Path
     kafka: KafkaSettings
@@ -58,7 +58,7 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # of each `section.key`
 
     def given(self, section: str) -> frozenset[str]:
-        """The names of the section's settings that come from a file, the environment or a flag."""
+        """Names of the section's settings that come from a file, the environment or a flag."""
         start = f"{section}."
         return frozenset(
             key.removeprefix(start)
@@ -67,7 +67,7 @@ class Settings:
         )
 
     def shown(self) -> list[tuple[str, Any, str]]:
-        """(key, value, origin) of every setting in the order of the reference; secrets that are set are hidden."""
+        """(key, value, origin) of every setting, in the order of docs/configuration.md; secrets are hidden."""
         rows: list[tuple[str, Any, str]] = [
             ("state_folder", self.state_folder, self.origins.get("state_folder", "default"))
         ]

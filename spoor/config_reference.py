@@ -1,9 +1,9 @@
-"""docs/configuration.md, written from the sections themselves.
+"""Generates docs/configuration.md from the dataclasses of the sections.
 
     python -m spoor.config_reference --write     after a change of a setting
-    python -m spoor.config_reference --check     exit code 1 where the page is stale (a test does it too)
+    python -m spoor.config_reference --check     exit code 1 if the page is stale (a test checks it too)
 
-A setting's meaning is the comment beside it in its dataclass: one place to write it, next to the type and default.
+A setting's description is the comment beside its field, next to its type and default.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ engines mount it: `sasl_password_file = "/run/secrets/kafka-password"`, or `SPOO
 
 
 def page() -> str:
-    """The whole page as it should be."""
+    """The expected page."""
     parts = [_INTRODUCTION, _section("", TopSettings)]
     parts += [_section(name, cls) for name, cls in SECTIONS.items()]
     return "\n".join(parts)

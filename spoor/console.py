@@ -1,4 +1,4 @@
-"""How commands speak: one JSON object or lines for people on stdout, logs on stderr."""
+"""Output of the commands: one JSON object or text on stdout, logs and progress on stderr."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from spoor.base.terminal import log_handler
 
 
 class ReaderGone(Exception):
-    """Whoever read our stdout has closed it, as `head` does."""
+    """The reader of stdout has closed it, for example `head`."""
 
 
 def emit(result: Any, *, as_json: bool, text: str) -> None:
-    """Prints `result` (a dataclass, dict or list) as the one JSON object of the command, or `text` for people. The JSON
-    is ASCII, other characters escaped: it is the same in every locale. Raises ReaderGone."""
+    """Prints `result` (a dataclass, dict or list) as the command's only JSON value, or else `text`. The JSON is ASCII
+    with other characters escaped, so it is the same in every locale. Raises ReaderGone."""
     try:
         sys.stdout.write((json.dumps(to_json(result)) if as_json else text) + "\n")
         sys.stdout.flush()
@@ -28,14 +28,14 @@ def emit(result: Any, *, as_json: bool, text: str) -> None:
 
 
 def set_up_streams() -> None:
-    """A character that the terminal's encoding lacks is written as an escape, and never ends a command."""
+    """Makes stdout and stderr escape characters that the terminal's encoding lacks, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:
-    """A line for the person at the terminal, on stderr: what a command is about to do."""
+    """Prints a line on stderr, such as the next step of a command."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -57,13 +57,13 @@ def to_json(value: Any) -> Any:
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """Our rooms from INFO and libraries from ERROR (`verbose`: DEBUG and INFO), one line each, to stderr."""
-    logging.captureWarnings(True)  # libraries' deprecations are for their developers
+    """Logs to stderr, one line per record: Spoor from INFO, libraries from ERROR (`verbose`: DEBUG and INFO)."""
+    logging.captureWarnings(True)  # hides deprecation warnings of libraries
     root = logging.getLogger()
     root.addHandler(log_handler())
     root.setLevel(logging.INFO if verbose else logging.ERROR)
-    # Each failed connection is an error to kafka-python, each failed work item one to Beam; what it means for the
-    # command is in the command's error.
+    # kafka-python logs every failed connection as an error, and Beam every failed work item; the command's own error
+    # is enough.
     for library in ("kafka", "apache_beam"):
         logging.getLogger(library).setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.getLogger("spoor").setLevel(logging.DEBUG if verbose else logging.INFO)
