@@ -1,5 +1,5 @@
-"""Pretraining: run is the door, plan says what a run will do, loop does it, step by step.
+"""Pretraining. run is the entry point, plan describes a run, loop executes it, step is one optimiser step.
 
-recipe and settings choose; optimiser, pace (how many steps), parallel (torchrun) and warm_start serve the loop;
-checkpoint keeps where a run stands; progress shows it
+recipe and settings choose hyperparameters; optimiser, pace (number of steps), parallel (torchrun) and warm_start
+serve the loop; checkpoint saves the state of a run; progress shows it.
 """

@@ -1,8 +1,8 @@
-"""Where a training run stands, in one safetensors file that is replaced by one rename.
+"""The checkpoint of a training run: one safetensors file, replaced atomically by a rename.
 
-Tensors: model, averaged model, optimiser, best weights so far, and what grows with the run: losses and evaluations.
-Its JSON header, which safetensors limits to 100 MB, holds the place in the loader, the planned steps, and the identity
-of the run: settings, model and data. There is no random state to keep: each step seeds its own draws.
+Tensors: model, averaged model, optimiser, best weights so far, and the growing lists of losses and evaluations.
+The JSON header (safetensors limits it to 100 MB) holds the loader position, the planned steps and the identity of the
+run: settings, model and data. No random state is saved: each step seeds its own generators.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class TrainState:
     """Everything that changes while training. (stage, epoch, batch) is the next batch to take."""
 
     model: UserEncoder
-    optimiser: Optimiser  # holds the average too: what is evaluated and released
+    optimiser: Optimiser  # also holds the averaged weights, which are evaluated and released
     stage: int = 0
     epoch: int = 0
     batch: int = 0
     step: int = 0  # optimiser steps taken
     tokens: int = 0  # events trained on
-    seconds: float = 0.0  # of the run, over all resumptions
+    seconds: float = 0.0  # of the run, summed over all resumptions
     stage_began: float = 0.0  # seconds of the run at the start of the stage
-    future_pairs: int = 0  # that the future-token loss has seen
-    losses: list[float] = field(default_factory=list)  # one a step
-    evaluations: list[dict[str, float]] = field(default_factory=list)  # one an epoch of the first stage
-    best_epoch: int = -1  # index among the evaluations; -1 before the first
+    future_pairs: int = 0  # pairs that the future-token loss has seen
+    losses: list[float] = field(default_factory=list)  # one per step
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # one per epoch of the first stage
+    best_epoch: int = -1  # index in evaluations; -1 before the first
     best: dict[str, Tensor] = field(default_factory=dict)  # averaged weights of that epoch
-    planned: StepPlan | None = None  # decided once; None before that, and where nothing limits the steps
-    ended_by: str = ""  # what ended the first stage: epochs, patience, steps, max_minutes
-    cut: bool = False  # the clock has ended a stage before its planned steps
+    planned: StepPlan | None = None  # decided once; None until then, and if nothing limits the steps
+    ended_by: str = ""  # reason the first stage ended: epochs, patience, steps, max_minutes
+    cut: bool = False  # the time limit ended a stage before its planned steps
 
     @classmethod
     def of(cls, model: UserEncoder, settings: PretrainSettings) -> TrainState:
-        """At the start, with the model's weights as they are."""
+        """The state at the start, with the model's current weights."""
         return cls(
             model,
             Optimiser(model, weight_decay=settings.weight_decay, average_decay=settings.average_decay),
@@ -61,7 +61,7 @@ class TrainState:
         return self.optimiser.average
 
     def keep_best(self) -> None:
-        """The newest evaluation is the best so far: its weights are kept."""
+        """Marks the newest evaluation as the best and copies its weights."""
         self.best_epoch = len(self.evaluations) - 1
         self.best = {name: value.clone() for name, value in self.average.state_dict().items()}
 
@@ -87,20 +87,20 @@ def save_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     place = {name: getattr(state, name) for name in _PLACE}
     header = {"identity": identity, "place": place, "planned": asdict(state.planned) if state.planned else None}
-    # Bytes first: safetensors tells of a full disk by an error of its own.
+    # Serialise first: safetensors' own writer reports a full disk by an error type of its own.
     atomic_write(path, save(tensors, metadata={"spoor": json.dumps(header)}))
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What a killed run has left: its steps, and in what it differs from the run at hand."""
+    """The checkpoint of a killed run: its steps, and how its identity differs from that of the current run."""
 
     step: int
     changed: Sequence[str]
 
 
 def look_at_checkpoint(path: Path, identity: Mapping[str, Any]) -> Unfinished:
-    """Reads the header alone. Raises DataError if it is damaged."""
+    """Reads only the header. Raises DataError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["spoor"])
@@ -110,7 +110,7 @@ def look_at_checkpoint(path: Path, identity: Mapping[str, Any]) -> Unfinished:
 
 
 def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) -> None:
-    """Fills a fresh `state`. Raises UsageError if the checkpoint belongs to another run, DataError if it is damaged."""
+    """Loads into a fresh `state`. Raises UsageError if the checkpoint is of another run, DataError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["spoor"])
@@ -139,7 +139,7 @@ def load_checkpoint(path: Path, state: TrainState, identity: Mapping[str, Any]) 
     if parts["log"]:
         state.losses = parts["log"]["losses"].tolist()
         state.evaluations = json.loads(parts["log"]["evaluations"].numpy().tobytes())
-    else:  # written before they had tensors of their own
+    else:  # older checkpoints keep them in the header
         state.losses, state.evaluations = place["losses"], place["evaluations"]
 
 
@@ -148,7 +148,7 @@ def _json_tensor(value: Any) -> Tensor:
 
 
 def _changed(header: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """In what the runs differ. A setting that is younger than the checkpoint had its default then."""
+    """The parts of the identity that differ. A setting newer than the checkpoint counts as its default."""
     defaults = {each.name: each.default for each in fields(PretrainSettings)}
     found: dict[str, Any] = dict(header["identity"])
     found["settings"] = {name: value for name, value in defaults.items() if name in identity.get("settings", {})} | (

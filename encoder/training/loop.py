@@ -1,9 +1,9 @@
-"""The training loop: epochs over the batches of each stage, measured, checkpointed, stopped in time.
+"""The training loop: epochs over the batches of each stage, with evaluation, checkpoints and a time limit.
 
-Stage `fit` trains on the training events and is measured on the validation events after each epoch; it ends after its
-epochs, when `patience` epochs brought nothing better, or after its planned steps (pace.py). Stage `refit`
-continues from the best averaged weights over training and validation events at a low rate. The clock ends a stage only
-if the run is slower than it was measured to be.
+Stage `fit` trains on the training events and is evaluated on the validation events after each epoch. It ends after its
+epochs, after `patience` epochs without improvement, or after its planned steps (pace.py). Stage `refit` continues from
+the best averaged weights on training and validation events at a low learning rate. The clock ends a stage only if the
+run is slower than measured at its start.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from spoor.encoder.training.progress import TrainingLog, training_progress
 from spoor.encoder.training.settings import PretrainSettings
 from spoor.encoder.training.step import take_step
 
-_LOWEST_RATE = 0.05  # of the learning rate, at the end of the first stage
-_KEPT_BACK = 0.03  # share of the allowed time that is left for the last measurement and for writing the release
-_LOG_STEPS = 20  # between scalars
+_LOWEST_RATE = 0.05  # share of the learning rate left at the end of the first stage
+_KEPT_BACK = 0.03  # share of the allowed time reserved for the last evaluation and for writing the release
+_LOG_STEPS = 20  # steps between logged scalars
 EndedBy = Literal["epochs", "patience", "steps", "max_minutes", "clock"]
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One pass plan. `answer_shares` float64[V + 1]: of each item among the answers of its events."""
+    """One stage of training. `answer_shares` float64[V + 1]: share of each item among the targets of the stage."""
 
     name: str
     reader: BatchReader
@@ -64,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """What the loop needs to know. `identity`: by which a checkpoint is known to belong to this run."""
+    """The input of the loop. `identity`: compared with a checkpoint's to decide whether it is of this run."""
 
     name: str  # of the release
     settings: PretrainSettings
@@ -87,13 +87,13 @@ def train(
     stop_after: int | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Runs every stage from where `state` stands. `seconds_before`: what the run took before this call, of the time
-    that pretrain.max_minutes allows; `stop_after`: return once this many steps are done in all; `now`: a clock in
-    seconds. Raises DataError when training diverges or a weighted loss has seen nothing, UsageError when the time is
-    over before the first step."""
+    """Runs every stage, starting at the position in `state`. `seconds_before`: time the run took before this call,
+    counted against pretrain.max_minutes; `stop_after`: return after this many steps in total; `now`: a clock in
+    seconds. Raises DataError when training diverges or the future-token loss has a weight but saw no pair, UsageError
+    when the time is over before the first step."""
     settings = schedule.settings
     allowed = settings.max_minutes * 60 * (1 - _KEPT_BACK) or math.inf
-    if settings.mixture == "fitted":  # which takes about as long after training as the links took before it
+    if settings.mixture == "fitted":  # fitting takes about as long after training as counting links took before
         allowed = max(allowed - seconds_before, allowed / 2)
     clock, pace = Clock(done=max(state.seconds, seconds_before), allowed=allowed, now=now), Pace()
     if state.step == 0:
@@ -165,14 +165,14 @@ def _check_time(settings: PretrainSettings, clock: Clock, processes: Processes) 
 
 
 def _decided(state: TrainState, settings: PretrainSettings) -> bool:
-    """Whether the number of steps is known: a checkpoint without it would go on with another one."""
+    """Whether the number of steps is decided: a run resumed without it could decide on another number."""
     return state.planned is not None or not (settings.steps or settings.max_minutes)
 
 
 def _plan_steps(
     state: TrainState, schedule: Schedule, clock: Clock, pace: Pace, processes: Processes
 ) -> StepPlan | None:
-    """The number of steps, once it can be known; None before that, and where nothing limits them."""
+    """The number of steps, once it is known; None until then, and if nothing limits the steps."""
     settings = schedule.settings
     fit, refit = (_whole_steps(schedule, name) for name in ("fit", "refit"))
     if settings.steps:
@@ -198,12 +198,12 @@ def _plan_steps(
 
 
 def _whole_steps(schedule: Schedule, name: str) -> int:
-    """How many steps the epochs of a stage ask for, as if each had as many batches as the first."""
+    """Steps in all epochs of a stage, assuming that each has as many batches as the first."""
     return sum(stage.reader.batches(0) * stage.epochs for stage in schedule.stages if stage.name == name)
 
 
 def _ended_by(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> EndedBy | None:
-    """What ends the stage before its next epoch, if anything does."""
+    """The reason to end the stage before its next epoch, or None."""
     settings, stage = schedule.settings, schedule.stages[state.stage]
     if state.epoch >= stage.epochs:
         return "epochs"
@@ -214,7 +214,7 @@ def _ended_by(state: TrainState, schedule: Schedule, clock: Clock, processes: Pr
 
 
 def _limit_reached(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> EndedBy | None:
-    """What ends the stage before its next step: the planned steps are taken, or the time is over."""
+    """The reason to end the stage before its next step (planned steps taken, or time over), or None."""
     planned, stage = state.planned, schedule.stages[state.stage]
     if planned is not None and not planned.whole and _stage_steps(state) >= planned.of(stage.name):
         return planned.source
@@ -222,8 +222,8 @@ def _limit_reached(state: TrainState, schedule: Schedule, clock: Clock, processe
 
 
 def _out_of_time(state: TrainState, schedule: Schedule, clock: Clock, processes: Processes) -> bool:
-    """Whether the clock ends the stage, which takes a step at least: what has learned nothing is no release. The first
-    leaves the refit what it will need at the speed so far."""
+    """Whether the time is over. At least one step is always taken, since an untrained model must not be released. The
+    first stage leaves time for the refit at the measured speed, at most half of the allowed time."""
     if not clock.limited or not state.step:
         return False
     seconds, steps, later = clock.seconds, _stage_steps(state), 0.0
@@ -233,7 +233,7 @@ def _out_of_time(state: TrainState, schedule: Schedule, clock: Clock, processes:
 
 
 def _stage_steps(state: TrainState) -> int:
-    """Steps of the present stage so far."""
+    """Steps taken in the current stage."""
     return state.step - (int(state.evaluations[-1]["step"]) if state.stage else 0)
 
 
@@ -284,7 +284,9 @@ def _end_stage(state: TrainState, schedule: Schedule, clock: Clock, ended_by: En
             )
     if state.stage == 0:
         state.ended_by = "max_minutes" if ended_by == "clock" else ended_by
-        if state.planned is None and ended_by == "clock":  # before the speed was known: what was done was the plan
+        if (
+            state.planned is None and ended_by == "clock"
+        ):  # before the speed was measured: the steps taken become the plan
             state.planned = StepPlan(state.step, 0, False, "max_minutes")
     if state.stage == 0 and state.best:
         state.optimiser.restart(state.best)
@@ -298,14 +300,14 @@ def _measure(state: TrainState, schedule: Schedule) -> dict[str, float]:
 
 
 def _share_done(state: TrainState, stage: Stage, *, batches: int) -> float:
-    """How much of the stage is done, by its epochs or by its planned steps."""
+    """Share of the stage that is done, by epochs or by planned steps, whichever is larger."""
     by_work = (state.epoch + state.batch / max(batches, 1)) / stage.epochs
     planned = state.planned
     return by_work if planned is None else max(by_work, planned.share_done(stage.name, _stage_steps(state)))
 
 
 def _learning_rate(settings: PretrainSettings, stage: Stage, share_done: float, step: int) -> float:
-    """`fit`: up from 0, then a cosine down or level. `refit`: a part of it, straight down."""
+    """`fit`: warm-up from 0, then cosine decay or constant. `refit`: starts at refit_rate of it, linear decay to 0."""
     if stage.name == "refit":
         return settings.learning_rate * settings.refit_rate * (1 - share_done)
     rising = min((step + 1) / (settings.warmup_steps + 1), 1.0)
@@ -314,7 +316,7 @@ def _learning_rate(settings: PretrainSettings, stage: Stage, share_done: float, 
 
 
 def available_threads(processes: Processes) -> int:
-    """This process's share of the cores that it may run on."""
+    """This process's share of the cores it may run on."""
     return max(len(os.sched_getaffinity(0)) // processes.here, 1)
 
 

@@ -1,10 +1,10 @@
-"""AdamW and the averaged weights, dense or by rows.
+"""AdamW and averaged weights, dense or by rows.
 
-An item table whose gradient is sparse (only the rows that a step has read) is updated in these rows alone: moments,
-decay and average stay where they are elsewhere, so a step costs the same whatever the table's size. Everything else is
-PyTorch's own fused AdamW.
+An item table with a sparse gradient is updated only in the rows that the step read. Moments, weight decay and average
+of other rows do not change, so the cost of a step does not depend on the table's size. All other parameters use
+PyTorch's fused AdamW.
 
-Legend: R rows of the table, W floats in a row, n rows that a step has read.
+Legend: W floats in a row, n rows that a step read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spoor.encoder.model.user_encoder import UserEncoder
 
 BETAS = (0.9, 0.98)
 _EPSILON = 1e-8
-_AVERAGE_RISES = 10  # steps: the average follows the young weights closely, (1 + step) / (10 + step)
+_AVERAGE_RISES = 10  # the decay starts low and rises: steps / (steps + 9), up to average_decay
 
 
 class Optimiser:
@@ -36,7 +36,7 @@ class Optimiser:
         table = self.model.items.weight if self.model.items.sparse else None
         self._table = table
         dense = [value for value in self.model.parameters() if value is not table]
-        self._weights = [value.detach() for value in dense]  # the same memory
+        self._weights = [value.detach() for value in dense]  # share memory with the parameters
         self._averages = [value.detach() for value in self.average.parameters() if value is not self._average_table]
         self._dense = torch.optim.AdamW(
             dense, lr=0.0, betas=BETAS, eps=_EPSILON, weight_decay=self._weight_decay, fused=True
@@ -50,7 +50,7 @@ class Optimiser:
         return self.average.items.weight if self.model.items.sparse else None
 
     def restart(self, weights: Mapping[str, Tensor]) -> None:
-        """Goes on from these weights, for the model and its average, without moments and without past steps."""
+        """Sets model and average to these weights, and resets moments and the step count."""
         self.model.load_state_dict(weights)
         self.average.load_state_dict(weights)
         self._start()
@@ -60,7 +60,7 @@ class Optimiser:
             value.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """All gradients; of a sparse one its n rows. Each row occurs once."""
+        """All gradients; of a sparse gradient its n rows, each once (coalesced)."""
         found: list[Tensor] = []
         for value in self.model.parameters():
             if value.grad is not None:
@@ -70,7 +70,7 @@ class Optimiser:
         return found
 
     def clip(self, longest: float) -> float:
-        """Shortens the gradient, as one vector, to the norm `longest`; returns its norm before."""
+        """Clips the global gradient norm to `longest`; returns the norm before clipping."""
         gradients = self.gradients()
         norm = torch.nn.utils.get_total_norm(gradients)
         shorter = (longest / (norm + 1e-6)).clamp(max=1.0)
@@ -79,7 +79,7 @@ class Optimiser:
         return norm.item()
 
     def step(self, rate: float) -> None:
-        """One update of the weights at this learning rate, and of their average."""
+        """Updates the weights at this learning rate, then their average."""
         self.steps += 1
         for group in self._dense.param_groups:
             group["lr"] = rate
@@ -92,7 +92,7 @@ class Optimiser:
 
     @torch.no_grad()
     def _step_rows(self, table: Tensor, gradient: Tensor, rate: float, kept: float) -> None:
-        """The formulas of AdamW for the rows of a coalesced sparse gradient."""
+        """AdamW for the rows of a coalesced sparse gradient."""
         assert self._first is not None and self._second is not None and self._average_table is not None
         rows, gradient_nW = gradient.indices()[0], gradient.values()
         first = self._first[rows].lerp_(gradient_nW, 1 - BETAS[0])
@@ -114,7 +114,7 @@ class Optimiser:
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises KeyError or RuntimeError if these are of another model."""
+        """Raises KeyError or RuntimeError if the tensors are of another model."""
         self.steps = int(tensors["steps"])
         if self._first is not None and self._second is not None:
             self._first.copy_(tensors["table.first"])

@@ -1,8 +1,8 @@
-"""Training by several processes (torchrun), each with a whole copy of the model.
+"""Data-parallel training with torchrun: each process has a full copy of the model.
 
-Every process reads the same batches and takes its share of each batch's segments; candidates and weights of pairs are
-those of the whole batch, so summed gradients are what one process would have computed. Process 0 alone writes, measures
-and speaks. Tables are not divided among processes.
+Every process reads the same batches and computes its share of each batch's segments. Candidates and pair weights are
+those of the whole batch, so the summed gradients equal those of a single process. Only process 0 writes, evaluates and
+prints. Tables are not sharded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """`rank`: of this process, 0 to `count` - 1. `here`: how many of them share this machine."""
+    """`rank`: of this process, 0 to `count` - 1. `here`: number of processes on this machine."""
 
     rank: int = 0
     count: int = 1
@@ -35,7 +35,7 @@ class Processes:
         return self.rank == 0
 
     def tell(self, value: T) -> T:
-        """Process 0's value, in every process."""
+        """Broadcasts the value of process 0 to every process."""
         if self.count == 1:
             return value
         box = [value]
@@ -43,12 +43,12 @@ class Processes:
         return box[0]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """A barrier over all processes."""
         if self.count > 1:
             dist.barrier()
 
     def sum(self, value: float) -> float:
-        """Over all processes."""
+        """The sum over all processes."""
         if self.count == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64)
@@ -56,7 +56,7 @@ class Processes:
         return total.item()
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Every parameter's gradient becomes the sum over processes; one that is missing here counts as 0."""
+        """Replaces every gradient by its sum over processes; a missing gradient counts as 0."""
         if self.count == 1:
             return
         parameters = list(model.parameters())
@@ -74,7 +74,7 @@ class Processes:
         else:
             gradient = value.grad.coalesce()
             rows, rows_nW = gradient.indices()[0], gradient.values()
-        # Over the processors' memory: a tensor of another process's GPU would arrive on that GPU.
+        # Through CPU memory: a tensor sent from another process's GPU would be loaded on that GPU.
         every_rows, every_values = zip(*self._gather((rows.cpu(), rows_nW.cpu())), strict=True)
         indices = torch.cat(every_rows).unsqueeze(0).to(value.device)
         every_nW = torch.cat(every_values).to(value.device)
@@ -96,8 +96,8 @@ def _kind(value: Tensor) -> str:
 
 
 def gpu_of(local_rank: int, *, here: int, gpus: int) -> int | None:
-    """Which of a machine's `gpus` the process `local_rank` of the `here` on it takes: one of its own; None where there
-    are none. Raises UsageError where there are too few."""
+    """The GPU of process `local_rank`, for `here` processes and `gpus` GPUs on a machine: one GPU per process. None if
+    there is no GPU. Raises UsageError if there are too few."""
     if gpus == 0:
         return None
     if here > gpus:
@@ -111,15 +111,15 @@ def gpu_of(local_rank: int, *, here: int, gpus: int) -> int | None:
 
 @contextmanager
 def processes_of_torchrun() -> Iterator[Processes]:
-    """The processes that torchrun has started, joined by gloo (on GPUs by NCCL, each on its own GPU); ALONE where it
-    has not. Raises UsageError where GPUs are too few."""
+    """The processes started by torchrun, connected by gloo (on GPUs by NCCL, one GPU each); ALONE without torchrun.
+    Raises UsageError if there are too few GPUs."""
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     gpu = gpu_of(int(os.environ["LOCAL_RANK"]), here=here, gpus=torch.cuda.device_count())
     if gpu is not None:
-        torch.cuda.set_device(gpu)  # before NCCL looks for one: "cuda" means this GPU from here on
+        torch.cuda.set_device(gpu)  # before NCCL starts; from here on "cuda" means this GPU
     dist.init_process_group("gloo" if gpu is None else "cpu:gloo,cuda:nccl")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), here)

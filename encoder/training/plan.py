@@ -1,8 +1,8 @@
-"""What a pretraining run will do, before anything is trained.
+"""The plan of a pretraining run, made before training starts.
 
     request -> corpus on disk -> split -> recipe -> model, settings and stages
 
-A plan is the same for the same request.
+Equal requests give equal plans.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from spoor.encoder.training.parallel import ALONE, Processes
 from spoor.encoder.training.recipe import Recipe, choose
 from spoor.encoder.training.settings import PretrainSettings
 
-_MOST_NAMED = 20  # actions of the events in a hint
-_COPIES = 5  # of the weights while training: weights, average, two moments, best so far
+_MOST_NAMED = 20  # most action names listed in a hint
+_COPIES = 5  # copies of the weights while training: weights, average, two moments, best so far
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +41,19 @@ class PretrainRequest:
 
     source: Lake | pa.Table | Path  # the lake, a table of EVENT_SCHEMA, or an event file (event_files.py)
     _: KW_ONLY
-    out: Path  # the release folder; its last part is the name
+    out: Path  # the release folder; its last path component is the release's name
     settings: PretrainSettings
     events: EventSettings | None = None
     protocol: Protocol = "newest"
-    shuffle_ties: int | None = None  # a seed, by which equal times in an event file are ordered anew
+    shuffle_ties: int | None = None  # seed that shuffles events with equal times in an event file
     until_ms: int | None = None  # only events before this time; None: all
-    warm_start: Path | None = None  # the folder of a release to begin with
-    fixed: Collection[str] = ()  # settings that the recipe leaves alone, besides those that differ from their defaults
+    warm_start: Path | None = None  # folder of the release to start from
+    fixed: Collection[str] = ()  # settings the recipe must not change, besides those that differ from defaults
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run will do. `reasons`: why the recipe chose what it chose."""
+    """What a run will do. `reasons`: one line per choice of the recipe."""
 
     request: PretrainRequest
     settings: PretrainSettings
@@ -71,7 +71,7 @@ class Plan:
         return self.schedule.checkpoint
 
     def lines(self) -> list[str]:
-        """The plan in words."""
+        """The plan as lines of text."""
         stages = " + ".join(
             f"{stage.epochs} x {stage.tokens:,} events ({stage.name})" for stage in self.schedule.stages
         )
@@ -91,7 +91,7 @@ class Plan:
 
 
 def dtype_policy() -> str:
-    """In which precision training computes here, and why."""
+    """The precision of training on this machine, and the reason."""
     if torch.cuda.is_available():
         return "bfloat16 for activations, float32 for weights, losses and optimiser: a GPU multiplies bfloat16 faster"
     return (
@@ -101,13 +101,12 @@ def dtype_policy() -> str:
 
 
 def make_plan(request: PretrainRequest, *, folder: Path | None = None, processes: Processes = ALONE) -> Plan:
-    """Builds the corpus in `folder` (None: beside `request.out`, where a killed run finds it again), divides its
-    events, and asks the recipe. Raises DataError when there is too little to learn from, UsageError for settings that
-    do not fit.
+    """Builds the corpus in `folder` (None: beside `request.out`, so that a resumed run finds it), splits its events and
+    applies the recipe. Raises DataError for too few events, UsageError for settings that do not fit.
     """
     folder = folder or request.out.parent / f".training-{request.out.name}"
     if not processes.first:
-        processes.wait()  # the first process builds, the others find it built
+        processes.wait()  # the first process builds the corpus, the others open it
     corpus = Corpus.build(
         request.source,
         folder / "corpus",
@@ -156,7 +155,7 @@ def make_plan(request: PretrainRequest, *, folder: Path | None = None, processes
 def _resolve(
     recipe: Recipe, request: PretrainRequest, warm: Release | None
 ) -> tuple[ModelConfig, PretrainSettings, tuple[str, ...]]:
-    """The model and the settings in force: of the recipe, but for what the caller has chosen; why."""
+    """Model and settings: the recipe's, except where the caller has chosen; and the recipe's reasons."""
     settings = request.settings
     if settings.model != "auto":
         return named_config(settings.model), settings, ()
@@ -171,7 +170,7 @@ def _resolve(
 def _stage(
     role: int, corpus: Corpus, split: Split, vocabulary: Vocabulary, model: ModelConfig, settings: PretrainSettings
 ) -> Stage:
-    """Training events alone are for the fit, validation events too for the refit."""
+    """`fit` trains on training events only, `refit` on validation events too."""
     name, epochs = ("fit", settings.epochs) if role == TRAIN else ("refit", settings.refit_epochs)
     counts = target_counts(corpus, split, vocabulary, roles_upto=role, positive_actions=settings.positive_actions)
     if counts.sum() == 0:
@@ -193,7 +192,7 @@ def _stage(
 
 
 def _check_warm(warm: Release, split: Split) -> None:
-    """A release that may have trained on what this split holds out would carry it into the new one."""
+    """A release that may have trained on this split's held-out events would leak them into the new release."""
     same = warm.info.split is not None and warm.info.split["digest"] == split.digest
     older = split.test_from_ms is not None and warm.info.trained_through_ms < split.test_from_ms
     if split.protocol != "newest" and not same and not older:
@@ -204,7 +203,7 @@ def _check_warm(warm: Release, split: Split) -> None:
 
 
 def _check_memory(model: ModelConfig, vocabulary: Vocabulary) -> None:
-    """Tables are not divided among processes: each process needs all of them."""
+    """Tables are not sharded: each process needs memory for all of them."""
     rows = model.hash_functions * model.rows_for(len(vocabulary.items))
     needed, available = rows * model.table_width * 4 * _COPIES, psutil.virtual_memory().total
     if needed > available:
@@ -226,6 +225,6 @@ def _check_actions(settings: PretrainSettings, corpus: Corpus) -> None:
 
 
 def _newest_ms(corpus: Corpus, split: Split) -> int:
-    """Time of the newest event that has any part in training; validation events choose the weights."""
+    """Time of the newest event used in training; includes validation events, which choose the weights."""
     allowed = split.allowed_histories(corpus, upto=VALIDATION)
     return max(int(histories.values["timestamp"].max(initial=corpus.oldest_ms)) for histories in allowed)

@@ -1,5 +1,5 @@
-"""What a person sees of a training run: a bar on the terminal, scalars in TensorBoard (and MLflow, if one is named),
-and the curve at its end."""
+"""Progress of a training run: a bar on the terminal, scalars in TensorBoard (and in MLflow, if a server is named),
+and a loss curve at the end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 from spoor.base.errors import InfrastructureError, UsageError
 from spoor.base.terminal import progress_bar
 
-_SMOOTHING = 0.98  # of the shown loss
-# MLflow's own is four minutes for a server that refuses, and longer for one that is silent.
+_SMOOTHING = 0.98  # decay per step of the exponential average shown as loss
+# MLflow's defaults wait four minutes for a server that refuses, longer for one that does not answer.
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 @contextmanager
 def training_progress(tokens: int, *, done: int, quiet: bool = False) -> Iterator[Callable[[int, float], None]]:
-    """Yields advance(tokens, loss): a bar on stderr with events a second, loss and time left, unless `quiet`."""
+    """Yields advance(tokens, loss), which updates a bar on stderr (events/s, loss, time left) unless `quiet`."""
     smooth: float | None = None
     with progress_bar("pretraining", total=tokens, done=done, unit="events", quiet=quiet) as show:
 
@@ -36,7 +36,7 @@ def training_progress(tokens: int, *, done: int, quiet: bool = False) -> Iterato
 
 
 class TrainingLog:
-    """Scalars by step. `tensorboard --logdir` shows the folder while the run goes on."""
+    """Scalars by step. `tensorboard --logdir` shows the folder during the run."""
 
     def __init__(self, writer: Any, tracker: MlflowRun | None) -> None:
         self._writer = writer
@@ -45,12 +45,12 @@ class TrainingLog:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, mlflow_uri: str, *, run_name: str, quiet: bool = False) -> Iterator[TrainingLog]:
-        """Writes into `folder` and, if `mlflow_uri` is not empty, to a run of that tracking server. `quiet`: nowhere.
-        Raises UsageError when MLflow is asked for and not installed, InfrastructureError when it does not answer."""
+        """Logs to `folder` and, if `mlflow_uri` is not empty, to a run on that tracking server. `quiet`: logs nothing.
+        Raises UsageError if MLflow is needed and not installed, InfrastructureError if the server does not answer."""
         if quiet:
             yield cls(None, None)
             return
-        from torch.utils.tensorboard.writer import SummaryWriter  # a second to import, needed once a run
+        from torch.utils.tensorboard.writer import SummaryWriter  # slow import (1 s), needed once per run
 
         with ExitStack() as stack:
             tracker = stack.enter_context(MlflowRun.open(mlflow_uri, run_name=run_name)) if mlflow_uri else None
@@ -65,7 +65,7 @@ class TrainingLog:
 
 
 class MlflowRun:
-    """One run of an MLflow tracking server. A server that is lost on the way costs its scalars, not the training."""
+    """One run on an MLflow tracking server. If the server fails during training, later scalars are dropped."""
 
     def __init__(self, mlflow: Any) -> None:
         self._mlflow = mlflow
@@ -74,11 +74,11 @@ class MlflowRun:
     @classmethod
     @contextmanager
     def open(cls, uri: str, *, run_name: str) -> Iterator[MlflowRun]:
-        """The run is told whether its training failed. Raises UsageError, InfrastructureError."""
+        """Ends the run as FINISHED or FAILED. Raises UsageError, InfrastructureError."""
         for name, value in _MLFLOW_PATIENCE.items():
             os.environ.setdefault(name, value)
         try:
-            import mlflow  # type: ignore[import-not-found]  # not one of Spoor's own dependencies
+            import mlflow  # type: ignore[import-not-found]  # not a dependency of Spoor
         except ImportError:
             raise UsageError(
                 "pretrain.mlflow_uri is set, but MLflow is not installed",
@@ -97,8 +97,10 @@ class MlflowRun:
             yield run
             status = "FINISHED"
         finally:
-            with redirect_stdout(sys.stderr):  # where MLflow says goodbye, stdout belongs to --json
-                run._tell(mlflow.end_run, status)  # of a lost one too: it is active in this process until then
+            with redirect_stdout(sys.stderr):  # MLflow prints when a run ends; stdout is for --json
+                run._tell(
+                    mlflow.end_run, status
+                )  # also if the server is lost: otherwise the run stays active in this process
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if not self._lost:
@@ -115,8 +117,8 @@ class MlflowRun:
 
 
 def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]], *, title: str) -> bytes:
-    """A PNG: loss by step, and Recall@10 on the held-out events beside popularity's."""
-    from matplotlib.figure import Figure  # half a second to import, needed once a run
+    """A PNG: loss by step, and Recall@10 of the model and of popularity on the validation events."""
+    from matplotlib.figure import Figure  # slow import (0.5 s), needed once per run
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -131,7 +133,7 @@ def draw_curve(losses: Sequence[float], evaluations: Sequence[dict[str, float]],
     right.plot(steps, [found["recall_at_10"] for found in evaluations], "o-", color="tab:orange", label="Recall@10")
     popular = [found["popularity_recall_at_10"] for found in evaluations]
     right.plot(steps, popular, ":", color="tab:gray", label="Recall@10 of popularity")
-    right.set_ylim(0, None)  # after the lines are drawn: before, it would pin the top at 1
+    right.set_ylim(0, None)  # after plotting: earlier, it would fix the top at 1
     figure.legend(loc="outside lower center", ncols=3)
     png = io.BytesIO()
     figure.savefig(png, format="png")

@@ -1,6 +1,6 @@
-"""The default recipe: what follows from counts of the training data, so that nobody tunes per data set.
+"""The default recipe: derives model and settings from counts of the training data, without tuning per data set.
 
-Every rule stands in `choose`, with its reason; docs/recipe.md has the table and what was measured.
+Every rule is in `choose`, with its reason; docs/recipe.md has the table and the measurements.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 from spoor.encoder.data.corpus import CorpusStatistics
 from spoor.encoder.model.config import ModelConfig
 
-_FULL_SOFTMAX_ITEMS = 50_000  # up to here scoring every item costs less than good negatives do
-_DIRECT_ITEMS = 1_000_000  # up to here a row for each item fits
+_FULL_SOFTMAX_ITEMS = 50_000  # up to this, scoring all items costs less than good negatives
+_DIRECT_ITEMS = 1_000_000  # up to this, one row per item fits in memory
 _SMALL_CATALOGUE = 2_000  # items
-_LONG_HISTORIES = 50  # events of a user, on average
-_MANY_EVENTS = 500_000  # of long histories: enough for a deeper model
-_REPEATS = 0.05  # of events: from here on the user's own items are asked for, too
+_LONG_HISTORIES = 50  # mean events per user
+_MANY_EVENTS = 500_000  # events in long histories that suffice for a deeper model
+_REPEATS = 0.05  # share of events that repeat an item; above it, the user's own items are ranked too
 _HASH_FUNCTIONS = 4
 _STEPS_PER_EPOCH = 400
 _TOKEN_BUDGETS = (256, 512, 1024, 2048, 4096)
@@ -24,8 +24,8 @@ _TOKEN_BUDGETS = (256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class Recipe:
-    """`settings`: fields of PretrainSettings and their values, which stand unless the user sets them; `repeats`: users
-    come back to items they had, so that ranking keeps those; `reasons`: one line per choice."""
+    """`settings`: values for fields of PretrainSettings that the user has not set; `repeats`: users return to items in
+    their history, so ranking keeps those items; `reasons`: one line per choice."""
 
     model: ModelConfig
     settings: dict[str, Any]
@@ -34,7 +34,7 @@ class Recipe:
 
 
 def choose(counts: CorpusStatistics) -> Recipe:
-    """`counts` are of the events that may train."""
+    """The recipe for `counts` of the training events."""
     reasons: list[str] = []
 
     def because(what: str, why: str) -> None:

@@ -2,8 +2,8 @@
 
     request -> plan (plan.py) -> model -> training loop (loop.py) -> release
 
-A killed run resumes from its last checkpoint and, on the same machine, repeats the losses bit for bit. The averaged
-weights are released.
+A killed run resumes from its last checkpoint and, on the same machine, reproduces the losses bit for bit. The
+averaged weights are released.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from spoor.encoder.training.settings import PretrainSettings
 from spoor.encoder.training.warm_start import start_from_links, start_from_release
 from spoor.kernels.backend import require_usable
 
-_LARGE_TABLE = 5_000_000  # floats: from here on rows are updated one by one, where not every row has a gradient
+_LARGE_TABLE = 5_000_000  # floats; from this size, updates are sparse unless every row has a gradient
 
 
 @dataclass(frozen=True, eq=False)
 class PretrainResult:
-    """`release` is None after a dry run, and in every process of torchrun but the first."""
+    """`release` is None after a dry run, and in every torchrun process except the first."""
 
     plan: list[str]
     release: ReleaseInfo | None
@@ -56,10 +56,10 @@ class PretrainResult:
 def run_pretrain(
     request: PretrainRequest, *, resume: bool = False, dry_run: bool = False, overwrite: bool = False
 ) -> PretrainResult:
-    """Trains on the events that the request names and writes its release folder.
+    """Trains on the request's events and writes its release folder.
 
-    `resume` continues from the checkpoint of a killed run, if there is one. Says what it will do, and how far it is, on
-    stderr. Raises UsageError, DataError, InfrastructureError.
+    `resume` continues from the checkpoint of a killed run, if there is one. Prints plan and progress on stderr.
+    Raises UsageError, DataError, InfrastructureError.
     """
     started = time.perf_counter()
     check_release_name(request.out.name)
@@ -94,7 +94,7 @@ def run_pretrain(
 
 
 def fresh_state(plan: Plan) -> TrainState:
-    """The model before its first step."""
+    """The state before the first step."""
     settings = plan.settings
     model = new_model(plan.model, plan.vocabulary)
     model.initialise(settings.seed)
@@ -108,7 +108,7 @@ def fresh_state(plan: Plan) -> TrainState:
 
 
 def _start_lines(plan: Plan, state: TrainState, *, resume: bool) -> list[str]:
-    """What this run has to do with an earlier one of its name."""
+    """Lines on an earlier run of the same name: resumed, replaced or missing."""
     if state.step:
         of = f" of {state.planned.total:,}" if state.planned else ""
         return [f"resuming after step {state.step:,}{of} from {plan.checkpoint}"]
@@ -138,15 +138,15 @@ def _sparse(table_floats: int, settings: PretrainSettings) -> bool:
 
 
 def _best_model(state: TrainState, plan: Plan) -> UserEncoder:
-    """The averaged weights of the best epoch, which have seen no validation event."""
+    """The averaged weights of the best epoch, before the refit; not trained on validation events."""
     model = new_model(plan.model, plan.vocabulary)
     model.load_state_dict({name: value.cpu() for name, value in state.best.items()})
     return model.eval()
 
 
 def _mixture(state: TrainState, plan: Plan) -> tuple[Mixture | None, dict[str, float]]:
-    """What is added to the best epoch's vectors, weighted on the validation events, and how it ranks them; None where
-    it ranks them no better. What is kept has its links counted with the validation events."""
+    """The mixture for the best epoch's vectors, fitted on the validation events, and its metrics there. None if it does
+    not improve NDCG@10. The links of the returned mixture are counted over the validation events too."""
     validator, model = plan.schedule.validator, _best_model(state, plan)
     links = count_links(plan.corpus, plan.split, plan.vocabulary, upto=TRAIN)
     mixture = Mixture.fit(links, validator.asked(model), seen=validator.seen)
@@ -205,7 +205,7 @@ def _training_end(state: TrainState) -> TrainingEnd:
 
 
 def _final_metrics(state: TrainState, plan: Plan) -> dict[str, float]:
-    """Those of the best epoch, measured before the refit."""
+    """Metrics of the best epoch, measured before the refit, and counts of the run."""
     best = state.evaluations[state.best_epoch] if state.evaluations else {}
     return {name: value for name, value in best.items() if name != "step"} | {
         "best_epoch": state.best_epoch + 1,

@@ -1,9 +1,9 @@
-"""One optimiser step: a batch of segments to a loss, gradients, and new weights.
+"""One optimiser step: from a batch of segments to loss, gradients and new weights.
 
     batch -> pairs and candidates (of the whole batch, drawn from the step's own seed)
           -> for each part of its segments: vectors, loss, gradients -> sum -> finite check -> AdamW
 
-A batch may be divided into parts, for several processes or to save memory: the sum over parts is the same loss.
+A batch is divided into parts for several processes or to save memory; the loss is the sum over parts.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _LONGEST_GRADIENT = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """What a batch is asked. `drawn` None: every item is a candidate. `future`: pairs of the future-token loss among
-    them. `masked` bool[N]: events whose item is not shown."""
+    """The targets and candidates of a batch. `drawn` None: every item is a candidate. `future`: number of pairs of the
+    future-token loss. `masked` bool[N]: events whose item is hidden."""
 
     pairs: Pairs
     drawn: Drawn | None
-    left_out: Tensor | None  # bool [S, M]: drawn items that are no negatives of a segment's user
+    left_out: Tensor | None  # bool [S, M]: drawn items that are not used as negatives for a segment
     masked: np.ndarray
     future: int
 
@@ -59,10 +59,10 @@ def take_step(
     rate: float,
     processes: Processes,
 ) -> float:
-    """Changes the model, its average and the optimiser; returns the loss of the whole batch, 0 where it asks nothing.
+    """Updates the model, its average and the optimiser; returns the loss of the whole batch, 0 if it has no pair.
 
-    `answer_shares` float64[V + 1]: of each item among all answers of the training data; `rate`: the learning rate.
-    Raises DataError, before any weight has changed, when the loss or a gradient is not finite.
+    `answer_shares` float64[V + 1]: share of each item among all targets of the stage; `rate`: the learning rate.
+    Raises DataError, before any weight changes, when the loss or a gradient is not finite.
     """
     rng = np.random.default_rng([settings.seed, state.step])
     questions = ask(batch, config=state.model.config, settings=settings, answer_shares=answer_shares, rng=rng)
@@ -97,7 +97,7 @@ def ask(
     answer_shares: np.ndarray,
     rng: np.random.Generator,
 ) -> Questions:
-    """Draws the pairs, the candidates and the masked items of a whole batch."""
+    """Draws pairs, candidates and masked items of the whole batch."""
     targets, items, positive = batch.targets.numpy(), batch.items.numpy(), batch.positive.numpy()
     offsets = batch.offsets.numpy()
     window = settings.target_window
@@ -125,7 +125,7 @@ def ask(
 
 
 def part_loss(model: UserEncoder, batch: Batch, questions: Questions, part: slice) -> Tensor | None:
-    """The weighted sum over the pairs of the segments first to last - 1 of `part`; None where they have none."""
+    """The weighted loss over the pairs in the segments of `part`; None if they have no pair."""
     device = model.items.weight.device
     bounds = batch.offsets.numpy()[part.start : part.stop + 1]
     pairs = questions.pairs
@@ -154,15 +154,15 @@ def part_loss(model: UserEncoder, batch: Batch, questions: Questions, part: slic
 
 
 def _needed_rows(asked: Indexes, bounds: Indexes) -> tuple[Indexes, Indexes]:
-    """The events of the segments that a question depends on, ascending, and the offsets of the segments among them.
-    Attention is causal: what comes after a segment's last question changes nothing."""
+    """The ascending rows of the events that the pairs depend on, and the segments' offsets into them. Attention is
+    causal: events after a segment's last pair change nothing."""
     last = np.searchsorted(asked, bounds[1:]) - 1
     ends = np.where(last >= 0, asked[np.maximum(last, 0)] + 1, 0)
     return slice_rows(bounds[:-1], np.maximum(ends - bounds[:-1], 0))
 
 
 def _parts(offsets: Indexes, accumulation: int, processes: Processes) -> Iterator[tuple[int, slice]]:
-    """This process's parts of the batch: the number among all parts and the segments, about as many events in each."""
+    """This process's parts of the batch: number and segments of each, with about equally many events."""
     count = accumulation * processes.count
     wanted = offsets[-1] * np.arange(count + 1) // count
     cuts = np.searchsorted(offsets, wanted)

@@ -1,4 +1,4 @@
-"""What a model's weights are before its first step, if not drawn: item links, or an earlier release."""
+"""Initial weights from item links or an earlier release, instead of random ones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from spoor.encoder.release.folder import Release
 def start_from_links(
     model: UserEncoder, corpus: Corpus, split: Split, vocabulary: Vocabulary, *, seed: int, role: int = TRAIN
 ) -> None:
-    """Item embeddings become the leading factors of who follows whom in the events up to `role`, at the length that a
-    drawn table would have. Raises UsageError for hashed items, whose rows are shared."""
+    """Sets item embeddings to the leading factors of the item links (which item follows which) in the events up to
+    `role`, scaled to the mean norm of the random table. Raises UsageError for hashed items, whose rows are shared."""
     if not model.items.direct:
         raise UsageError(
             "pretrain.item_start is links, which needs a model whose items have rows of their own",
@@ -33,9 +33,9 @@ def start_from_links(
 
 
 def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Release) -> dict[str, int]:
-    """Takes over the weights of an earlier release; items, actions and surfaces that it did not know keep what they
-    were drawn. Returns how many of each it knew. Raises UsageError when the release has another shape, or
-    packed tables."""
+    """Copies the weights of an earlier release. Items, actions and surfaces that it does not know keep their random
+    weights. Returns the number of known ones of each. Raises UsageError if the release has another shape or packed
+    tables."""
     differing = [
         name
         for name, value in model.config.to_json().items()
@@ -54,7 +54,7 @@ def start_from_release(model: UserEncoder, vocabulary: Vocabulary, release: Rele
     }
     own = model.state_dict()
     if model.rotation is None:
-        weights.pop("rotation", None)  # no score depends on it, so training goes on as from the release before it
+        weights.pop("rotation", None)  # no score depends on the rotation, so dropping it does not change training
     for name, places in known.items():
         if name != "items" or model.items.direct:
             weights[f"{name}.weight"] = _rows(own[f"{name}.weight"], weights[f"{name}.weight"], places)
@@ -66,7 +66,7 @@ _FREE = ("segment_length", "served_length", "input_dropout", "dropout", "tempera
 
 
 def _rows(drawn: Tensor, taken: Tensor, places: Indexes) -> Tensor:
-    """`drawn` with the rows of `taken` where a place is known, and its row 0."""
+    """`drawn` with row 0 of `taken`, and with the rows of `taken` that have a known place."""
     rows = drawn.clone()
     rows[0] = taken[0]
     found = np.flatnonzero(places)
