@@ -1,6 +1,6 @@
-"""Rankers that read Feast, the first users of Spoor's embeddings.
+"""Rankers that read Spoor's embeddings from Feast.
 
-features/ reads what a ranker is fed: from Feast, from the log of events, and from the lake for the features that a
-company has already. ranker/ trains, measures and serves one ranker, without the encoder, beside its vectors, or with
-the encoder inside. settings.py is section [finetune].
+features/ builds a ranker's inputs: from Feast, from the event log, and from the lake for a company's existing features.
+ranker/ trains, measures and serves one ranker: without the encoder, on its vectors, or with the encoder inside.
+settings.py is section [finetune].
 """

@@ -1,4 +1,4 @@
-"""Section [finetune] of the settings, and the parts of it that the room's functions take."""
+"""Section [finetune] of the settings, and the parts of it that functions of this room take."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Module = Literal["tuned", "frozen"]
 LearnableToken = Literal["none", "before candidate"]
 Content = Literal["none", "added"]
 ColdStart = Literal["none", "cir", "cir+idd"]
-ENGAGED = "engaged"  # the first task: any of the others
+ENGAGED = "engaged"  # the first task: positive if any other task is
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Raises UsageError for parts that do not go together."""
+    """Raises UsageError for values that cannot be combined."""
 
     kind: Kind = "early"
     module: Module = "tuned"  # whether the encoder is trained along
     learnable_token: LearnableToken = "none"
-    content: Content = "none"  # attributes in the candidate's token
+    content: Content = "none"  # item attributes in the candidate's token
     cold_start: ColdStart = "none"
     window: int = 0  # slots of a context with its candidate; 0 = the release's served length
 
@@ -46,16 +46,16 @@ class FusionConfig:
 
     @property
     def reads_vectors(self) -> bool:
-        """Whether the vectors that lie in Feast are used: frozen late-last computes nothing."""
+        """Whether the ranker reads vectors from Feast (frozen late-last) instead of running the encoder."""
         return self.kind == "late-last" and self.module == "frozen"
 
     @property
     def reads_histories(self) -> bool:
-        """Whether anything is computed from events."""
+        """Whether the ranker runs the encoder on histories."""
         return self.kind != "none" and not self.reads_vectors
 
     def check_attributes(self, count: int) -> None:
-        """Raises UsageError for a token that is to get content where items have `count` = 0 attributes."""
+        """Raises UsageError if content is set and items have no attributes (`count` = 0)."""
         if self.content != "none" and not count:
             raise UsageError(
                 "no item attribute tells items apart, so there is no content to add to a candidate",

@@ -1,9 +1,9 @@
-"""Item attributes as numbers: what a new item has before anybody has acted on it.
+"""Item attributes as numbers: the only features of a new item before its first event.
 
-A list of texts becomes one column per value, a text column with few distinct values likewise, a number or a truth value
-its standard score, and a time (a timestamp, or ms in a column ending in `_at` or `_seen`) its standard score, day of
-week and hour. Ids, free text and single-valued columns are left out. A layout says which columns there are; the items
-of the training window decide it, and a ranker keeps it.
+A list of texts, or a text column with few distinct values, becomes one column per value. A number or boolean becomes
+its standard score; a time (a timestamp, or ms in a column ending in `_at` or `_seen`) its standard score, day of week
+and hour. Ids, free text and constant columns are left out. The layout lists the columns; it is computed from the items
+of the training window and saved with the ranker.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from spoor.base.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
 
-_MAX_VALUES = 64  # distinct values that a column of texts may have
+_MAX_VALUES = 64  # most distinct values of a text column
 _CLIP = 4.0  # standard deviations
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One column of the table: its known `values` if it holds texts, else the scale of its numbers."""
+    """One column of the table: known `values` for texts, mean and deviation for numbers and times."""
 
     name: str
     kind: Literal["texts", "number", "time"]
@@ -50,19 +50,19 @@ class AttributeLayout:
 
     @classmethod
     def of(cls, items: pa.Table, *, known: Sequence[str]) -> AttributeLayout:
-        """From a table with `item_id` and any other columns; only the rows of `known` items count. Raises UsageError
-        for a table without item_id."""
+        """The layout of a table with `item_id` and any other columns, from the rows of `known` items only. Raises
+        UsageError for a table without item_id."""
         seen = pc.is_in(_ids(items), value_set=pa.array(known, pa.string()))
         found = [_attribute(name, items[name], seen) for name in items.column_names if name != "item_id"]
         return cls(tuple(attribute for attribute in found if attribute is not None))
 
     @property
     def width(self) -> int:
-        """A, floats of an item."""
+        """A, the number of floats per item."""
         return sum(attribute.width for attribute in self.attributes)
 
     def matrix(self, items: pa.Table, item_ids: Sequence[str]) -> Floats:
-        """float32 [n, A] of the items, zeros for those that the table lacks. Raises UsageError for a table without
+        """float32 [n, A]; zeros for items missing from the table. Raises UsageError for a table without
         item_id or one of the layout's columns, or with texts in place of numbers or the reverse."""
         place = {item: row for row, item in enumerate(_ids(items).to_pylist())}
         missing = [attribute.name for attribute in self.attributes if attribute.name not in items.column_names]
@@ -85,7 +85,7 @@ class AttributeLayout:
 
 
 def _attribute(name: str, column: pa.ChunkedArray, seen: pa.ChunkedArray) -> Attribute | None:
-    """Of the rows that are `seen`. None for a column that tells nothing."""
+    """Computed from the rows that are `seen`. None for a column without information."""
     column = _plain(column)
     kind = column.type
     if _holds_texts(kind):
@@ -94,7 +94,7 @@ def _attribute(name: str, column: pa.ChunkedArray, seen: pa.ChunkedArray) -> Att
     if _holds_numbers(kind):
         numbers = _floats(column.filter(seen))
         numbers = numbers[np.isfinite(numbers)]
-        with np.errstate(over="ignore", invalid="ignore"):  # near the largest float there is no deviation
+        with np.errstate(over="ignore", invalid="ignore"):  # overflows for values near the largest float
             mean, deviation = (float(numbers.mean()), float(numbers.std())) if len(numbers) else (0.0, 0.0)
         if deviation == 0 or not np.isfinite(deviation):
             return None
@@ -138,13 +138,13 @@ def _ids(items: pa.Table) -> pa.ChunkedArray:
             hint="name the column of raw item ids item_id",
         )
     column = items["item_id"]
-    if pa.types.is_string(column.type):  # as `read_table` has read it by the settings, which may allow longer ids
+    if pa.types.is_string(column.type):  # `read_table` has checked it by the settings, which may allow longer ids
         return column
     return pa.chunked_array([id_column(column, "item_id", EventSettings())])
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The same values in the one type that stands for their kind: writers differ in how they store texts."""
+    """The same values in one type per kind, since writers store texts and booleans in different types."""
     column = decoded(column)
     kind = column.type
     if _is_text(kind):
@@ -174,7 +174,7 @@ def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     """NaN for null, the nearest float for an integer; timestamps in ms since 1970."""
     kind, factor = column.type, 1.0
     if pa.types.is_timestamp(kind):
-        if kind.unit == "s":  # may reach further than 64-bit ms
+        if kind.unit == "s":  # may exceed the range of 64-bit ms
             factor = 1000.0
         else:
             column = column.cast(pa.timestamp("ms", kind.tz), safe=False)
@@ -183,7 +183,7 @@ def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
 
 
 def _texts(name: str, column: pa.ChunkedArray) -> list[list[str]]:
-    """Of each row; a null in a list is none."""
+    """The texts of each row; nulls are left out."""
     try:
         rows = column.to_pylist()
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
-"""What the ranker learns from: requests, candidates, and their features at that moment.
+"""Requests of the lift table, their candidates, and point-in-time features as numbers.
 
-A *request* is the start of a user's visit: rank every item that the user has not touched yet; relevant is what they go
-on to act on positively during the visit. Features are read at the last millisecond before the visit's first event, by
-Feast's point-in-time join through `Reader`, so no feature can know the answer.
+A *request* is the start of a user's visit. Candidates are all items that the user has not acted on; relevant items are
+those with a positive action during the visit. Features are read one millisecond before the visit's first event, by
+Feast's point-in-time join through `Reader`, so they contain no event of the visit.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ USER_COLUMNS = (*USER_COUNTS, "user_positive_rate")
 ITEM_COLUMNS = (*ITEM_COUNTS, "item_positive_rate")
 USER_VECTOR, ITEM_VECTOR = "embedding", "item_embedding"
 _MIN_DEVIATION = 1e-6
-_CLIP = 8.0  # standard deviations: a count far outside of training must not run away with the score
-ROW = "ranker_row"  # numbers the rows of a read: a join may return them in another order
+_CLIP = 8.0  # standard deviations: a count far outside the training range must not dominate the score
+ROW = "ranker_row"  # row number within a read: a join may return rows in another order
 
 # Entity rows (user_id, item_id, event_timestamp, …) → the same rows with features, in any order.
 Reader = Callable[[pd.DataFrame], pa.Table]
@@ -38,14 +38,14 @@ Reader = Callable[[pd.DataFrame], pa.Table]
 @dataclass(frozen=True)
 class Request:
     user_id: str
-    time_ms: int  # one before the visit's first event
-    relevant: tuple[str, ...]  # items, in the order in which the user acted on them
-    seen: frozenset[str]  # items that the user acted on before; no candidates
+    time_ms: int  # 1 ms before the visit's first event
+    relevant: tuple[str, ...]  # items, in order of the user's first positive action in the visit
+    seen: frozenset[str]  # items that the user acted on before the visit; not candidates
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a ranker is fed. `values`: float32[n, f], NaN = null. `groups`: columns that are null together."""
+    """The numeric inputs of a ranker. `values`: float32[n, f], NaN = null. `groups`: columns that are null together."""
 
     values: Floats
     groups: tuple[slice, ...]
@@ -53,8 +53,8 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Mean and deviation of each feature over what is not null in the training rows, float32[f]; 0 and 1 for a column
-    without any value or any change."""
+    """Mean and deviation of each feature over the non-null training values, float32[f]. The deviation of a constant or
+    empty column is 1, the mean of an empty one 0."""
 
     mean: Floats
     deviation: Floats
@@ -80,8 +80,8 @@ class Scale:
 def find_requests(
     events: pa.Table, *, from_ms: int, to_ms: int, positive_actions: Sequence[str] = (), gap_minutes: float = 30.0
 ) -> list[Request]:
-    """The visits within [from_ms, to_ms), oldest first; a pause of `gap_minutes` or more ends a visit. Visits without a
-    relevant new item ask nothing and are left out. Empty `positive_actions` = every action is positive."""
+    """One request per visit within [from_ms, to_ms), oldest first; a pause of `gap_minutes` or more ends a visit. Visits
+    without a relevant new item are left out. Empty `positive_actions` = every action is positive."""
     frame = events.select(["user_id", "item_id", "action", "timestamp"]).to_pandas()
     frame = frame[frame["timestamp"] < to_ms].sort_values(["user_id", "timestamp"], kind="stable")
     positive = frame["action"].isin(list(positive_actions)) if positive_actions else pd.Series(True, frame.index)
@@ -105,7 +105,7 @@ def training_rows(
     requests: Sequence[Request], catalogue: Sequence[str], *, negatives: int = 4, max_relevant: int = 20, seed: int = 0
 ) -> Impressions:
     """Per request up to `max_relevant` relevant items (label 1) and `negatives` times as many others (label 0), drawn
-    evenly from the unseen."""
+    uniformly from unseen items."""
     chance = np.random.default_rng(seed)
     chosen: list[list[tuple[str, bool]]] = []
     for request in requests:
@@ -122,8 +122,8 @@ def training_rows(
 def sample_requests(
     requests: Sequence[Request], *, most_rows: int, rows_of: Callable[[Request], int], seed: int = 0
 ) -> list[Request]:
-    """All requests if they make at most `most_rows` rows, else a random choice of them that does (at least one), oldest
-    first. A request keeps all of its rows."""
+    """All requests if they have at most `most_rows` rows in total, else a random sample that does (at least one
+    request), oldest first. A request keeps all of its rows."""
     rows = np.array([rows_of(request) for request in requests], np.int64)
     return [requests[k] for k in sample_positions(rows, most_rows=most_rows, seed=seed)]
 
@@ -131,10 +131,10 @@ def sample_requests(
 def candidate_parts(
     requests: Sequence[Request], catalogue: Sequence[str], *, rows_at_once: int, seed: int = 0
 ) -> Iterator[tuple[slice, Impressions]]:
-    """Every item of the catalogue that the request's user has not seen, with its label, in a shuffled order (so that
-    equal scores favour nobody).
+    """All catalogue items that the request's user has not seen, with labels, in shuffled order (so that ties in the
+    score favour no item).
 
-    In pieces of whole requests, about `rows_at_once` rows each: all together may be more than fits into memory."""
+    Yields whole requests in parts of about `rows_at_once` rows, since all rows may exceed memory."""
     chance = np.random.default_rng(seed)
     at_once = max(rows_at_once // max(len(catalogue), 1), 1)
     for start in range(0, len(requests), at_once):
@@ -148,7 +148,7 @@ def candidate_parts(
 
 
 def read_features(rows: pd.DataFrame, read: Reader, *, chunk_rows: int = 20_000) -> Iterator[tuple[slice, pa.Table]]:
-    """The features of the rows, in their order, chunk by chunk. Raises DataError if the read loses or repeats a row."""
+    """The features of the rows, in row order, by chunks. Raises DataError if the read loses or repeats a row."""
     for start in range(0, len(rows), chunk_rows):
         chunk = rows.iloc[start : start + chunk_rows]
         asked = chunk[["user_id", "item_id", "event_timestamp"]].assign(**{ROW: np.arange(len(chunk))})
@@ -163,16 +163,15 @@ def read_features(rows: pd.DataFrame, read: Reader, *, chunk_rows: int = 20_000)
 
 
 def existing_inputs(features: pa.Table) -> Inputs:
-    """The existing features alone: counts as log(1 + n), rates as they are."""
+    """Only the existing features: counts as log(1 + n), rates unchanged."""
     columns = [_column(features, name) for name in (*USER_COLUMNS, *ITEM_COLUMNS)]
     users = len(USER_COLUMNS)
     return Inputs(np.stack(columns, 1), (slice(0, users), slice(users, len(columns))))
 
 
 def vectors_of(features: pa.Table, *, dimension: int | None = None) -> tuple[Floats, Floats]:
-    """User and item vectors, float32[n, dimension] each, zeros where there is none. Without `dimension` they are as
-    long as those that were read, or of one float where there are none. Raises DataError for vectors of another
-    length."""
+    """User and item vectors, float32[n, dimension] each; zeros if missing. Without `dimension`, the length is that of
+    the vectors read, or 1 if there are none. Raises DataError for vectors of another length."""
     found = {which: _vectors(features[name]) for which, name in (("user", USER_VECTOR), ("item", ITEM_VECTOR))}
     dimension = dimension or max(1, *(vectors.shape[1] for vectors in found.values()))
     for which, vectors in found.items():
@@ -186,7 +185,7 @@ def vectors_of(features: pa.Table, *, dimension: int | None = None) -> tuple[Flo
 
 
 def _impressions(requests: Sequence[Request], chosen: Sequence[Sequence[tuple[str, bool]]]) -> Impressions:
-    """`chosen`: of each request, its items and whether each is relevant. Ages are not known."""
+    """`chosen`: per request, (item, is relevant) pairs. Ages are set to 0: they are unknown here."""
     rows = [row for rows in chosen for row in rows]
     return Impressions(
         user_ids=tuple(request.user_id for request in requests),
@@ -206,8 +205,8 @@ def _column(features: pa.Table, name: str) -> Floats:
 
 
 def _vectors(column: pa.ChunkedArray) -> Floats:
-    """float32[n, d] of a list column; rows that are null are zeros. d = 0 where no row has a vector. Raises DataError
-    for vectors of several lengths."""
+    """float32[n, d] of a list column; null rows are zeros. d = 0 if no row has a vector. Raises DataError for vectors
+    of different lengths."""
     lists = column.combine_chunks()
     if pa.types.is_null(lists.type) or lists.null_count == len(lists):
         return np.zeros((len(lists), 0), np.float32)

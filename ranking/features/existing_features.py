@@ -1,11 +1,10 @@
-"""The features that a company has before Spoor: counts and rates per user and item, from the lake.
+"""The features that a company has without Spoor: counts and rates per user and item, from the lake.
 
-A row with event_timestamp T (a UTC midnight) holds what was known of events *before* T: it is written when the day is
-over, and only where a count changes, that is the day after an event and when a day leaves a window. Feast's
-point-in-time read takes the newest row at or before its time, so this equals one row per key and day. Online values
-get there by plain Feast, `feast materialize --views user_activity --views item_activity START END`.
+A row with event_timestamp T (a UTC midnight) counts events *before* T. Rows exist only where a count changes: the day
+after an event, and when a day leaves a window. Feast's point-in-time read takes the newest row at or before its time,
+so the result equals one row per key and day. Online values are loaded by plain Feast, `feast materialize --views user_activity --views item_activity START END`.
 
-    OFFLINE/user_activity/day=1998-03-01/activity.parquet    one file a month, under its first day
+    OFFLINE/user_activity/day=1998-03-01/activity.parquet    one file per month, under its first day
     OFFLINE/item_activity/day=1998-03-01/activity.parquet
 """
 
@@ -30,8 +29,8 @@ from spoor.store.offline import int64_ids, open_offline
 
 _DAY_MS = 86_400_000
 _TIME = pa.timestamp("us", "UTC")
-# A day's count enters every window at the next midnight and leaves a window of n days n midnights later; running sums
-# over these changes are the counts at every midnight, without a row per key and day.
+# A day's count enters every window at the next midnight and leaves a window of n days n midnights later. Running sums
+# over these changes give the counts at every midnight, without a row per key and day.
 _CHANGES = """
     CREATE OR REPLACE TEMP TABLE rows AS
     WITH daily AS (
@@ -62,18 +61,18 @@ _CHANGES = """
 
 @dataclass(frozen=True)
 class ActivityWritten:
-    users: int  # with at least one row
+    users: int  # users with at least one row
     items: int
     user_rows: int
     item_rows: int
-    as_of_ms: int  # the newest midnight that rows may carry; 0 where the lake is empty
+    as_of_ms: int  # newest possible event_timestamp of a row, a midnight; 0 for an empty lake
 
 
 @dataclass(frozen=True)
 class _View:
     name: str
     key: str  # column of the events
-    other: str  # whose distinct values `others` counts
+    other: str  # column whose distinct values `others` counts
     join_key: str
     id_type: IdType
     columns: dict[str, str]  # column of `rows` → Feast's field
@@ -82,14 +81,13 @@ class _View:
 def write_existing_features(
     lake: Lake, features: FeatureSettings, *, positive_actions: Sequence[str] = ()
 ) -> ActivityWritten:
-    """Computes both tables anew from the whole lake and replaces their files one by one, each atomically.
+    """Recomputes both tables from the whole lake and replaces their files one by one, each atomically.
 
-    `positive_actions`: what counts into the positive rate; empty = every action. Equal events count once, however
-    often they were delivered. Raises DataError (an id that does not fit the entity's type, a damaged lake file) and
+    `positive_actions`: actions counted in the positive rate; empty = every action. Duplicate events count once. Raises DataError (an id that does not fit the entity's type, a damaged lake file) and
     InfrastructureError.
     """
     files = [str(path) for path in lake.files()]
-    open_offline(features).prepare_examples((USER_ACTIVITY, ITEM_ACTIVITY))  # Feast reads no folder without a file
+    open_offline(features).prepare_examples((USER_ACTIVITY, ITEM_ACTIVITY))  # Feast cannot read an empty folder
     with duckdb.connect() as connection:
         counts: dict[str, tuple[int, int]] = {}
         last = _load_events(connection, files) if files else 0
@@ -133,7 +131,9 @@ def _views(features: FeatureSettings) -> tuple[_View, _View]:
 def _load_events(connection: duckdb.DuckDBPyConnection, files: list[str]) -> int:
     """Fills table `events` and returns the newest midnight that is over, in days since 1970."""
     try:
-        connection.register("lake", pyarrow.dataset.dataset(files, format="parquet"))  # DuckDB's reader takes patterns
+        connection.register(
+            "lake", pyarrow.dataset.dataset(files, format="parquet")
+        )  # DuckDB's own reader would expand patterns in paths
         connection.execute(
             "CREATE TEMP TABLE events AS SELECT DISTINCT user_id, item_id, action, surface, timestamp FROM lake"
         )
@@ -145,7 +145,7 @@ def _load_events(connection: duckdb.DuckDBPyConnection, files: list[str]) -> int
 
 
 def _write_months(connection: duckdb.DuckDBPyConnection, view: _View, folder: Path) -> tuple[int, int]:
-    """One file per month of the as-of time. Returns keys and rows written."""
+    """Writes one file per month of `as_of`. Returns the number of keys and of rows."""
     months = [row[0] for row in connection.execute("SELECT DISTINCT month FROM rows ORDER BY month").fetchall()]
     for month in months:
         selected = connection.sql(
@@ -159,7 +159,7 @@ def _write_months(connection: duckdb.DuckDBPyConnection, view: _View, folder: Pa
 
 
 def _feast_rows(rows: pa.Table, view: _View) -> pa.Table:
-    """`rows` under the names that Feast's definitions use."""
+    """`rows` with the column names of the Feast definitions."""
     keys = rows["key"]
     if view.id_type == "int64":
         keys = int64_ids(keys, view.key)
@@ -170,7 +170,7 @@ def _feast_rows(rows: pa.Table, view: _View) -> pa.Table:
 
 
 def _remove_months(folder: Path, *, keep: set[str]) -> None:
-    """Files of months that no longer have rows; the new ones are in place by now."""
+    """Removes files of months without rows, after the new files are written."""
     for path in folder.glob("day=*/activity.parquet"):
         if path.parent.name not in keep:
             path.unlink()

@@ -1,11 +1,11 @@
-"""What a ranker is fine-tuned on: items that a user was shown, in requests, and what the user did with them.
+"""Fine-tuning rows of a ranker: items shown to a user, grouped into requests, with the user's actions as labels.
 
-An *impression* is a row: an item shown at a time. A *request* is up to `max_candidates` impressions of one visit; its
-history is frozen one millisecond before its first event, so all of its rows share one history revision, which is
-encoded once. An action counts for the newest impression of its item that the user had at or before it, if that lies
-at most `attribution_hours` back; what happened after the window's end is not known in it.
+An *impression* is a row: an item shown at a time. A *request* is up to `max_candidates` impressions of one visit. Its
+history ends one millisecond before its first event, so its rows share one history revision, which is encoded once. An
+action counts for the user's newest impression of the item at or before it, at most `attribution_hours` back. Actions
+after the end of the window are ignored.
 
-Legend: n impressions (the rows of a request lie together), R requests, K tasks.
+Legend: n impressions (rows of a request are adjacent), R requests, K tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spoor.base.errors import DataError
 from spoor.ranking.settings import ImpressionSettings
 
 DAY_MS = 86_400_000
-AGES_KNOWN_DAYS = 28  # of a log before a window: what appears after so many is new
+AGES_KNOWN_DAYS = 28  # days of log required before a window, so that the age of an item up to this is known
 
 Int64s = npt.NDArray[np.int64]
 
@@ -31,7 +31,7 @@ Int64s = npt.NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Impressions:
     """`user_ids`, `surfaces` and `times_ms` int64 [R] of the requests, oldest first; `offsets` int64 [R + 1] into the
-    rows; `item_ids` of the rows; `labels` float32 [n, K]; `ages_days` float32 [n]: since the item's first event."""
+    rows; `item_ids` of the rows; `labels` float32 [n, K]; `ages_days` float32 [n]: days since the item's first event."""
 
     user_ids: tuple[str, ...]
     surfaces: tuple[str, ...]
@@ -53,11 +53,11 @@ class Impressions:
 
     @property
     def candidates_per_history(self) -> float:
-        """The paper's r: rows for every history that is encoded."""
+        """The paper's r: rows per encoded history."""
         return len(self.item_ids) / max(self.requests, 1)
 
     def frame(self) -> pd.DataFrame:
-        """user_id, item_id and event_timestamp of every row: what a point-in-time read asks for."""
+        """user_id, item_id and event_timestamp of every row: the entity rows of a point-in-time read."""
         where = self.row_requests
         return pd.DataFrame(
             {
@@ -68,7 +68,7 @@ class Impressions:
         )
 
     def take(self, requests: Int64s) -> Impressions:
-        """These requests, in this order."""
+        """The given requests, in the given order."""
         rows, offsets = slice_rows(self.offsets[requests], np.diff(self.offsets)[requests])
         return Impressions(
             user_ids=tuple(self.user_ids[k] for k in requests),
@@ -82,26 +82,26 @@ class Impressions:
         )
 
     def sample(self, most_rows: int, *, seed: int) -> Impressions:
-        """All requests if they hold at most `most_rows` rows, else a random choice of whole requests that do (at least
+        """All requests if they have at most `most_rows` rows, else a random sample of whole requests that does (at least
         one), oldest first."""
         if len(self.item_ids) <= most_rows:
             return self
         return self.take(sample_positions(np.diff(self.offsets), most_rows=most_rows, seed=seed))
 
     def between(self, from_ms: int, to_ms: int) -> Impressions:
-        """The requests of [from_ms, to_ms). Their labels stay those of the whole window."""
+        """The requests of [from_ms, to_ms). Labels still count actions of the whole window."""
         return self.take(np.flatnonzero((self.times_ms >= from_ms) & (self.times_ms < to_ms)))
 
 
 def find_impressions(events: pa.Table, settings: ImpressionSettings, *, from_ms: int, to_ms: int) -> Impressions:
-    """The impressions of [from_ms, to_ms). `events` also tells what came before: the first event of each item.
+    """The impressions of [from_ms, to_ms). Earlier `events` give the first event of each item.
 
     Raises DataError when the window holds no impression.
     """
     frame = events.select(["user_id", "item_id", "action", "surface", "timestamp"]).to_pandas()
     births: dict[str, int] = frame.groupby("item_id")["timestamp"].min().to_dict()
     inside = frame[(frame["timestamp"] >= from_ms) & (frame["timestamp"] < to_ms)]
-    # Of one time, what shows an item comes first: an action counts for an impression at its own time as well.
+    # At equal times, impressions come first: an action also counts for an impression at its own time.
     later = ~inside["action"].isin(settings.shown) if settings.shown else False
     inside = inside.assign(later=later).sort_values(["user_id", "timestamp", "later"], kind="stable")
     rows: list[_Request] = []
@@ -134,9 +134,9 @@ def find_impressions(events: pa.Table, settings: ImpressionSettings, *, from_ms:
 
 
 def window_times(events: pa.Table, *, pretrain_share: float = 0.6, tune_share: float = 0.2) -> tuple[int, int, int]:
-    """(t0, t1, end) in ms: pretraining before t0, fine-tuning before t1, test before the end, by shares of the events.
+    """(t0, t1, end) in ms, by shares of the events: pretraining before t0, fine-tuning before t1, test before end.
 
-    Raises DataError when t0 is not 28 days after the first event: an item's age would not be known.
+    Raises DataError if t0 is less than 28 days after the first event: item ages would be unknown.
     """
     times = np.sort(events["timestamp"].to_numpy())
     if not len(times):
@@ -152,8 +152,8 @@ def window_times(events: pa.Table, *, pretrain_share: float = 0.6, tune_share: f
 
 
 def sample_positions(rows: Int64s, *, most_rows: int, seed: int) -> Int64s:
-    """`rows` int64[n]: of each request. All positions if they make at most `most_rows` rows, else a random choice of
-    them that does (at least one), ascending."""
+    """`rows` int64[n]: rows of each request. All positions if the sum is at most `most_rows`, else a random sample
+    whose sum is (at least one position), ascending."""
     if rows.sum() <= most_rows:
         return np.arange(len(rows))
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -167,11 +167,11 @@ class _Request:
     surface: str
     time_ms: int
     items: list[str]
-    actions: list[set[str]]  # positive ones, by item
+    actions: list[set[str]]  # positive actions per item
 
 
 def _user_requests(user_id: str, events: pd.DataFrame, settings: ImpressionSettings) -> list[_Request]:
-    """One user's events in order → their requests."""
+    """The requests of one user, from the user's events in order."""
     times: list[int] = events["timestamp"].tolist()
     shown, positive = set(settings.shown), set(settings.positive)
     pause, reach = settings.gap_minutes * 60_000, settings.attribution_hours * 3_600_000
@@ -182,7 +182,7 @@ def _user_requests(user_id: str, events: pd.DataFrame, settings: ImpressionSetti
     for item, action, surface, time, paused in zip(*columns, times, pauses, strict=True):
         visit_ended = paused or not found
         if not shown or action in shown:
-            # Events of one time stay in one request: a history cannot end between them.
+            # Events with equal times stay in one request: a history cannot end between them.
             full = found and len(found[-1].items) >= settings.max_candidates and time > found[-1].time_ms + 1
             if visit_ended or full:
                 found.append(_Request(user_id, surface, time - 1, [], []))

@@ -1,6 +1,6 @@
 """A ranker's features, vectors and histories from Feast: online by plain reads, offline by point-in-time joins.
 
-Our ids become the company's join keys here, in the type that its Feast entities have.
+Converts Spoor's ids to the company's join keys, in the type of its Feast entities.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _CHUNK_ITEMS = 500  # entity rows per online read
 
 
 class OnlineFeatures:
-    """One release's service, read online by plain Feast. Opens Feast once."""
+    """Reads one release's feature service online by plain Feast. Opens Feast once."""
 
     def __init__(self, features: FeatureSettings, release: str) -> None:
-        """Raises UsageError where the Feast repo is not applied."""
+        """Raises UsageError if the Feast repo is not applied."""
         self.release = release
         self._features = features
         self._store, _ = open_feature_store(features)
         self._service = self._store.get_feature_service(features.named(ranker_service(release)))
         self.space = self._service.tags.get(
             "space", release
-        )  # what learned from a release of this space may read these vectors
+        )  # rankers trained on a release of this space may read these vectors
 
     def read(self, user_id: str, items: Sequence[str]) -> pa.Table:
-        """The service's features for one user beside each item, in the order of the items."""
+        """The service's features for one user with each item, in the order of the items."""
         user = _entity_id(user_id, self._features.user_id_type)
         parts = [pa.table({name: _typed(name, []) for name in _FEATURES})]
         for start in range(0, len(items), _CHUNK_ITEMS):
@@ -53,7 +53,7 @@ class OnlineFeatures:
         return pa.concat_tables(parts)
 
     def read_history(self, user_id: str) -> tuple[bytes | None, int | None]:
-        """The user's packed history and its revision; None where there is none."""
+        """The user's packed history and its revision; None if missing."""
         history = self._features.named(USER_HISTORY)
         answer = self._store.get_online_features(
             features=[f"{history}:history", f"{history}:revision"],
@@ -63,7 +63,7 @@ class OnlineFeatures:
 
 
 def feast_reader(features: FeatureSettings, release: str) -> Reader:
-    """Reads the release's service at each row's time through Feast. Raises UsageError where it is not applied."""
+    """Reads the release's service at each row's time through Feast. Raises UsageError if it is not applied."""
 
     def read(rows: pd.DataFrame) -> pa.Table:
         entities = rows.rename(columns={"user_id": features.user_join_key, "item_id": features.item_join_key})
@@ -75,7 +75,7 @@ def feast_reader(features: FeatureSettings, release: str) -> Reader:
             entities[key] = [_entity_id(value, id_type) for value in entities[key]]
         found = historical_features(features, entities, release)
         extra = [name for name in rows.columns if name not in ("user_id", "item_id", "event_timestamp")]
-        none = [None] * len(found)  # a repo without the example views has none of their features
+        none = [None] * len(found)  # a repo without the example views lacks their features
         columns = {name: _typed(name, list(found[name]) if name in found else none) for name in _FEATURES}
         return pa.table(columns | {name: pa.array(list(found[name])) for name in extra})
 
@@ -104,7 +104,7 @@ def history_reader(features: FeatureSettings) -> Callable[[pd.DataFrame], pa.Tab
 
 
 def _entity_id(value: Any, id_type: str) -> str | int:
-    """As Feast's entity has it. Raises DataError for an id that the type cannot hold: `007` is not 7."""
+    """The id in the entity's type. Raises DataError for an id that the type cannot represent: `007` is not 7."""
     if id_type == "string":
         return value
     if not is_int64(str(value)):
@@ -116,6 +116,6 @@ def _entity_id(value: Any, id_type: str) -> str | int:
 
 
 def _typed(name: str, values: Sequence[Any]) -> pa.Array:
-    """A column of features with one type, whether or not any value is there."""
+    """A feature column with a fixed type, also if all values are null."""
     kind = pa.list_(pa.float32()) if name in (USER_VECTOR, ITEM_VECTOR) else pa.float64()
     return pa.array(values, kind, from_pandas=True)
