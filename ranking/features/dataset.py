@@ -80,8 +80,8 @@ class Scale:
 def find_requests(
     events: pa.Table, *, from_ms: int, to_ms: int, positive_actions: Sequence[str] = (), gap_minutes: float = 30.0
 ) -> list[Request]:
-    """One request per visit within [from_ms, to_ms), oldest first; a pause of `gap_minutes` or more ends a visit. Visits
-    without a relevant new item are left out. Empty `positive_actions` = every action is positive."""
+    """One request per visit within [from_ms, to_ms), oldest first; a pause of at least `gap_minutes` ends a visit.
+    Visits without a relevant new item are left out. Empty `positive_actions` = every action is positive."""
     frame = events.select(["user_id", "item_id", "action", "timestamp"]).to_pandas()
     frame = frame[frame["timestamp"] < to_ms].sort_values(["user_id", "timestamp"], kind="stable")
     positive = frame["action"].isin(list(positive_actions)) if positive_actions else pd.Series(True, frame.index)

@@ -2,7 +2,8 @@
 
 A row with event_timestamp T (a UTC midnight) counts events *before* T. Rows exist only where a count changes: the day
 after an event, and when a day leaves a window. Feast's point-in-time read takes the newest row at or before its time,
-so the result equals one row per key and day. Online values are loaded by plain Feast, `feast materialize --views user_activity --views item_activity START END`.
+so the result equals one row per key and day. Plain Feast loads the online values:
+`feast materialize --views user_activity --views item_activity START END`.
 
     OFFLINE/user_activity/day=1998-03-01/activity.parquet    one file per month, under its first day
     OFFLINE/item_activity/day=1998-03-01/activity.parquet
@@ -83,8 +84,8 @@ def write_existing_features(
 ) -> ActivityWritten:
     """Recomputes both tables from the whole lake and replaces their files one by one, each atomically.
 
-    `positive_actions`: actions counted in the positive rate; empty = every action. Duplicate events count once. Raises DataError (an id that does not fit the entity's type, a damaged lake file) and
-    InfrastructureError.
+    `positive_actions`: actions counted in the positive rate; empty = every action. Duplicate events count once.
+    Raises DataError (an id that does not fit the entity's type, a damaged lake file) and InfrastructureError.
     """
     files = [str(path) for path in lake.files()]
     open_offline(features).prepare_examples((USER_ACTIVITY, ITEM_ACTIVITY))  # Feast cannot read an empty folder

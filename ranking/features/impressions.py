@@ -31,7 +31,7 @@ Int64s = npt.NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Impressions:
     """`user_ids`, `surfaces` and `times_ms` int64 [R] of the requests, oldest first; `offsets` int64 [R + 1] into the
-    rows; `item_ids` of the rows; `labels` float32 [n, K]; `ages_days` float32 [n]: days since the item's first event."""
+    rows; `item_ids` of the rows; `labels` float32 [n, K]; `ages_days` float32 [n]: since the item's first event."""
 
     user_ids: tuple[str, ...]
     surfaces: tuple[str, ...]
@@ -82,8 +82,8 @@ class Impressions:
         )
 
     def sample(self, most_rows: int, *, seed: int) -> Impressions:
-        """All requests if they have at most `most_rows` rows, else a random sample of whole requests that does (at least
-        one), oldest first."""
+        """All requests if they have at most `most_rows` rows, else a random sample of whole requests that does (at
+        least one), oldest first."""
         if len(self.item_ids) <= most_rows:
             return self
         return self.take(sample_positions(np.diff(self.offsets), most_rows=most_rows, seed=seed))
