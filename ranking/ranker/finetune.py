@@ -1,10 +1,10 @@
-"""Fine-tuning from a log and a feature store to a ranker in a file.
+"""Fine-tuning: from an event log and a feature store to a ranker file.
 
-    events -> impressions of [t0, t1) and of what comes after
+    events -> impressions of the training window [t0, t1) and of the test window after it
            -> features, vectors and histories of their requests, from Feast at their point in time
-           -> host and encoder trained on the first, measured on the second
+           -> host and encoder trained on the first window, measured on the second
 
-The release was trained before t0: what it saw, what the ranker learns from and what both are measured on are disjoint.
+The release was trained on events before t0, so pretraining, fine-tuning and test events are disjoint.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where a window's rows come from. `items`: attributes by item_id (a column `item_id` alone is enough)."""
+    """Sources of a window's rows. `items`: attributes by item_id; only the column `item_id` is required."""
 
     events: pa.Table
     items: pa.Table
@@ -62,11 +62,11 @@ class Source:
     read_histories: HistoryReader
 
     def impressions(self, settings: ImpressionSettings, *, from_ms: int, to_ms: int) -> Impressions:
-        """Of the window [from_ms, to_ms), told by events before its end alone. Raises DataError where it has none."""
+        """Impressions of [from_ms, to_ms), from events before its end only. Raises DataError if there are none."""
         return find_impressions(_before(self.events, to_ms), settings, from_ms=from_ms, to_ms=to_ms)
 
     def rows(self, impressions: Impressions, layout: AttributeLayout) -> RankingData:
-        """Everything that a ranker reads about them. Raises DataError."""
+        """All ranker inputs of the impressions. Raises DataError."""
         return read_rows(
             impressions,
             self.read,
@@ -77,7 +77,7 @@ class Source:
         )
 
     def missing_histories(self, data: RankingData) -> int:
-        """Requests without a stored history although their user had acted before."""
+        """Number of requests without a stored history although their user had earlier events."""
         first = self.events.group_by("user_id").aggregate([("timestamp", "min")])
         known = dict(zip(first["user_id"].to_pylist(), first["timestamp_min"].to_pylist(), strict=True))
         users, times = data.impressions.user_ids, data.impressions.times_ms
@@ -85,15 +85,15 @@ class Source:
         return int((acted & ~data.stored).sum())
 
     def layout(self, *, before_ms: int) -> AttributeLayout:
-        """Of the attributes, decided by the items that occurred before this time."""
+        """The attribute layout, computed from items with an event before this time."""
         known = pc.unique(_before(self.events, before_ms)["item_id"]).to_pylist()
         return AttributeLayout.of(self.items, known=known)
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """`metrics` are of the test window, empty where no events lie after the training; None for what cannot be
-    measured. `ranker` is None after a dry run."""
+    """`metrics`: of training, and under `test` of the test window if it has impressions; None for undefined values;
+    empty after a dry run. `ranker`: the file's path, None after a dry run."""
 
     plan: list[str]
     ranker: Path | None
@@ -111,9 +111,9 @@ def run_finetune(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> FinetuneResult:
-    """Trains on one window, measures on the next and writes the ranker's file. Says what it will do first.
+    """Reports its plan, trains on one window, measures on the next and writes the ranker's file.
 
-    Raises UsageError (also for a release that was trained on the windows' events), DataError, InfrastructureError.
+    Raises UsageError (also if the release was trained on events of the windows), DataError, InfrastructureError.
     """
     require_usable()
     check_windows(source.release, windows)
@@ -167,7 +167,7 @@ def run_finetune(
 
 
 def check_windows(release: Release, windows: Windows) -> None:
-    """Raises UsageError for a release that has seen events of the windows."""
+    """Raises UsageError if the release was trained on events of the windows."""
     through = release.info.trained_through_ms
     if through >= windows.tune_from:
         raise UsageError(
@@ -179,7 +179,7 @@ def check_windows(release: Release, windows: Windows) -> None:
 
 
 def _doubts(source: Source, windows: Windows, settings: ImpressionSettings) -> list[str]:
-    """What can be learnt from, but perhaps is not what was meant."""
+    """Warnings on input that can be trained on but may be a mistake."""
     doubts = []
     known = set(pc.unique(source.events["action"]).to_pylist())
     unknown = [action for action in (*settings.positive, *settings.shown) if action not in known]
@@ -203,7 +203,7 @@ def _histories(source: Source, data: RankingData) -> dict[str, int]:
 
 
 def _warn_of_missing(histories: dict[str, dict[str, int]], progress: Callable[[str], None]) -> None:
-    """Once for all windows."""
+    """Reports one warning for all windows."""
     found = [
         f"{counts['without_history_despite_events']:,} of {counts['requests']:,} {window} requests"
         for window, counts in histories.items()
@@ -223,7 +223,7 @@ def _test_rows(
     settings: FinetuneSettings,
     progress: Callable[[str], None],
 ) -> RankingData | None:
-    """None where nothing was shown after the training window."""
+    """Rows of the test window; None without impressions after the training window."""
     if windows.test_to == windows.test_from:
         return None
     try:
@@ -252,12 +252,12 @@ def _time(time_ms: int) -> str:
 
 
 def _iso(time_ms: int) -> str:
-    """As commands take it."""
+    """The time in the format of command options."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _number(value: Any) -> Any:
-    """JSON has no NaN."""
+    """NaN becomes None, since JSON has no NaN."""
     if isinstance(value, float | np.floating):
         return None if math.isnan(value) else float(value)
     return value

@@ -1,16 +1,18 @@
 """How a ranker uses the user encoder: not at all, by its vector (late fusion), or by crossing the candidate (early).
 
-- late-last, late-mean: the output after the last event, or the mean of all; the candidate is not seen. Frozen late-last
-  is the vector that lies in Feast, and nothing is computed.
-- early: the candidate is appended as last token without action, by DCAT's two passes (dcat.py). Options: a
-  learnable token before it (LT), its content added to its token with a loss that ties content and id (the paper's
-  GraphSAGE variant), both (GSLT). A window of slots is full at training exactly as at serving (rotate replace).
-- Whatever the kind, the ranker receives the module's output h, the candidate's own vector z, h * z and h . z, h and z
-  scaled to floats of about 1.
+- late-last, late-mean: the output after the last event, or the mean of all outputs, independent of the candidate.
+  Frozen late-last reads the vector from Feast and does not run the encoder.
+- early: the candidate is appended as last token, without action, in DCAT's two passes (encoder/model/dcat.py).
+  Options: a learnable token before it (LT); its content added to its token, with a loss that aligns content and id
+  (the paper's GraphSAGE variant); both (GSLT). The window of slots is used alike in training and serving (rotate
+  replace).
+- For every kind except none, the ranker receives the module's output h, the candidate's vector z, h * z and h . z.
+  h and z are scaled to floats of about 1.
 - Cold start, in training only: CIR gives a tenth of the candidates a random id; IDD drops 0.7 of the outputs of
-  candidates younger than 7 days, 0.5 up to 28 days.
+  candidates younger than 7 days, 0.5 of those younger than 28 days.
 
-Legend: N events of all contexts together (jagged), G contexts, C candidates, A attributes, E = the model's dimension.
+Legend: N events of all contexts (jagged), G contexts, C candidates, F features, A attributes, K tasks, E = the model's
+dimension.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.ranking.settings import FusionConfig
 
 RANDOM_ID_SHARE = 0.1
-_DROPOUT_BY_AGE = ((7.0, 0.7), (28.0, 0.5))  # younger than so many days: this share of the outputs
+_DROPOUT_BY_AGE = ((7.0, 0.7), (28.0, 0.5))  # (age limit in days, share of outputs dropped)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RankingBatch(Events):
-    """Whole requests: the events of G contexts, each once, and what was shown.
+    """Whole requests: the events of G contexts, each context once, and the shown candidates.
 
     candidates, shown_on        int64 [C]: item and surface of each candidate; candidate_context int64 [C] in [0, G)
-    candidate_gaps, ages_days   float32 [C]: log(1 + seconds since the context's last event); the item's age
-    features    float32 [C, F] of Feast, standardised; attributes float32 [C, A] of the item
-    user_vectors, item_vectors  float32 [C, E]: Feast's, zeros where unknown
+    candidate_gaps, ages_days   float32 [C]: log(1 + seconds since the context's last event); age of the item
+    features    float32 [C, F] from Feast, standardised; attributes float32 [C, A] of the item
+    user_vectors, item_vectors  float32 [C, E] from Feast, zeros if unknown
     labels      float32 [C, K]
     """
 
@@ -57,7 +59,7 @@ class RankingBatch(Events):
 @dataclass(frozen=True, eq=False)
 class Fused:
     """`outputs` [C, 3 E + 1] for the ranker (no column for kind `none`); `events` [N, E]: user vectors after each
-    event, where they were computed; `alignment`: a scalar, 0 without content."""
+    event, None if not computed; `alignment`: a scalar loss, 0 without content."""
 
     outputs: Tensor
     events: Tensor | None
@@ -65,8 +67,8 @@ class Fused:
 
 
 class Fusion(nn.Module):
-    """`encoder`: the release's network, which this module takes over if it computes anything; `attributes` floats an
-    item has; `dimension` of Feast's vectors, where there is no encoder."""
+    """`encoder`: the release's network, owned by this module if the config reads histories; `attributes`: floats per
+    item; `dimension`: of Feast's vectors, if there is no encoder."""
 
     def __init__(
         self, config: FusionConfig, encoder: UserEncoder | None, *, attributes: int, dimension: int = 0
@@ -90,18 +92,18 @@ class Fusion(nn.Module):
 
     @property
     def width(self) -> int:
-        """Floats that it adds to a candidate's row."""
+        """Floats added to a candidate's row."""
         return 0 if self.config.kind == "none" else 3 * self.dimension + 1
 
     def train(self, mode: bool = True) -> Fusion:
-        """A frozen encoder stays in evaluation: it has no dropout either."""
+        """Keeps a frozen encoder in evaluation mode, without dropout."""
         super().train(mode)
         if self.encoder is not None and self.config.module == "frozen":
             self.encoder.eval()
         return self
 
     def forward(self, batch: RankingBatch, generator: torch.Generator | None = None) -> Fused:
-        """`generator` draws the cold-start repairs; they apply in training only, and need it there."""
+        """`generator`: for CIR and IDD; they apply in training only."""
         none = batch.features.new_zeros(())
         if self.config.kind == "none":
             return Fused(batch.features.new_zeros(len(batch.candidates), 0), None, none)
@@ -117,8 +119,8 @@ class Fusion(nn.Module):
         return Fused(self._dropped_by_age(outputs, batch.ages_days, generator), events, alignment)
 
     def initialise(self, seed: int) -> None:
-        """Draws what the release does not have: the token (normal, the deviation of an event's floats) and the content
-        projection (normal, deviation 0.02 / sqrt(A), so that a token starts as its id)."""
+        """Initialises parameters that the release lacks: the token (normal, deviation 1 like an event's floats) and the
+        content projection (normal, deviation 0.02 / sqrt(A), so that a candidate's token starts close to its id)."""
         generator = torch.Generator().manual_seed(seed)
         if self.token is not None:
             nn.init.normal_(self.token, std=1.0, generator=generator)
@@ -129,7 +131,7 @@ class Fusion(nn.Module):
     def _crossed(
         self, encoder: UserEncoder, batch: RankingBatch, candidates: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Outputs at the candidates; user vectors after each event, which training asks for; the alignment loss."""
+        """Outputs at the candidates, user vectors after each event (in training only), and the alignment loss."""
         content = self.content(batch.attributes) if self.content is not None else None
         gaps = batch.candidate_gaps
         asked = Candidates(candidates, batch.shown_on, batch.candidate_context, gaps, content)
@@ -138,13 +140,13 @@ class Fusion(nn.Module):
         )
         if content is None:
             return crossed, events, batch.features.new_zeros(())
-        # Ties the content of an item to its own id, not to the random one that it may have in this batch.
+        # Aligns an item's content with its own id, not with a random id from CIR.
         known = batch.candidates > 0
         ids = encoder.items(batch.candidates[known])
         return crossed, events, (1 - F.cosine_similarity(content[known], ids)).sum() / known.sum().clamp_min(1)
 
     def _summary(self, history: Context) -> Tensor:
-        """The user vector of each context, [G, E]: zeros for one without events."""
+        """The user vector of each context, [G, E]; zeros for a context without events."""
         assert history.outputs is not None
         lengths, bounds = history.lengths, history.lengths.cumsum(0)
         some = lengths > 0

@@ -1,7 +1,7 @@
-"""The host ranker: a pointwise multi-task network of the DCNv2 kind, as the paper's users have.
+"""The host ranker: a pointwise multi-task DCNv2 network, like the rankers of the paper.
 
 - Crosses: x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, then a small MLP, then one logit per task (DCNv2, stacked).
-- What it reads are numbers: features of Feast, standardised, and whatever a module adds.
+- Its inputs are numbers: standardised features from Feast, item attributes, and the outputs of a module.
 - Left out: wide embedding tables of other ids, task-specific towers.
 
 Legend: C candidates, F input floats, K tasks.
@@ -36,7 +36,7 @@ class CrossLayer(nn.Module):
 
 
 class Host(nn.Module):
-    """`inputs` floats a candidate, `tasks` logits."""
+    """`inputs`: floats per candidate; `tasks`: logits per candidate."""
 
     def __init__(self, config: HostConfig, *, inputs: int, tasks: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Host(nn.Module):
         return self.tasks(self.dropout(torch.relu(self.hidden(crossed))))
 
     def initialise(self, seed: int) -> None:
-        """Draws every parameter anew, independent of the process's own random state.
+        """Draws every parameter, independent of the global random state.
 
         | layer           | distribution                      |
         |-----------------|-----------------------------------|

@@ -1,10 +1,10 @@
-"""The lift table: one ranker with the embedding beside the existing features, one without, on the same requests.
+"""The lift table: a ranker with existing features only against one with the embedding too, on the same requests.
 
-Both are the ranker of fine-tuning: without a module (fusion `none`), and beside Feast's vectors (frozen `late-last`).
-All unseen items are ranked (no sampled candidates); where that would be too many rows, a random choice of the requests
-is ranked, and the table says of how many. Each metric is averaged over a user's requests and over the seeds
-first, then over users; intervals are the 2.5 % and 97.5 % quantiles of a bootstrap over users, and the difference is
-paired. Settings are fixed beforehand and the same for both rankers.
+Both are fine-tuning rankers: without a module (fusion `none`), and with Feast's vectors (frozen `late-last`). All
+unseen items are ranked (no sampled candidates). If these are too many rows, a random sample of requests is ranked, and
+the table reports its size. Each metric is averaged over seeds and over a user's requests, then over users. Intervals
+are the 2.5 % and 97.5 % quantiles of a bootstrap over users; differences are paired. Settings are fixed beforehand and
+equal for both rankers.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from spoor.ranking.settings import FinetuneSettings
 
 METRICS = ("NDCG@10", "Recall@10", "AUC")
 _CUTOFF = 10
-MOST_TRAINING_ROWS = 50_000  # a request makes up to a hundred
-MOST_TEST_ROWS = 1_000_000  # a request makes one for each unseen item
+MOST_TRAINING_ROWS = 50_000  # up to a hundred rows per request
+MOST_TEST_ROWS = 1_000_000  # one row per unseen item of a request
 _ROWS_AT_ONCE = 20_000
-_NEGATIVES = 4  # training rows for each relevant one
-_MOST_RELEVANT = 20  # of a training request
+_NEGATIVES = 4  # negative training rows per relevant item
+_MOST_RELEVANT = 20  # relevant items per training request
 
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LiftRow:
-    subset: str  # which requests
+    subset: str  # name of the subset of requests
     metric: str
     users: int
     requests: int
@@ -68,16 +68,16 @@ class LiftTable:
     seeds: int  # rankers trained per column
     train_requests: int
     train_rows: int
-    train_covered: float  # share of training requests whose user had an embedding then
+    train_covered: float  # share of training requests whose user had an embedding at the request
     test_requests: int
     test_rows: int
     test_covered: float
-    train_requests_found: int = 0  # from which those were drawn at random; 0 in tables from before this was kept
+    train_requests_found: int = 0  # requests before sampling; 0 in older tables without this field
     test_requests_found: int = 0
 
     @property
     def sampled(self) -> str:
-        """What was left out, in words; empty where nothing was."""
+        """The sample sizes as text; empty if nothing was left out."""
         parts = [
             f"{used:,} of {found:,} {name} requests"
             for name, used, found in (
@@ -92,7 +92,7 @@ class LiftTable:
 @dataclass(frozen=True)
 class Lift:
     table: LiftTable
-    ranker: TunedRanker  # with the embedding, first seed: the one to serve
+    ranker: TunedRanker  # with the embedding, first seed; this one is served
     baseline: TunedRanker  # without it
 
 
@@ -110,9 +110,10 @@ def measure_lift(
     most_test_rows: int = MOST_TEST_ROWS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Lift:
-    """Trains on the requests of one span of time [from, to) and tests on another. Where they make more than
-    `most_training_rows` or `most_test_rows`, a random choice of them stands for all. `settings.seed` draws it; each
-    ranker has one of `seeds`. Raises DataError where a span has no request. `progress` gets a line per step."""
+    """Trains on the requests of one time span [from, to) and tests on another. If a span has more than
+    `most_training_rows` or `most_test_rows` rows, a random sample of its requests is used, drawn with `settings.seed`.
+    Each ranker is trained with one of `seeds`. `progress` gets a line per step. Raises DataError if a span has no
+    request."""
     settings = settings or FinetuneSettings()
     all_train = _requests(events, train_ms, positive_actions, "training")
     all_test = _requests(events, test_ms, positive_actions, "test")
@@ -147,7 +148,7 @@ def measure_lift(
     known, test_rows = np.zeros(len(test), bool), 0
     for part, candidates in candidate_parts(test, catalogue, rows_at_once=_ROWS_AT_ONCE, seed=settings.seed):
         if not candidates.item_ids:
-            continue  # users who have seen the whole catalogue
+            continue  # these users have seen the whole catalogue
         found = read_rows(candidates, read, dimension=data.user_vectors.shape[1])
         known[part] = found.has_user_vector
         test_rows += len(candidates.item_ids)
@@ -176,8 +177,8 @@ def _of(used: Sequence[Request], found: Sequence[Request], settings: FinetuneSet
 
 
 def request_metrics(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> dict[str, float]:
-    """One request: NDCG@10, Recall@10 (of at most ten), and AUC with ties counted half; NaN where undefined. Ties in
-    the first two are broken by position, which the caller shuffled."""
+    """Metrics of one request: NDCG@10, Recall@10 (of at most ten relevant items), and AUC with ties counted half; NaN
+    if undefined. NDCG and Recall break ties by position, which the caller has shuffled."""
     positives = int(labels.sum())
     if not positives:
         return dict.fromkeys(METRICS, float("nan"))
@@ -192,8 +193,8 @@ def request_metrics(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.flo
 
 
 def estimates(values: Values, *, seed: int = 0) -> list[Estimate]:
-    """float64[U, K] of U users: the mean of each column with its 95 % interval over resampled users. All columns share
-    the draws."""
+    """`values`: float64[U, K] of U users. The mean of each column with its 95 % interval over resampled users. All
+    columns share the draws."""
     draws = bootstrap_means(values, np.ones(len(values)), seed=seed)
     return [Estimate(float(column.mean()), *interval(drawn)) for column, drawn in zip(values.T, draws.T, strict=True)]
 
@@ -210,7 +211,7 @@ def _requests(events: pa.Table, span: tuple[int, int], positive_actions: Sequenc
 def _mean_metrics(
     scores: npt.NDArray[np.float32], labels: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64]
 ) -> Values:
-    """float64[requests, METRICS], the mean over seeds. `scores`: [seeds, n]; rows of a request lie together."""
+    """float64[requests, METRICS], the mean over seeds. `scores`: [seeds, n]; rows of a request are adjacent."""
     return np.array(
         [
             np.mean([list(request_metrics(one[start:end], labels[start:end]).values()) for one in scores], axis=0)

@@ -1,8 +1,8 @@
-"""What the fine-tuning tables report: AUC over impressions and HIT@3 over groups, by slices of item age.
+"""Metrics of the fine-tuning tables: AUC over impressions and HIT@3 over groups, by slices of item age.
 
-A row's figure is the mean over its seeds; its interval is that of a bootstrap over users, with the same draws for every
-row, so that a difference between two rows is a paired comparison. No claim is made on a slice with fewer than
-`CLAIM_POSITIVES` positives.
+A row's figure is the mean over seeds. Its interval comes from a bootstrap over users with the same draws for every
+row, so the difference of two rows is a paired comparison. A slice with fewer than `CLAIM_POSITIVES` positives supports
+no claim.
 
 Legend: n impressions, S seeds, U users, B draws, G groups.
 """
@@ -30,7 +30,7 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    mean: float  # NaN where the slice has one kind of label
+    mean: float  # NaN if the slice has only one kind of label
     low: float  # 95 % interval
     high: float
 
@@ -45,7 +45,7 @@ class Measured:
     figure: Estimate
     impressions: int
     positives: int
-    groups: int  # of HIT@3; 0 for AUC
+    groups: int  # number of groups of HIT@3; 0 for AUC
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Compared:
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Per (ranker, slice, metric): the row, and the mean over seeds in each draw, float64 [B]."""
+    """Per (ranker, slice, metric): the row, and the mean over seeds for each draw, float64 [B]."""
 
     rows: tuple[Measured, ...]
     draws: Mapping[tuple[str, str, str], Values]
@@ -101,7 +101,7 @@ def measure(
     group_by: GroupBy = "request",
     seed: int = 0,
 ) -> Measurements:
-    """`scores` by ranker: float32 [S, n], higher is better. Labels are those of the first task."""
+    """`scores`: by ranker, float32 [S, n], higher is better. Labels are those of the first task."""
     users, of_row = np.unique(np.array(impressions.user_ids)[impressions.row_requests], return_inverse=True)
     times_BU = np.stack(list(user_draws(len(users), seed=seed)))
     labels = impressions.labels[:, 0]
@@ -126,9 +126,9 @@ def measure(
 def group_hits(
     scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating], groups: npt.NDArray[np.int64]
 ) -> tuple[Values, npt.NDArray[np.int64]]:
-    """Whether a positive is among the three highest, float64 [G], and a row of each group, int64 [G]: of the groups
-    with at least five candidates, a positive and a negative. Equal scores are ordered by chance: each counts with the
-    probability that it is among the three."""
+    """HIT@3 of each group, float64 [G], and one row of each group, int64 [G]. Only groups with at least five
+    candidates, a positive and a negative count. Ties are ordered at random: HIT@3 is the probability that a positive
+    is among the three highest."""
     order = np.lexsort((-scores, groups))
     bounds = np.flatnonzero(np.append(True, np.diff(groups[order]) != 0))
     hits, rows = [], []
@@ -141,7 +141,7 @@ def group_hits(
 
 
 def _hit(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating]) -> float:
-    """Scores descending."""
+    """The probability of a hit in one group, whose scores are descending."""
     last = scores[TOP - 1]
     above, tied = scores > last, scores == last
     if labels[above].any():
@@ -188,7 +188,7 @@ def _hit_figures(
     if not len(rows):
         nothing = np.full(1, np.nan)
         return nothing, np.full(len(times_BU), np.nan), (0, 0, 0)
-    # Groups come in the order of their numbers, whatever the scores: seeds share it.
+    # group_hits returns groups in the order of their numbers, so all seeds have the same order.
     hits = np.mean([found for found, _ in by_seed], axis=0)
     weights = times_BU[:, users[rows]]
     inside = np.isin(groups[chosen], groups[rows])

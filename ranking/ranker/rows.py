@@ -1,7 +1,7 @@
-"""A window's impressions with everything that a ranker reads of them, and its batches.
+"""A window's impressions with all ranker inputs, and its batches.
 
-Features, vectors and histories come from Feast by point-in-time join at each request's time. Rows are grouped by
-(user, history revision): requests of one revision share one context, which a batch encodes once.
+Features, vectors and histories come from Feast by point-in-time join at each request's time. Requests with the same
+(user, history revision) share one context, which a batch encodes once.
 
 Legend: n rows, R requests, H distinct contexts, F features, A attributes, E floats of a vector.
 """
@@ -45,9 +45,9 @@ NO_ITEMS = pa.table({"item_id": pa.array([], pa.string())})
 
 @dataclass(frozen=True, eq=False)
 class RankingData:
-    """`contexts`: H histories, `context_users` the user of each; `request_contexts` int64 [R]; `stored` bool [R]: which
-    requests have a history in the feature store, the others an empty one; `features` [n, F] with NaN for null;
-    `attributes` float32 [n, A] in the columns of `layout`; `user_vectors`, `item_vectors` float32 [n, E], zeros where
+    """`contexts`: H histories; `context_users`: the user of each; `request_contexts` int64 [R]; `stored` bool [R]: the
+    request has a history in the feature store, otherwise an empty one; `features` [n, F] with NaN for null;
+    `attributes` float32 [n, A] in the columns of `layout`; `user_vectors`, `item_vectors` float32 [n, E], zeros if
     unknown."""
 
     impressions: Impressions
@@ -70,7 +70,7 @@ class RankingData:
 
     @property
     def rows_per_context(self) -> float:
-        """The paper's r: candidates for each history that is encoded, were the window one batch."""
+        """The paper's r: candidates per encoded history, if the whole window were one batch."""
         return len(self.impressions.item_ids) / max(self.contexts.count, 1)
 
 
@@ -83,7 +83,7 @@ def read_rows(
     layout: AttributeLayout | None = None,
     dimension: int | None = None,
 ) -> RankingData:
-    """Everything about these impressions as it was known at their requests; the rest as for `rows_of`. Raises
+    """The ranker inputs of these impressions at the time of their requests; other arguments as for `rows_of`. Raises
     DataError."""
     parts = [part for _, part in read_features(impressions.frame(), read)]
     table = pa.concat_tables(parts, promote_options="permissive")
@@ -99,8 +99,8 @@ def rows_of(
     layout: AttributeLayout | None = None,
     dimension: int | None = None,
 ) -> RankingData:
-    """From the features of the rows, in their order. Without `read_histories`, all histories are empty. `items`:
-    attributes by `item_id`, which `layout` turns into numbers; `dimension`: E, if it is known. Raises DataError."""
+    """The ranker inputs, given the `features` in row order. Without `read_histories`, all histories are empty. `items`:
+    attributes by `item_id`, which `layout` turns into numbers; `dimension`: E, if known. Raises DataError."""
     layout = layout or AttributeLayout()
     contexts = no_contexts(impressions) if read_histories is None else _contexts(impressions, read_histories)
     user_vectors, item_vectors = vectors_of(features, dimension=dimension)
@@ -119,7 +119,7 @@ class BatchMaker:
     """Turns requests of one window into batches of tensors."""
 
     def __init__(self, data: RankingData, vocabulary: Vocabulary, scale: Scale, *, window: int) -> None:
-        """`window`: newest events of a context that are kept."""
+        """`window`: number of newest events kept per context."""
         self.data = data
         contexts = data.contexts.newest(window)
         self._offsets = contexts.offsets
@@ -135,7 +135,7 @@ class BatchMaker:
         self._features = scale.standardised(data.features)
 
     def batch(self, requests: Int64s) -> tuple[RankingBatch, Int64s]:
-        """These requests, and the context (of the window) behind each context of the batch."""
+        """The batch of these requests, and the index in `data.contexts` of each of its contexts."""
         data, impressions = self.data, self.data.impressions
         rows, offsets = slice_rows(impressions.offsets[requests], np.diff(impressions.offsets)[requests])
         of_row = np.repeat(requests, np.diff(offsets))
@@ -166,7 +166,7 @@ class BatchMaker:
         return made, contexts
 
     def batches(self, order: Int64s, *, rows: int) -> Iterator[Int64s]:
-        """The requests of `order` in pieces of at most `rows` rows, at least one request each."""
+        """Splits the requests of `order` into parts of at most `rows` rows, with at least one request each."""
         lengths = np.diff(self.data.impressions.offsets)[order]
         start = total = 0
         for place, length in enumerate(lengths):
@@ -182,14 +182,14 @@ Contexts = tuple[Histories, tuple[str, ...], Int64s, npt.NDArray[np.bool_]]
 
 
 def no_contexts(impressions: Impressions) -> Contexts:
-    """One empty history stands for all."""
+    """One empty history shared by all requests."""
     requests = impressions.requests
     return Histories.empty(1), ("",), np.zeros(requests, np.int64), np.zeros(requests, bool)
 
 
 def _contexts(impressions: Impressions, read: HistoryReader) -> Contexts:
-    """The distinct histories behind the requests, their users, the one of each request, and which requests have one
-    in the store. Raises DataError if the read loses or repeats a request."""
+    """The distinct histories of the requests, their users, the index of each request's history, and which requests
+    have one in the store. Raises DataError if the read loses or repeats a request."""
     times = pd.to_datetime(impressions.times_ms, unit="ms", utc=True)
     asked = pd.DataFrame({"user_id": list(impressions.user_ids), "event_timestamp": times})
     table = read(asked.assign(**{ROW: np.arange(len(asked))}))

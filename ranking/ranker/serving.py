@@ -1,8 +1,8 @@
-"""A ranker at work: plain Feast's online answers to scores and to the best unseen items, early fusion included.
+"""Online serving of a ranker: from plain Feast reads to scores and the best unseen items, early fusion included.
 
-Per request: one read of the features of the user beside each candidate, and, where the ranker's module computes from
-it, one of the user's packed history, which goes through the context pass once; the candidates go through the crossing
-pass together. A user without a stored history is scored as a new one; the server counts them, and logs the first.
+Per request: one read of the features for the user and each candidate. If the ranker reads histories, also one read of
+the user's packed history, one context pass over it, and one crossing pass over all candidates. A user without a stored
+history is scored as a new user; the server counts such requests and logs the first.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Served:
 
 
 class RankerServer:
-    """`requests`: scored so far; `without_history`: those of them whose user has no history online, of a ranker that
-    reads histories."""
+    """`requests`: number scored so far; `without_history`: those whose user has no history online, if the ranker reads
+    histories."""
 
     def __init__(self, online: OnlineFeatures, ranker: TunedRanker, items: pa.Table) -> None:
         """`items`: the attribute table with `item_id`; ids alone are enough for a ranker without attributes.
 
-        Raises UsageError for a ranker of frozen late-last where `online` reads vectors of another space than it was
-        trained on, if it says which: they are strange to it though they may have the same length."""
+        Raises UsageError if a frozen late-last ranker records another vector space than that of `online`: vectors of
+        another space are meaningless to it, even at the same length."""
         space = ranker.about.get("space", ranker.about.get("release", online.space))
         if ranker.model.fusion.config.reads_vectors and online.space != space:
             raise UsageError(
@@ -69,8 +69,8 @@ class RankerServer:
         self.without_history = 0
 
     def score(self, user_id: str, candidates: Sequence[str], *, time_ms: int, surface: str = "") -> Floats:
-        """Probabilities float32 [candidates, K] of the tasks for items shown now, in their order. `time_ms`:
-        of the request, UTC; `surface`: where they are shown."""
+        """Task probabilities float32 [candidates, K], in the order of the candidates. `time_ms`: of the request, UTC;
+        `surface`: where the items are shown."""
         return self._score(user_id, candidates, self._online.read(user_id, candidates), time_ms, surface)
 
     def recommend(
@@ -84,7 +84,7 @@ class RankerServer:
     def rank(
         self, user_id: str, features: pa.Table, titles: Mapping[str, str], *, time_ms: int, count: int = 10
     ) -> Served:
-        """The best items, from what `OnlineFeatures.read` returned for them, now or earlier, with their `item_id`."""
+        """The best items. `features`: a result of `OnlineFeatures.read`, with a column `item_id` added."""
         items = features["item_id"].to_pylist()
         if not items:
             return Served(user_id, (), {})
@@ -105,7 +105,7 @@ class RankerServer:
             offsets=np.array([0, count], np.int64),
             item_ids=tuple(candidates),
             labels=np.zeros((count, len(self._ranker.tasks)), np.float32),
-            ages_days=np.zeros(count, np.float32),  # ages matter in training only
+            ages_days=np.zeros(count, np.float32),  # ages are used in training only
             tasks=self._ranker.tasks,
         )
         if not count:

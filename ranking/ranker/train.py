@@ -2,9 +2,10 @@
 
     loss = BCE(ranker) + a BCE(module alone) + b |module - ranker|^2 + c L_ntl + d alignment
 
-over the tasks, where the ranker's prediction teaches the module's (no gradient to the ranker), L_ntl is the next-token
-loss over the batch's histories, and `alignment` ties content to ids. The encoder learns at a tenth of the ranker's
-rate. The newest tenth of the training requests is not trained on: it chooses the epoch.
+over the tasks. The ranker's prediction is the target of the module's (no gradient to the ranker), L_ntl is the
+next-token loss over the batch's histories, and `alignment` is the distance between content and ids. By default the
+encoder's learning rate is a tenth of the ranker's, and the newest tenth of the training requests is held out to choose
+the epoch.
 
 Legend: n rows, C candidates of a batch, K tasks, N events of its contexts, P pairs of L_ntl, M negatives.
 """
@@ -48,21 +49,21 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """`losses`: the mean loss of each epoch; `validation_auc`: of the newest requests after each epoch, NaN where they
-    have one kind of label; `epoch`: the one that was kept, from 1."""
+    """`losses`: mean loss of each epoch; `validation_auc`: AUC of the newest requests after each epoch, NaN if they
+    have only one kind of label; `epoch`: the epoch that was kept, counted from 1."""
 
     ranker: TunedRanker
     losses: list[float]
     validation_auc: list[float]
     epoch: int
-    rows_per_context: float  # candidates for each encoded history, over the batches
+    rows_per_context: float  # candidates per encoded history, over all batches
 
 
 @dataclass(frozen=True, eq=False)
 class Positives:
-    """What the users did before the end of the training window, and nothing later: own items are no negatives.
+    """Items of the users' events before the end of the training window; a user's own items are not negatives.
 
-    `by_user`: sorted distinct vocabulary indexes; `shares` float64 [V + 1]: of each item among all these events."""
+    `by_user`: sorted distinct vocabulary indexes; `shares` float64 [V + 1]: share of each item among these events."""
 
     by_user: dict[str, Int64s]
     shares: npt.NDArray[np.float64]
@@ -70,7 +71,7 @@ class Positives:
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """A release's network to put into the ranker, and what the users did."""
+    """A release's network to put into the ranker, and the users' own items."""
 
     encoder: UserEncoder | None
     vocabulary: Vocabulary
@@ -95,8 +96,8 @@ def fine_tune(
     host: HostConfig | None = None,
     progress: Progress = lambda line: print(line, file=sys.stderr),
 ) -> Tuned:
-    """`train_ranker` with the release inside, if its fusion computes anything. `events`: every event before the end of
-    the training window (of EVENT_SCHEMA), and none later."""
+    """`train_ranker` with the release inside, if its fusion reads histories. `events`: all events before the end of the
+    training window (EVENT_SCHEMA), and none later."""
     return train_ranker(
         data,
         lambda: Module.of(release, events),
@@ -116,10 +117,10 @@ def train_ranker(
     about: Mapping[str, Any] | None = None,
     progress: Progress = lambda _: None,
 ) -> Tuned:
-    """`data`: the training window; `module` is made only if `settings` ask for one that computes.
+    """`data`: the training window; `module` is called only if the fusion of `settings` reads histories.
 
-    The same arguments give the same ranker on one machine; the process's random state is left alone. Raises DataError
-    without both labels, and when a loss is not finite.
+    Equal arguments give equal rankers on one machine; the global random state is not changed. Raises DataError if the
+    training rows lack one of the two labels, or a loss is not finite.
     """
     trained_on, _ = _divided(data, settings.validation_share)
     labels = data.impressions.labels[: _row_count(data, trained_on), 0]
@@ -190,7 +191,7 @@ def _train(
         losses.append(total / _row_count(data, trained_on))
         aucs.append(_validation_auc(ranker, maker, held_back))
         progress(f"epoch {epoch}/{settings.epochs}: loss {losses[-1]:.4f}, validation AUC {aucs[-1]:.4f}")
-        # Where the newest requests cannot tell, the last epoch stands.
+        # If the validation AUC is NaN, the last epoch is kept.
         if np.isnan(aucs[-1]) or aucs[-1] > best[1]:
             best = (epoch, aucs[-1], copy.deepcopy(model.state_dict()))
         elif settings.patience and epoch - best[0] >= settings.patience:
@@ -210,7 +211,7 @@ def _loss(
     settings: FinetuneSettings,
     chance: np.random.Generator,
 ) -> Tensor:
-    """The weighted sum of the module docstring, a scalar. `own`: the positives of each context's user."""
+    """The weighted sum in the module docstring, a scalar. `own`: item indexes of each context's user."""
     loss = F.binary_cross_entropy_with_logits(predicted.logits, batch.labels)
     loss = loss + settings.alignment_weight * predicted.alignment
     if predicted.own is not None:
@@ -232,7 +233,7 @@ def _sequence_loss(
     settings: FinetuneSettings,
     chance: np.random.Generator,
 ) -> Tensor:
-    """L_ntl: the mean over at most `max_pairs` events of the batch's contexts that have a known successor."""
+    """L_ntl: the mean over at most `max_pairs` events of the contexts whose next event has a known item."""
     items, bounds = batch.items.numpy(), batch.offsets.numpy()
     answers = np.zeros(len(items), np.int64)
     answers[:-1] = items[1:]
@@ -285,7 +286,7 @@ def _positives(events: pa.Table, vocabulary: Vocabulary) -> Positives:
 
 
 def _divided(data: RankingData, share: float) -> tuple[Int64s, Int64s]:
-    """Requests to train on, at least one, and the newest, which choose the epoch. Requests lie oldest first."""
+    """Requests to train on (at least one), and the newest requests, which choose the epoch. `data` is oldest first."""
     cut = max(round((1 - share) * data.impressions.requests), 1)
     return np.arange(cut), np.arange(cut, data.impressions.requests)
 

@@ -1,7 +1,7 @@
-"""A fine-tuned ranker: host, module and everything needed to score with them, in one file.
+"""A fine-tuned ranker: host, module and all that scoring needs, in one file.
 
 NAME.safetensors    weights, vocabulary, scales of the features; its JSON header: configurations, tasks, columns,
-                    the release it began from, SHA-256 of all this. Nothing in it runs code.
+                    the release it started from, SHA-256 over everything. Loading it runs no code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MODEL = "model."
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """`logits` [C, K] of the ranker, `own` [C, K] of the module alone (None where it is not trained); `events`,
+    """`logits` [C, K] of the ranker, `own` [C, K] of the module alone (None if it is not trained); `events`,
     `alignment` as in `Fused`."""
 
     logits: Tensor
@@ -52,7 +52,7 @@ class Predictions:
 
 
 class RankingModel(nn.Module):
-    """The module beside the ranker's other features, one logit per task."""
+    """The host over features, attributes and the module's outputs, with one logit per task."""
 
     def __init__(self, fusion: Fusion, host: HostConfig, *, features: int, attributes: int, tasks: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class RankingModel(nn.Module):
         return Predictions(logits, own, fused.events, fused.alignment)
 
     def initialise(self, seed: int) -> None:
-        """Everything but the encoder, which comes from a release; the module's own predictions start at 0."""
+        """Initialises all but the encoder, which comes from a release; the module's own logits start at 0."""
         self.fusion.initialise(seed)
         self.host.initialise(seed)
         if self.own_tasks is not None:
@@ -79,7 +79,7 @@ class RankingModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class TunedRanker:
-    """`groups`: which features are null together, in their order; `about`: where it comes from and how it was made."""
+    """`groups`: features that are null together, in order; `about`: the release, its space and the settings."""
 
     model: RankingModel
     vocabulary: Vocabulary
@@ -90,8 +90,7 @@ class TunedRanker:
     about: Mapping[str, Any]
 
     def score(self, data: RankingData) -> Floats:
-        """Probabilities float32 [n, K] of the tasks, in the order of the rows. Raises DataError for data of another
-        layout."""
+        """Task probabilities float32 [n, K], in row order. Raises DataError for data with another layout."""
         if data.features.groups != self.groups or data.layout != self.layout:
             raise DataError(
                 f"the ranker was trained on {len(self.scale.mean)} features and {self.layout.width} attributes, found "
@@ -120,13 +119,13 @@ def build_model(
     tasks: int,
     dimension: int = 0,
 ) -> RankingModel:
-    """A ranker around the network, its own parameters not yet set; arguments as for `Fusion`."""
+    """A ranker around the encoder, its own parameters not yet initialised; arguments as for `Fusion`."""
     fusion = Fusion(config, encoder, attributes=attributes, dimension=dimension)
     return RankingModel(fusion, host, features=features, attributes=attributes, tasks=tasks)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
-    """Raises UsageError where a ranker's file cannot lie."""
+    """Raises UsageError if no ranker file may be written at `path`."""
     if path.is_dir():
         raise UsageError(f"`{path}` is a folder", hint="name the file: it ends in .safetensors")
     refuse_foreign_file(path, ours=lambda head: FORMAT["format"].encode() in head, what="ranker")
@@ -135,7 +134,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> None:
-    """Writes the file whole or not at all. Raises UsageError as `check_free`, InfrastructureError."""
+    """Writes the file atomically. Raises UsageError as `check_free`, InfrastructureError."""
     check_free(path, overwrite=overwrite)
     vocabulary, fusion = ranker.vocabulary, ranker.model.fusion
     ids = [item.encode() for item in vocabulary.item_ids]
@@ -166,7 +165,7 @@ def save_ranker(path: Path, ranker: TunedRanker, *, overwrite: bool = False) -> 
 
 
 def load_ranker(path: Path) -> TunedRanker:
-    """Raises UsageError where there is no file, DataError for a damaged or foreign one."""
+    """Raises UsageError if the file cannot be read, DataError if it is damaged or not a ranker."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -213,7 +212,7 @@ def _assembled(arrays: Mapping[str, npt.NDArray[Any]], header: Mapping[str, Any]
         dimension=header["dimension"] if encoder is None else encoder.dimension,
     )
     weights = {name.removeprefix(_MODEL): value for name, value in arrays.items() if name.startswith(_MODEL)}
-    if model.fusion.encoder is None:  # older files hold one that computes nothing
+    if model.fusion.encoder is None:  # older files may contain an unused encoder
         weights = {name: value for name, value in weights.items() if not name.startswith("fusion.encoder.")}
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     if model.fusion.encoder is not None:
