@@ -1,4 +1,4 @@
-"""How well a release, or a plain rule, ranks what comes next: full ranking, never sampled.
+"""Evaluates how well a release or a baseline ranks a user's next item: full ranking, never sampled.
 
-questions (what is asked) -> scoring (a number for every known item) -> metrics (where the target landed) -> report
+questions (inputs and targets) -> scoring (a score for every known item) -> metrics (rank of the target) -> report
 """

@@ -1,4 +1,4 @@
-"""The area under the ROC curve: the chance that a positive scores above a negative, ties counted half.
+"""The area under the ROC curve: the probability that a positive scores above a negative, ties counted half.
 
 Legend: n rows.
 """
@@ -20,11 +20,11 @@ def auc(scores: Floats, labels: Floats, weights: Floats | None = None) -> float:
 
 @dataclass(frozen=True, eq=False)
 class SortedScores:
-    """Sorted once, for many weights."""
+    """Scores sorted once, to compute the AUC for many weights."""
 
     order: npt.NDArray[np.int64]
     positive: npt.NDArray[np.bool_]  # in that order
-    ties: npt.NDArray[np.int64]  # where each set of equal scores begins
+    ties: npt.NDArray[np.int64]  # start of each group of equal scores
 
     @classmethod
     def of(cls, scores: Floats, labels: Floats) -> SortedScores:
@@ -33,7 +33,7 @@ class SortedScores:
         return cls(order, labels[order] > 0, ties)
 
     def auc(self, weights: npt.NDArray[np.number] | None = None) -> float:
-        """As the function `auc`."""
+        """The function `auc` for these scores."""
         if not len(self.order):
             return float("nan")
         counts = np.ones(len(self.order)) if weights is None else np.asarray(weights, np.float64)[self.order]

@@ -1,7 +1,7 @@
-"""95 % intervals by bootstrap over users: what other users of the same kind would have given.
+"""95 % intervals by bootstrap over users: the variation expected with other users of the same population.
 
-Users are drawn with replacement, each with all of their questions, since one user's questions are not independent. All
-columns share the draws, so the difference of two columns is a paired comparison.
+Users are drawn with replacement, each with all of the user's questions, since questions of one user are not
+independent. All columns share the draws, so the difference of two columns is a paired comparison.
 
 Legend: U users, P questions, K columns (metrics of scorers), B draws.
 """
@@ -19,7 +19,7 @@ _BOUNDS = (2.5, 97.5)
 
 
 def user_sums(values: Values, users: npt.NDArray[np.int64]) -> tuple[Values, Values]:
-    """float64[P, K] and users int64[P] → per user who was asked, sums float64[U, K] and counts float64[U]."""
+    """`values` float64[P, K] and `users` int64[P] → per user with a question, sums float64[U, K], counts float64[U]."""
     _, place, counts = np.unique(users, return_inverse=True, return_counts=True)
     sums = np.empty((len(counts), values.shape[1]))
     for column in range(values.shape[1]):
@@ -28,21 +28,21 @@ def user_sums(values: Values, users: npt.NDArray[np.int64]) -> tuple[Values, Val
 
 
 def user_draws(users: int, *, seed: int, draws: int = DRAWS) -> Iterator[Values]:
-    """B times float64[U]: how often each user was drawn, among as many as there are."""
+    """Yields B arrays float64[U]: how often each user was drawn, in U draws with replacement."""
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         yield np.bincount(rng.integers(0, users, users), minlength=users).astype(np.float64)
 
 
 def bootstrap_means(sums: Values, counts: Values, *, seed: int, draws: int = DRAWS) -> Values:
-    """float64[B, K]: the mean per question in each draw of U users. [0, K] without users."""
+    """float64[B, K]: the mean per question in each draw. [0, K] without users."""
     if not len(counts):
         return np.empty((0, sums.shape[1]))
     return np.stack([(times @ sums) / (times @ counts) for times in user_draws(len(counts), seed=seed, draws=draws)])
 
 
 def interval(means: Values) -> tuple[float, float]:
-    """The middle 95 % of float64[B]; (0, 0) of nothing."""
+    """The middle 95 % of `means` float64[B]; (0, 0) if empty."""
     if not len(means):
         return 0.0, 0.0
     low, high = np.percentile(means, _BOUNDS)

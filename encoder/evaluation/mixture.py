@@ -1,12 +1,12 @@
-"""What is added to the user vector when Spoor itself ranks all items: item links, and the user's own history.
+"""The mixture: item links and the user's own history, added to the vector score when Spoor itself ranks all items.
 
     score = a (user vector . item vector / temperature) + b link + c log(1 + link / SMALL_LINK) + d popular + own
     popular = log(1 + events of the item)
     own = e + f log(times had) + g / (1 + events since) for items that the user had, 0 for others
 
-The seven weights are fitted by maximum likelihood on the validation events, a convex problem. Nothing of this enters
-Feast: the vector there is the transformer's. A release keeps it beside the model, so that `spoor evaluate` and a
-recommender can rank with and without it.
+The seven weights are fitted by maximum likelihood on the validation events, a convex problem. The vectors in Feast do
+not contain the mixture. A release stores it beside the model, so that `spoor evaluate` and a recommender can rank with
+or without it.
 
 Legend: P questions, V known items (column v - 1 is vocabulary index v), N events of their inputs, K candidates kept.
 """
@@ -32,16 +32,16 @@ from spoor.encoder.model.vocabulary import Indexes
 
 FILE = "mixture.safetensors"
 SMALL_LINK = 0.01
-_CANDIDATES = 300  # of each part's best items, on which the weights are fitted; targets outside teach nothing
-_MOST_CANDIDATES = 6_000_000  # in all: 200 MB of features
-_RIDGE = 1e-4  # keeps the weight of a feature that never occurs at its start
+_CANDIDATES = 300  # best items of each part used to fit the weights; questions with other targets are dropped
+_MOST_CANDIDATES = 6_000_000  # over all questions: 200 MB of features
+_RIDGE = 1e-4  # keeps the weight of an absent feature at its initial value
 _FEATURES = 7
 Scores = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """Of the terms above, in their order."""
+    """Weights of the terms in the module docstring, in order."""
 
     vector: float = 1.0
     link: float = 0.0
@@ -54,8 +54,8 @@ class MixtureWeights:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Validation events of one chunk: `vector_scores` float32[P, V] (divided by the temperature), the inputs' `items`
-    int64[N] and `offsets` int64[P + 1], `targets` int64[P], all as vocabulary indexes."""
+    """One chunk of validation questions: `vector_scores` float32[P, V] (divided by the temperature), the inputs'
+    `items` int64[N] and `offsets` int64[P + 1], `targets` int64[P], all as vocabulary indexes."""
 
     vector_scores: Scores
     items: Indexes
@@ -82,7 +82,7 @@ class Mixture:
 
     @classmethod
     def fit(cls, links: ItemLinks, questions: Iterable[Asked], *, seen: Literal["filtered", "kept"]) -> Mixture:
-        """The likeliest weights. `seen` filtered: among what the user had not, for targets that they had not."""
+        """Fits the weights by maximum likelihood. `seen` filtered: only with items new to the user."""
         features, targets = _training_set(links, questions, seen)
         return cls(links, _likeliest(features, targets) if len(targets) else MixtureWeights())
 
@@ -91,7 +91,7 @@ class Mixture:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, vocabulary_size: int) -> Mixture:
-        """Raises DataError for anything but what `to_bytes` wrote for such a vocabulary."""
+        """Raises DataError unless `data` was written by `to_bytes` for a vocabulary of this size."""
         try:
             arrays = safetensors_numpy.load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -102,7 +102,7 @@ class Mixture:
 
 
 def _own_items(items: Indexes, offsets: Indexes) -> tuple[Indexes, Indexes, Indexes, Indexes]:
-    """Each known item of each input once: row, item, how often it occurs, and how many events came after its last."""
+    """Each known item of each input once: row, item, its count, and the number of events after its last one."""
     rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     after = np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(items))
     known = items > 0
@@ -115,7 +115,7 @@ def _own_items(items: Indexes, offsets: Indexes) -> tuple[Indexes, Indexes, Inde
 
 
 def _training_set(links: ItemLinks, questions: Iterable[Asked], seen: str) -> tuple[Tensor, Tensor]:
-    """Features [P, K, 7], absent candidates with -inf in the first, and the targets' places among them [P]."""
+    """Features [P, K, 7], with -inf in the first for absent candidates, and the targets' positions among them [P]."""
     found: list[Tensor] = []
     targets: list[Tensor] = []
     total = 0
@@ -136,8 +136,8 @@ def _training_set(links: ItemLinks, questions: Iterable[Asked], seen: str) -> tu
 
 
 def _candidate_features(links: ItemLinks, question: Asked, seen: str) -> tuple[Tensor, Tensor]:
-    """Of the questions whose target is among the best of some part. A target that was put among the best although it
-    is not would say that high scores are a bad sign."""
+    """Features and target positions of the questions whose target is among the best items of some part. Adding other
+    targets to the candidates would bias the weights against high scores."""
     vector = torch.from_numpy(question.vector_scores)
     link = torch.from_numpy(links.scores(question.items, question.offsets)[:, 1:])
     rows, own, times, since = _own_items(question.items, question.offsets)

@@ -1,7 +1,7 @@
-"""What evaluation asks: the item of one event of a user, given every event of theirs before it.
+"""Questions of an evaluation: predict the item of one event from all earlier events of the user.
 
-Every event with the asked role is a question, whatever its action, repeats included; only a user's first event is not,
-since nothing comes before it. Questions are cut into chunks, so that memory does not grow with the data.
+Every event with the evaluated role is a question, with any action, repeats included. A user's first event is not, since
+it has no input. Questions are split into chunks, so that memory does not grow with the data.
 
 Legend: P questions, N events of all their inputs together, V known items (vocabulary indexes 1 to V, 0 unknown).
 """
@@ -20,15 +20,15 @@ from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
 Seen = Literal["filtered", "kept"]  # whether the user's earlier items are candidates
 
-_MOST_SCORES = 4_000_000  # of one chunk: 16 MB of float32 for each array of that shape
+_MOST_SCORES = 4_000_000  # scores per chunk: 16 MB of float32 per array of that shape
 _MOST_QUESTIONS = 1024
-_MOST_EVENTS = 1_000_000  # in the inputs of one chunk
+_MOST_EVENTS = 1_000_000  # events in the inputs of one chunk
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """All that a scorer may look at. `histories`: P inputs of at least one event each, oldest first, whole;
-    `items` int64[N]: their events' items as vocabulary indexes."""
+    """All that a scorer may read. `histories`: P complete inputs of at least one event each, oldest first; `items`
+    int64[N]: items of their events as vocabulary indexes."""
 
     histories: Histories
     items: Indexes
@@ -42,15 +42,15 @@ class Inputs:
         return self.histories.offsets
 
     def newest(self, max_events: int) -> Inputs:
-        """At most `max_events` events of each input: the newest."""
+        """The newest `max_events` events of each input."""
         from_end = np.repeat(self.offsets[1:], self.histories.lengths) - np.arange(len(self.items))
         return Inputs(self.histories.newest(max_events), self.items[from_end <= max_events])
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """`users` int64[P]: numbers in the corpus, ascending; `targets` int64[P]: what they did next, as vocabulary
-    indexes; `times` int64[P]: when, in ms."""
+    """`users` int64[P]: user numbers in the corpus, ascending; `targets` int64[P]: vocabulary indexes of the items to
+    predict; `times` int64[P]: times of these events, in ms."""
 
     inputs: Inputs
     users: Indexes
@@ -59,7 +59,7 @@ class Questions:
 
 
 def asked_rows(offsets: Indexes, roles: Roles, *, role: int) -> Indexes:
-    """int64[P], ascending: the events with this role that have an event of the same user before them."""
+    """int64[P], ascending: rows of the events with this role that have an earlier event of the same user."""
     first = np.zeros(len(roles), bool)
     first[offsets[:-1][np.diff(offsets) > 0]] = True
     return np.flatnonzero((roles == role) & ~first)
@@ -68,9 +68,9 @@ def asked_rows(offsets: Indexes, roles: Roles, *, role: int) -> Indexes:
 def question_chunks(
     histories: Histories, roles: Roles, vocabulary: Vocabulary, *, role: int, first_user: int = 0
 ) -> Iterator[Questions]:
-    """The questions of these users in order, in chunks that fit into memory with their V scores each.
+    """The questions of these users in order, in chunks that fit into memory with V scores per question.
 
-    `roles` uint8[N]: of every event. `first_user`: the corpus's number of the first of these users.
+    `roles` uint8[N]: role of every event. `first_user`: corpus number of the first user.
     """
     rows = asked_rows(histories.offsets, roles, role=role)
     users = np.searchsorted(histories.offsets, rows, side="right") - 1
@@ -87,12 +87,12 @@ def question_chunks(
 
 
 def questions_at_once(vocabulary_size: int) -> int:
-    """How many questions are scored together, so that memory does not grow with the catalogue."""
+    """Number of questions scored together, so that memory does not grow with the catalogue."""
     return min(max(_MOST_SCORES // max(vocabulary_size, 1), 1), _MOST_QUESTIONS)
 
 
 def _chunks(lengths: Indexes, most_questions: int) -> Iterator[slice]:
-    """At most `most_questions` and about `_MOST_EVENTS` events, at least one question, each."""
+    """Chunks of one to `most_questions` questions; `_MOST_EVENTS` events at most, unless one question has more."""
     ends = np.cumsum(lengths)
     start = 0
     while start < len(lengths):

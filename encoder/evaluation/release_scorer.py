@@ -1,7 +1,7 @@
-"""A release as a scorer: the transformer alone, and with what the release adds to it.
+"""A release as a scorer: the transformer alone, and with the release's mixture.
 
-The transformer's score is the user vector times the item vector: what a consumer of the vectors in Feast can compute.
-What a release may add (encoder/evaluation/mixture.py) ranks with sparse item links and the user's own history besides.
+The transformer's score is the user vector times the item vector, which a consumer of the vectors in Feast can compute.
+A mixture (encoder/evaluation/mixture.py) adds sparse item links and the user's own history.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ RELEASE, TRANSFORMER, BEFORE_REFIT = "release", "transformer", "before-refit"
 
 
 def release_scorers(release: Release) -> dict[str, Scorer]:
-    """RELEASE: the best that the release can do; TRANSFORMER: its user vector alone, where that is not the same;
-    BEFORE_REFIT: the user vector of the weights that have not seen the validation events, where the release keeps them.
+    """RELEASE: the release with its mixture, if it has one; TRANSFORMER: its user vector alone, if it has a mixture;
+    BEFORE_REFIT: the user vector of the weights before the refit on validation events, if the release keeps them.
 
-    Raises DataError for weights or added parts that do not fit, InfrastructureError where a file cannot be read.
+    Raises DataError for weights or a mixture that do not fit, InfrastructureError if a file cannot be read.
     """
     vectors = _VectorScores(FrozenEncoder(release))
     scorers: dict[str, Scorer] = {RELEASE: ReleaseScorer(vectors)}
@@ -46,14 +46,14 @@ def release_scorers(release: Release) -> dict[str, Scorer]:
 
 
 class ReleaseScorer:
-    """Knows the items of the release's own vocabulary, so that must be what is ranked."""
+    """Scores the items of the release's vocabulary, which must be the ranked vocabulary."""
 
     def __init__(self, vectors: _VectorScores, mixture: Mixture | None = None) -> None:
         self._vectors = vectors
         self._mixture = mixture
 
     def prepare(self, training: Training) -> None:
-        """Nothing: a release is frozen. Raises ValueError when another vocabulary is ranked."""
+        """Fits nothing: a release is frozen. Raises ValueError for a vocabulary of another size."""
         known = len(self._vectors.encoder.item_hashes)
         if training.vocabulary_size != known:
             raise ValueError(f"the release knows {known} items, {training.vocabulary_size} are ranked")
@@ -69,7 +69,7 @@ class ReleaseScorer:
 
 
 class _VectorScores:
-    """User vectors times item vectors over the temperature; the last answer is kept, since two scorers ask for it."""
+    """User vectors times item vectors over the temperature; caches the last result, which two scorers share."""
 
     def __init__(self, encoder: FrozenEncoder) -> None:
         self.encoder = encoder

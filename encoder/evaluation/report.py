@@ -1,4 +1,4 @@
-"""What an evaluation found: for machines, for people, and as a picture."""
+"""The report of an evaluation: as JSON, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Row:
     settings: str
     metrics: dict[str, float]
     intervals: dict[str, Interval]
-    coverage: float  # share of items in anybody's top ten
-    popularity_share: float  # of all places in top tens: those of the most popular hundredth of items
-    seconds: float  # fitting and ranking
+    coverage: float  # share of items in at least one top ten
+    popularity_share: float  # share of top-ten places taken by the most popular hundredth of items
+    seconds: float  # for fitting and ranking
 
     def to_json(self) -> dict[str, Any]:
         intervals = {f"{name}_interval": list(bounds) for name, bounds in self.intervals.items()}
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired: `row` minus `minus` on the same questions, with 95 % intervals by bootstrap over users."""
+    """Paired difference: `row` minus `minus` on the same questions, with 95 % intervals by bootstrap over users."""
 
     row: str
     minus: str
@@ -47,22 +47,22 @@ class Difference:
 @dataclass(frozen=True)
 class EvaluationReport:
     protocol: str
-    role: str  # of the events asked for
+    role: str  # role of the events that are questions
     digest: str  # of the split
     seen: str  # the user's earlier items: filtered from the candidates, or kept
-    users: int  # who were asked about
-    questions: int  # events asked for
+    users: int  # users with a question
+    questions: int  # events to predict
     items: int  # candidates before filtering
-    unknown_targets: int  # questions whose item is no candidate, since it never occurred before: misses
-    seen_targets: int  # questions whose item the user had before: misses where seen items are filtered
-    events: int  # in the data
+    unknown_targets: int  # questions whose item is not in the vocabulary: misses
+    seen_targets: int  # questions whose item is in the input: misses if seen items are filtered
+    events: int  # events in the data
     seconds: float
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]  # the first row minus each other
     slices: tuple[Slice, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The first row's figures at the top, every row's under `rows`."""
+        """The first row's metrics at the top level, every row's under `rows`."""
         shared = {
             name: value
             for name, value in asdict(self).items()
@@ -107,8 +107,8 @@ class EvaluationReport:
         return "\n".join(lines)
 
     def picture(self) -> bytes:
-        """A PNG: Recall@10 of every row by slice, with the number of questions under each band."""
-        from matplotlib.figure import Figure  # half a second to import, seldom needed
+        """A PNG: Recall@10 of every row by slice, with the number of questions below each band."""
+        from matplotlib.figure import Figure  # slow import (0.5 s), seldom needed
 
         properties = list(dict.fromkeys(part.by for part in self.slices))
         figure = Figure(figsize=(10, 3.2 * len(properties)), dpi=120, layout="constrained")

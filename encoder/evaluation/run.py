@@ -1,6 +1,6 @@
-"""One table for any number of scorers: everything asked of all of them, in chunks, with the same questions.
+"""Evaluates any number of scorers on the same questions, in chunks, into one report.
 
-    corpus + split -> Training (what scorers may be fitted on) -> prepare -> questions -> scores -> places -> report
+    corpus + split -> Training (events to fit scorers on) -> prepare -> questions -> scores -> places -> report
 
 Legend: P questions, V known items, K columns of metrics.
 """
@@ -35,8 +35,8 @@ _NEVER = np.iinfo(np.int64).max
 
 @dataclass(eq=False)
 class _Asked:
-    """What all questions were; grows chunk by chunk. `first_times` and `events` int64[V + 1]: when each item first
-    occurred, in ms, and how often before what is asked. Lists of [P] arrays."""
+    """Properties of all questions, as lists of [P] arrays that grow by chunks. `first_times` int64[V + 1]: time of each
+    item's first event, in ms; `events` int64[V + 1]: its number of training events."""
 
     first_times: Indexes
     events: Indexes
@@ -64,7 +64,7 @@ class _Asked:
 
 @dataclass(eq=False)
 class _Answers:
-    """What one scorer gave. `recommended` int64[V + 1]: places in top tens that each item got."""
+    """Results of one scorer. `recommended` int64[V + 1]: number of top-ten places of each item."""
 
     recommended: Indexes
     places: list[metrics.Places] = field(default_factory=list)
@@ -81,11 +81,11 @@ def evaluate_scorers(
     role: int = TEST,
     seed: int = 0,
 ) -> EvaluationReport:
-    """Every scorer on every event with `role`; the first is compared with each of the others.
+    """Evaluates every scorer on every event with `role`, and compares the first scorer with each of the others.
 
-    `vocabulary`: the items to rank, normally those of the events before. Scorers are fitted on all events whose role
-    comes before. `seed`: of the bootstrap. Says how far it is on stderr if that is a terminal. Raises DataError when
-    no event can be asked for.
+    `vocabulary`: the items to rank, normally those of events with an earlier role. Scorers are fitted on all events
+    with an earlier role. `seed`: of the bootstrap. Shows progress on stderr if that is a terminal. Raises DataError if
+    there is no question.
     """
     started = time.perf_counter()
     training, first_times = _read_training(corpus, split, vocabulary, role=role, seen=seen)
@@ -136,7 +136,7 @@ def evaluate_scorers(
 def _read_training(
     corpus: Corpus, split: Split, vocabulary: Vocabulary, *, role: int, seen: Seen
 ) -> tuple[Training, Indexes]:
-    """And, int64[V + 1], when each known item first occurred, in ms."""
+    """The training data, and int64[V + 1]: time of each known item's first event, in ms."""
     items, roles, lengths = [], [], []
     first_times = np.full(len(vocabulary.items) + 1, _NEVER)
     for first_user, last_user in corpus.blocks(_BLOCK_EVENTS):
@@ -175,7 +175,7 @@ def _compare(
     *,
     seed: int,
 ) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
-    """All rows share the draws of users, so their differences are paired. `values`: float64[P, K] of each."""
+    """Rows share the draws of users, so their differences are paired. `values`: float64[P, K] per row."""
     sums, counts = user_sums(np.concatenate(list(values.values()), axis=1), users)
     drawn = bootstrap_means(sums, counts, seed=seed).reshape(-1, len(values), len(metrics.METRICS))
     means = (sums.sum(0) / counts.sum()).reshape(len(values), -1)

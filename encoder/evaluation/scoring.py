@@ -1,4 +1,4 @@
-"""The one thing that a recommender has to be able to do here: give a number to every known item.
+"""The interface of a scorer (a score for every known item), and the data to fit it on.
 
 Legend: P questions, V known items, U users, N events.
 """
@@ -25,10 +25,10 @@ _QUESTIONS_AT_ONCE = 256
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What scorers are fitted on: the items of every event before the asked role, and nothing of what is asked.
+    """Data to fit scorers on: the items of all events whose role is before the evaluated one.
 
-    `items` int32[N] vocabulary indexes, users one after the other, oldest first; `offsets` int64[U + 1]; `roles`
-    uint8[N], never falling along a user; `vocabulary_size` V. Choices are made on the events that validate.
+    `items` int32[N] vocabulary indexes, by user, oldest first; `offsets` int64[U + 1]; `roles` uint8[N],
+    non-decreasing within a user; `vocabulary_size` V. Scorers choose their settings on the validation events.
     """
 
     items: npt.NDArray[np.int32]
@@ -38,24 +38,24 @@ class Training:
     seen: Seen
 
     def before_validation(self) -> Training:
-        """Without the events that choices are made on: a candidate setting is fitted on this."""
+        """Without validation events: candidate settings are fitted on this."""
         return self._keep(self.roles < VALIDATION)
 
     def validation_rows(self, *, at_most: int, seed: int = 0) -> Indexes:
-        """Events to choose on, ascending; a random choice where there are more than `at_most`."""
+        """Rows of validation events, ascending; a random sample if there are more than `at_most`."""
         rows = asked_rows(self.offsets, self.roles, role=VALIDATION)
         if len(rows) > at_most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, at_most, replace=False))
         return rows
 
     def inputs_before(self, rows: Indexes) -> tuple[Indexes, Indexes]:
-        """The items of every event of the same user before each of these P events: int64[N], offsets int64[P + 1]."""
+        """The items of the user's events before each of these P events: int64[N], offsets int64[P + 1]."""
         starts = self.offsets[np.searchsorted(self.offsets, rows, side="right") - 1]
         before, offsets = slice_rows(starts, rows - starts)
         return self.items[before].astype(np.int64), offsets
 
     def popularity(self) -> npt.NDArray[np.int64]:
-        """int64[V]: events of each known item."""
+        """int64[V]: number of events of each known item."""
         return np.bincount(self.items, minlength=self.vocabulary_size + 1)[1:]
 
     def _keep(self, kept: npt.NDArray[np.bool_]) -> Training:
@@ -67,7 +67,7 @@ class Scorer(Protocol):
     """A rule or model that ranks every known item."""
 
     def prepare(self, training: Training) -> None:
-        """Fits whatever is fitted; called once, before any `scores`."""
+        """Fits the scorer; called once, before any `scores`."""
         ...
 
     def scores(self, inputs: Inputs) -> Scores:
@@ -75,13 +75,13 @@ class Scorer(Protocol):
         ...
 
     def describe(self) -> str:
-        """Its settings in a few words, chosen ones included; for the report."""
+        """A short text of its settings, chosen ones included, for the report."""
         ...
 
 
 def mean_ndcg(training: Training, rows: Indexes, scores: Callable[[Indexes, Indexes], Scores]) -> float:
-    """NDCG@10 of the events at these rows of the training data, by which settings are chosen. `scores` takes the items
-    int64[N] before P of them and their offsets int64[P + 1], and gives float32[P, V]."""
+    """Mean NDCG@10 of the events at these rows of the training data, used to choose settings. `scores` maps the items
+    int64[N] before P events, and offsets int64[P + 1], to float32[P, V]."""
     total = 0.0
     for start in range(0, len(rows), _QUESTIONS_AT_ONCE):
         part = rows[start : start + _QUESTIONS_AT_ONCE]

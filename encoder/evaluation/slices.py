@@ -1,4 +1,4 @@
-"""Where a scorer is good: the same metrics by length of the input, age of the target item, and its popularity.
+"""Metrics by slice: length of the input, age of the target item, and popularity of the target item.
 
 Legend: P questions, K columns of metrics.
 """
@@ -49,8 +49,8 @@ class Slice:
 
 
 def bands(*, lengths: Indexes, ages_ms: Indexes, events: Indexes, known: npt.NDArray[np.bool_]) -> dict[str, Indexes]:
-    """By each property: the band of every question, int64[P] from [P] arrays. Age and popularity of a target that is
-    not `known` mean nothing, and are a band of their own."""
+    """The band of every question by property, int64[P] from [P] arrays. Targets that are not `known` have no age or
+    popularity; they form a separate band."""
     return {
         "history length": _places(_LENGTHS, lengths),
         "item age": np.where(known, _places(_AGES, ages_ms), len(_AGES)),
@@ -61,8 +61,8 @@ def bands(*, lengths: Indexes, ages_ms: Indexes, events: Indexes, known: npt.NDA
 def table(
     chunks: Sequence[Mapping[str, Indexes]], values: Mapping[str, npt.NDArray[np.float64]], users: Indexes
 ) -> tuple[Slice, ...]:
-    """Every band that holds a question. `chunks`: of `bands`, P questions in all; `values`: float64[P, K] of each row;
-    `users` int64[P]."""
+    """Every band with a question. `chunks`: results of `bands`, P questions in total; `values`: float64[P, K] of each
+    row; `users` int64[P]."""
     return tuple(
         Slice(
             by=by,

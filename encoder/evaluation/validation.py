@@ -1,8 +1,8 @@
-"""How good a model is while it trains: full ranking over the validation events of some users, in one pass over them.
+"""Validation during training: full ranking over the validation events of a sample of users.
 
-Each question is answered from a window that ends at the event before it; one window serves all questions of a user
-that lie in its newer half, so a question sees between half of `served_length` and `served_length` events.
-Beside quality it watches for collapse: user vectors that all point one way, or lists that hold popular items alone.
+A question's input is the part of a window before its event. One window serves all questions of a user in its newer
+half, so an input has between half of `served_length` and `served_length` events (fewer for short histories).
+Besides quality, it measures collapse: user vectors that all point one way, or lists of popular items only.
 
 Legend: P questions, V known items, E = config.dimension.
 """
@@ -28,14 +28,14 @@ from spoor.encoder.model.events import Events
 from spoor.encoder.model.user_encoder import UserEncoder
 from spoor.encoder.model.vocabulary import Indexes, Vocabulary
 
-_MOST_QUESTIONS = 20_000  # a random choice above: the metrics then move by less than 0.005
+_MOST_QUESTIONS = 20_000  # above this, a random sample, which changes metrics by less than 0.005
 _TOKENS_AT_ONCE = 16_384
 _READ_EVENTS = 1_000_000
 
 
 class Validator:
-    """Holds the questions in memory: the events of at most `max_users` users. Raises DataError where nobody can be
-    asked."""
+    """Holds the questions in memory: the events of at most `max_users` users. Raises DataError if there is no
+    question."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Validator:
         max_users: int = 20_000,
         seed: int = 0,
     ) -> None:
-        """`seen`: whether the user's earlier items are candidates; `seed`: of the choice of users and questions."""
+        """`seen`: whether the user's earlier items are candidates; `seed`: for sampling users and questions."""
         self.seen: Seen = seen
         self._vocabulary_size = len(vocabulary.items)
         self._rows_at_once = questions_at_once(self._vocabulary_size)
@@ -68,7 +68,7 @@ class Validator:
         *columns, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
         *columns, times = columns
         self._items, self._offsets = columns[0], np.concatenate([[0], np.cumsum(lengths)])
-        self._events = Events.of(columns, times, self._offsets)  # of the chosen users, whole histories
+        self._events = Events.of(columns, times, self._offsets)  # whole histories of the chosen users
         asked = np.concatenate(rows)
         asked = asked[self._items[asked] > 0]
         self._rows = np.sort(rng.permutation(asked)[:_MOST_QUESTIONS])
@@ -85,9 +85,9 @@ class Validator:
         return len(self._rows)
 
     def measure(self, model: UserEncoder) -> dict[str, float]:
-        """Recall@10 and NDCG@10 of the model (in evaluation mode) and of popularity, and what shows a collapse:
-        the share of recommended places that go to the most popular hundredth of items, the mean cosine between user
-        vectors, and the effective rank of these (the exponential of the entropy of their spectrum)."""
+        """Recall@10 and NDCG@10 of the model (in evaluation mode) and of popularity, and indicators of collapse:
+        the share of top-ten places taken by the most popular hundredth of items, the mean cosine between user vectors,
+        and their effective rank (the exponential of the entropy of their spectrum)."""
         with torch.inference_mode():
             vectors = self._user_vectors(model).float()
             items = model.every_target().float().T
@@ -101,8 +101,8 @@ class Validator:
             }
 
     def asked(self, model: UserEncoder) -> Iterator[Asked]:
-        """The questions in chunks, with the model's scores (in evaluation mode): what a mixture is fitted on."""
-        with torch.inference_mode():  # not around the loop: whoever takes the chunks would be in it, too
+        """The questions in chunks with the scores of the model (in evaluation mode), to fit a mixture on."""
+        with torch.inference_mode():  # not around the loop: the consumer would run in inference mode too
             vectors = (self._user_vectors(model).float() / model.temperature.cpu()).numpy()
             items = model.every_target().float().cpu().numpy().T
         for first in range(0, self.questions, self._rows_at_once):
@@ -110,7 +110,7 @@ class Validator:
             yield Asked(vectors[part] @ items, *self._inputs(part), self._items[self._rows[part]])
 
     def measure_mixture(self, model: UserEncoder, mixture: Mixture) -> dict[str, float]:
-        """Recall@10 and NDCG@10 of the model with what the mixture adds to it."""
+        """Recall@10 and NDCG@10 of the model with the mixture."""
         chunks = self.asked(model)
         mixed = (torch.from_numpy(mixture.scores(part.vector_scores, part.items, part.offsets)) for part in chunks)
         return _quality("mixture_", self._ranked(lambda _: next(mixed))[0])
@@ -126,7 +126,7 @@ class Validator:
         return scores.expand(len(self._rows[part]), -1).clone()
 
     def _ranked(self, scores_of) -> tuple[metrics.Places, npt.NDArray[np.int64]]:
-        """The place of every target, and int64[V]: how often each item was among the ten best."""
+        """The place of every target, and int64[V]: number of top-ten places of each item."""
         places, recommended = [], np.zeros(self._vocabulary_size + 1, np.int64)
         for first in range(0, self.questions, self._rows_at_once):
             part = slice(first, first + self._rows_at_once)
@@ -139,7 +139,7 @@ class Validator:
         return np.concatenate(places), recommended[1:]
 
     def _user_vectors(self, model: UserEncoder) -> Tensor:
-        """[P, E]: the vector before each question."""
+        """[P, E]: the user vector before each question."""
         vectors = torch.empty(self.questions, model.config.dimension)
         device = model.items.weight.device
         for windows in _batched(self._windows(model.config.served_length)):
@@ -152,7 +152,7 @@ class Validator:
         return vectors
 
     def _windows(self, longest: int) -> Iterator[tuple[int, int, int, int]]:
-        """(first event, last event + 1, first question, last question + 1), every question in one window."""
+        """Yields (first event, last event + 1, first question, last question + 1); every question is in one window."""
         half = max(longest // 2, 1)
         first = 0
         while first < self.questions:
@@ -165,7 +165,7 @@ class Validator:
 
 
 def _askable(corpus: Corpus, split: Split, role: int) -> Indexes:
-    """The users with an event of this role after another event."""
+    """Users with a question: an event of this role after an event of an earlier role."""
     before = split.allowed_lengths(corpus, upto=role - 1)
     return np.flatnonzero((split.allowed_lengths(corpus, upto=role) > before) & (before > 0))
 
@@ -191,7 +191,7 @@ def _quality(prefix: str, places: metrics.Places) -> dict[str, float]:
 def _collapse(vectors: Tensor) -> dict[str, float]:
     unit = F.normalize(vectors, dim=1)
     count = len(unit)
-    # The mean over pairs of different users: that of all pairs without each vector's pair with itself.
+    # The mean over pairs of different users, excluding each vector's pair with itself.
     cosine = (unit.mean(0).square().sum().item() * count - 1) / (count - 1) if count > 1 else 1.0
     spectrum = torch.linalg.eigvalsh((unit.T @ unit / count).double()).clamp_min(0)
     shares = spectrum / spectrum.sum()
