@@ -1,4 +1,5 @@
-"""What a trained encoder has to beat: four rules without training, and a plain SASRec.
+"""Baselines of a trained encoder: four rules without training, and a plain SASRec.
 
-Each file holds one scorer of encoder/evaluation/scoring.py; none of them reads a release.
+Each baseline is a scorer (encoder/evaluation/scoring.py) and reads no release. by_name.py makes them by name;
+evaluate_file.py runs `spoor evaluate` with a release and baselines.
 """

@@ -19,12 +19,12 @@ _FLOORS: dict[str, Callable[[], Scorer]] = {
     "item-knn": ItemKnn,
 }
 _REFIT_EPOCHS = {"sasrec": 0, "sasrec-refit": 1}
-FLOORS = tuple(_FLOORS)  # seconds each
+FLOORS = tuple(_FLOORS)  # each takes seconds
 BASELINES = (*_FLOORS, *_REFIT_EPOCHS)
 
 
 def make_baselines(names: Sequence[str], *, max_minutes: float = 60.0, seed: int = 0) -> dict[str, Scorer]:
-    """Scorers by name, not yet prepared. `max_minutes` and `seed` are for those that train. Raises UsageError."""
+    """Scorers by name, not yet prepared. `max_minutes` and `seed`: of SASRec. Raises UsageError for other names."""
     made: dict[str, Scorer] = {}
     for name in names:
         if name in _FLOORS:

@@ -1,4 +1,4 @@
-"""What `spoor evaluate` does: a file of events, a protocol, a release and baselines to one table."""
+"""Runs `spoor evaluate`: evaluates a release and baselines on an event file into one report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FileEvaluation:
     report: EvaluationReport | None
 
     def to_json(self) -> dict[str, Any]:
-        """The report, and under `transformer` the row of the user vector alone where the release adds to it."""
+        """The report; if the release has a mixture, also the row of the user vector alone under `transformer`."""
         if self.report is None:
             return {"plan": self.plan, "dry_run": True}
         shown = self.report.to_json()
@@ -52,11 +52,11 @@ def evaluate_file(
     seed: int = 0,
     dry_run: bool = False,
 ) -> FileEvaluation:
-    """The release's rows first, then the baselines', on the test events of `data`.
+    """Evaluates on the test events of `data`: first the release's rows, then those of the baselines.
 
-    `shuffle_ties`: None takes what the release was trained with. `max_minutes` bounds the training of a baseline that
-    trains. Says what it will do on stderr. Raises UsageError for names that there are not and files that cannot be
-    read, DataError when the release was trained on another split of other events, or nothing can be asked.
+    `shuffle_ties`: None takes the release's value. `max_minutes` limits the training of SASRec. Prints its plan on
+    stderr. Raises UsageError for unknown names and unreadable files, DataError if the release was trained on another
+    split or other events, or there is no question.
     """
     loaded = load_release(release) if release is not None else None
     if loaded is not None:

@@ -1,12 +1,12 @@
-"""ItemKNN: items that meet the user's items in other histories.
+"""ItemKNN: scores items by how often they occur with the user's items in other histories.
 
     score(u, j) = sum over the user's events i, k steps back, of  decay^k · n(i, j) / sqrt(n(i) · n(j))
 
-What n(i, j) counts is a choice: `users` who have both (the textbook's cosine), or pairs at most `REACH` events apart
-in one history, each as 1 / distance: `near` in both directions, `after` only i before j. That choice, the decay (1 is
-the textbook's flat history) and, where seen items stay candidates, whether an item is its own neighbour, are picked by
-NDCG@10 on the validation events: a floor should be the best that plain counting can do. Each item keeps its
-`NEIGHBOURS` nearest, each user counts with the newest `NEWEST` events: what bounds memory and time on large data.
+n(i, j) counts either `users` with both items (the textbook's cosine), or pairs at most `REACH` events apart in one
+history, weighted 1 / distance: `near` in both directions, `after` only i before j. This choice, the decay (1: the
+textbook's unweighted history) and, if seen items stay candidates, whether an item is its own neighbour, are selected
+by NDCG@10 on the validation events, so that the baseline is the best that counting can do. Each item keeps its
+`NEIGHBOURS` nearest items, each user counts with the newest `NEWEST` events, to bound memory and time on large data.
 
 Legend: P questions, V known items, U users.
 """
@@ -27,14 +27,14 @@ from spoor.encoder.evaluation.scoring import Scores, Training, mean_ndcg
 from spoor.encoder.model.vocabulary import Indexes
 
 Pairs = Literal["users", "near", "after"]
-Matrix = Any  # scipy.sparse.csr_array of float32, whose types say nothing
+Matrix = Any  # scipy.sparse.csr_array of float32, whose type stubs are incomplete
 REACH = 10
 NEIGHBOURS = 1_000
 NEWEST = 500
 DECAYS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 _MIDDLING = 0.7
 _CHOICE_QUESTIONS = 3_000
-_NEGLIGIBLE = 1e-4  # weight of an event below which it is left out
+_NEGLIGIBLE = 1e-4  # events with a lower weight are left out
 _ROWS_AT_ONCE = 2_000
 _WORDS = {
     "users": "users in common",
@@ -46,12 +46,12 @@ _WORDS = {
 @dataclass(frozen=True)
 class KnnSetting:
     pairs: Pairs
-    decay: float  # of an event's weight for each step back
+    decay: float  # factor of an event's weight per step back
     own: bool  # an item may be its own neighbour
 
 
 class ItemKnn:
-    """`setting`: None picks one on the validation events."""
+    """`setting`: None selects one on the validation events."""
 
     def __init__(self, setting: KnnSetting | None = None) -> None:
         self._setting = setting
@@ -74,9 +74,9 @@ class ItemKnn:
 
 
 def _choose(training: Training) -> KnnSetting:
-    """First the pairs at a middling decay, then the decay: the two hardly depend on one another."""
+    """Selects the pairs at a medium decay, then the decay: the two are nearly independent."""
     rows = training.validation_rows(at_most=_CHOICE_QUESTIONS)
-    if not len(rows):  # the validation events are what is asked
+    if not len(rows):  # the validation events are the questions
         return KnnSetting("after", _MIDDLING, own=training.seen == "kept")
     before = training.before_validation()
     owns = (False, True) if training.seen == "kept" else (False,)
@@ -86,7 +86,7 @@ def _choose(training: Training) -> KnnSetting:
         similarity = _similarity(before, setting)
         found = mean_ndcg(training, rows, partial(_scores, similarity=similarity, decay=_MIDDLING))
         if not kept or found > kept[0][0]:
-            kept = [(found, setting, similarity)]  # one matrix at a time: they are large
+            kept = [(found, setting, similarity)]  # keep only the best matrix: they are large
     [(_, best, similarity)] = kept
     found = [mean_ndcg(training, rows, partial(_scores, similarity=similarity, decay=decay)) for decay in DECAYS]
     return replace(best, decay=DECAYS[int(np.argmax(found))])
@@ -124,7 +124,7 @@ def _similarity(training: Training, setting: KnnSetting) -> Matrix:
 
 
 def _users_in_common(training: Training) -> tuple[Matrix, Matrix, np.ndarray]:
-    """[V, U] and [U, V] of ones, whose product counts the users who have both items; and how many have each."""
+    """[V, U] and [U, V] of ones, whose product counts users with both items; and the number of users per item."""
     kept = _countable(training)
     rows = np.repeat(np.arange(len(training.offsets) - 1), np.diff(training.offsets))[kept]
     shape = (len(training.offsets) - 1, training.vocabulary_size)
@@ -135,7 +135,7 @@ def _users_in_common(training: Training) -> tuple[Matrix, Matrix, np.ndarray]:
 
 
 def _forward_pairs(training: Training) -> Matrix:
-    """[V, V]: how often, and how near, the column's item came after the row's."""
+    """[V, V]: pairs with the column's item after the row's, weighted 1 / distance."""
     items = np.where(_countable(training), training.items, 0)
     weights = [1 / distance for distance in range(1, REACH + 1)]
     size = training.vocabulary_size + 1

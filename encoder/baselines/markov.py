@@ -1,4 +1,4 @@
-"""What most often came directly after the user's last item; ties by popularity."""
+"""Ranks items by how often they came directly after the user's last item; ties by popularity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Markov:
 
     def scores(self, inputs: Inputs) -> Scores:
         last = inputs.items[inputs.offsets[1:] - 1]
-        # What follows the unknown item is what follows any item that is not known: better than nothing.
+        # Row 0 counts what follows any unknown item, which is better than no count.
         return self._next[last].toarray()[:, 1:] + self._popularity_V
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Every user gets the items with the most events."""
+"""Ranks items by their number of events, equally for every user."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Popularity:
 
 
 def below_one(popularity: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """float32[V] in [0, 1), rising with popularity: what breaks the ties of a rule that counts in whole numbers."""
+    """float32[V] in [0, 1), increasing with popularity: breaks ties of integer scores."""
     return (popularity / (popularity.max(initial=0) + 1)).astype(np.float32)

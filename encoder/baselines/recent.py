@@ -1,6 +1,6 @@
-"""The user's own items, the most recent first; everything else by popularity.
+"""Ranks the user's own items first, the most recent at the top; all others by popularity.
 
-With seen items filtered nothing but popularity is left of it.
+With seen items filtered, it equals popularity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Recent:
         rows = np.repeat(np.arange(inputs.count), inputs.histories.lengths)
         place = np.arange(len(inputs.items)) - inputs.offsets[rows]
         known = inputs.items > 0
-        # Oldest first: of a repeated item the newest place is what stays.
+        # Inputs are oldest first, so a repeated item keeps its newest position.
         scores[rows[known], inputs.items[known] - 1] = 1 + place[known]
         return scores
 

@@ -1,11 +1,10 @@
-"""SASRec (arXiv 1808.09781) as people usually write it, trained with the full softmax: what to beat, and the peer of
-benchmarks/.
+"""SASRec (arXiv 1808.09781) as usually implemented, trained with the full softmax: a baseline, also for benchmarks/.
 
-- Histories padded on the left to a fixed length; learned positions; pre-LN blocks of torch's own attention layer.
+- Histories padded on the left to a fixed length; learned positions; pre-LN blocks of PyTorch's attention layer.
 - Item embeddings tied to the output by the dot product; dropout after the embeddings and in the blocks.
-- Adam at a constant rate, cross-entropy over every item, stopped by NDCG@10 on the validation events.
+- Adam at a constant rate, cross-entropy over every item, early stopping by NDCG@10 on the validation events.
 - Left out on purpose: actions, surfaces, time, length-sorted batches, averaged weights, warm-up. A refit on the
-  validation events is a choice (`refit_epochs`), so that neither side of a comparison has it alone.
+  validation events is optional (`refit_epochs`), so that both sides of a comparison can have it.
 
 Legend: B users of a batch, L = length, C = width, V known items (row 0 of the table: padding and unknown).
 """
@@ -30,7 +29,7 @@ from spoor.encoder.model.vocabulary import Indexes
 from spoor.encoder.training.pace import MEASURED_STEPS, Clock, Pace, rounded_down
 
 _CHOICE_QUESTIONS = 5_000
-_LONG_HISTORIES = 50.0  # events per user, from which on the settings for long histories hold
+_LONG_HISTORIES = 50.0  # mean events per user, from which the settings for long histories apply
 _FEW_ITEMS = 2_000
 
 
@@ -45,15 +44,15 @@ class SasrecSettings:
     batch_users: int = 128
     max_epochs: int = 200
     patience: int = 10  # epochs without a better NDCG@10 after which training ends
-    refit_epochs: int = 0  # after the best epoch, over all events before what is asked
+    refit_epochs: int = 0  # after the best epoch, on all events before the evaluated role
     steps: int = 0  # optimiser steps before the refit, at most; 0 = as many as max_minutes allows
-    max_minutes: float = 60.0  # of training: how many steps fit is measured at its start; the best epoch is taken
+    max_minutes: float = 60.0  # of training; the steps that fit are measured at its start; the best epoch is kept
 
     @classmethod
     def usual(
         cls, *, mean_length: float, items: int, refit_epochs: int = 0, max_minutes: float = 60.0
     ) -> SasrecSettings:
-        """What is usual for short (the Amazon sets) and long (MovieLens) histories."""
+        """Usual settings for short (Amazon data sets) or long (MovieLens) histories."""
         long = mean_length >= _LONG_HISTORIES
         return cls(
             length=200 if long else 50,
@@ -65,7 +64,7 @@ class SasrecSettings:
 
 
 class SasrecModel(nn.Module):
-    """`items`: how many are known."""
+    """`items`: number of known items."""
 
     def __init__(self, settings: SasrecSettings, *, items: int) -> None:
         super().__init__()
@@ -86,11 +85,11 @@ class SasrecModel(nn.Module):
             self.items.weight[0] = 0
 
     def forward(self, padded: Tensor) -> Tensor:
-        """int64 [B, L], 0 where there is no event, to [B, L, C]."""
+        """int64 [B, L], 0 for padding, to [B, L, C]."""
         length = padded.shape[1]
         x = self.items(padded) * self.items.embedding_dim**0.5 + self.positions.weight[-length:]
         later = torch.ones(length, length, dtype=torch.bool, device=padded.device).triu(1)
-        # Padding is masked as a key, but for its own position: a row without any key would be NaN.
+        # Padding is masked as a key except at its own position: a row without keys would be NaN.
         padding = (padded == 0)[:, None, :] & ~torch.eye(length, dtype=torch.bool, device=padded.device)
         mask = (later | padding).repeat_interleave(self.heads, 0)
         return self.blocks(self.dropout(x), mask=mask)
@@ -101,7 +100,7 @@ class SasrecModel(nn.Module):
 
 
 def pad(items: Indexes, offsets: Indexes, *, length: int) -> Tensor:
-    """The newest `length` items of each user at the right of int64 [U, length], 0 before them."""
+    """int64 [U, length]: the newest `length` items of each user, padded with 0 on the left."""
     lengths = np.diff(offsets)
     from_end = np.repeat(offsets[1:], lengths) - np.arange(len(items))
     kept = from_end <= length
@@ -111,14 +110,14 @@ def pad(items: Indexes, offsets: Indexes, *, length: int) -> Tensor:
 
 
 def next_item_loss(model: SasrecModel, padded: Tensor) -> Tensor:
-    """Mean cross-entropy over all items of the event after each event, from int64 [B, L + 1]."""
+    """Mean full-softmax cross-entropy of the next item, from int64 [B, L + 1]."""
     inputs, targets = padded[:, :-1], padded[:, 1:]
     asked = (inputs > 0) & (targets > 0)
     return F.cross_entropy(model.scores(model(inputs)[asked]), targets[asked] - 1)
 
 
 class Sasrec:
-    """`settings`: None takes the usual ones for the data."""
+    """`settings`: None takes the usual settings for the data."""
 
     def __init__(
         self,
@@ -133,12 +132,12 @@ class Sasrec:
         self._max_minutes = max_minutes
         self._seed = seed
         self.history: list[float] = []  # NDCG@10 on the validation events after each epoch
-        self.steps = 0  # taken before the refit
-        self.planned = 0  # at most so many, decided once; 0 = not known yet
+        self.steps = 0  # optimiser steps before the refit
+        self.planned = 0  # upper limit of `steps`, decided once; 0 = not known yet
         self._ended = ""
 
     def prepare(self, training: Training) -> None:
-        """Raises UsageError where no event validates, DataError if training diverges."""
+        """Raises UsageError without validation events, DataError if training diverges."""
         settings = self._settings = self._settings or SasrecSettings.usual(
             mean_length=len(training.items) / max(len(training.offsets) - 1, 1),
             items=training.vocabulary_size,
@@ -208,7 +207,7 @@ class Sasrec:
                 pass
 
     def _plan(self, training: Training, rows: Indexes, settings: SasrecSettings, clock: Clock, pace: Pace) -> int:
-        """How many steps the speed so far allows; the same number, given as `steps`, repeats the training."""
+        """The number of steps at the measured speed; giving it as `steps` repeats the training."""
         if pace.evaluation_seconds is None:
             began = clock.seconds
             self._ndcg(training, rows)
@@ -226,7 +225,7 @@ class Sasrec:
     def _epoch(
         self, training: Training, settings: SasrecSettings, optimiser: torch.optim.Optimizer, *, seed: int
     ) -> Iterator[float]:
-        """Every user once; yields the loss after each step."""
+        """Trains on every user once; yields the loss after each step."""
         self._model.train()
         for users in user_batches(training, settings.batch_users, seed=[self._seed, seed]):
             loss = next_item_loss(self._model, newest(training, users, length=settings.length + 1))
@@ -249,14 +248,14 @@ class Sasrec:
 
 
 def user_batches(training: Training, batch_users: int, *, seed: list[int]) -> Iterator[Indexes]:
-    """Users with an event to predict, in shuffled order."""
+    """Batches of users with an event to predict, in shuffled order."""
     users = np.random.default_rng(seed).permutation(np.flatnonzero(np.diff(training.offsets) >= 2))
     for start in range(0, len(users), batch_users):
         yield users[start : start + batch_users]
 
 
 def newest(training: Training, users: Indexes, *, length: int) -> Tensor:
-    """The newest `length` items of these users, as `pad` gives them."""
+    """The newest `length` items of these users, in the format of `pad`."""
     starts, stops = training.offsets[users], training.offsets[users + 1]
     rows, offsets = slice_rows(starts, stops - starts)
     return pad(training.items[rows].astype(np.int64), offsets, length=length)
