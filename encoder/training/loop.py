@@ -156,7 +156,7 @@ def train(
 
 def _check_time(settings: PretrainSettings, clock: Clock, processes: Processes) -> None:
     if processes.tell(clock.seconds >= clock.allowed):
-        enough = max(math.ceil(clock.seconds / 60 * 40) / 10, 0.5)  # four times what it took to get here
+        enough = max(math.ceil(clock.seconds / 60 * 40) / 10, 0.5)  # four times the time so far
         raise UsageError(
             f"pretrain.max_minutes is {number_text(settings.max_minutes)} and {clock.seconds / 60:.2f} minutes had "
             "passed before the first step: nothing was learned, no release was written",

@@ -4,8 +4,8 @@
   Frozen late-last reads the vector from Feast and does not run the encoder.
 - early: the candidate is appended as last token, without action, in DCAT's two passes (encoder/model/dcat.py).
   Options: a learnable token before it (LT); its content added to its token, with a loss that aligns content and id
-  (the paper's GraphSAGE variant); both (GSLT). The window of slots is used alike in training and serving (rotate
-  replace).
+  (the paper's GraphSAGE variant); both (GSLT). The window of slots is filled in training exactly as in serving
+  (rotate replace).
 - For every kind except none, the ranker receives the module's output h, the candidate's vector z, h * z and h . z.
   h and z are scaled to floats of about 1.
 - Cold start, in training only: CIR gives a tenth of the candidates a random id; IDD drops 0.7 of the outputs of
