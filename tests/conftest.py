@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -42,11 +43,20 @@ def wait_until(
         pause.wait(every)
 
 
+_PORTS = range(15_000, 32_000)  # below those that the kernel gives to outgoing connections
+_GIVEN: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 where nobody listens, outside the range that the kernel gives to outgoing
-    connections: such a port stays free until the test uses it."""
+    """A TCP port on 127.0.0.1 where nobody listens. It stays free until the test uses it: no port is given twice, and
+    processes that share a run (pytest-xdist) give ports of their own."""
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    own = _PORTS[int(worker.removeprefix("gw")) :: int(workers)]
     while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
+        port = random.SystemRandom().choice(own)
+        if port in _GIVEN:
+            continue
+        _GIVEN.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -134,6 +144,13 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
         yield zygote
     finally:
         zygote.stop()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(
+        config, "workerinput"
+    ):  # pytest-xdist ignores SIGINT, which processes of tests inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)

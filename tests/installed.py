@@ -32,7 +32,7 @@ def copy_of_checkout(folder: Path) -> Path:
 
 def build_wheel(source: Path, folder: Path) -> Path:
     """The wheel that pip builds from a checkout, a source archive or a zip of the repository."""
-    _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source))
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source))
     (wheel,) = folder.glob("spoor-*.whl")
     return wheel
 
@@ -43,18 +43,19 @@ def new_environment(folder: Path, wheel: Path) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    _run(*pip, str(wheel), *NEIGHBOURS)
-    packages = _run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    run(*pip, str(wheel), *NEIGHBOURS)
+    packages = run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 
 
 def feast(python: Path, *arguments: str, cwd: Path) -> str:
     """Feast's command line in an environment."""
-    return _run(str(python), "-c", "from feast.cli.cli import cli; cli()", *arguments, cwd=cwd)
+    return run(str(python), "-c", "from feast.cli.cli import cli; cli()", *arguments, cwd=cwd)
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run(*command: str, cwd: Path | None = None) -> str:
+    """Its output. It does not see the checkout."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("SPOOR_", "PYTHON"))}
     done = subprocess.run(command, cwd=cwd, env=environment | {"FEAST_USAGE": "False"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

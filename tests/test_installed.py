@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import ROOT, build_wheel, copy_of_checkout, feast, new_environment
+from tests.installed import ROOT, build_wheel, copy_of_checkout, feast, new_environment, run
 from tests.releases import save_untrained_release
 
 
@@ -94,8 +94,7 @@ names = ["activity", "batch", "encoder", "feature_repo", "kernels", "ranking", "
 found = {name: importlib.util.find_spec(name) for name in names}
 print(json.dumps({name: spec.origin for name, spec in found.items() if spec}))
 """
-    asked = [str(bin_folder / "python"), "-c", script]
-    origins = json.loads(subprocess.run(asked, cwd=tmp_path, capture_output=True, check=True).stdout)
+    origins = json.loads(run(str(bin_folder / "python"), "-c", script, cwd=tmp_path))
     assert sorted(origins) == ["kernels", "spoor", "streaming"]
     for name in ("kernels", "streaming"):
         folder = Path(origins[name]).parent
@@ -106,8 +105,7 @@ def test_a_folder_of_feast_init_takes_spoor_s_definitions_and_a_ranker_reads_the
     """There lies a package `feature_repo` of the company's own."""
     feast(bin_folder / "python", "init", "shop", cwd=tmp_path)
     shop = tmp_path / "shop"
-    helped = subprocess.run([bin_folder / "spoor", "--help"], cwd=shop, capture_output=True, text=True)
-    assert helped.returncode == 0 and "backfill" in helped.stdout
+    assert "backfill" in run(str(bin_folder / "spoor"), "--help", cwd=shop)
     names = {"items": ["i1", "i2"], "actions": ["view"], "surfaces": ["web"]}
     save_untrained_release(shop / "releases" / "base-1", **names)
     page = (ROOT / "docs" / "feast.md").read_text()
@@ -122,6 +120,5 @@ store = FeatureStore("feature_repo")
 rows = [{"driver_id": 1001, "item_id": "i1"}]
 print(sorted(store.get_online_features(store.get_feature_service("ranker_base_1"), rows).to_dict()))
 """
-    read = subprocess.run([bin_folder / "python", "-c", script], cwd=shop, capture_output=True, text=True)
-    assert read.returncode == 0, read.stderr
-    assert "embedding" in read.stdout and "item_embedding" in read.stdout
+    read = run(str(bin_folder / "python"), "-c", script, cwd=shop)
+    assert "'embedding'" in read and "'item_embedding'" in read
