@@ -147,9 +147,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(
-        config, "workerinput"
-    ):  # pytest-xdist ignores SIGINT, which processes of tests inherit
+    if hasattr(config, "workerinput"):  # pytest-xdist ignores SIGINT, which processes of tests inherit
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
